@@ -1,0 +1,205 @@
+"""ApET: keep the tokens that a small basis cannot explain, and fold the others into them.
+
+For one group of N visual tokens V (an image, a crop, a frame), a number to keep K and a basis of M:
+
+1. basis:  M tokens far apart from each other                                  -> apet.basis
+2. error:  xi_j = min_a ||v_j - B a||, what the basis cannot say of token j     -> apet.error
+3. keep:   the basis and the K - M tokens with the largest error, in their original order
+4. merge:  each other token joins the kept token it is most like; a kept token becomes the mean
+           of itself and those that joined it                                  -> apet.merge
+
+No attention weights, no model, no randomness: what a group becomes depends on its tokens alone.
+
+    from apet import compress
+    out = compress(features, keep=64)  # (B, 576, 1024) -> out.tokens (B, 64, 1024)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from itertools import accumulate
+from typing import Literal, overload
+
+import torch
+from torch import Tensor
+
+from apet.basis import SAMPLING
+from apet.error import UNSURE, squared_error
+from apet.gram import Gram, gather, largest
+from apet.merge import averages, most_similar
+from apet.release import released_order
+
+Sampling = Literal["fps", "dpc", "random"]
+Variant = Literal["paper", "release"]
+
+CHUNK = {"cpu": 1 << 21}  # elements worked on at a time: what stays in a CPU's cache,
+CHUNK_DEVICE = 1 << 26  # or half a gigabyte of an accelerator's memory
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """What is left of a group (or of B equally large ones: each field then has a leading dimension B)."""
+
+    tokens: Tensor  # (K, D), the input's dtype
+    index: Tensor  # (K,) int64, ascending: where the kept tokens stood among the N
+    error: Tensor  # (N,) float32: the approximation error of every token
+    slot: Tensor  # (N,) int64: which of the K each token went into; -1 for a token that was dropped
+
+
+@overload
+def compress(
+    tokens: Tensor,
+    keep: int,
+    basis: int = ...,
+    sampling: Sampling = ...,
+    merge: bool = ...,
+    seed: int = ...,
+    *,
+    variant: Variant = ...,
+    lengths: None = ...,
+) -> Compressed: ...
+@overload
+def compress(
+    tokens: Sequence[Tensor],
+    keep: int | Sequence[int],
+    basis: int = ...,
+    sampling: Sampling = ...,
+    merge: bool = ...,
+    seed: int = ...,
+    *,
+    variant: Variant = ...,
+    lengths: None = ...,
+) -> list[Compressed]: ...
+@overload
+def compress(
+    tokens: Tensor,
+    keep: int | Sequence[int],
+    basis: int = ...,
+    sampling: Sampling = ...,
+    merge: bool = ...,
+    seed: int = ...,
+    *,
+    variant: Variant = ...,
+    lengths: Sequence[int] | Tensor,
+) -> list[Compressed]: ...
+def compress(
+    tokens: Tensor | Sequence[Tensor],
+    keep: int | Sequence[int],
+    basis: int = 10,
+    sampling: Sampling = "fps",
+    merge: bool = True,
+    seed: int = 0,
+    *,
+    variant: Variant = "paper",
+    lengths: Sequence[int] | Tensor | None = None,
+) -> Compressed | list[Compressed]:
+    """Compress a group of tokens (N, D), or many: (B, N, D), a list of (N_i, D), or (sum N_i, D) with `lengths`.
+
+    tokens:   float32, bfloat16 or float16, on any device
+    keep:     K, how many tokens each group keeps; a list may give each group its own. K >= N changes nothing
+    basis:    M <= K, how many tokens the others are approximated from
+    sampling: how the basis is chosen: "fps", "dpc" or "random" (seeded by `seed`; the others ignore it)
+    merge:    fold the dropped tokens into the kept ones; False forgets them
+    variant:  "paper", or "release": the order of operations of the authors' code (apet.release)
+
+    Groups of a list may differ in size and in K. Each gives what it would give alone.
+    """
+    if sampling not in SAMPLING:
+        raise ValueError(f"sampling is {sampling!r}; it is one of {', '.join(map(repr, SAMPLING))}")
+    if variant not in ("paper", "release"):
+        raise ValueError(f"variant is {variant!r}; it is 'paper' or 'release'")
+    if isinstance(tokens, Tensor) and lengths is None:
+        if tokens.ndim not in (2, 3):
+            raise ValueError(f"tokens have shape {tuple(tokens.shape)}; they are (N, D) or (B, N, D)")
+        if not isinstance(keep, int):
+            raise ValueError("keep is one number for groups of one size; a list of groups may have a list")
+        out = _equal(tokens.reshape(-1, *tokens.shape[-2:]), keep, basis, sampling, merge, seed, variant, None)
+        return out if tokens.ndim == 3 else _row(out, 0)
+    groups = _split(tokens, lengths)
+    keeps = [keep] * len(groups) if isinstance(keep, int) else list(keep)
+    if len(keeps) != len(groups):
+        raise ValueError(f"keep has {len(keeps)} numbers for {len(groups)} groups; give one each, or one for all")
+    alike: dict[tuple[object, ...], list[int]] = {}
+    for place, (group, count) in enumerate(zip(groups, keeps, strict=True)):
+        if group.ndim != 2:
+            raise ValueError(f"group {place} has shape {tuple(group.shape)}; a group of a list is (N, D)")
+        alike.setdefault((group.shape, group.dtype, group.device, count), []).append(place)
+    found: dict[int, Compressed] = {}
+    for places in alike.values():
+        stack = torch.stack([groups[place] for place in places])
+        out = _equal(stack, keeps[places[0]], basis, sampling, merge, seed, variant, places)
+        found.update({place: _row(out, row) for row, place in enumerate(places)})
+    return [found[place] for place in range(len(groups))]
+
+
+def _equal(
+    tokens: Tensor,
+    keep: int,
+    basis: int,
+    sampling: Sampling,
+    merge: bool,
+    seed: int,
+    variant: Variant,
+    names: list[int] | None,
+) -> Compressed:
+    """Groups of one size (B, N, D); `names` are their places in the caller's list, for errors."""
+    batch, count, width = tokens.shape
+    if not tokens.dtype.is_floating_point:
+        raise ValueError(f"tokens are {tokens.dtype}; they are float32, bfloat16 or float16")
+    if keep < 1 or basis < 1:
+        raise ValueError(f"keep is {keep} and basis is {basis}; both are at least 1")
+    if keep >= count:
+        _check_finite(tokens.isfinite().all(-1), names)
+        index = torch.arange(count, device=tokens.device).expand(batch, count)
+        return Compressed(tokens, index, tokens.new_zeros(batch, count, dtype=torch.float32), index)
+    smallest = basis + (variant == "release")
+    if keep < smallest:
+        raise ValueError(
+            f"keep is {keep} of {count} tokens with a basis of {basis}; keep at least {smallest} or choose "
+            f"a smaller basis" + (" (the release has no slot to merge into when keep = basis)" * (variant == "release"))
+        )
+    per_chunk = max(1, CHUNK.get(tokens.device.type, CHUNK_DEVICE) // (count * width))
+    parts = []
+    for start in range(0, max(batch, 1), per_chunk):
+        gram = Gram(tokens[start : start + per_chunk])
+        _check_finite(gram.norms.isfinite(), names, start)
+        chosen = SAMPLING[sampling](gram, basis, seed)
+        parts.append(
+            _paper(gram, chosen, keep, merge) if variant == "paper" else released_order(gram, chosen, keep, merge)
+        )
+    kept, index, error, slot = (torch.cat(column) for column in zip(*parts, strict=True))
+    return Compressed(kept.to(tokens.dtype), index, error.sqrt().float(), slot)
+
+
+def _paper(gram: Gram, basis: Tensor, keep: int, merge: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Steps 2 to 4 of the module's docstring."""
+    error = squared_error(gram, basis)
+    index = largest(error.scatter(1, basis, torch.inf), keep, UNSURE * gram.squares)
+    if merge:
+        slot = most_similar(gram, index)
+        return averages(gram.tokens, slot, keep), index, error, slot
+    own = torch.arange(keep, device=index.device).expand_as(index)
+    return gather(gram.tokens, index), index, error, index.new_full(error.shape, -1).scatter(1, index, own)
+
+
+def _split(tokens: Tensor | Sequence[Tensor], lengths: Sequence[int] | Tensor | None) -> list[Tensor]:
+    if not isinstance(tokens, Tensor):
+        if lengths is not None:
+            raise ValueError("lengths divide one flat tensor (sum of lengths, D); a list of groups needs none")
+        return list(tokens)
+    sizes = [int(size) for size in lengths] if lengths is not None else []
+    if tokens.ndim != 2 or sum(sizes) != len(tokens) or min(sizes, default=0) < 0:
+        raise ValueError(f"tokens of shape {tuple(tokens.shape)} do not divide into lengths that sum to {sum(sizes)}")
+    return [tokens[end - size : end] for size, end in zip(sizes, accumulate(sizes), strict=True)]
+
+
+def _row(out: Compressed, row: int) -> Compressed:
+    return Compressed(*(getattr(out, field.name)[row] for field in fields(out)))
+
+
+def _check_finite(finite: Tensor, names: list[int] | None, start: int = 0) -> None:
+    bad = (~finite.all(dim=1)).nonzero()
+    if len(bad):
+        row = int(bad[0, 0]) + start
+        raise ValueError(f"tokens of group {names[row] if names else row} hold NaN or Inf; a group must be finite")

@@ -1,0 +1,167 @@
+"""The arithmetic of a prefill, counted from shapes: the most that a schedule can save.
+
+Counted are the floating-point operations of the matrix products, a multiply-add being two:
+
+- vision: the patch embedding, then every layer: 2 x weights x tokens for its linear maps, and 4 x heads x
+  head_dim for each pair of tokens that attend (score, weighted value). They attend within a group (image,
+  crop, frame) or a window of it, taken as whole at an image's edge. LLaVA reads the last layer but one;
+  the last runs all the same.
+- projector: 2 x weights a visual token, of all tokens or only those kept at the encoder's output.
+- decoder: layers as above, of the visual tokens that the schedule leaves there and the text. Attention is
+  causal, so n tokens make n (n + 1) / 2 pairs, as in flash attention; kernels that compute the whole square
+  and mask half of it do more. The vocabulary is read out at the last position only.
+
+Left out, together below 1 %: norms, activations, softmax, rotary embeddings, and compressing itself
+(2 x N x (basis + kept) x width, 0.13 GFLOP for 576 tokens to 96).
+
+The TFLOPs of the paper's Table 7 (POPE) fit if the vision encoder is counted and a prompt has 576 visual and
+66 text tokens for LLaVA-1.5, 740 and 56 for Qwen2.5-VL. VisionZip keeps its whole budget at the encoder. (The
+lengths 66, 740 and 56 are inferred from it. Full squares instead of causal halves would still fit within 3 %.)
+
+    model           method     schedule             ours   paper
+    llava-1.5-7b    vanilla    full                 8.83    8.82   +0.1 %
+    llava-1.5-7b    ApET       encoder=96,16=32     2.07    2.09   -0.7 %
+    llava-1.5-7b    VisionZip  encoder=64           2.07    2.03   +2.1 %
+    qwen2.5-vl-7b   vanilla    full                14.53   14.52   +0.1 %
+    qwen2.5-vl-7b   ApET       encoder=111,14=37    5.71    5.70   +0.2 %
+    qwen2.5-vl-7b   VisionZip  encoder=74           5.71    5.68   +0.6 %
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from math import ceil
+from types import MappingProxyType
+
+from apet.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The transformer layers of a vision encoder or a decoder."""
+
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int  # fewer than heads where queries share keys and values
+    head_dim: int
+    gated: bool  # the MLP multiplies its up projection by a gate
+
+    @property
+    def weights(self) -> int:
+        """Of one layer's linear maps: query and output, key and value, MLP."""
+        attention = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
+        return attention + (3 if self.gated else 2) * self.hidden * self.intermediate
+
+    def layer_flops(self, tokens: float, pairs: float) -> float:
+        return 2 * self.weights * tokens + 4 * self.heads * self.head_dim * pairs
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The sizes of a vision-language model that the cost of its prefill depends on."""
+
+    vision: Stack
+    patch_dim: int  # numbers in a patch: channels x height x width (x frames)
+    projector: tuple[int, ...]  # widths, from what makes one visual token to the decoder's hidden size
+    decoder: Stack
+    vocab: int
+    group_tokens: int | None  # visual tokens of an image, crop or frame; None where resolution is dynamic
+    patches_per_token: int = 1  # patches merged into a visual token
+    class_tokens: int = 0  # of a group, beside its patches
+    projects_first: bool = False  # the encoder's site comes after the projector and saves nothing there
+    window: int | None = None  # patches of a window; None: a group attends as a whole
+    full_attention: tuple[int, ...] = ()  # vision layers without windows
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Floating-point operations of one row's prefill."""
+
+    vision: float
+    projector: float
+    decoder: float
+
+    @property
+    def total(self) -> float:
+        return self.vision + self.projector + self.decoder
+
+
+def prefill_flops(model_shape: ModelShape, schedule: Schedule, text_tokens: int, *, groups: int | None = None) -> Flops:
+    """From pixel values to the first logits.
+
+    text_tokens: all of the prompt outside the budget: words, class tokens, newlines between rows of crops.
+    groups: images, crops or frames to encode. The default is as many as the visual tokens fill, or one where
+    resolution is dynamic; give it for several images a prompt, for videos, and where padding was cut away.
+    """
+    vision, decoder, visual_tokens = model_shape.vision, model_shape.decoder, schedule.visual_tokens
+    deepest = max((site.layer for site in schedule.sites if site.stage == "vision"), default=0)
+    if schedule.layers != decoder.layers or deepest >= vision.layers:
+        raise ValueError(
+            f"the schedule '{schedule}' (of {schedule.layers} decoder layers) is for another model: this has"
+            f" {vision.layers} vision and {decoder.layers} decoder layers; make one with its layers"
+        )
+    if text_tokens < 0 or (groups is not None and groups < 1):
+        raise ValueError(f"text_tokens={text_tokens}, groups={groups}: give 0 or more, and 1 or more")
+    lengths = [schedule.tokens_at(layer) + text_tokens for layer in range(decoder.layers)]
+    decoding = sum(decoder.layer_flops(length, length * (length + 1) / 2) for length in lengths)
+    decoding += 2 * decoder.hidden * model_shape.vocab
+    if not visual_tokens:
+        return Flops(0.0, 0.0, decoding)
+    size = model_shape.group_tokens
+    groups = groups or (ceil(visual_tokens / size) if size else 1)
+    encoded = groups * size if size else visual_tokens  # a crop is encoded with its padding
+    before, after = schedule.tokens_at(vision.layers - 1, "vision"), schedule.tokens_at(0, "encoder")
+    projected = encoded * (before if model_shape.projects_first else after) / visual_tokens
+    widths = pairwise(model_shape.projector)
+    return Flops(
+        vision=groups * _encoder(model_shape, schedule, encoded / groups),
+        projector=2 * projected * sum(wide * narrow for wide, narrow in widths),
+        decoder=decoding,
+    )
+
+
+def _encoder(shape: ModelShape, schedule: Schedule, group_tokens: float) -> float:
+    """The vision encoder on one group. A site inside it thins all groups, and windows, by the same share."""
+    patches = group_tokens * shape.patches_per_token
+    flops = 2.0 * shape.patch_dim * shape.vision.hidden * patches
+    for layer in range(shape.vision.layers):
+        left = schedule.tokens_at(layer, "vision") / schedule.visual_tokens
+        length = left * patches + shape.class_tokens
+        window = None if layer in shape.full_attention else shape.window
+        attended = length if window is None else min(length, left * window)
+        flops += shape.vision.layer_flops(length, length * attended)
+    return flops
+
+
+_CLIP = Stack(layers=24, hidden=1024, intermediate=4096, heads=16, kv_heads=16, head_dim=64, gated=False)
+_VICUNA = Stack(layers=32, hidden=4096, intermediate=11008, heads=32, kv_heads=32, head_dim=128, gated=True)
+_LLAVA = ModelShape(
+    vision=_CLIP,
+    patch_dim=3 * 14 * 14,
+    projector=(1024, 4096, 4096),
+    decoder=_VICUNA,
+    vocab=32064,
+    group_tokens=24 * 24,
+    class_tokens=1,
+)
+SHAPES: Mapping[str, ModelShape] = MappingProxyType(
+    {
+        "llava-1.5-7b": _LLAVA,
+        "llava-next-7b": _LLAVA,  # the same model, shown five crops
+        "video-llava-7b": replace(_LLAVA, group_tokens=16 * 16, projects_first=True),
+        "qwen2.5-vl-7b": ModelShape(
+            vision=Stack(layers=32, hidden=1280, intermediate=3420, heads=16, kv_heads=16, head_dim=80, gated=True),
+            patch_dim=3 * 2 * 14 * 14,  # a still image fills both frames of a patch
+            projector=(4 * 1280, 4 * 1280, 3584),
+            decoder=Stack(layers=28, hidden=3584, intermediate=18944, heads=28, kv_heads=4, head_dim=128, gated=True),
+            vocab=152064,
+            group_tokens=None,
+            patches_per_token=4,
+            projects_first=True,
+            window=8 * 8,
+            full_attention=(7, 15, 23, 31),
+        ),
+    }
+)

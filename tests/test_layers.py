@@ -1,0 +1,49 @@
+"""The rooms of the house: jobs -> pipelines -> apet, never backwards, and who may import what from outside."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ROOMS = ("apet", "pipelines", "jobs")  # each may import itself and those before it
+OUTSIDE = {  # what a room may import beside the standard library; `jobs` may import anything
+    "apet": {"torch", "transformers"},
+    "pipelines": {"torch", "transformers", "ray", "pyarrow", "mlflow", "av", "PIL", "numpy"},
+}
+FILES = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
+
+
+def imports(path: Path) -> set[str]:
+    """Top-level names of all modules that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative imports hide the direction"
+            found.add(node.module or "")
+    return {name.partition(".")[0] for name in found}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_one_way(path: Path) -> None:
+    room = path.relative_to(ROOT).parts[0]
+    above = set(ROOMS[ROOMS.index(room) + 1 :])
+    assert not imports(path) & above
+    foreign = imports(path) - set(ROOMS) - sys.stdlib_module_names
+    assert foreign <= OUTSIDE.get(room, foreign)
+
+
+def test_the_core_needs_torch_alone() -> None:
+    core = ["basis", "compression", "error", "gram", "merge", "release"]
+    foreign = {name for module in core for name in imports(ROOT / "apet" / f"{module}.py")}
+    assert foreign - sys.stdlib_module_names == {"torch", "apet"}
+
+
+def test_there_is_something_to_check() -> None:
+    assert len(FILES) > 5
+    assert imports(ROOT / "jobs" / "bench_compress.py") >= {"apet", "torch"}
