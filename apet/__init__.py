@@ -1,17 +1,26 @@
-"""ApET: approximation-error guided compression of visual tokens, free of any model."""
+"""ApET: approximation-error guided compression of visual tokens, and what it takes to compare it with its rivals."""
 
+from apet.attach import Attachment, attach
 from apet.compression import Compressed, compress
 from apet.flops import SHAPES, Flops, ModelShape, prefill_flops
+from apet.methods import METHODS
+from apet.methods.apet import ApET
+from apet.prefill import RowStats
 from apet.schedule import Budget, Schedule, Site
 
 __all__ = [
+    "METHODS",
     "SHAPES",
+    "ApET",
+    "Attachment",
     "Budget",
     "Compressed",
     "Flops",
     "ModelShape",
+    "RowStats",
     "Schedule",
     "Site",
+    "attach",
     "compress",
     "prefill_flops",
 ]

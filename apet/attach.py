@@ -1,0 +1,321 @@
+"""Compression attached to an ordinary transformers model, and taken off again.
+
+    with attach(model, ApET(budget=64)) as run:
+        model.generate(**inputs)
+    run.stats
+
+Hooks only: no class is replaced, no forward is copied, and leaving the block leaves the model as it was. Every site
+is the same act at another depth: choose among the visual tokens of each row, gather the rows of the sequence that
+stay, and let all later layers and decode steps see the shorter sequence. The cache that `generate` returns is an
+ordinary one with shorter layers.
+"""
+
+from __future__ import annotations
+
+from collections import abc
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Self
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import Cache, PreTrainedModel
+
+from apet.labels import read_labels, write_labels
+from apet.methods.base import Method, Model
+from apet.models import family_of
+from apet.models.base import Family, Seen
+from apet.prefill import Batch, Chosen, Prefill, RowStats, Shorter, causal_mask
+from apet.schedule import Stage
+from apet.view import DecoderSite, LayerInput, Sequence, View
+
+MEDIA = ("pixel_values", "pixel_values_images", "pixel_values_videos", "mm_encoder_outputs")  # bring visual tokens
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+Write = tuple[Tensor, Tensor, Tensor]  # rows, columns, and the vectors that go there
+
+
+def attach(model: PreTrainedModel, method: Method, *, keep_index: bool = False) -> Attachment:
+    """Compress the visual tokens of every prompt that `model` sees inside the `with` block.
+
+    keep_index: let `stats` say which tokens were kept, too
+    """
+    return Attachment(family_of(model), method, keep_index)
+
+
+@dataclass
+class _Call:
+    """One call of the model: a prompt on its way through, or a step after it."""
+
+    ids: Tensor | None = None  # (B, S) of a prompt; None: a step after it
+    prefill: Prefill = None  # type: ignore[assignment]  # of a prompt from the decoder's entry on
+    replaced: dict[str, Any] = field(default_factory=dict)  # what layers get instead of what the decoder gives them
+    news: Tensor | None = None  # (B, t) bool: tokens after the prompt
+    before: LayerInput | None = None
+    entered: Sequence | None = None
+    source: Tensor | None = None
+
+
+class Attachment:
+    """An attached method. `stats` speaks of the latest prompts, one entry a row."""
+
+    def __init__(self, family: Family, method: Method, keep_index: bool) -> None:
+        self.family, self.method, self.keep_index = family, method, keep_index
+        self.seeds: abc.Sequence[int] | None = None  # a number for each row of the next prompts, for methods that draw
+        self._hooks: list[RemovableHandle] = []
+        self._caches: WeakKeyDictionary[Cache, Prefill] = WeakKeyDictionary()
+        self._latest: Prefill | None = None
+        self._now: _Call | None = None
+        self._seen = Seen()
+        self._projecting = False
+
+    @property
+    def stats(self) -> list[RowStats]:
+        return self._latest.stats if self._latest else []
+
+    def __enter__(self) -> Self:
+        family = self.family
+        self._hooks.append(family.tower.register_forward_pre_hook(self._tower, with_kwargs=True))
+        if family.before_projector and not self.method.after_projector:
+            self._hooks.append(family.projector.register_forward_pre_hook(self._withhold))
+            self._hooks.append(family.projector.register_forward_hook(self._label))
+        self._hooks.append(family.core.register_forward_pre_hook(self._begin, with_kwargs=True))
+        self._hooks.append(family.decoder.register_forward_pre_hook(self._enter, with_kwargs=True))
+        for depth, layer in enumerate(family.layers):
+            self._hooks.append(layer.register_forward_pre_hook(partial(self._layer, depth), with_kwargs=True))
+        self._hooks.append(family.decoder.register_forward_hook(self._leave))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+        self._caches.clear()
+        self._now, self._seen = None, Seen()
+
+    # ---- what the vision side shows on the way
+
+    def _tower(self, tower: nn.Module, args: object, kwargs: dict[str, Any]) -> None:
+        if (grid := kwargs.get("grid_thw")) is not None:
+            self._seen.grids.append(grid.tolist())
+
+    def _withhold(self, projector: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor] | None:
+        """A family that compresses before its projector: keep the features for the decoder's entry, project none.
+
+        Only there is the prompt known, and so what each image is to keep.
+        """
+        if self._projecting:
+            return None
+        self._seen.features.append(args[0])  # (tiles, T, D)
+        return (args[0][:, :0],)
+
+    def _label(self, projector: nn.Module, args: object, output: Tensor) -> Tensor | None:
+        """In place of projected features their numbers: the model itself carries them to where they belong."""
+        if self._projecting:
+            return None
+        *earlier, (tiles, size) = (features.shape[:2] for features in self._seen.features)
+        first = sum(before[0] * before[1] for before in earlier)
+        numbers = torch.arange(first, first + tiles * size, device=output.device)
+        return write_labels(numbers, output).view(tiles, size, -1)
+
+    # ---- a prompt, in the order in which the model calls these
+
+    def _begin(self, core: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A new prompt, a later step of one that was compressed, or nothing of ours."""
+        self._now = None
+        cache = kwargs.get("past_key_values")
+        started = cache is not None and cache.get_seq_length() > 0
+        if not any(kwargs.get(name) is not None and len(kwargs[name]) for name in MEDIA):
+            prefill = self._caches.get(cache) if cache is not None and started else None
+            self._now = _Call(prefill=prefill) if prefill else None
+            return
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        if started or ids is None:
+            raise ValueError(
+                "compression starts with the prompt: give images or videos together with their input_ids and an empty"
+                " cache (for a further turn, the whole conversation again)"
+            )
+        self._now = _Call(ids=ids)
+
+    def _enter(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
+        if self._now is None:
+            return None
+        step = self._continue if self._now.ids is None else self._compress_prompt
+        return args, step(self._now, dict(kwargs))
+
+    def _compress_prompt(self, call: _Call, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The decoder's entry: here the prompt is complete, and here the encoder's site takes effect."""
+        assert call.ids is not None
+        embeds, mask, ids = kwargs["inputs_embeds"], kwargs.get("attention_mask"), call.ids.cpu()
+        valid = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool().cpu()
+        if valid.shape != ids.shape:
+            raise ValueError(f"attention_mask has shape {tuple(valid.shape)}; with compression it is (rows, tokens)")
+        seen, self._seen = self._seen, Seen()
+        if seen.features:
+            seen.labels = read_labels(embeds).where(self.family.visual(ids), -1)
+        prefill = self._latest = call.prefill = Prefill(
+            self.family.media(ids, embeds, seen),
+            valid,
+            self.method,
+            Model(len(self.family.layers), self.family.first_decoder_site, self.family.encoder_only),
+            self.seeds if self.seeds is not None else [0] * len(ids),
+            embeds.device,
+            self.keep_index,
+        )
+        if seen.features:
+            chosen, writes = self._compress_features(prefill, seen)
+        else:
+            chosen = prefill.choose(
+                prefill.encoder_work(), lambda batch: self._view(batch, "encoder", 0, embeds[batch.rows, batch.columns])
+            )
+            writes = [(one.batch.rows, one.columns, one.tokens) for one in chosen]
+        prefill.join_groups()
+        prefill.note("encoder")
+        if chosen:
+            before, visual = prefill.valid, prefill.visual
+            short = prefill.drop(chosen)
+            embeds = short.rows(embeds)
+            writes = [(row, short.place[row, columns], vectors) for row, columns, vectors in writes]
+            kwargs["position_ids"] = self._positions(prefill, kwargs.get("position_ids"), before, short)
+            kwargs["attention_mask"] = prefill.valid.long()
+            kwargs.update(self.family.shorten(kwargs, short, visual))
+        elif writes:
+            embeds = embeds.clone()
+        for row, columns, vectors in writes:
+            embeds[row, columns] = vectors.to(embeds.dtype)
+        kwargs["inputs_embeds"] = embeds
+        prefill.seen[-1] = prefill.valid
+        if self.method.needs_attention:
+            call.entered = Sequence(embeds, prefill.valid, prefill.visual)
+            call.source = torch.arange(embeds.shape[1], device=embeds.device).expand_as(prefill.valid)
+        return kwargs
+
+    def _compress_features(self, prefill: Prefill, seen: Seen) -> tuple[list[Chosen], list[Write]]:
+        """The encoder's site before a projector, which then sees only what is kept."""
+        flat = torch.cat([features.flatten(0, 1) for features in seen.features])
+
+        def look(batch: Batch) -> View:
+            cells = torch.stack(
+                [part.group.cells for part in batch.parts if part.group and part.group.cells is not None]
+            )
+            return self._view(batch, "encoder", 0, flat[cells.to(flat.device)])
+
+        work = prefill.encoder_work()
+        touched = {id(part) for part, keep in work if keep < len(part.columns)}
+        rest = seen.labels.clone()  # what no group loses: whole groups, and CLS where a model keeps it
+        for part in prefill.parts():
+            if id(part) in touched and part.group:
+                rest[part.row, part.group.columns] = -1
+        row, column = (rest >= 0).nonzero(as_tuple=True)
+        stay = rest[row, column].to(flat.device)
+        row, column = row.to(flat.device), column.to(flat.device)
+        chosen = prefill.choose(work, look)
+        self._projecting = True
+        try:
+            project = self.family.projector
+            if not chosen:  # exactly as the unmodified model would: tile by tile
+                projected = torch.cat([project(features).flatten(0, 1) for features in seen.features])
+                return [], [(row, column, projected[stay])]
+            values = [one.tokens.flatten(0, 1).to(flat.dtype) for one in chosen]
+            projected = project(torch.cat([*values, flat[stay]])[None])[0]
+        finally:
+            self._projecting = False
+        *kept, others = torch.split(projected, [*map(len, values), len(stay)])
+        writes = [
+            (one.batch.rows, one.columns, vectors.view(*one.columns.shape, -1))
+            for one, vectors in zip(chosen, kept, strict=True)
+        ]
+        return chosen, [*writes, (row, column, others)]
+
+    def _positions(self, prefill: Prefill, positions: Tensor | None, before: Tensor, short: Shorter) -> Tensor | None:
+        """Survivors keep their positions, or close ranks: each then moves down by what was dropped before it."""
+        if self.family.keeps_positions:
+            if positions is None:
+                positions = torch.arange(before.shape[1], device=before.device)[None]
+            return short.last(positions)
+        stay = torch.zeros_like(before).scatter(1, short.source, short.valid)
+        gone = (before & ~stay).cumsum(dim=1)
+        prefill.dropped = gone[:, -1:]
+        return None if positions is None else short.last(positions - gone)
+
+    def _continue(self, call: _Call, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """A step after the prompt: its new tokens follow the shorter prompt."""
+        prefill, mask, positions = call.prefill, kwargs.get("attention_mask"), kwargs.get("position_ids")
+        entered = prefill.seen[-1]
+        if mask is None:
+            count = kwargs["past_key_values"].get_seq_length() + kwargs["inputs_embeds"].shape[1] - entered.shape[1]
+            call.news = torch.ones(len(entered), count, dtype=torch.bool, device=entered.device)
+        elif mask.ndim == 2:
+            call.news = mask[:, prefill.width :].bool()
+        else:
+            raise ValueError(f"attention_mask has {mask.ndim} dimensions; with compression it is (rows, tokens)")
+        if entered.shape[1] != prefill.width:
+            kwargs["attention_mask"] = torch.cat([entered, call.news], dim=1).long()
+            if positions is not None:
+                kwargs["position_ids"] = positions - prefill.dropped
+        return kwargs
+
+    def _layer(self, depth: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
+        if self._now is None:
+            return None
+        call, hidden = self._now, args[0]
+        if call.ids is not None:
+            hidden = self._decoder_site(call, depth, layer, hidden, kwargs | call.replaced)
+        elif depth in call.prefill.seen:
+            assert call.news is not None
+            valid = torch.cat([call.prefill.seen[depth], call.news], dim=1)
+            call.replaced = {"attention_mask": causal_mask(self.family.decoder.config, hidden, valid)}
+        return (hidden, *args[1:]), kwargs | call.replaced
+
+    def _decoder_site(
+        self, call: _Call, depth: int, layer: nn.Module, hidden: Tensor, kwargs: dict[str, Any]
+    ) -> Tensor:
+        """The entry of a decoder layer: what goes in, after what the schedule drops here."""
+        prefill, before = call.prefill, call.before
+        here = LayerInput(layer, hidden, *kwargs["position_embeddings"])
+        call.before = here if self.method.needs_attention and depth + 1 in prefill.sites else None
+        if depth not in prefill.sites:
+            return hidden
+        site = DecoderSite(
+            Sequence(hidden, prefill.valid, prefill.visual),
+            here,
+            before,
+            self.family.decoder.norm,
+            call.entered,
+            call.source,
+        )
+        chosen = prefill.choose(
+            prefill.decoder_work(depth),
+            lambda batch: self._view(batch, "decoder", depth, hidden[batch.rows, batch.columns], site),
+        )
+        prefill.note(str(depth))
+        if not chosen:
+            return hidden
+        short = prefill.drop(chosen)
+        prefill.seen[depth] = prefill.valid
+        hidden = short.rows(hidden)
+        for one in chosen:
+            hidden[one.batch.rows, short.place[one.batch.rows, one.columns]] = one.tokens.to(hidden.dtype)
+        positions = kwargs.get("position_ids")
+        call.source = None if call.source is None else short.last(call.source)
+        call.replaced = {
+            "attention_mask": causal_mask(self.family.decoder.config, hidden, prefill.valid),
+            "position_embeddings": (short.rows(here.cos), short.rows(here.sin)),
+            "position_ids": None if positions is None else short.last(positions),
+        }
+        if call.before is not None:
+            call.before = LayerInput(layer, hidden, *call.replaced["position_embeddings"])
+        return hidden
+
+    def _leave(self, decoder: nn.Module, args: object, output: Any) -> None:
+        if self._now is None:
+            return
+        cache, prefill = output.past_key_values, self._now.prefill
+        if cache is not None:
+            self._caches[cache] = prefill
+            prefill.cache_bytes = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+        self._now = None
+
+    def _view(self, batch: Batch, stage: Stage, layer: int, tokens: Tensor, site: DecoderSite | None = None) -> View:
+        return View(stage, layer, tokens, batch.keep, batch.grid, batch.seeds, batch.rows, batch.columns, decoder=site)

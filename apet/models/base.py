@@ -1,0 +1,95 @@
+"""What attaching must know of a model family: where its parts are, and where a batch's visual tokens stand.
+
+A family describes, it does not compute. `Medium` and `Group` lie on the host: which columns of the prompt hold
+which visual tokens follows from the processor's output alone, before the model has run.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+if TYPE_CHECKING:
+    from apet.prefill import Shorter
+
+
+@dataclass(frozen=True)
+class Group:
+    """Tokens that are compressed together at the encoder: an image, a crop, a frame."""
+
+    columns: Tensor  # (N,) int64, ascending: where the tokens stand in the padded prompt
+    grid: tuple[int, int]  # rows x columns of the picture; N = their product, in reading order
+    cells: Tensor | None = None  # (N,) which of the projector's inputs they are, if it runs after compression
+
+
+@dataclass
+class Seen:
+    """What the vision side showed while it worked on the media of a prompt."""
+
+    grids: list[list[list[int]]] = field(default_factory=list)  # of each call of the tower: (t, h, w) of each medium
+    features: list[Tensor] = field(default_factory=list)  # withheld from the projector: (tiles, T, D) of each call
+    labels: Tensor = field(default_factory=lambda: torch.empty(0))  # (B, S) which of their T x tiles a column holds; -1
+
+
+@dataclass(frozen=True)
+class Medium:
+    """One image or video of a row: what a budget is for, and the group of the decoder's sites."""
+
+    groups: tuple[Group, ...]
+
+    @property
+    def columns(self) -> Tensor:
+        return torch.cat([group.columns for group in self.groups])
+
+
+class Family(ABC):
+    """One loaded model, described."""
+
+    encoder_only: ClassVar[bool] = False  # budgets are spent at the encoder, none inside the decoder
+    before_projector: ClassVar[bool] = False  # the encoder's site is the projector's input, not the decoder's
+    keeps_positions: ClassVar[bool] = False  # survivors of the encoder's site keep their position; else renumbered
+    first_decoder_site: int = 0  # layers before it must see all that entered the decoder
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+
+    @property
+    def core(self) -> Any:
+        """The module that takes token ids and pixels and calls the decoder."""
+        return self.model.model
+
+    @property
+    def decoder(self) -> Any:
+        return self.core.language_model
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        return self.decoder.layers  # type: ignore[no-any-return]
+
+    @property
+    def projector(self) -> nn.Module:
+        return self.core.multi_modal_projector  # type: ignore[no-any-return]
+
+    def shorten(self, inputs: Mapping[str, Any], short: Shorter, visual: Tensor) -> dict[str, Any]:
+        """Further inputs of the decoder that follow the sequence, without what was dropped; `visual` (B, S) before."""
+        return {}
+
+    @property
+    def tower(self) -> nn.Module:
+        return self.core.vision_tower  # type: ignore[no-any-return]
+
+    def visual(self, ids: Tensor) -> Tensor:
+        """Which of a prompt's ids (B, S) are placeholders of visual tokens: bool."""
+        config = self.model.config
+        return torch.isin(ids, torch.tensor([config.image_token_id, getattr(config, "video_token_id", -1)]))
+
+    @abstractmethod
+    def media(self, ids: Tensor, embeds: Tensor, seen: Seen) -> list[list[Medium]]:
+        """The media of each row of a prompt: its `ids` (B, S), on the host, and what stands there at the entry of
+        the decoder, `embeds` (B, S, D)."""

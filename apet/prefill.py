@@ -1,0 +1,310 @@
+"""One batch of prompts on its way through a model: where its visual tokens stand, what was dropped, what is left.
+
+Lengths live on the host and columns on the model's device. Which tokens are kept is known on the device alone, how
+many is known before, so nothing here waits for the device.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
+
+from apet.methods.base import Method, Model
+from apet.models.base import Group, Medium
+from apet.schedule import Schedule, share
+from apet.view import View
+
+
+@dataclass(frozen=True)
+class RowStats:
+    """What became of one row's visual tokens."""
+
+    visual_tokens: int  # what the decoder would see
+    kept: dict[str, int]  # what each site left, by the site's name in a schedule: "encoder", "16"
+    budget: float  # the average over the decoder's layers that this really is
+    index: dict[str, Tensor] | None  # which of the row's visual tokens each site left, ascending; if asked for
+    compress_ms: float  # the batch's time divided by its rows
+    cache_bytes: int  # keys and values of all layers after the last call, the batch's divided by its rows
+
+
+class Stopwatch:
+    """Time spent choosing tokens: on a GPU between device events, which are read when somebody asks."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.spent = 0.0
+        self.events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        if self.device.type == "cuda":
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            yield
+            end.record()
+            self.events.append((start, end))
+        else:
+            before = time.perf_counter()
+            yield
+            self.spent += 1e3 * (time.perf_counter() - before)
+
+    @property
+    def ms(self) -> float:
+        for start, end in self.events:
+            end.synchronize()
+            self.spent += start.elapsed_time(end)
+        self.events.clear()
+        return self.spent
+
+
+class Shorter:
+    """A padded sequence (B, S) without some of its tokens: (B, S'), padded on the same side.
+
+    alive:   (B, S) bool on the device: tokens that stay
+    lengths: how many those are in each row, on the host
+    """
+
+    def __init__(self, alive: Tensor, lengths: Sequence[int], right: bool) -> None:
+        width = max(lengths)
+        order = alive.byte().argsort(dim=1, descending=right, stable=True)
+        self.source = order[:, :width] if right else order[:, -width:]  # (B, S') the column that each comes from
+        self.valid = alive.gather(1, self.source)  # (B, S') bool
+        offset = 0 if right else width - alive.sum(dim=1, keepdim=True)
+        self.place = alive.cumsum(dim=1) - 1 + offset  # (B, S) where each goes; of no meaning for those that do not
+
+    def rows(self, sequence: Tensor) -> Tensor:
+        """What stays of (..., B, S, D); a leading dimension of one may stand for B."""
+        *lead, _, _, width = sequence.shape
+        batch, count = self.source.shape
+        index = self.source[..., None].expand(*lead, batch, count, width)
+        return sequence.expand(*lead, batch, -1, -1).gather(-2, index)
+
+    def last(self, sequence: Tensor) -> Tensor:
+        """What stays of (..., B, S)."""
+        return self.rows(sequence[..., None])[..., 0]
+
+
+@dataclass
+class Part:
+    """What is left of visual tokens that are compressed together: of a group, and inside the decoder of a medium."""
+
+    row: int
+    columns: Tensor  # (n,) where they stand in the sequence
+    origin: Tensor  # (n,) which of the medium's tokens they are
+    group: Group | None  # None once the groups of a medium are one
+
+
+@dataclass
+class Tracked:
+    """A medium on its way."""
+
+    row: int
+    first: int  # visual tokens of the row's earlier media
+    size: int
+    schedule: Schedule
+    parts: list[Part]
+
+
+class Batch(NamedTuple):
+    """G parts of N tokens each, to be compressed alike."""
+
+    parts: list[Part]
+    rows: Tensor  # (G, 1)
+    columns: Tensor  # (G, N)
+    origin: Tensor  # (G, N)
+    keep: int
+    grid: tuple[int, int]
+    seeds: tuple[int, ...]
+
+
+class Chosen(NamedTuple):
+    """What was kept of a `Batch`."""
+
+    batch: Batch
+    tokens: Tensor  # (G, K, D)
+    columns: Tensor  # (G, K) of the batch's columns
+
+
+class Prefill:
+    """`valid` (B, S) bool on the host: what is not padding. `seeds`: a number for each row."""
+
+    def __init__(
+        self,
+        rows: Sequence[Sequence[Medium]],
+        valid: Tensor,
+        method: Method,
+        model: Model,
+        seeds: Sequence[int],
+        device: torch.device,
+        keep_index: bool,
+    ) -> None:
+        self.method, self.model, self.seeds, self.device = method, model, seeds, device
+        self.batch, self.width = valid.shape  # of the prompt as it was given
+        self.right = not bool(valid[:, -1].all())
+        self.lengths: list[int] = valid.sum(dim=1).tolist()
+        self.valid = valid.to(device)  # (B, S) of the sequence as it is now
+        self.visual = torch.zeros_like(self.valid)  # likewise
+        self.tracked = [
+            Tracked(
+                row, sum(len(before.columns) for before in media[:place]), len(medium.columns), *self._plan(row, medium)
+            )
+            for row, media in enumerate(rows)
+            for place, medium in enumerate(media)
+        ]
+        self._to_device()
+        self.sites = {s.layer for t in self.tracked for s in t.schedule.sites if s.stage == "decoder"}
+        self.dropped = torch.zeros(self.batch, 1, dtype=torch.int64, device=device)  # by the encoder's site, per row
+        self.seen: dict[int, Tensor] = {}  # (B, S) by layer: what is valid from there on; -1: from the entry on
+        self.stopwatch = Stopwatch(device)
+        self.cache_bytes = 0
+        self.keep_index = keep_index
+        self.kept: list[dict[str, int]] = [{} for _ in rows]
+        self.index: list[dict[str, list[Tensor]]] = [{} for _ in rows]
+
+    def _plan(self, row: int, medium: Medium) -> tuple[Schedule, list[Part]]:
+        schedule = self.method.plan(len(medium.columns), self.model)
+        earliest = self.model.first_decoder_site
+        for site in schedule.sites:
+            if site.stage == "decoder" and site.layer < earliest and site.keep < len(medium.columns):
+                raise ValueError(
+                    f"'{site}' is too early: this decoder adds visual features in its first {earliest} layers;"
+                    f" choose layer {earliest} or later"
+                )
+        ends = list(accumulate(len(group.columns) for group in medium.groups))
+        parts = [
+            Part(row, group.columns, torch.arange(end - len(group.columns), end), group)
+            for group, end in zip(medium.groups, ends, strict=True)
+        ]
+        return schedule, parts
+
+    def parts(self) -> list[Part]:
+        return [part for tracked in self.tracked for part in tracked.parts]
+
+    def _to_device(self) -> None:
+        """All columns in one copy."""
+        parts = self.parts()
+        sizes = [len(part.columns) for part in parts]
+        rows = torch.tensor([part.row for part in parts]).repeat_interleave(torch.tensor(sizes))
+        packed = torch.stack([rows, torch.cat([p.columns for p in parts]), torch.cat([p.origin for p in parts])])
+        rows, columns, origin = packed.to(self.device)
+        self.visual[rows, columns] = True
+        for part, here, which in zip(parts, torch.split(columns, sizes), torch.split(origin, sizes), strict=True):
+            part.columns, part.origin = here, which
+
+    # ---- choosing
+
+    def encoder_work(self) -> list[tuple[Part, int]]:
+        """What each group keeps at the encoder's output: its share of what the medium keeps."""
+        work: list[tuple[Part, int]] = []
+        for tracked in self.tracked:
+            sizes = [len(part.columns) for part in tracked.parts]
+            work += zip(tracked.parts, share(tracked.schedule.tokens_at(0, "encoder"), sizes), strict=True)
+        return work
+
+    def decoder_work(self, layer: int) -> list[tuple[Part, int]]:
+        return [(tracked.parts[0], tracked.schedule.tokens_at(layer)) for tracked in self.tracked]
+
+    def choose(self, work: Sequence[tuple[Part, int]], look: Callable[[Batch], View]) -> list[Chosen]:
+        """Let the method choose, for all parts of a size at once. Parts that keep all are left alone."""
+        alike: dict[tuple[int, int, tuple[int, int]], list[Part]] = {}
+        for part, keep in work:
+            if keep < len(part.columns):
+                grid = part.group.grid if part.group else (1, len(part.columns))
+                alike.setdefault((len(part.columns), keep, grid), []).append(part)
+        chosen = []
+        for (_, keep, grid), parts in alike.items():
+            batch = Batch(
+                parts,
+                torch.tensor([[part.row] for part in parts], device=self.device),
+                torch.stack([part.columns for part in parts]),
+                torch.stack([part.origin for part in parts]),
+                keep,
+                grid,
+                tuple(self.seeds[part.row] for part in parts),
+            )
+            view = look(batch)
+            with self.stopwatch.running():
+                tokens, places = self.method.select(view)
+            columns, origin = batch.columns.gather(1, places), batch.origin.gather(1, places)
+            for part, here, which in zip(parts, columns, origin, strict=True):
+                part.columns, part.origin = here, which
+                self.lengths[part.row] -= batch.columns.shape[1] - keep
+            chosen.append(Chosen(batch, tokens, columns))
+        return chosen
+
+    def join_groups(self) -> None:
+        """Past the encoder, a medium's tokens are one."""
+        for tracked in self.tracked:
+            columns = torch.cat([part.columns for part in tracked.parts])
+            origin = torch.cat([part.origin for part in tracked.parts])
+            tracked.parts = [Part(tracked.row, columns, origin, None)]
+
+    def note(self, site: str) -> None:
+        """For the statistics: what is there now."""
+        for tracked in self.tracked:
+            for part in tracked.parts:
+                self.kept[part.row][site] = self.kept[part.row].get(site, 0) + len(part.columns)
+                if self.keep_index:
+                    self.index[part.row].setdefault(site, []).append(part.origin + tracked.first)
+
+    # ---- dropping
+
+    def drop(self, chosen: Sequence[Chosen]) -> Shorter:
+        """Take from the sequence what was not chosen; everything that says where tokens stand follows."""
+        alive = self.valid.clone()
+        for one in chosen:
+            alive[one.batch.rows, one.batch.columns] = False
+            alive[one.batch.rows, one.columns] = True
+        short = Shorter(alive, self.lengths, self.right)
+        self.valid, self.visual = short.valid, short.last(self.visual) & short.valid
+        parts = self.parts()
+        sizes = [len(part.columns) for part in parts]
+        rows = torch.tensor([part.row for part in parts]).repeat_interleave(torch.tensor(sizes)).to(self.device)
+        moved = short.place[rows, torch.cat([part.columns for part in parts])]
+        for part, columns in zip(parts, torch.split(moved, sizes), strict=True):
+            part.columns = columns
+        return short
+
+    @property
+    def stats(self) -> list[RowStats]:
+        found = []
+        for row in range(self.batch):
+            media = [tracked for tracked in self.tracked if tracked.row == row]
+            found.append(
+                RowStats(
+                    visual_tokens=sum(tracked.size for tracked in media),
+                    kept=self.kept[row],
+                    budget=sum(tracked.schedule.average for tracked in media),
+                    index={s: torch.cat(i).cpu() for s, i in self.index[row].items()} if self.keep_index else None,
+                    compress_ms=self.stopwatch.ms / self.batch,
+                    cache_bytes=self.cache_bytes // self.batch,
+                )
+            )
+        return found
+
+
+def causal_mask(config: PreTrainedConfig, hidden: Tensor, valid: Tensor) -> Tensor | None:
+    """The mask that the model's kernel wants, for the last Q of S tokens, of which `valid` (B, S) are no padding."""
+    queries, keys = hidden.shape[1], valid.shape[1]
+    mask: Tensor | None = ALL_MASK_ATTENTION_FUNCTIONS[config._attn_implementation](
+        batch_size=hidden.shape[0],
+        q_length=queries,
+        kv_length=keys,
+        q_offset=keys - queries,
+        kv_offset=0,
+        mask_function=causal_mask_function,
+        attention_mask=valid,
+        dtype=hidden.dtype,
+        device=hidden.device,
+        config=config,
+    )
+    return mask
