@@ -23,13 +23,14 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import Cache, PreTrainedModel
 
-from apet.labels import read_labels, write_labels
+from apet.labels import read_labels
 from apet.methods.base import Method, Model
 from apet.models import family_of
 from apet.models.base import Family, Seen
 from apet.prefill import Batch, Chosen, Prefill, RowStats, Shorter, causal_mask
 from apet.schedule import Stage
-from apet.view import DecoderSite, LayerInput, Sequence, View
+from apet.view import DecoderSite, LayerInput, Sequence, TowerView, View
+from apet.vision import Vision
 
 MEDIA = ("pixel_values", "pixel_values_images", "pixel_values_videos", "mm_encoder_outputs")  # bring visual tokens
 Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -67,8 +68,13 @@ class Attachment:
         self._caches: WeakKeyDictionary[Cache, Prefill] = WeakKeyDictionary()
         self._latest: Prefill | None = None
         self._now: _Call | None = None
-        self._seen = Seen()
-        self._projecting = False
+        self._model = Model(
+            len(family.layers),
+            family.tower_layers,
+            family.first_decoder_site,
+            family.encoder_only,
+        )
+        self._vision = Vision(family, method, self._model)
 
     @property
     def stats(self) -> list[RowStats]:
@@ -76,10 +82,7 @@ class Attachment:
 
     def __enter__(self) -> Self:
         family = self.family
-        self._hooks.append(family.tower.register_forward_pre_hook(self._tower, with_kwargs=True))
-        if family.before_projector and not self.method.after_projector:
-            self._hooks.append(family.projector.register_forward_pre_hook(self._withhold))
-            self._hooks.append(family.projector.register_forward_hook(self._label))
+        self._hooks += self._vision.hooks()
         self._hooks.append(family.core.register_forward_pre_hook(self._begin, with_kwargs=True))
         self._hooks.append(family.decoder.register_forward_pre_hook(self._enter, with_kwargs=True))
         for depth, layer in enumerate(family.layers):
@@ -92,32 +95,8 @@ class Attachment:
             hook.remove()
         self._hooks.clear()
         self._caches.clear()
-        self._now, self._seen = None, Seen()
-
-    # ---- what the vision side shows on the way
-
-    def _tower(self, tower: nn.Module, args: object, kwargs: dict[str, Any]) -> None:
-        if (grid := kwargs.get("grid_thw")) is not None:
-            self._seen.grids.append(grid.tolist())
-
-    def _withhold(self, projector: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor] | None:
-        """A family that compresses before its projector: keep the features for the decoder's entry, project none.
-
-        Only there is the prompt known, and so what each image is to keep.
-        """
-        if self._projecting:
-            return None
-        self._seen.features.append(args[0])  # (tiles, T, D)
-        return (args[0][:, :0],)
-
-    def _label(self, projector: nn.Module, args: object, output: Tensor) -> Tensor | None:
-        """In place of projected features their numbers: the model itself carries them to where they belong."""
-        if self._projecting:
-            return None
-        *earlier, (tiles, size) = (features.shape[:2] for features in self._seen.features)
-        first = sum(before[0] * before[1] for before in earlier)
-        numbers = torch.arange(first, first + tiles * size, device=output.device)
-        return write_labels(numbers, output).view(tiles, size, -1)
+        self._vision.take()
+        self._now = None
 
     # ---- a prompt, in the order in which the model calls these
 
@@ -151,35 +130,40 @@ class Attachment:
         valid = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool().cpu()
         if valid.shape != ids.shape:
             raise ValueError(f"attention_mask has shape {tuple(valid.shape)}; with compression it is (rows, tokens)")
-        seen, self._seen = self._seen, Seen()
-        if seen.features:
-            seen.labels = read_labels(embeds).where(self.family.visual(ids), -1)
+        seen, is_visual, lost = self._vision.take(), self.family.visual(ids), None
+        if seen.features or any(run.cells is not None for run in seen.runs):
+            seen.labels, lost = read_labels(embeds)
+            seen.labels = seen.labels.where(is_visual, -1)
+            lost &= seen.labels >= 0
         prefill = self._latest = call.prefill = Prefill(
             self.family.media(ids, embeds, seen),
             valid,
+            is_visual,
             self.method,
-            Model(len(self.family.layers), self.family.first_decoder_site, self.family.encoder_only),
+            self._model,
             self.seeds if self.seeds is not None else [0] * len(ids),
             embeds.device,
             self.keep_index,
+            lost,
         )
+        prefill.stopwatch = seen.stopwatch or prefill.stopwatch
+        if prefill.lost is not None:
+            prefill.note("vision")
         if seen.features:
             chosen, writes = self._compress_features(prefill, seen)
         else:
-            chosen = prefill.choose(
-                prefill.encoder_work(), lambda batch: self._view(batch, "encoder", 0, embeds[batch.rows, batch.columns])
-            )
+            chosen = prefill.choose(prefill.encoder_work(), lambda batch: self._at_encoder(batch, seen, embeds=embeds))
             writes = [(one.batch.rows, one.columns, one.tokens) for one in chosen]
         prefill.join_groups()
         prefill.note("encoder")
-        if chosen:
-            before, visual = prefill.valid, prefill.visual
+        if chosen or prefill.lost is not None:
+            before = prefill.valid
             short = prefill.drop(chosen)
             embeds = short.rows(embeds)
             writes = [(row, short.place[row, columns], vectors) for row, columns, vectors in writes]
             kwargs["position_ids"] = self._positions(prefill, kwargs.get("position_ids"), before, short)
             kwargs["attention_mask"] = prefill.valid.long()
-            kwargs.update(self.family.shorten(kwargs, short, visual))
+            kwargs.update(self.family.shorten(kwargs, short))
         elif writes:
             embeds = embeds.clone()
         for row, columns, vectors in writes:
@@ -194,39 +178,47 @@ class Attachment:
     def _compress_features(self, prefill: Prefill, seen: Seen) -> tuple[list[Chosen], list[Write]]:
         """The encoder's site before a projector, which then sees only what is kept."""
         flat = torch.cat([features.flatten(0, 1) for features in seen.features])
-
-        def look(batch: Batch) -> View:
-            cells = torch.stack(
-                [part.group.cells for part in batch.parts if part.group and part.group.cells is not None]
-            )
-            return self._view(batch, "encoder", 0, flat[cells.to(flat.device)])
-
         work = prefill.encoder_work()
-        touched = {id(part) for part, keep in work if keep < len(part.columns)}
         rest = seen.labels.clone()  # what no group loses: whole groups, and CLS where a model keeps it
-        for part in prefill.parts():
-            if id(part) in touched and part.group:
+        for part, keep in work:
+            if keep < len(part.columns) and part.group:
                 rest[part.row, part.group.columns] = -1
         row, column = (rest >= 0).nonzero(as_tuple=True)
         stay = rest[row, column].to(flat.device)
         row, column = row.to(flat.device), column.to(flat.device)
-        chosen = prefill.choose(work, look)
-        self._projecting = True
-        try:
-            project = self.family.projector
-            if not chosen:  # exactly as the unmodified model would: tile by tile
+        chosen = prefill.choose(work, lambda batch: self._at_encoder(batch, seen, flat=flat))
+        with self._vision.projector() as project:
+            if not chosen and prefill.lost is None:  # exactly as the unmodified model would: tile by tile
                 projected = torch.cat([project(features).flatten(0, 1) for features in seen.features])
                 return [], [(row, column, projected[stay])]
             values = [one.tokens.flatten(0, 1).to(flat.dtype) for one in chosen]
             projected = project(torch.cat([*values, flat[stay]])[None])[0]
-        finally:
-            self._projecting = False
         *kept, others = torch.split(projected, [*map(len, values), len(stay)])
         writes = [
             (one.batch.rows, one.columns, vectors.view(*one.columns.shape, -1))
             for one, vectors in zip(chosen, kept, strict=True)
         ]
         return chosen, [*writes, (row, column, others)]
+
+    def _at_encoder(self, batch: Batch, seen: Seen, flat: Tensor | None = None, embeds: Tensor | None = None) -> View:
+        """What a method sees of alike groups: features `flat` (P, D), or vectors that enter the decoder."""
+        known = [part.cells for part in batch.parts if part.cells is not None]
+        cells = torch.stack(known).to(batch.columns.device) if known else None
+        if flat is not None and cells is not None:
+            tokens = flat[cells]
+        else:
+            assert embeds is not None
+            tokens = embeds[batch.rows, batch.columns]
+        if cells is None or not seen.runs:
+            return self._view(batch, "encoder", 0, tokens)
+        attention = None
+        if self.method.needs_tower:
+            received, metric = seen.patches("received", cells), seen.patches("metric", cells)
+            cls = seen.patches("cls", cells[:, 0]) if flat is not None else None  # else it has a place of its own
+            attention = None if received is None or metric is None else TowerView(received, metric, cls)
+        keys = seen.patches("keys", cells) if self.method.inside_tower else None
+        memory = {name: seen.patches(name, cells) for name in seen.runs[0].memory}  # sizes of merged tokens, say
+        return self._view(batch, "encoder", 0, tokens, tower=attention, keys=keys, memory=memory)
 
     def _positions(self, prefill: Prefill, positions: Tensor | None, before: Tensor, short: Shorter) -> Tensor | None:
         """Survivors keep their positions, or close ranks: each then moves down by what was dropped before it."""
@@ -287,7 +279,7 @@ class Attachment:
         )
         chosen = prefill.choose(
             prefill.decoder_work(depth),
-            lambda batch: self._view(batch, "decoder", depth, hidden[batch.rows, batch.columns], site),
+            lambda batch: self._view(batch, "decoder", depth, hidden[batch.rows, batch.columns], decoder=site),
         )
         prefill.note(str(depth))
         if not chosen:
@@ -317,5 +309,5 @@ class Attachment:
             prefill.cache_bytes = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
         self._now = None
 
-    def _view(self, batch: Batch, stage: Stage, layer: int, tokens: Tensor, site: DecoderSite | None = None) -> View:
-        return View(stage, layer, tokens, batch.keep, batch.grid, batch.seeds, batch.rows, batch.columns, decoder=site)
+    def _view(self, batch: Batch, stage: Stage, layer: int, tokens: Tensor, **more: Any) -> View:
+        return View(stage, layer, tokens, batch.keep, batch.grid, batch.seeds, batch.rows, batch.columns, **more)

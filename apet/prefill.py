@@ -6,9 +6,7 @@ many is known before, so nothing here waits for the device.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple
@@ -21,6 +19,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask
 from apet.methods.base import Method, Model
 from apet.models.base import Group, Medium
 from apet.schedule import Schedule, share
+from apet.stopwatch import Stopwatch
 from apet.view import View
 
 
@@ -34,36 +33,6 @@ class RowStats:
     index: dict[str, Tensor] | None  # which of the row's visual tokens each site left, ascending; if asked for
     compress_ms: float  # the batch's time divided by its rows
     cache_bytes: int  # keys and values of all layers after the last call, the batch's divided by its rows
-
-
-class Stopwatch:
-    """Time spent choosing tokens: on a GPU between device events, which are read when somebody asks."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.spent = 0.0
-        self.events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        if self.device.type == "cuda":
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            yield
-            end.record()
-            self.events.append((start, end))
-        else:
-            before = time.perf_counter()
-            yield
-            self.spent += 1e3 * (time.perf_counter() - before)
-
-    @property
-    def ms(self) -> float:
-        for start, end in self.events:
-            end.synchronize()
-            self.spent += start.elapsed_time(end)
-        self.events.clear()
-        return self.spent
 
 
 class Shorter:
@@ -100,7 +69,8 @@ class Part:
     row: int
     columns: Tensor  # (n,) where they stand in the sequence
     origin: Tensor  # (n,) which of the medium's tokens they are
-    group: Group | None  # None once the groups of a medium are one
+    group: Group | None = None  # None once the groups of a medium are one
+    cells: Tensor | None = None  # (n,) on the host: which of the tower's tokens they are, where that is known
 
 
 @dataclass
@@ -135,24 +105,34 @@ class Chosen(NamedTuple):
 
 
 class Prefill:
-    """`valid` (B, S) bool on the host: what is not padding. `seeds`: a number for each row."""
+    """The state of a batch.
+
+    valid: (B, S) bool on the host: what is not padding
+    visual: likewise, the columns that are no text: visual tokens, and CLS and newlines among them
+    seeds: a number for each row
+    lost:  (B, S) bool on the host: tokens that were dropped inside the vision tower
+    """
 
     def __init__(
         self,
         rows: Sequence[Sequence[Medium]],
         valid: Tensor,
+        visual: Tensor,
         method: Method,
         model: Model,
         seeds: Sequence[int],
         device: torch.device,
         keep_index: bool,
+        lost: Tensor | None = None,
     ) -> None:
         self.method, self.model, self.seeds, self.device = method, model, seeds, device
         self.batch, self.width = valid.shape  # of the prompt as it was given
         self.right = not bool(valid[:, -1].all())
-        self.lengths: list[int] = valid.sum(dim=1).tolist()
+        self.lost = lost if lost is not None and lost.any() else None
+        left = valid if self.lost is None else valid & ~self.lost
+        self.lengths: list[int] = left.sum(dim=1).tolist()  # of what stays
         self.valid = valid.to(device)  # (B, S) of the sequence as it is now
-        self.visual = torch.zeros_like(self.valid)  # likewise
+        self.visual = visual.to(device)  # likewise
         self.tracked = [
             Tracked(
                 row, sum(len(before.columns) for before in media[:place]), len(medium.columns), *self._plan(row, medium)
@@ -180,10 +160,14 @@ class Prefill:
                     f" choose layer {earliest} or later"
                 )
         ends = list(accumulate(len(group.columns) for group in medium.groups))
-        parts = [
-            Part(row, group.columns, torch.arange(end - len(group.columns), end), group)
-            for group, end in zip(medium.groups, ends, strict=True)
-        ]
+        parts = []
+        for group, end in zip(medium.groups, ends, strict=True):
+            part = Part(row, group.columns, torch.arange(end - len(group.columns), end), group, group.cells)
+            if self.lost is not None:
+                there = ~self.lost[row, part.columns]
+                part.columns, part.origin = part.columns[there], part.origin[there]
+                part.cells = None if part.cells is None else part.cells[there]
+            parts.append(part)
         return schedule, parts
 
     def parts(self) -> list[Part]:
@@ -193,10 +177,9 @@ class Prefill:
         """All columns in one copy."""
         parts = self.parts()
         sizes = [len(part.columns) for part in parts]
-        rows = torch.tensor([part.row for part in parts]).repeat_interleave(torch.tensor(sizes))
-        packed = torch.stack([rows, torch.cat([p.columns for p in parts]), torch.cat([p.origin for p in parts])])
-        rows, columns, origin = packed.to(self.device)
-        self.visual[rows, columns] = True
+        columns, origin = torch.stack(
+            [torch.cat([part.columns for part in parts]), torch.cat([part.origin for part in parts])]
+        ).to(self.device)
         for part, here, which in zip(parts, torch.split(columns, sizes), torch.split(origin, sizes), strict=True):
             part.columns, part.origin = here, which
 
@@ -218,7 +201,8 @@ class Prefill:
         alike: dict[tuple[int, int, tuple[int, int]], list[Part]] = {}
         for part, keep in work:
             if keep < len(part.columns):
-                grid = part.group.grid if part.group else (1, len(part.columns))
+                whole = part.group is not None and len(part.columns) == len(part.group.columns)
+                grid = part.group.grid if part.group and whole else (1, len(part.columns))
                 alike.setdefault((len(part.columns), keep, grid), []).append(part)
         chosen = []
         for (_, keep, grid), parts in alike.items():
@@ -246,7 +230,7 @@ class Prefill:
         for tracked in self.tracked:
             columns = torch.cat([part.columns for part in tracked.parts])
             origin = torch.cat([part.origin for part in tracked.parts])
-            tracked.parts = [Part(tracked.row, columns, origin, None)]
+            tracked.parts = [Part(tracked.row, columns, origin)]
 
     def note(self, site: str) -> None:
         """For the statistics: what is there now."""
@@ -260,7 +244,8 @@ class Prefill:
 
     def drop(self, chosen: Sequence[Chosen]) -> Shorter:
         """Take from the sequence what was not chosen; everything that says where tokens stand follows."""
-        alive = self.valid.clone()
+        alive = self.valid.clone() if self.lost is None else self.valid & ~self.lost.to(self.device)
+        self.lost = None
         for one in chosen:
             alive[one.batch.rows, one.batch.columns] = False
             alive[one.batch.rows, one.columns] = True
@@ -274,6 +259,15 @@ class Prefill:
             part.columns = columns
         return short
 
+    def _average(self, row: int, there: int) -> float:
+        """Visual tokens of a row that a decoder layer sees, over all layers."""
+        kept, total = self.kept[row], 0
+        there = kept.get("encoder", there)
+        for layer in range(self.model.layers):
+            there = kept.get(str(layer), there)
+            total += there
+        return total / self.model.layers
+
     @property
     def stats(self) -> list[RowStats]:
         found = []
@@ -283,7 +277,7 @@ class Prefill:
                 RowStats(
                     visual_tokens=sum(tracked.size for tracked in media),
                     kept=self.kept[row],
-                    budget=sum(tracked.schedule.average for tracked in media),
+                    budget=self._average(row, sum(tracked.size for tracked in media)),
                     index={s: torch.cat(i).cpu() for s, i in self.index[row].items()} if self.keep_index else None,
                     compress_ms=self.stopwatch.ms / self.batch,
                     cache_bytes=self.cache_bytes // self.batch,

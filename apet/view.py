@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -54,6 +54,14 @@ class DecoderSite:
     source: Tensor | None  # (B, S) column of `entered` that each column of `sequence` was
 
 
+class TowerView(NamedTuple):
+    """What the vision tower's last layer attended to."""
+
+    received: Tensor  # (G, N) attention of CLS, or of all tokens where there is none
+    keys: Tensor  # (G, N, d) the mean over the heads
+    cls: Tensor | None  # (G, D) the CLS token of the group's tile, where there is one
+
+
 @dataclass(frozen=True)
 class View:
     """G groups of N tokens, of which each is to keep `keep`."""
@@ -65,5 +73,8 @@ class View:
     grid: tuple[int, int]  # rows x columns of the picture that the groups are, in reading order; (1, N) in the decoder
     seeds: tuple[int, ...]  # (G,) the same number for the groups of a row
     rows: Tensor  # (G, 1) the row of the batch that each group belongs to
-    columns: Tensor  # (G, N) where its tokens stand in the sequence
+    columns: Tensor  # (G, N) where its tokens stand in the sequence; inside the tower, in the tile
     decoder: DecoderSite | None = None
+    tower: TowerView | None = None  # at the encoder, for methods that need it
+    keys: Tensor | None = None  # (G, N, d) inside the tower and at its output: keys of the layer that ran last
+    memory: dict[str, Tensor] = field(default_factory=dict)  # (G, N) each: what the method left there at the last site

@@ -30,6 +30,7 @@ _SPECIAL = (BOS, EOS, PAD, _IMAGE, _VIDEO, _QWEN_IMAGE, _QWEN_VIDEO, "<|vision_s
 _SPECIAL += ("<|im_start|>", "<|im_end|>")
 _ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 _ID = {token: index for index, token in enumerate([*_ALPHABET, *_SPECIAL])}
+_PLACEHOLDERS = [_ID[token] for token in (_IMAGE, _VIDEO, _QWEN_IMAGE, _QWEN_VIDEO)]
 
 _VICUNA = (
     "{% for message in messages %}{{ message['role'] | upper }}: {% for part in message['content'] %}"
@@ -233,12 +234,21 @@ def _weights(model: nn.Module, seed: int) -> None:
 
 
 def model(family: str, attn: str = "sdpa", dtype: torch.dtype = torch.float32, seed: int = 0) -> hf.PreTrainedModel:
-    """A new tiny model in evaluation mode; the same numbers for the same `seed`, whatever `attn` is."""
-    config = _FAMILIES[family].config()
-    built = hf.AutoModelForImageTextToText.from_config(config, attn_implementation=attn, dtype=dtype).eval()
+    """A new tiny model in evaluation mode; the same numbers for the same `seed`, whatever `attn` is.
+
+    `attn` may also name an attention function that a test has registered. It is set on the built model, because
+    transformers answers a name with "flash" in it by looking for kernels.
+    It never generates a placeholder, which a random model would and which breaks `generate(use_cache=False)`.
+    """
+    built = hf.AutoModelForImageTextToText.from_config(_FAMILIES[family].config(), dtype=dtype).eval()
+    built.config._attn_implementation = attn
     _weights(built, seed)
     built.generation_config = hf.GenerationConfig(
-        bos_token_id=_ID[BOS], eos_token_id=_ID[EOS], pad_token_id=_ID[PAD], do_sample=False
+        bos_token_id=_ID[BOS],
+        eos_token_id=_ID[EOS],
+        pad_token_id=_ID[PAD],
+        do_sample=False,
+        suppress_tokens=_PLACEHOLDERS,
     )
     return built
 

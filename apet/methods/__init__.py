@@ -2,8 +2,63 @@
 
 from __future__ import annotations
 
-from apet.methods.apet import ApET
-from apet.methods.base import Method
-from apet.methods.vanilla import Vanilla
+from collections.abc import Iterable
+from dataclasses import fields
+from difflib import get_close_matches
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (Vanilla, ApET)}
+from apet.methods.apet import ApET
+from apet.methods.apet_greedy import ApETGreedy
+from apet.methods.base import Method
+from apet.methods.dart import DART
+from apet.methods.divprune import DivPrune
+from apet.methods.downsample import Downsample
+from apet.methods.fastv import FastV
+from apet.methods.pdrop import PDrop
+from apet.methods.random import Random
+from apet.methods.sparsevlm import SparseVLM
+from apet.methods.tome import ToMe
+from apet.methods.uniform import Uniform
+from apet.methods.vanilla import Vanilla
+from apet.methods.visionzip import VisionZip
+
+METHODS: dict[str, type[Method]] = {
+    method.name: method
+    for method in (
+        Vanilla,
+        ApET,
+        ApETGreedy,
+        ToMe,
+        FastV,
+        SparseVLM,
+        PDrop,
+        VisionZip,
+        DivPrune,
+        DART,
+        Random,
+        Uniform,
+        Downsample,
+    )
+}
+
+
+def build(name: str, /, **options: object) -> Method:
+    """The method of that name, with its options: `build("apet", budget=64, basis=20)`."""
+    if name not in METHODS:
+        known = "\n".join(f"  {method}: {', '.join(options_of(method))}" for method in METHODS)
+        raise ValueError(f"there is no method '{name}'{_hint(name, METHODS)}; methods and their options are\n{known}")
+    allowed = options_of(name)
+    for option in options:
+        if option not in allowed:
+            raise ValueError(
+                f"{name} has no option '{option}'{_hint(option, allowed)}; its options are {', '.join(allowed)}"
+            )
+    return METHODS[name](**options)  # type: ignore[arg-type]
+
+
+def options_of(name: str) -> list[str]:
+    return [field.name for field in fields(METHODS[name])]
+
+
+def _hint(given: str, known: Iterable[str]) -> str:
+    close = get_close_matches(given, list(known), n=1)
+    return f" (did you mean '{close[0]}'?)" if close else ""

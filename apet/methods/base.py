@@ -29,6 +29,7 @@ class Model(NamedTuple):
     """What a method may ask of a model when it plans."""
 
     layers: int  # of the decoder
+    tower_layers: int  # of the vision tower, as far as its output is used; 0: no site can be inside it
     first_decoder_site: int  # the earliest layer at whose entry tokens may be dropped
     encoder_only: bool  # budgets are meant to be spent at the encoder
 
@@ -38,7 +39,9 @@ class Method(ABC):
     """Options that all methods share. Give a budget or a schedule."""
 
     name: ClassVar[str]
-    needs_attention: ClassVar[bool] = False
+    needs_attention: ClassVar[bool] = False  # of the decoder: `view.decoder.before`
+    needs_tower: ClassVar[bool] = False  # attention of the vision tower: `view.tower`
+    inside_tower: ClassVar[bool] = False  # its own schedule has sites inside the vision tower
     after_projector: ClassVar[bool] = False  # at the encoder, look at what enters the decoder, whatever the family
 
     budget: int | str | None = None  # visual tokens, or a share such as "10%": the average over the decoder's layers

@@ -6,9 +6,19 @@ from transformers import PreTrainedModel
 
 from apet.models.base import Family
 from apet.models.llava import Llava
+from apet.models.llava_next import LlavaNext
+from apet.models.llava_onevision import LlavaOnevision
+from apet.models.qwen2_5_vl import Qwen25VL
+from apet.models.qwen3_vl import Qwen3VL
+from apet.models.video_llava import VideoLlava
 
 FAMILIES: dict[str, type[Family]] = {
     "llava": Llava,
+    "llava_next": LlavaNext,
+    "qwen2_5_vl": Qwen25VL,
+    "video_llava": VideoLlava,
+    "qwen3_vl": Qwen3VL,
+    "llava_onevision": LlavaOnevision,
 }
 
 

@@ -15,6 +15,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from apet.packed import PackedRun, PackedTower
+from apet.stopwatch import Stopwatch
+from apet.tower import TileRun, TileTower
+
 if TYPE_CHECKING:
     from apet.prefill import Shorter
 
@@ -25,7 +29,7 @@ class Group:
 
     columns: Tensor  # (N,) int64, ascending: where the tokens stand in the padded prompt
     grid: tuple[int, int]  # rows x columns of the picture; N = their product, in reading order
-    cells: Tensor | None = None  # (N,) which of the projector's inputs they are, if it runs after compression
+    cells: Tensor | None = None  # (N,) which of the towers' tokens they are, in the order of their calls
 
 
 @dataclass
@@ -33,8 +37,17 @@ class Seen:
     """What the vision side showed while it worked on the media of a prompt."""
 
     grids: list[list[list[int]]] = field(default_factory=list)  # of each call of the tower: (t, h, w) of each medium
+    runs: list[TileRun | PackedRun] = field(default_factory=list)  # each call of a tower
+    projected: int = 0  # how many of them went through the projector
+    stopwatch: Stopwatch | None = None  # time spent choosing
     features: list[Tensor] = field(default_factory=list)  # withheld from the projector: (tiles, T, D) of each call
     labels: Tensor = field(default_factory=lambda: torch.empty(0))  # (B, S) which of their T x tiles a column holds; -1
+
+    def patches(self, name: str, cells: Tensor) -> Tensor | None:
+        """What the towers' runs have under a name for each of their tokens, (P, ...) in all, at `cells` of them."""
+        found = [run.patches(name) for run in self.runs]
+        whole = [one for one in found if one is not None]
+        return torch.cat(whole)[cells] if whole and len(whole) == len(found) else None
 
 
 @dataclass(frozen=True)
@@ -46,6 +59,17 @@ class Medium:
     @property
     def columns(self) -> Tensor:
         return torch.cat([group.columns for group in self.groups])
+
+    def place(self) -> int:
+        """Where it begins."""
+        return int(self.groups[0].columns[0])
+
+
+def runs(here: Tensor) -> list[Tensor]:
+    """The columns of each unbroken run of true values in (S,)."""
+    columns = here.nonzero()[:, 0]
+    breaks = (columns.diff() > 1).nonzero()[:, 0] + 1
+    return list(columns.tensor_split(breaks)) if len(columns) else []
 
 
 class Family(ABC):
@@ -76,13 +100,24 @@ class Family(ABC):
     def projector(self) -> nn.Module:
         return self.core.multi_modal_projector  # type: ignore[no-any-return]
 
-    def shorten(self, inputs: Mapping[str, Any], short: Shorter, visual: Tensor) -> dict[str, Any]:
-        """Further inputs of the decoder that follow the sequence, without what was dropped; `visual` (B, S) before."""
+    def shorten(self, inputs: Mapping[str, Any], short: Shorter) -> dict[str, Any]:
+        """Further inputs of the decoder that follow the sequence, without what was dropped."""
         return {}
 
     @property
     def tower(self) -> nn.Module:
         return self.core.vision_tower  # type: ignore[no-any-return]
+
+    @property
+    def towers(self) -> dict[nn.Module, TileTower] | dict[nn.Module, PackedTower]:
+        """The vision towers that can have sites between their layers, or whose attention can be read."""
+        return {}
+
+    @property
+    def tower_layers(self) -> int:
+        """Layers of the tower between which a method's own schedule may drop tokens; 0: none."""
+        towers = [tower for tower in self.towers.values() if isinstance(tower, TileTower)]
+        return len(towers[0].layers) if towers and all(tower.tiles for tower in towers) else 0
 
     def visual(self, ids: Tensor) -> Tensor:
         """Which of a prompt's ids (B, S) are placeholders of visual tokens: bool."""

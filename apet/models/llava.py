@@ -9,13 +9,18 @@ shorter prompt in which gaps have no position. CLS does not enter the decoder; w
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from apet.models.base import Family, Group, Medium, Seen
+from apet.tower import TileTower, clip_tower
 
 
 class Llava(Family):
     before_projector = True
+
+    @property
+    def towers(self) -> dict[nn.Module, TileTower]:
+        return {self.tower: clip_tower(self.tower, self.model.config.vision_feature_layer, tiles=1)}
 
     def media(self, ids: Tensor, embeds: Tensor, seen: Seen) -> list[list[Medium]]:
         size = seen.features[0].shape[1]

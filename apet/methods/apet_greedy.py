@@ -1,0 +1,45 @@
+"""Greedy ApET, our own: every kept token joins the basis, so that no two are kept for saying the same.
+
+ApET ranks all tokens by their distance from one basis of 10, and keeps both of two twins with a large error. Here
+the token with the largest *remaining* error is added to the basis, again and again until K are kept; dropped tokens
+then join the kept one they are most like, as in ApET. Same sites and same spending of the budget as ApET; no
+attention weights, and no hyper-parameter but `merge` (True).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from apet.compression import CHUNK, CHUNK_DEVICE
+from apet.gram import Gram, gather
+from apet.greedy import greedy_basis
+from apet.merge import averages, most_similar
+from apet.methods.base import Kept, Method
+from apet.view import View
+
+
+@dataclass(frozen=True, kw_only=True)
+class ApETGreedy(Method):
+    """At the encoder and in the middle of the decoder, by what the tokens kept so far cannot explain."""
+
+    name: ClassVar[str] = "apet_greedy"
+
+    merge: bool = True
+
+    def select(self, view: View) -> Kept:
+        _, count, width = view.tokens.shape
+        per_chunk = max(1, CHUNK.get(view.tokens.device.type, CHUNK_DEVICE) // (count * width))
+        parts = [self._keep(part, view.keep) for part in view.tokens.split(per_chunk)]
+        tokens, places = (torch.cat(column) for column in zip(*parts, strict=True))
+        return Kept(tokens.to(view.tokens.dtype), places)
+
+    def _keep(self, tokens: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+        gram = Gram(tokens)
+        places = greedy_basis(gram, keep).sort(dim=1).values
+        if self.merge:
+            return averages(gram.tokens, most_similar(gram, places), keep), places
+        return gather(tokens, places), places
