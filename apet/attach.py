@@ -50,8 +50,11 @@ class _Call:
     """One call of the model: a prompt on its way through, or a step after it."""
 
     ids: Tensor | None = None  # (B, S) of a prompt; None: a step after it
+    media: bool = False  # has the prompt any?
+    returns: bool = False  # without a cache, a step brings the whole prompt again
     prefill: Prefill = None  # type: ignore[assignment]  # of a prompt from the decoder's entry on
     replaced: dict[str, Any] = field(default_factory=dict)  # what layers get instead of what the decoder gives them
+    placed: bool = True  # the caller gave the positions of a later step
     news: Tensor | None = None  # (B, t) bool: tokens after the prompt
     before: LayerInput | None = None
     entered: Sequence | None = None
@@ -82,6 +85,9 @@ class Attachment:
 
     def __enter__(self) -> Self:
         family = self.family
+        present = (getattr(hook, "__self__", None) for hook in family.core._forward_pre_hooks.values())
+        if any(isinstance(owner, Attachment) for owner in present):
+            raise ValueError("a method is attached already; leave its `with` block first")
         self._hooks += self._vision.hooks()
         self._hooks.append(family.core.register_forward_pre_hook(self._begin, with_kwargs=True))
         self._hooks.append(family.decoder.register_forward_pre_hook(self._enter, with_kwargs=True))
@@ -95,7 +101,7 @@ class Attachment:
             hook.remove()
         self._hooks.clear()
         self._caches.clear()
-        self._vision.take()
+        self._vision.begin(0)
         self._now = None
 
     # ---- a prompt, in the order in which the model calls these
@@ -105,17 +111,23 @@ class Attachment:
         self._now = None
         cache = kwargs.get("past_key_values")
         started = cache is not None and cache.get_seq_length() > 0
-        if not any(kwargs.get(name) is not None and len(kwargs[name]) for name in MEDIA):
-            prefill = self._caches.get(cache) if cache is not None and started else None
-            self._now = _Call(prefill=prefill) if prefill else None
+        media = any(kwargs.get(name) is not None and len(kwargs[name]) for name in MEDIA)
+        if cache is not None and started and not media:
+            prefill = self._caches.get(cache)
+            self._now = _Call(prefill=prefill, placed=kwargs.get("position_ids") is not None) if prefill else None
             return
-        ids = kwargs.get("input_ids", args[0] if args else None)
+        ids, mask = kwargs.get("input_ids", args[0] if args else None), kwargs.get("attention_mask")
+        if not media and (ids is None or getattr(mask, "shape", ids.shape) != ids.shape):
+            self._latest = None
+            return
         if started or ids is None:
             raise ValueError(
                 "compression starts with the prompt: give images or videos together with their input_ids and an empty"
                 " cache (for a further turn, the whole conversation again)"
             )
-        self._now = _Call(ids=ids)
+        encoded = kwargs.get("mm_encoder_outputs") or {}
+        self._vision.begin(sum(output is not None for output in encoded.values()))
+        self._now = _Call(ids=ids, media=media, returns=kwargs.get("use_cache") is False)
 
     def _enter(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
         if self._now is None:
@@ -127,16 +139,19 @@ class Attachment:
         """The decoder's entry: here the prompt is complete, and here the encoder's site takes effect."""
         assert call.ids is not None
         embeds, mask, ids = kwargs["inputs_embeds"], kwargs.get("attention_mask"), call.ids.cpu()
+        if mask is not None and (not isinstance(mask, Tensor) or mask.shape != ids.shape):
+            raise ValueError(
+                "attention_mask is no (rows, tokens) tensor, as a static or compiled cache makes it: those have one"
+                " length for all layers; with compression use the default cache"
+            )
         valid = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool().cpu()
-        if valid.shape != ids.shape:
-            raise ValueError(f"attention_mask has shape {tuple(valid.shape)}; with compression it is (rows, tokens)")
-        seen, is_visual, lost = self._vision.take(), self.family.visual(ids), None
+        seen, is_visual, lost = self._vision.take(keep=call.returns), self.family.visual(ids) & call.media, None
         if seen.features or any(run.cells is not None for run in seen.runs):
             seen.labels, lost = read_labels(embeds)
-            seen.labels = seen.labels.where(is_visual, -1)
+            seen.labels = torch.where(is_visual & (seen.labels >= 0), seen.labels - seen.first, -1)
             lost &= seen.labels >= 0
         prefill = self._latest = call.prefill = Prefill(
-            self.family.media(ids, embeds, seen),
+            self.family.media(ids, embeds, seen) if call.media else [[] for _ in ids],
             valid,
             is_visual,
             self.method,
@@ -149,9 +164,13 @@ class Attachment:
         prefill.stopwatch = seen.stopwatch or prefill.stopwatch
         if prefill.lost is not None:
             prefill.note("vision")
-        if seen.features:
+        if seen.features and not self.method.after_projector:
             chosen, writes = self._compress_features(prefill, seen)
         else:
+            if seen.features:
+                embeds = embeds.clone()
+                row, column, vectors = self._project(seen, seen.labels)
+                embeds[row, column] = vectors.to(embeds.dtype)
             chosen = prefill.choose(prefill.encoder_work(), lambda batch: self._at_encoder(batch, seen, embeds=embeds))
             writes = [(one.batch.rows, one.columns, one.tokens) for one in chosen]
         prefill.join_groups()
@@ -180,17 +199,18 @@ class Attachment:
         flat = torch.cat([features.flatten(0, 1) for features in seen.features])
         work = prefill.encoder_work()
         rest = seen.labels.clone()  # what no group loses: whole groups, and CLS where a model keeps it
+        if prefill.lost is not None:
+            rest[prefill.lost] = -1
         for part, keep in work:
             if keep < len(part.columns) and part.group:
                 rest[part.row, part.group.columns] = -1
+        chosen = prefill.choose(work, lambda batch: self._at_encoder(batch, seen, flat=flat))
+        if not chosen and prefill.lost is None:
+            return [], [self._project(seen, rest)]
         row, column = (rest >= 0).nonzero(as_tuple=True)
         stay = rest[row, column].to(flat.device)
         row, column = row.to(flat.device), column.to(flat.device)
-        chosen = prefill.choose(work, lambda batch: self._at_encoder(batch, seen, flat=flat))
         with self._vision.projector() as project:
-            if not chosen and prefill.lost is None:  # exactly as the unmodified model would: tile by tile
-                projected = torch.cat([project(features).flatten(0, 1) for features in seen.features])
-                return [], [(row, column, projected[stay])]
             values = [one.tokens.flatten(0, 1).to(flat.dtype) for one in chosen]
             projected = project(torch.cat([*values, flat[stay]])[None])[0]
         *kept, others = torch.split(projected, [*map(len, values), len(stay)])
@@ -199,6 +219,14 @@ class Attachment:
             for one, vectors in zip(chosen, kept, strict=True)
         ]
         return chosen, [*writes, (row, column, others)]
+
+    def _project(self, seen: Seen, labels: Tensor) -> Write:
+        """What `labels` (B, S) say, exactly as the unmodified model would: tile by tile."""
+        with self._vision.projector() as project:
+            projected = torch.cat([project(features).flatten(0, 1) for features in seen.features])
+        row, column = (labels >= 0).nonzero(as_tuple=True)
+        which = labels[row, column].to(projected.device)
+        return row.to(projected.device), column.to(projected.device), projected[which]
 
     def _at_encoder(self, batch: Batch, seen: Seen, flat: Tensor | None = None, embeds: Tensor | None = None) -> View:
         """What a method sees of alike groups: features `flat` (P, D), or vectors that enter the decoder."""
@@ -225,7 +253,11 @@ class Attachment:
         if self.family.keeps_positions:
             if positions is None:
                 positions = torch.arange(before.shape[1], device=before.device)[None]
-            return short.last(positions)
+            positions = short.last(positions)
+            if positions.ndim == 3 and len(positions) == 4:
+                # The first of Qwen's four says only which tokens belong together: gaps would look like packed rows.
+                positions[0] = (short.valid.cumsum(dim=1) - 1).clamp(min=0)
+            return positions
         stay = torch.zeros_like(before).scatter(1, short.source, short.valid)
         gone = (before & ~stay).cumsum(dim=1)
         prefill.dropped = gone[:, -1:]
@@ -235,17 +267,22 @@ class Attachment:
         """A step after the prompt: its new tokens follow the shorter prompt."""
         prefill, mask, positions = call.prefill, kwargs.get("attention_mask"), kwargs.get("position_ids")
         entered = prefill.seen[-1]
+        count = kwargs["past_key_values"].get_seq_length() + kwargs["inputs_embeds"].shape[1] - entered.shape[1]
         if mask is None:
-            count = kwargs["past_key_values"].get_seq_length() + kwargs["inputs_embeds"].shape[1] - entered.shape[1]
             call.news = torch.ones(len(entered), count, dtype=torch.bool, device=entered.device)
-        elif mask.ndim == 2:
+        elif isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] == prefill.width + count:
             call.news = mask[:, prefill.width :].bool()
         else:
-            raise ValueError(f"attention_mask has {mask.ndim} dimensions; with compression it is (rows, tokens)")
+            raise ValueError(
+                "this step does not continue the compressed prompt: give an attention_mask (rows, tokens) over the"
+                " prompt as it was and all tokens since, or start again without the cache"
+            )
         if entered.shape[1] != prefill.width:
             kwargs["attention_mask"] = torch.cat([entered, call.news], dim=1).long()
-            if positions is not None:
+            if positions is not None and not self.family.keeps_positions:
                 kwargs["position_ids"] = positions - prefill.dropped
+            elif positions is not None and not call.placed:  # the model counted from the shorter cache
+                kwargs["position_ids"] = positions + prefill.width - entered.shape[1]
         return kwargs
 
     def _layer(self, depth: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
@@ -289,12 +326,11 @@ class Attachment:
         hidden = short.rows(hidden)
         for one in chosen:
             hidden[one.batch.rows, short.place[one.batch.rows, one.columns]] = one.tokens.to(hidden.dtype)
-        positions = kwargs.get("position_ids")
         call.source = None if call.source is None else short.last(call.source)
         call.replaced = {
             "attention_mask": causal_mask(self.family.decoder.config, hidden, prefill.valid),
             "position_embeddings": (short.rows(here.cos), short.rows(here.sin)),
-            "position_ids": None if positions is None else short.last(positions),
+            "position_ids": None,  # a layer needs the angles alone; to a flash kernel gaps look like packed rows
         }
         if call.before is not None:
             call.before = LayerInput(layer, hidden, *call.replaced["position_embeddings"])

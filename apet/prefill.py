@@ -176,6 +176,8 @@ class Prefill:
     def _to_device(self) -> None:
         """All columns in one copy."""
         parts = self.parts()
+        if not parts:  # a prompt of text alone
+            return
         sizes = [len(part.columns) for part in parts]
         columns, origin = torch.stack(
             [torch.cat([part.columns for part in parts]), torch.cat([part.origin for part in parts])]
@@ -233,9 +235,11 @@ class Prefill:
             tracked.parts = [Part(tracked.row, columns, origin)]
 
     def note(self, site: str) -> None:
-        """For the statistics: what is there now."""
+        """For the statistics: what is there now; inside the decoder, in rows whose schedule has the site."""
+        everyone = site in ("vision", "encoder")
+        rows = {t.row for t in self.tracked if everyone or site in {str(s.layer) for s in t.schedule.sites}}
         for tracked in self.tracked:
-            for part in tracked.parts:
+            for part in tracked.parts if tracked.row in rows else ():
                 self.kept[part.row][site] = self.kept[part.row].get(site, 0) + len(part.columns)
                 if self.keep_index:
                     self.index[part.row].setdefault(site, []).append(part.origin + tracked.first)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,7 +27,6 @@ from apet.tower import TileRun, TileTower
 class Vision:
     def __init__(self, family: Family, method: Method, model: Model) -> None:
         self.family, self.method, self.model = family, method, model
-        self.withholds = family.before_projector and not method.after_projector
         self.inside = method.inside_tower or "vision." in (method.schedule or "")
         self.seen = Seen()
         self.projecting = False
@@ -46,15 +46,23 @@ class Vision:
         yield family.tower.register_forward_pre_hook(self._grids, with_kwargs=True)
         for module, tower in family.towers.items() if self.inside or self.method.needs_tower else ():
             yield from tower.hooks(module, self)
-        if self.withholds:
+        if family.before_projector:  # also for methods that look behind it: the numbers say what is where
             yield family.projector.register_forward_pre_hook(self._withhold)
             yield family.projector.register_forward_hook(self._label)
         elif self.inside and all(isinstance(tower, TileTower) for tower in family.towers.values()):
             yield family.projector.register_forward_hook(self._mark)
 
-    def take(self) -> Seen:
-        """What was seen since the last prompt."""
-        seen, self.seen = self.seen, Seen()
+    def begin(self, encoded: int) -> None:
+        """A prompt begins, whose media the last `encoded` calls of the towers were for; 0: they are still to come.
+
+        Earlier calls were for a prompt that failed.
+        """
+        self.seen = self.seen.latest(encoded) if encoded else Seen()
+
+    def take(self, keep: bool) -> Seen:
+        """What was seen of the prompt's media; `keep` it, since the prompt will come once more."""
+        seen = self.seen
+        self.seen = replace(seen) if keep else Seen()
         return seen
 
     @contextmanager
@@ -110,20 +118,18 @@ class Vision:
         if self.projecting:
             return None
         *earlier, (tiles, size) = (features.shape[:2] for features in self.seen.features)
-        first = sum(before[0] * before[1] for before in earlier)
+        first = self.seen.first + sum(before[0] * before[1] for before in earlier)
         numbers = torch.arange(first, first + tiles * size, device=output.device)
         run = self._run()
-        self.seen.projected += 1
         return write_labels(numbers, output, run.lost(size) if run else None).view(tiles, size, -1)
 
     def _mark(self, projector: nn.Module, args: object, output: Tensor) -> Tensor | None:
         """A family that compresses after its projector: the features, and marks where some were dropped."""
         run = self._run()
-        self.seen.projected += 1
         return run.mark(output) if run else None
 
     def _run(self) -> TileRun | None:
-        """The tower's call that the projector now works on."""
-        run = self.seen.runs[self.seen.projected] if self.seen.runs else None
+        """The tower's call that the projector now works on: the latest, since the two take turns."""
+        run = self.seen.runs[-1] if self.seen.runs else None
         assert run is None or isinstance(run, TileRun)
         return run

@@ -10,8 +10,8 @@ bfloat16, on a CPU CLIP-L/336 before a decoder of 16 layers x 1,024 in float32. 
   decoder   from the entry of the decoder, after what the encoder's site did, to the first logits
 
 and beside each stand its speed-up against the unmodified model, the limit of that, which is the ratio of their
-floating-point operations over the same span (apet.flops, for the schedule that was really run), and the share of the
-limit that was reached. Ways are timed in turn, so that a busy moment hits all alike, and medians are shown.
+floating-point operations over the same span (apet.flops, for the method's own schedule), and the share of the limit
+that was reached. Ways are timed in turn, so that a busy moment hits all alike, and medians are shown.
 
   compress  time the method spent choosing, of the whole batch; and its share of the prefill
   KV, peak  keys and values of the whole batch; the most memory held beside the weights (on a CPU, the process')
@@ -39,22 +39,16 @@ from bench_compress import peak_mib
 from torch import Tensor
 from transformers.utils.import_utils import is_flash_attn_2_available
 
-from apet import METHODS, SHAPES, Flops, Schedule, attach, prefill_flops
+from apet import METHODS, SHAPES, Flops, attach, prefill_flops
 from apet.flops import Stack
 from apet.methods import build
-from apet.methods.base import Method
+from apet.methods.base import Method, Model
 
 VISUAL, BEFORE, AFTER = 576, 35, 31  # visual tokens, and the words around them
 IMAGE = 32000  # the id of a visual token's placeholder
 DECODERS: dict[str, dict[str, Any]] = {
     "small": {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 16, "num_attention_heads": 16},
     "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
-}
-CLIP: dict[str, Any] = {
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
 }
 
 
@@ -69,14 +63,17 @@ class Point:
     compress: list[float] = field(default_factory=list)
     peak_mib: float = 0.0
     kv_bytes: int = 0
-    schedule: str = "full"
+    kept: str = "full"  # by site
     refused: str | None = None
 
 
-def llava(shape: str, device: torch.device, attn: str) -> Any:
-    """Random weights, made where they are used."""
-    vision, text = hf.CLIPVisionConfig(**CLIP), hf.LlamaConfig(**DECODERS[shape], vocab_size=32064)
-    config = hf.LlavaConfig(vision, text, image_token_index=IMAGE, image_seq_length=VISUAL)
+def make_model(shape: str, device: torch.device, attn: str) -> Any:
+    """Random weights, made where they are used; the tower of a LlavaConfig is CLIP-L/336 unless it says otherwise."""
+    config = hf.LlavaConfig(
+        text_config=hf.LlamaConfig(**DECODERS[shape], vocab_size=32064),
+        image_token_index=IMAGE,
+        image_seq_length=VISUAL,
+    )
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     with device:
         return hf.AutoModelForImageTextToText.from_config(config, attn_implementation=attn, dtype=dtype).eval()
@@ -126,7 +123,7 @@ def run(model: Any, point: Point, inputs: dict[str, Tensor]) -> None:
     if attached:
         row = attached.stats[0]
         point.compress.append(row.compress_ms * batch)
-        point.schedule = ",".join(f"{site}={kept}" for site, kept in row.kept.items() if kept < VISUAL) or "full"
+        point.kept = ",".join(f"{site}={kept}" for site, kept in row.kept.items() if kept < VISUAL) or "full"
 
 
 def measure(model: Any, points: list[Point], batch: int, turns: int) -> None:
@@ -144,17 +141,14 @@ def measure(model: Any, points: list[Point], batch: int, turns: int) -> None:
 
 
 def flops(text: Any, point: Point) -> Flops:
-    """Of one row, for the schedule that was run before a decoder of that configuration."""
+    """Of one row, for the method's schedule, with a decoder of that configuration."""
     heads, width = text.num_attention_heads, text.hidden_size
     decoder = Stack(text.num_hidden_layers, width, text.intermediate_size, heads, heads, width // heads, gated=True)
-    shape = replace(
-        SHAPES["llava-1.5-7b"],
-        decoder=decoder,
-        projector=(CLIP["hidden_size"], width, width),
-        projects_first=point.method.after_projector,
-    )
-    schedule = Schedule.parse(point.schedule, visual_tokens=VISUAL, layers=text.num_hidden_layers)
-    return prefill_flops(shape, schedule, BEFORE + AFTER)
+    llava = SHAPES["llava-1.5-7b"]
+    projector, projects_first = (llava.vision.hidden, width, width), point.method.after_projector
+    shape = replace(llava, decoder=decoder, projector=projector, projects_first=projects_first)
+    model = Model(text.num_hidden_layers, tower_layers=23, first_decoder_site=0, encoder_only=False)  # as LLaVA is
+    return prefill_flops(shape, point.method.plan(VISUAL, model), BEFORE + AFTER)
 
 
 def report(text: Any, points: list[Point]) -> list[dict[str, Any]]:
@@ -173,7 +167,7 @@ def report(text: Any, points: list[Point]) -> list[dict[str, Any]]:
             faster = took_base / took
             row[span] = {"ms": took, "speedup": faster, "limit": limit, "share": 100 * faster / limit}
         compress = statistics.median(point.compress) if point.compress else 0.0
-        row |= {"schedule": point.schedule, "compress_ms": compress, "kv_bytes": point.kv_bytes}
+        row |= {"kept": point.kept, "compress_ms": compress, "kv_bytes": point.kv_bytes}
         rows.append(row | {"compress_share": 100 * compress / row["prefill"]["ms"], "peak_mib": point.peak_mib})
     return rows
 
@@ -192,7 +186,7 @@ def line(row: dict[str, Any]) -> str:
         for span in (row["prefill"], row["decoder"])
     ]
     memory = f"{row['kv_bytes'] / 2**20:8.1f} {row['peak_mib']:8.0f}"
-    return f"{name} {' '.join(spans)}{row['compress_ms']:9.1f} {row['compress_share']:6.1f} {memory}  {row['schedule']}"
+    return f"{name} {' '.join(spans)}{row['compress_ms']:9.1f} {row['compress_share']:6.1f} {memory}  {row['kept']}"
 
 
 def arguments(gpu: bool) -> argparse.Namespace:
@@ -225,7 +219,7 @@ def main() -> None:
         raise SystemExit(f"bench_prefill: {error}") from None
     where = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     print(f"torch {torch.__version__}, {where}, load {os.getloadavg()[0]:.1f}; making a {given.shape} model ...")
-    model = llava(given.shape, device, given.attn.split(",")[0])
+    model = make_model(given.shape, device, given.attn.split(",")[0])
     found = []
     run(model, Point(build("vanilla"), ""), prompts(1, model))  # the first call of all is slow
     for attn, batch in product(given.attn.split(","), batches):

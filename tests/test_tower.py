@@ -42,14 +42,19 @@ def layers(model: Any) -> Any:
     core = model.model
     if hasattr(core, "visual"):
         return core.visual.blocks
-    return getattr(core, "vision_tower", None or getattr(core, "image_tower", None)).encoder.layers
+    return (core.vision_tower if hasattr(core, "vision_tower") else core.image_tower).encoder.layers
 
 
 def watch(modules: Any) -> tuple[list[Tensor], Callable[[], None]]:
     """What the modules are called with from now on."""
     seen: list[Tensor] = []
     hooks = [module.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach())) for module in modules]
-    return seen, lambda: next(hook.remove() for hook in hooks)
+
+    def stop() -> None:
+        for hook in hooks:
+            hook.remove()
+
+    return seen, stop
 
 
 @pytest.mark.parametrize("family", TOWERS)

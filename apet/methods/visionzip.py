@@ -55,7 +55,7 @@ class VisionZip(Method):
 
 
 def zip_tokens(tokens: Tensor, received: Tensor, keys: Tensor, keep: int, contextual: int, cls: Tensor | None) -> Kept:
-    """`keep` tokens of (G, N, D), `contextual` of them for the rest; `received` (G, N), `keys` (G, N, d), `cls` (G, D)."""
+    """`keep` tokens of (G, N, D), `contextual` of them for the rest; received (G, N), keys (G, N, d), cls (G, D)."""
     groups, count, width = tokens.shape
     dominant = keep - contextual - (cls is not None)
     noise = NOISE * received.amax(dim=1, keepdim=True)

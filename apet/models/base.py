@@ -38,10 +38,21 @@ class Seen:
 
     grids: list[list[list[int]]] = field(default_factory=list)  # of each call of the tower: (t, h, w) of each medium
     runs: list[TileRun | PackedRun] = field(default_factory=list)  # each call of a tower
-    projected: int = 0  # how many of them went through the projector
     stopwatch: Stopwatch | None = None  # time spent choosing
     features: list[Tensor] = field(default_factory=list)  # withheld from the projector: (tiles, T, D) of each call
+    first: int = 0  # the number of their first token
     labels: Tensor = field(default_factory=lambda: torch.empty(0))  # (B, S) which of their T x tiles a column holds; -1
+
+    def latest(self, calls: int) -> Seen:
+        """What the last so many calls showed."""
+        before = sum(features.shape[0] * features.shape[1] for features in self.features[:-calls])
+        return Seen(
+            self.grids[-calls:],
+            self.runs[-calls:],
+            self.stopwatch,
+            self.features[-calls:],
+            self.first + before,
+        )
 
     def patches(self, name: str, cells: Tensor) -> Tensor | None:
         """What the towers' runs have under a name for each of their tokens, (P, ...) in all, at `cells` of them."""
