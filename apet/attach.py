@@ -88,12 +88,16 @@ class Attachment:
         present = (getattr(hook, "__self__", None) for hook in family.core._forward_pre_hooks.values())
         if any(isinstance(owner, Attachment) for owner in present):
             raise ValueError("a method is attached already; leave its `with` block first")
-        self._hooks += self._vision.hooks()
-        self._hooks.append(family.core.register_forward_pre_hook(self._begin, with_kwargs=True))
-        self._hooks.append(family.decoder.register_forward_pre_hook(self._enter, with_kwargs=True))
-        for depth, layer in enumerate(family.layers):
-            self._hooks.append(layer.register_forward_pre_hook(partial(self._layer, depth), with_kwargs=True))
-        self._hooks.append(family.decoder.register_forward_hook(self._leave))
+        try:
+            self._hooks.extend(self._vision.hooks())
+            self._hooks.append(family.core.register_forward_pre_hook(self._begin, with_kwargs=True))
+            self._hooks.append(family.decoder.register_forward_pre_hook(self._enter, with_kwargs=True))
+            for depth, layer in enumerate(family.layers):
+                self._hooks.append(layer.register_forward_pre_hook(partial(self._layer, depth), with_kwargs=True))
+            self._hooks.append(family.decoder.register_forward_hook(self._leave))
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
@@ -112,6 +116,11 @@ class Attachment:
         cache = kwargs.get("past_key_values")
         started = cache is not None and cache.get_seq_length() > 0
         media = any(kwargs.get(name) is not None and len(kwargs[name]) for name in MEDIA)
+        if cache is not None and cache.is_compileable:
+            if media:
+                raise ValueError("a static cache has one length for all layers; with compression use the default cache")
+            self._latest = None
+            return
         if cache is not None and started and not media:
             prefill = self._caches.get(cache)
             self._now = _Call(prefill=prefill, placed=kwargs.get("position_ids") is not None) if prefill else None
@@ -140,10 +149,7 @@ class Attachment:
         assert call.ids is not None
         embeds, mask, ids = kwargs["inputs_embeds"], kwargs.get("attention_mask"), call.ids.cpu()
         if mask is not None and (not isinstance(mask, Tensor) or mask.shape != ids.shape):
-            raise ValueError(
-                "attention_mask is no (rows, tokens) tensor, as a static or compiled cache makes it: those have one"
-                " length for all layers; with compression use the default cache"
-            )
+            raise ValueError("attention_mask is not (rows, tokens), one for each of input_ids, as compression needs it")
         valid = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool().cpu()
         seen, is_visual, lost = self._vision.take(keep=call.returns), self.family.visual(ids) & call.media, None
         if seen.features or any(run.cells is not None for run in seen.runs):
@@ -156,7 +162,7 @@ class Attachment:
             is_visual,
             self.method,
             self._model,
-            self.seeds if self.seeds is not None else [0] * len(ids),
+            self._seeds(len(ids)),
             embeds.device,
             self.keep_index,
             lost,
@@ -183,6 +189,7 @@ class Attachment:
             kwargs["position_ids"] = self._positions(prefill, kwargs.get("position_ids"), before, short)
             kwargs["attention_mask"] = prefill.valid.long()
             kwargs.update(self.family.shorten(kwargs, short))
+            prefill.repacked = True
         elif writes:
             embeds = embeds.clone()
         for row, columns, vectors in writes:
@@ -193,6 +200,13 @@ class Attachment:
             call.entered = Sequence(embeds, prefill.valid, prefill.visual)
             call.source = torch.arange(embeds.shape[1], device=embeds.device).expand_as(prefill.valid)
         return kwargs
+
+    def _seeds(self, rows: int) -> list[int]:
+        """A number for each row; beams and several answers to a prompt share it."""
+        seeds = [0] if self.seeds is None else list(self.seeds)
+        if not seeds or rows % len(seeds):
+            raise ValueError(f"there are {len(seeds)} seeds for {rows} rows; give one for each prompt of the batch")
+        return [seed for seed in seeds for _ in range(rows // len(seeds))]
 
     def _compress_features(self, prefill: Prefill, seen: Seen) -> tuple[list[Chosen], list[Write]]:
         """The encoder's site before a projector, which then sees only what is kept."""
@@ -277,7 +291,7 @@ class Attachment:
                 "this step does not continue the compressed prompt: give an attention_mask (rows, tokens) over the"
                 " prompt as it was and all tokens since, or start again without the cache"
             )
-        if entered.shape[1] != prefill.width:
+        if prefill.repacked:
             kwargs["attention_mask"] = torch.cat([entered, call.news], dim=1).long()
             if positions is not None and not self.family.keeps_positions:
                 kwargs["position_ids"] = positions - prefill.dropped

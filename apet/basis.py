@@ -45,7 +45,7 @@ def density_peaks(gram: Gram, size: int, seed: int) -> Tensor:
     batch, count = gram.norms.shape
     near = min(NEIGHBOURS, count - 1)
     spread = 2 * gram.distances_to_mean()[0].mean(dim=1)[:, None, None]  # the mean squared distance of two tokens
-    unit = torch.where(spread > NOISE * gram.squares.mean(), spread, 1.0)
+    unit = torch.where(spread > NOISE * gram.squares.mean(dim=1)[:, None, None], spread, 1.0)
     everyone = torch.arange(count, device=unit.device).expand(batch, count)
     blocks = torch.split(everyone, max(1, BLOCK // max(1, batch * count)), dim=1)
 

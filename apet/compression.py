@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import accumulate
+from operator import index as whole
 from typing import Literal, overload
 
 import torch
@@ -58,6 +59,7 @@ def compress(
     *,
     variant: Variant = ...,
     lengths: None = ...,
+    check: bool = ...,
 ) -> Compressed: ...
 @overload
 def compress(
@@ -70,6 +72,7 @@ def compress(
     *,
     variant: Variant = ...,
     lengths: None = ...,
+    check: bool = ...,
 ) -> list[Compressed]: ...
 @overload
 def compress(
@@ -82,6 +85,7 @@ def compress(
     *,
     variant: Variant = ...,
     lengths: Sequence[int] | Tensor,
+    check: bool = ...,
 ) -> list[Compressed]: ...
 def compress(
     tokens: Tensor | Sequence[Tensor],
@@ -93,6 +97,7 @@ def compress(
     *,
     variant: Variant = "paper",
     lengths: Sequence[int] | Tensor | None = None,
+    check: bool = True,
 ) -> Compressed | list[Compressed]:
     """Compress a group of tokens (N, D), or many: (B, N, D), a list of (N_i, D), or (sum N_i, D) with `lengths`.
 
@@ -102,6 +107,7 @@ def compress(
     sampling: how the basis is chosen: "fps", "dpc" or "random" (seeded by `seed`; the others ignore it)
     merge:    fold the dropped tokens into the kept ones; False forgets them
     variant:  "paper", or "release": the order of operations of the authors' code (apet.release)
+    check:    refuse NaN and Inf, for which a GPU has to be waited for
 
     Groups of a list may differ in size and in K. Each gives what it would give alone.
     """
@@ -112,12 +118,13 @@ def compress(
     if isinstance(tokens, Tensor) and lengths is None:
         if tokens.ndim not in (2, 3):
             raise ValueError(f"tokens have shape {tuple(tokens.shape)}; they are (N, D) or (B, N, D)")
-        if not isinstance(keep, int):
+        if isinstance(keep, Sequence):
             raise ValueError("keep is one number for groups of one size; a list of groups may have a list")
-        out = _equal(tokens.reshape(-1, *tokens.shape[-2:]), keep, basis, sampling, merge, seed, variant, None)
+        batch = tokens.reshape(-1, *tokens.shape[-2:])
+        out = _equal(batch, _whole(keep), basis, sampling, merge, seed, variant, None, check)
         return out if tokens.ndim == 3 else _row(out, 0)
     groups = _split(tokens, lengths)
-    keeps = [keep] * len(groups) if isinstance(keep, int) else list(keep)
+    keeps = [_whole(one) for one in keep] if isinstance(keep, Sequence) else [_whole(keep)] * len(groups)
     if len(keeps) != len(groups):
         raise ValueError(f"keep has {len(keeps)} numbers for {len(groups)} groups; give one each, or one for all")
     alike: dict[tuple[object, ...], list[int]] = {}
@@ -128,7 +135,7 @@ def compress(
     found: dict[int, Compressed] = {}
     for places in alike.values():
         stack = torch.stack([groups[place] for place in places])
-        out = _equal(stack, keeps[places[0]], basis, sampling, merge, seed, variant, places)
+        out = _equal(stack, keeps[places[0]], basis, sampling, merge, seed, variant, places, check)
         found.update({place: _row(out, row) for row, place in enumerate(places)})
     return [found[place] for place in range(len(groups))]
 
@@ -142,15 +149,20 @@ def _equal(
     seed: int,
     variant: Variant,
     names: list[int] | None,
+    check: bool,
 ) -> Compressed:
     """Groups of one size (B, N, D); `names` are their places in the caller's list, for errors."""
-    batch, count, width = tokens.shape
+    batch, count, _ = tokens.shape
     if not tokens.dtype.is_floating_point:
         raise ValueError(f"tokens are {tokens.dtype}; they are float32, bfloat16 or float16")
+    if tokens.device.type == "mps":  # which has no float64
+        out = _equal(tokens.cpu(), keep, basis, sampling, merge, seed, variant, names, check)
+        return Compressed(*(getattr(out, field.name).to(tokens.device) for field in fields(out)))
     if keep < 1 or basis < 1:
         raise ValueError(f"keep is {keep} and basis is {basis}; both are at least 1")
     if keep >= count:
-        _check_finite(tokens.isfinite().all(-1), names)
+        if check:
+            _check_finite(tokens.isfinite().all(-1), names)
         index = torch.arange(count, device=tokens.device).expand(batch, count)
         return Compressed(tokens, index, tokens.new_zeros(batch, count, dtype=torch.float32), index)
     smallest = basis + (variant == "release")
@@ -159,17 +171,31 @@ def _equal(
             f"keep is {keep} of {count} tokens with a basis of {basis}; keep at least {smallest} or choose "
             f"a smaller basis" + (" (the release has no slot to merge into when keep = basis)" * (variant == "release"))
         )
-    per_chunk = max(1, CHUNK.get(tokens.device.type, CHUNK_DEVICE) // (count * width))
-    parts = []
-    for start in range(0, max(batch, 1), per_chunk):
-        gram = Gram(tokens[start : start + per_chunk])
-        _check_finite(gram.norms.isfinite(), names, start)
+    parts, start = [], 0
+    for chunk in chunks(tokens):
+        gram = Gram(chunk)
+        if check:
+            _check_finite(gram.norms.isfinite(), names, start)
         chosen = SAMPLING[sampling](gram, basis, seed)
         parts.append(
             _paper(gram, chosen, keep, merge) if variant == "paper" else released_order(gram, chosen, keep, merge)
         )
+        start += len(chunk)
     kept, index, error, slot = (torch.cat(column) for column in zip(*parts, strict=True))
     return Compressed(kept.to(tokens.dtype), index, error.sqrt().float(), slot)
+
+
+def chunks(tokens: Tensor) -> Sequence[Tensor]:
+    """Groups (B, N, D), as many at a time as suit their device."""
+    size = CHUNK.get(tokens.device.type, CHUNK_DEVICE)
+    return torch.split(tokens, max(1, size // max(1, tokens.shape[1] * tokens.shape[2])))
+
+
+def _whole(keep: object) -> int:
+    try:
+        return whole(keep)  # type: ignore[arg-type]
+    except TypeError:
+        raise ValueError(f"keep is {keep!r}; it is a whole number of tokens") from None
 
 
 def _paper(gram: Gram, basis: Tensor, keep: int, merge: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:

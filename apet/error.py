@@ -11,6 +11,7 @@ DEPENDENT = 2.0**-34  # a squared share: a pick this near the span of earlier on
 UNSURE = 2.0**-40  # squared errors closer than this share of the token's square (1e-6 of its norm) are equal
 
 
+@torch.no_grad()  # it chooses; what is chosen can be differentiated
 def squared_error(gram: Gram, basis: Tensor) -> Tensor:
     """||v - B a||^2 with the best a, for every token v: (B, N), from the Gram rows of `basis` (B, M).
 

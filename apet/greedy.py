@@ -9,6 +9,7 @@ from apet.error import DEPENDENT, UNSURE
 from apet.gram import Gram, first_largest
 
 
+@torch.no_grad()
 def greedy_basis(gram: Gram, size: int) -> Tensor:
     """The token with the largest residual with respect to all picks so far, again and again: (B, size), as picked.
 

@@ -144,6 +144,7 @@ class Prefill:
         self.sites = {s.layer for t in self.tracked for s in t.schedule.sites if s.stage == "decoder"}
         self.dropped = torch.zeros(self.batch, 1, dtype=torch.int64, device=device)  # by the encoder's site, per row
         self.seen: dict[int, Tensor] = {}  # (B, S) by layer: what is valid from there on; -1: from the entry on
+        self.repacked = False  # the sequence that enters the decoder is not the prompt's, even if it is as wide
         self.stopwatch = Stopwatch(device)
         self.cache_bytes = 0
         self.keep_index = keep_index

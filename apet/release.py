@@ -17,6 +17,7 @@ from apet.merge import averages, most_similar
 RIDGE = 1e-5
 
 
+@torch.no_grad()
 def squared_ridge_error(gram: Gram, basis: Tensor) -> Tensor:
     """||v - B a||^2 with the ridge solution a, for every token v: (B, N)."""
     rows = gram.rows(basis)

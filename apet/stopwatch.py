@@ -21,9 +21,10 @@ class Stopwatch:
     def running(self) -> Iterator[None]:
         if self.device.type == "cuda":
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
+            stream = torch.cuda.current_stream(self.device)
+            start.record(stream)
             yield
-            end.record()
+            end.record(stream)
             self.events.append((start, end))
         else:
             before = time.perf_counter()

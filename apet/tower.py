@@ -161,22 +161,22 @@ class TileRun:
 
 
 def clip_tower(tower: Any, feature_layer: int | list[int], tiles: int) -> TileTower:
-    """A CLIP tower, as far as its `feature_layer` (-2: all layers but the last); `tiles` as in `TileTower`."""
+    """A CLIP or SigLIP tower, as far as its `feature_layer` (-2: all but the last); `tiles` as in `TileTower`."""
     layers = list(tower.encoder.layers)
     used = [feature_layer] if isinstance(feature_layer, int) else feature_layer
     depth = max(layer % (len(layers) + 1) for layer in used)
     side = tower.config.image_size // tower.config.patch_size
-    return TileTower(layers[:depth], side * side, 1, tiles)
+    return TileTower(layers[:depth], side * side, int(hasattr(tower.embeddings, "class_embedding")), tiles)
 
 
 def clip_attention(layer: Any, hidden: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
     """Attention (tiles, T) of the `prefix`, CLS, summed over the heads, and keys (tiles, T, d) of a layer's patches.
 
-    Computed for that one query, whatever kernel the tower runs.
+    Without CLS the attention is the mean over all queries. Computed here, whatever kernel the tower runs.
     """
     attn = layer.self_attn
     normed = layer.layer_norm1(hidden)
     keys = attn.k_proj(normed).unflatten(-1, (attn.num_heads, -1)).float()
-    query = attn.q_proj(normed[:, :prefix]).unflatten(-1, (attn.num_heads, -1)).float()
+    query = attn.q_proj(normed[:, :prefix] if prefix else normed).unflatten(-1, (attn.num_heads, -1)).float()
     weights = torch.einsum("tqhd,tkhd->thqk", query, keys * attn.scale).softmax(dim=-1)
     return weights.mean(dim=2).sum(dim=1)[:, prefix:], keys.mean(dim=2)[:, prefix:]

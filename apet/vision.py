@@ -32,8 +32,8 @@ class Vision:
         self.projecting = False
         if method.needs_tower and not family.towers:
             raise ValueError(
-                f"{method.name} reads the vision tower's attention, and this family ({family.model.config.model_type})"
-                " resamples the tower's features, so that no token has attention of its own; choose another method"
+                f"{method.name} reads the vision tower's attention, and the tokens of this model"
+                f" ({family.model.config.model_type}) are not the tower's patches, one by one; choose another method"
             )
         if self.inside and not family.towers and not method.inside_tower:
             raise ValueError(

@@ -56,7 +56,7 @@ def rows(family: str) -> list[dict[str, Any]]:
     found = [
         {"text": "What is this?", "images": [tiny.image(30, 20, 1)]},
         {"text": "Describe both in detail, please", "images": [tiny.image(50, 20, 2), tiny.image(24, 44, 3)]},
-        {"text": "No picture"},
+        {"text": "No picture, only words, and more of them than any other row has tokens. " * 7},
     ]
     if family in tiny.VIDEO_FAMILIES:
         video = {"videos": [tiny.video(8, 24, 16, 5)], "images": [tiny.image(20, 20, 6)]}
@@ -160,19 +160,22 @@ def test_full_budget_is_the_unmodified_model(family: str, name: str) -> None:
     assert torch.equal(answer.ids, plain(family).ids)
     assert [stats.visual_tokens for stats in run.stats] == VISUAL[family]
     assert [stats.budget for stats in run.stats] == VISUAL[family]
-    assert [set(stats.kept.values()) <= {stats.visual_tokens} for stats in run.stats]
+    assert all(set(stats.kept.values()) <= {stats.visual_tokens} for stats in run.stats)
 
 
 @EITHER
 def test_full_budget_and_sampling(family: str) -> None:
     sample = {"do_sample": True, "temperature": 1.5, "num_return_sequences": 2}
+    inputs, answers = repeated(family), []
+    for method in (make("vanilla", family), make("apet", family, "100%")):
+        with attach(model(family), method):
+            torch.manual_seed(0)
+            answers.append(generate(model(family), inputs, **sample).ids)
     torch.manual_seed(0)
-    want = generate(model(family), repeated(family), **sample)
-    torch.manual_seed(0)
-    with attach(model(family), make("apet", family, "100%")):
-        answer = generate(model(family), repeated(family), **sample)
-    assert torch.equal(answer.ids, want.ids)
-    assert len(set(map(tuple, want.ids.tolist()))) > len(repeatable(family))  # it did sample
+    want = generate(model(family), inputs, **sample).ids
+    assert torch.equal(answers[0], want)
+    assert torch.equal(answers[1], want)
+    assert len(set(map(tuple, want.tolist()))) > len(repeatable(family))  # it did sample
 
 
 # ---- 2. rows do not notice their batch
@@ -502,6 +505,31 @@ def test_full_budget_in_bfloat16(family: str) -> None:
     assert torch.equal(answer.ids, want.ids)
 
 
+@EITHER
+@EVERY
+def test_a_batch_is_its_rows_in_bfloat16(family: str, name: str) -> None:
+    """Matrix products round differently with their shape: a near tie may fall otherwise, logits move a little."""
+    half, one_step = model(family, dtype=torch.bfloat16), {"max_new_tokens": 1, "min_new_tokens": 1}
+    with attach(half, make(name, family), keep_index=True) as run:
+        together = generate(half, batch(family), **one_step).logits[:, 0]
+        stats = run.stats
+        for row, logits in enumerate(together):
+            one = generate(half, alone(family, row), **one_step).logits[0, 0]
+            assert stats[row].kept == run.stats[0].kept
+            swaps = swapped(stats[row], run.stats[0])
+            assert swaps <= 0.1 * stats[row].visual_tokens
+            if not swaps:
+                torch.testing.assert_close(one.float(), logits.float(), rtol=0, atol=0.15)
+
+
+def swapped(one: RowStats, other: RowStats) -> int:
+    """How many tokens one kept at a site and the other did not."""
+    assert one.index is not None
+    assert other.index is not None
+    kept = zip(one.index.values(), other.index.values(), strict=True)
+    return sum(len(set(here.tolist()) - set(there.tolist())) for here, there in kept)
+
+
 # ---- generate and forward, as always
 
 
@@ -605,7 +633,7 @@ def test_a_prompt_must_be_whole(family: str) -> None:
         others = {key: value for key, value in inputs.items() if key not in ("input_ids", "mm_token_type_ids")}
         with pytest.raises(ValueError, match="compression starts with the prompt"):
             core(**others, inputs_embeds=embeds)
-        with pytest.raises(ValueError, match="do not match|are not those of|whole number|not what this model makes"):
+        with pytest.raises(ValueError, match=r"do not match|are not those of|whole number|not what this model makes"):
             core(**{**inputs, "input_ids": inputs["input_ids"][:, :8]})
         assert torch.isfinite(last_logits(core, inputs)).all()  # and it goes on
 

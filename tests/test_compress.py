@@ -133,6 +133,24 @@ def test_a_group_does_not_depend_on_its_batch(sampling: str, variant: str) -> No
         assert torch.equal(alone.slot, together.slot[row])
 
 
+@pytest.mark.parametrize("sampling", SAMPLING)
+def test_a_group_does_not_depend_on_how_large_others_are(sampling: str) -> None:
+    small, large = 1e-4 * normal(60, 16), 1e4 * normal(60, 16, seed=1)
+    together = compress(torch.stack([small, large]), 20, sampling=sampling)
+    for row, tokens in enumerate((small, large)):
+        assert torch.equal(compress(tokens, 20, sampling=sampling).index, together.index[row])
+
+
+@pytest.mark.parametrize("variant", ["paper", "release"])
+def test_gradients_flow_through_what_is_kept(variant: str) -> None:
+    tokens = normal(30, 8).requires_grad_()
+    out = compress(tokens, 12, 4, variant=variant)
+    out.tokens.square().sum().backward()
+    assert tokens.grad is not None
+    assert tokens.grad.norm() > 0
+    assert not out.error.requires_grad
+
+
 def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     batch = normal(5, 64, 16)
     whole = compress(batch, 20)
@@ -173,6 +191,10 @@ def test_ragged_works_on_equal_sizes_together(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("apet.compression.Gram", Counting)
     compress(groups_of(*[40, 20] * 8), keep=12)
     assert sorted(made) == [8, 8]
+
+
+def test_keep_may_be_any_integer() -> None:
+    assert compress(normal(40, 8), np.int64(12)).tokens.shape == (12, 8)
 
 
 def test_ragged_of_nothing() -> None:
@@ -309,6 +331,7 @@ def test_nothing_makes_nan(name: str, sampling: str, variant: str) -> None:
         (lambda: compress(normal(40, 8), 10, variant="release"), r"at least 11"),
         (lambda: compress(normal(40, 8), 0), r"keep is 0.*at least 1"),
         (lambda: compress(normal(40, 8), -3), r"keep is -3"),
+        (lambda: compress(normal(40, 8), 12.5), r"keep is 12.5; it is a whole number"),
         (lambda: compress(normal(40, 8), 20, basis=0), r"basis is 0"),
         (lambda: compress(normal(8), 2), r"shape \(8,\).*\(N, D\) or \(B, N, D\)"),
         (lambda: compress(normal(2, 2, 8, 8), 2), r"shape \(2, 2, 8, 8\)"),

@@ -203,7 +203,7 @@ def test_a_group_does_not_depend_on_its_batch(name: str, keep: int) -> None:
 def test_blocks_and_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = [build(name, budget=9).select(view(normal(5, 36, 16), 9)) for name in ("divprune", "apet_greedy")]
     monkeypatch.setattr("apet.methods.divprune.BLOCK", 5 * 36 * 7)
-    monkeypatch.setattr("apet.methods.apet_greedy.CHUNK", {"cpu": 2 * 36 * 16})
+    monkeypatch.setattr("apet.compression.CHUNK", {"cpu": 2 * 36 * 16})
     parts = [build(name, budget=9).select(view(normal(5, 36, 16), 9)) for name in ("divprune", "apet_greedy")]
     for one, other in zip(whole, parts, strict=True):
         assert torch.equal(one.places, other.places)

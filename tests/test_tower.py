@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,14 @@ import pytest
 import tiny
 import torch
 from torch import Tensor
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AutoModelForImageTextToText, LlavaConfig
 
 from apet import ApET, attach, compress
 from apet.methods import build
+from apet.methods.base import Kept, Method, Model
 from apet.methods.tome import merge_pairs
 from apet.methods.visionzip import zip_tokens
+from apet.view import View
 
 TOWERS = ("llava", "llava_next", "qwen2_5_vl", "video_llava", "qwen3_vl")
 INSIDE = "vision.1=60%,vision.2=50%,encoder=40%,3=20%"
@@ -133,6 +136,69 @@ def test_visionzip_refuses_a_tower_without_attention_of_its_tokens() -> None:
         attach(tiny.model("llava_onevision"), build("visionzip", budget="40%"))
 
 
+def test_visionzip_acts_at_the_encoder_alone() -> None:
+    with pytest.raises(ValueError, match=r"'encoder=8,5=4'.*'encoder' alone"):
+        build("visionzip", schedule="encoder=8,5=4").plan(36, Model(6, 0, 0, False))
+
+
+def test_a_release_of_one_token_is_the_paper_s() -> None:
+    model, inputs = tiny.model("llava"), tiny.inputs("llava", rows("llava")[:2])
+    with torch.no_grad():
+        for budget in (9, "10%"):
+            with attach(model, ApET(budget=budget, variant="release")) as run:
+                assert model(**inputs).logits.isfinite().all()
+            assert run.stats[0].kept["encoder"] in (14, 5)
+        with attach(model, ApET(schedule="encoder=1", variant="release")) as run:
+            model(**inputs)
+        assert run.stats[0].kept == {"encoder": 1}
+
+
+def test_a_tower_that_is_no_clip_is_refused() -> None:
+    config = LlavaConfig(vision_config={"model_type": "pixtral"}, text_config=tiny.model("llava").config.text_config)
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config)
+    with pytest.raises(ValueError, match=r"'pixtral'; those with 'clip_vision_model'"):
+        attach(model, ApET(budget=4))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["apet", "apet_greedy", "divprune", "tome", "visionzip"])
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_half_precision_rounds_the_model_alone(family: str, name: str, dtype: torch.dtype) -> None:
+    """What a method chooses among half-precision tokens, it chooses among the same numbers in float32."""
+    model, method = tiny.model(family, dtype=dtype), build(name, budget="50%")
+    views: list[View] = []
+    original = type(method).select
+
+    def select(self: Method, view: View) -> Kept:
+        exact = original(self, replace(view, tokens=view.tokens.float(), memory=dict(view.memory)))
+        kept = original(self, view)
+        assert torch.equal(kept.places, exact.places)
+        torch.testing.assert_close(kept.tokens, exact.tokens.to(kept.tokens.dtype))
+        views.append(view)
+        return kept
+
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch, attach(model, method):
+        patch.setattr(type(method), "select", select)
+        logits = model(**tiny.inputs(family, rows(family))).logits
+    assert logits.isfinite().all()
+    assert {view.tokens.dtype for view in views} == {dtype}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_half_precision_logits(family: str, dtype: torch.dtype) -> None:
+    """`uniform` keeps the same tokens in any precision: the logits move about as far as the unmodified model's."""
+    inputs, logits = tiny.inputs(family, rows(family)), []
+    for precision in (torch.float32, dtype):
+        model = tiny.model(family, dtype=precision)
+        for method in (build("vanilla"), build("uniform", budget="40%")):
+            with torch.no_grad(), attach(model, method):
+                logits.append(model(**inputs).logits[:, -1].float())
+    plain, compressed = (float((logits[way + 2] - logits[way]).abs().max()) for way in (0, 1))
+    assert 0 < compressed < 2.5 * plain
+
+
 # ---- attention
 
 
@@ -156,7 +222,7 @@ def test_attention_of_cls_is_the_tower_s() -> None:
     model.model.vision_tower.set_attn_implementation(recorded(weights))
     with torch.no_grad(), attach(model, build("visionzip", budget="40%")) as run:
         model.get_image_features(pixel_values=inputs["pixel_values"])
-        seen = run._vision.take().runs[0]
+        seen = run._vision.take(keep=False).runs[0]
     want = weights[2][:, :, 0, 1:].sum(dim=1)  # of the last layer that is used
     torch.testing.assert_close(seen.received, want)
 
@@ -169,7 +235,7 @@ def test_attention_received_is_the_tower_s(family: str) -> None:
     grid = inputs["image_grid_thw"]
     with torch.no_grad(), attach(model, build("visionzip", budget="40%")) as run:
         model.get_image_features(pixel_values=inputs["pixel_values"], image_grid_thw=grid)
-        seen = run._vision.take().runs[0]
+        seen = run._vision.take(keep=False).runs[0]
     last = weights[-len(grid) :]  # one matrix an image: the last block is not windowed
     received = torch.cat([one[0].mean(dim=0).mean(dim=0) for one in last]).view(-1, 4).mean(dim=1)
     if family == "qwen3_vl":  # no windows: tokens are in reading order

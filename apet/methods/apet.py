@@ -23,13 +23,17 @@ class ApET(Method):
     variant: Variant = "paper"
 
     def select(self, view: View) -> Kept:
+        basis, variant = min(self.basis, view.keep), self.variant
+        if variant == "release":  # needs a slot beside its basis; one token alone is the paper's
+            basis, variant = (min(self.basis, view.keep - 1), variant) if view.keep > 1 else (1, "paper")
         out = compress(
             view.tokens,
             view.keep,
-            min(self.basis, view.keep),
+            basis,
             self.sampling,
             self.merge,
             self.seed,
-            variant=self.variant,
+            variant=variant,
+            check=False,  # would wait for the device inside the model's layers
         )
         return Kept(out.tokens, out.index)

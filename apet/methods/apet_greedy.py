@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from apet.compression import CHUNK, CHUNK_DEVICE
+from apet.compression import chunks
 from apet.gram import Gram, gather
 from apet.greedy import greedy_basis
 from apet.merge import averages, most_similar
@@ -31,9 +31,7 @@ class ApETGreedy(Method):
     merge: bool = True
 
     def select(self, view: View) -> Kept:
-        _, count, width = view.tokens.shape
-        per_chunk = max(1, CHUNK.get(view.tokens.device.type, CHUNK_DEVICE) // (count * width))
-        parts = [self._keep(part, view.keep) for part in view.tokens.split(per_chunk)]
+        parts = [self._keep(chunk, view.keep) for chunk in chunks(view.tokens)]
         tokens, places = (torch.cat(column) for column in zip(*parts, strict=True))
         return Kept(tokens.to(view.tokens.dtype), places)
 

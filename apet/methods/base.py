@@ -42,6 +42,7 @@ class Method(ABC):
     needs_attention: ClassVar[bool] = False  # of the decoder: `view.decoder.before`
     needs_tower: ClassVar[bool] = False  # attention of the vision tower: `view.tower`
     inside_tower: ClassVar[bool] = False  # its own schedule has sites inside the vision tower
+    encoder_only: ClassVar[bool] = False  # spends a budget at the encoder, whatever the family
     after_projector: ClassVar[bool] = False  # at the encoder, look at what enters the decoder, whatever the family
 
     budget: int | str | None = None  # visual tokens, or a share such as "10%": the average over the decoder's layers
@@ -65,7 +66,10 @@ class Method(ABC):
         """The method's own way to spend `budget`; by default the paper's."""
         assert self.budget is not None
         return Schedule.from_budget(
-            self.budget, visual_tokens=visual_tokens, layers=model.layers, encoder_only=model.encoder_only
+            self.budget,
+            visual_tokens=visual_tokens,
+            layers=model.layers,
+            encoder_only=self.encoder_only or model.encoder_only,
         )
 
     @abstractmethod

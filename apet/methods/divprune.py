@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 from apet.gram import NOISE, Gram, first_largest, gather
-from apet.methods.base import Kept, Method, Model
-from apet.schedule import Schedule
+from apet.methods.base import Kept, Method
 from apet.view import View
 
 BLOCK = 1 << 22  # cosines held at a time while all are needed
@@ -31,10 +30,8 @@ class DivPrune(Method):
     """At the decoder's entry, by diversity."""
 
     name: ClassVar[str] = "divprune"
+    encoder_only: ClassVar[bool] = True
     after_projector: ClassVar[bool] = True
-
-    def spend(self, visual_tokens: int, model: Model) -> Schedule:
-        return super().spend(visual_tokens, model._replace(encoder_only=True))
 
     def select(self, view: View) -> Kept:
         places = most_diverse(view.tokens, view.keep).sort(dim=1).values

@@ -17,8 +17,7 @@ from typing import ClassVar
 
 from apet.grid import partition
 from apet.merge import averages
-from apet.methods.base import Kept, Method, Model
-from apet.schedule import Schedule
+from apet.methods.base import Kept, Method
 from apet.view import View
 
 
@@ -27,9 +26,7 @@ class Downsample(Method):
     """At the encoder, the mean of each region."""
 
     name: ClassVar[str] = "downsample"
-
-    def spend(self, visual_tokens: int, model: Model) -> Schedule:
-        return super().spend(visual_tokens, model._replace(encoder_only=True))
+    encoder_only: ClassVar[bool] = True
 
     def select(self, view: View) -> Kept:
         region, centres = (part.to(view.tokens.device) for part in partition(*view.grid, view.keep))

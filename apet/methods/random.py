@@ -17,8 +17,7 @@ from typing import ClassVar
 import torch
 
 from apet.gram import gather
-from apet.methods.base import Kept, Method, Model
-from apet.schedule import Schedule
+from apet.methods.base import Kept, Method
 from apet.view import View
 
 
@@ -27,11 +26,9 @@ class Random(Method):
     """At the encoder, by chance."""
 
     name: ClassVar[str] = "random"
+    encoder_only: ClassVar[bool] = True
 
     seed: int = 0
-
-    def spend(self, visual_tokens: int, model: Model) -> Schedule:
-        return super().spend(visual_tokens, model._replace(encoder_only=True))
 
     def select(self, view: View) -> Kept:
         count = view.tokens.shape[1]

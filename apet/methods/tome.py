@@ -32,10 +32,10 @@ NOISE = 1e-6  # of cosines in float32
 class ToMe(Method):
     name: ClassVar[str] = "tome"
     inside_tower: ClassVar[bool] = True
+    encoder_only: ClassVar[bool] = True
 
     def spend(self, visual_tokens: int, model: Model) -> Schedule:
-        assert self.budget is not None
-        one = Schedule.from_budget(self.budget, visual_tokens=visual_tokens, layers=model.layers, encoder_only=True)
+        one = super().spend(visual_tokens, model)
         keep, steps = one.tokens_at(0), max(1, model.tower_layers)
         sites = [
             Site("vision", step, visual_tokens - round(step * (visual_tokens - keep) / steps))
@@ -46,16 +46,16 @@ class ToMe(Method):
     def select(self, view: View) -> Kept:
         sizes = view.memory.get("sizes", torch.ones_like(view.tokens[..., 0], dtype=torch.float64))
         keys = view.tokens if view.keys is None else view.keys
-        tokens, places = view.tokens, torch.arange(view.tokens.shape[1], device=sizes.device).expand_as(sizes)
+        tokens, places = view.tokens.double(), torch.arange(view.tokens.shape[1], device=sizes.device).expand_as(sizes)
         while tokens.shape[1] > view.keep:  # one round can at most halve them
             tokens, stay, sizes = merge_pairs(tokens, keys, sizes, max(view.keep, -(-tokens.shape[1] // 2)))
             places, keys = places.gather(1, stay), gather(keys, stay)
         view.memory["sizes"] = sizes
-        return Kept(tokens, places)
+        return Kept(tokens.to(view.tokens.dtype), places)
 
 
 def merge_pairs(tokens: Tensor, keys: Tensor, sizes: Tensor, keep: int) -> tuple[Tensor, Tensor, Tensor]:
-    """One round: (G, N, D) to (G, keep, D), the places that stay (G, keep), and how many tokens each stands for."""
+    """One round: float64 (G, keep, D) of (G, N, D), the places (G, keep) that stay, and what each stands for."""
     groups, count, width = tokens.shape
     unit = keys.double() / torch.linalg.vector_norm(keys.double(), dim=-1, keepdim=True).clamp(min=1e-300)
     cosine = unit[:, 1::2] @ unit[:, ::2].mT  # of the odd places with the even ones
@@ -69,4 +69,4 @@ def merge_pairs(tokens: Tensor, keys: Tensor, sizes: Tensor, keep: int) -> tuple
     alive = torch.ones(groups, count, dtype=torch.uint8, device=tokens.device).scatter(1, gone, 0)
     stay = alive.sort(dim=1, descending=True, stable=True).indices[:, :keep]
     sizes = sizes.gather(1, stay)
-    return (gather(weighted, stay) / sizes[..., None]).to(tokens.dtype), stay, sizes
+    return gather(weighted, stay) / sizes[..., None], stay, sizes

@@ -13,8 +13,7 @@ from typing import ClassVar
 
 from apet.gram import gather
 from apet.grid import partition
-from apet.methods.base import Kept, Method, Model
-from apet.schedule import Schedule
+from apet.methods.base import Kept, Method
 from apet.view import View
 
 
@@ -23,9 +22,7 @@ class Uniform(Method):
     """At the encoder, evenly over the picture."""
 
     name: ClassVar[str] = "uniform"
-
-    def spend(self, visual_tokens: int, model: Model) -> Schedule:
-        return super().spend(visual_tokens, model._replace(encoder_only=True))
+    encoder_only: ClassVar[bool] = True
 
     def select(self, view: View) -> Kept:
         _, centres = partition(*view.grid, view.keep)

@@ -34,6 +34,7 @@ NOISE = 1e-6  # of attention and cosines in float32, as a share of the largest
 class VisionZip(Method):
     name: ClassVar[str] = "visionzip"
     needs_tower: ClassVar[bool] = True
+    encoder_only: ClassVar[bool] = True
 
     contextual: float = 5 / 32  # of the tokens kept, how many stand for the others
 
@@ -42,9 +43,11 @@ class VisionZip(Method):
         if not 0 <= self.contextual < 1:
             raise ValueError(f"contextual is {self.contextual}; it is a share of the tokens kept, from 0 to below 1")
 
-    def spend(self, visual_tokens: int, model: Model) -> Schedule:
-        assert self.budget is not None
-        return Schedule.from_budget(self.budget, visual_tokens=visual_tokens, layers=model.layers, encoder_only=True)
+    def plan(self, visual_tokens: int, model: Model) -> Schedule:
+        schedule = super().plan(visual_tokens, model)
+        if any(site.stage != "encoder" for site in schedule.sites):
+            raise ValueError(f"visionzip has '{schedule}'; it reads the tower's attention, and acts at 'encoder' alone")
+        return schedule
 
     def select(self, view: View) -> Kept:
         assert view.tower is not None
