@@ -40,12 +40,19 @@ class Gram:
 
 def gather(tokens: Tensor, index: Tensor) -> Tensor:
     """The tokens (B, N, D) at `index` (B, R), as (B, R, D)."""
-    return tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[-1]))
+    return tokens[
+        torch.arange(len(tokens), device=index.device)[:, None], index
+    ]  # copies rows, where gather copies items
 
 
 def first_largest(value: Tensor, noise: Tensor | float) -> Tensor:
-    """Index of the largest value along the last dimension, of equals the first: (.., 1)."""
-    return (value >= value.amax(-1, keepdim=True) - noise).byte().argmax(-1, keepdim=True)
+    """Index of the largest value along the last dimension, of equals the first: (.., 1).
+
+    Equal is whatever the noise of either could explain: a small token's distance may lie within a large one's noise.
+    """
+    if isinstance(noise, Tensor) and noise.shape[-1] > 1:
+        return (value + noise >= (value - noise).amax(-1, keepdim=True)).byte().argmax(-1, keepdim=True)
+    return (value >= value.amax(-1, keepdim=True) - 2 * noise).byte().argmax(-1, keepdim=True)
 
 
 def largest(value: Tensor, count: int, noise: Tensor | float) -> Tensor:

@@ -7,16 +7,22 @@ from torch import Tensor
 
 from apet.gram import NOISE, Gram, first_largest, gather
 
+BLOCK = 1 << 21  # cosines held at a time: few enough to stay in a cache
+
 
 def most_similar(gram: Gram, index: Tensor) -> Tensor:
     """For every token the slot, 0..K-1, of the kept token it belongs to: (B, N).
 
     That is the kept token with the largest cosine similarity, of equals the first; a kept token belongs to itself.
     """
-    inverse = torch.where(gram.norms > 0, 1 / gram.norms, 0.0)  # a zero vector is equally unlike everything
-    kept = gather(gram.tokens, index) * inverse.gather(1, index)[..., None]
-    cosine = torch.bmm(gram.tokens, kept.mT).mul_(inverse[..., None])  # (B, N, K)
-    slot = first_largest(cosine, NOISE)[..., 0]
+    kept = gather(gram.tokens, index)  # (B, K, D)
+    length = gram.norms.gather(1, index)[..., None]
+    inverse = torch.where(length > 0, 1 / length, 0.0)  # a zero vector is equally unlike everything
+    # The other norm, |v_j|, is the same for all that token j is compared with: it scales the noise instead.
+    width = max(1, BLOCK // max(1, index.numel()))
+    parts = zip(gram.tokens.split(width, dim=1), gram.norms[..., None].split(width, dim=1), strict=True)
+    slots = [first_largest(torch.bmm(kept, tokens.mT).mul_(inverse).mT, NOISE * norms) for tokens, norms in parts]
+    slot = torch.cat(slots, dim=1)[..., 0]
     own = torch.arange(index.shape[1], device=index.device).expand_as(index)
     return slot.scatter(1, index, own)
 

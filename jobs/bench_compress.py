@@ -20,6 +20,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -149,12 +150,21 @@ def compare(shape: tuple[int, int, int, int], device: torch.device, repeat: int)
     }
 
 
-def grow(count: int, keep: int, device: torch.device, repeat: int) -> dict[str, Any]:
-    """Ours on one long group, width 1,024."""
-    tokens = normal(1, count, 1024).to(device)
-    ms = median_ms({"ours": lambda: compress(tokens, keep, BASIS)}, repeat, device)["ours"]
-    peak = peak_mib(lambda: compress(tokens, keep, BASIS), device)
-    return {"device": device.type, "count": count, "keep": keep, "ms": ms, "peak_mib": peak}
+def grow(device: torch.device, repeat: int) -> list[dict[str, Any]]:
+    """Ours on single groups of growing length, width 1,024, timed in turns so that all meet the same disturbance."""
+    groups = {(count, keep): normal(1, count, 1024).to(device) for count, keep in LONG}
+    ways = {f"{count}": partial(compress, group, keep, BASIS) for (count, keep), group in groups.items()}
+    ms = median_ms(ways, repeat, device)
+    return [
+        {
+            "device": device.type,
+            "count": count,
+            "keep": keep,
+            "ms": ms[f"{count}"],
+            "peak_mib": peak_mib(ways[f"{count}"], device),
+        }
+        for count, keep in LONG
+    ]
 
 
 def normal(*shape: int) -> Tensor:
@@ -188,12 +198,11 @@ def main() -> None:
             )
     print("\none long group, width 1024             ms   x the one before   peak MiB")
     for device in devices:
-        for count, keep in LONG:
-            found = grow(count, keep, device, repeat)
-            same = grown and grown[-1]["keep"] == keep and grown[-1]["device"] == device.type
+        for found in grow(device, repeat):
+            same = grown and grown[-1]["keep"] == found["keep"] and grown[-1]["device"] == device.type
             factor = f"{found['ms'] / grown[-1]['ms']:17.2f}x" if same else " " * 18
             grown.append(found)
-            name = f"{count} -> {keep}" + (" gpu" if device.type == "cuda" else "")
+            name = f"{found['count']} -> {found['keep']}" + (" gpu" if device.type == "cuda" else "")
             print(f"{name:31} {found['ms']:11.1f} {factor} {found['peak_mib']:10.0f}")
     print(
         json.dumps({"bench": "compress", "torch": torch.__version__, "where": where, "shapes": compared, "long": grown})

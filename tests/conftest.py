@@ -8,6 +8,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: nothing h
 
 import pytest
 import torch
+from hypothesis import settings
+
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("repeatable")  # a test that fails on one machine fails on all
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
