@@ -23,18 +23,18 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import Cache, PreTrainedModel
 
+from apet.encoder import EncoderSite
 from apet.labels import read_labels
+from apet.mask import causal_mask
 from apet.methods.base import Method, Model
 from apet.models import family_of
-from apet.models.base import Family, Seen
-from apet.prefill import Batch, Chosen, Prefill, RowStats, Shorter, causal_mask
-from apet.schedule import Stage
-from apet.view import DecoderSite, LayerInput, Sequence, TowerView, View
+from apet.models.base import Family
+from apet.prefill import Prefill, RowStats, Shorter
+from apet.view import DecoderSite, LayerInput, Sequence
 from apet.vision import Vision
 
 MEDIA = ("pixel_values", "pixel_values_images", "pixel_values_videos", "mm_encoder_outputs")  # bring visual tokens
 Call = tuple[tuple[Any, ...], dict[str, Any]]
-Write = tuple[Tensor, Tensor, Tensor]  # rows, columns, and the vectors that go there
 
 
 def attach(model: PreTrainedModel, method: Method, *, keep_index: bool = False) -> Attachment:
@@ -56,6 +56,7 @@ class _Call:
     replaced: dict[str, Any] = field(default_factory=dict)  # what layers get instead of what the decoder gives them
     placed: bool = True  # the caller gave the positions of a later step
     news: Tensor | None = None  # (B, t) bool: tokens after the prompt
+    gaps: bool = False  # is any of them padding?
     before: LayerInput | None = None
     entered: Sequence | None = None
     source: Tensor | None = None
@@ -170,15 +171,7 @@ class Attachment:
         prefill.stopwatch = seen.stopwatch or prefill.stopwatch
         if prefill.lost is not None:
             prefill.note("vision")
-        if seen.features and not self.method.after_projector:
-            chosen, writes = self._compress_features(prefill, seen)
-        else:
-            if seen.features:
-                embeds = embeds.clone()
-                row, column, vectors = self._project(seen, seen.labels)
-                embeds[row, column] = vectors.to(embeds.dtype)
-            chosen = prefill.choose(prefill.encoder_work(), lambda batch: self._at_encoder(batch, seen, embeds=embeds))
-            writes = [(one.batch.rows, one.columns, one.tokens) for one in chosen]
+        embeds, chosen, writes = EncoderSite(self.method, self._vision, prefill, seen).choose(embeds)
         prefill.join_groups()
         prefill.note("encoder")
         if chosen or prefill.lost is not None:
@@ -193,9 +186,9 @@ class Attachment:
         elif writes:
             embeds = embeds.clone()
         for row, columns, vectors in writes:
-            embeds[row, columns] = vectors.to(embeds.dtype)
+            embeds[row, columns] = vectors.to(embeds)
         kwargs["inputs_embeds"] = embeds
-        prefill.seen[-1] = prefill.valid
+        prefill.pass_layer(-1)
         if self.method.needs_attention:
             call.entered = Sequence(embeds, prefill.valid, prefill.visual)
             call.source = torch.arange(embeds.shape[1], device=embeds.device).expand_as(prefill.valid)
@@ -207,60 +200,6 @@ class Attachment:
         if not seeds or rows % len(seeds):
             raise ValueError(f"there are {len(seeds)} seeds for {rows} rows; give one for each prompt of the batch")
         return [seed for seed in seeds for _ in range(rows // len(seeds))]
-
-    def _compress_features(self, prefill: Prefill, seen: Seen) -> tuple[list[Chosen], list[Write]]:
-        """The encoder's site before a projector, which then sees only what is kept."""
-        flat = torch.cat([features.flatten(0, 1) for features in seen.features])
-        work = prefill.encoder_work()
-        rest = seen.labels.clone()  # what no group loses: whole groups, and CLS where a model keeps it
-        if prefill.lost is not None:
-            rest[prefill.lost] = -1
-        for part, keep in work:
-            if keep < len(part.columns) and part.group:
-                rest[part.row, part.group.columns] = -1
-        chosen = prefill.choose(work, lambda batch: self._at_encoder(batch, seen, flat=flat))
-        if not chosen and prefill.lost is None:
-            return [], [self._project(seen, rest)]
-        row, column = (rest >= 0).nonzero(as_tuple=True)
-        stay = rest[row, column].to(flat.device)
-        row, column = row.to(flat.device), column.to(flat.device)
-        with self._vision.projector() as project:
-            values = [one.tokens.flatten(0, 1).to(flat.dtype) for one in chosen]
-            projected = project(torch.cat([*values, flat[stay]])[None])[0]
-        *kept, others = torch.split(projected, [*map(len, values), len(stay)])
-        writes = [
-            (one.batch.rows, one.columns, vectors.view(*one.columns.shape, -1))
-            for one, vectors in zip(chosen, kept, strict=True)
-        ]
-        return chosen, [*writes, (row, column, others)]
-
-    def _project(self, seen: Seen, labels: Tensor) -> Write:
-        """What `labels` (B, S) say, exactly as the unmodified model would: tile by tile."""
-        with self._vision.projector() as project:
-            projected = torch.cat([project(features).flatten(0, 1) for features in seen.features])
-        row, column = (labels >= 0).nonzero(as_tuple=True)
-        which = labels[row, column].to(projected.device)
-        return row.to(projected.device), column.to(projected.device), projected[which]
-
-    def _at_encoder(self, batch: Batch, seen: Seen, flat: Tensor | None = None, embeds: Tensor | None = None) -> View:
-        """What a method sees of alike groups: features `flat` (P, D), or vectors that enter the decoder."""
-        known = [part.cells for part in batch.parts if part.cells is not None]
-        cells = torch.stack(known).to(batch.columns.device) if known else None
-        if flat is not None and cells is not None:
-            tokens = flat[cells]
-        else:
-            assert embeds is not None
-            tokens = embeds[batch.rows, batch.columns]
-        if cells is None or not seen.runs:
-            return self._view(batch, "encoder", 0, tokens)
-        attention = None
-        if self.method.needs_tower:
-            received, metric = seen.patches("received", cells), seen.patches("metric", cells)
-            cls = seen.patches("cls", cells[:, 0]) if flat is not None else None  # else it has a place of its own
-            attention = None if received is None or metric is None else TowerView(received, metric, cls)
-        keys = seen.patches("keys", cells) if self.method.inside_tower else None
-        memory = {name: seen.patches(name, cells) for name in seen.runs[0].memory}  # sizes of merged tokens, say
-        return self._view(batch, "encoder", 0, tokens, tower=attention, keys=keys, memory=memory)
 
     def _positions(self, prefill: Prefill, positions: Tensor | None, before: Tensor, short: Shorter) -> Tensor | None:
         """Survivors keep their positions, or close ranks: each then moves down by what was dropped before it."""
@@ -280,7 +219,7 @@ class Attachment:
     def _continue(self, call: _Call, kwargs: dict[str, Any]) -> dict[str, Any]:
         """A step after the prompt: its new tokens follow the shorter prompt."""
         prefill, mask, positions = call.prefill, kwargs.get("attention_mask"), kwargs.get("position_ids")
-        entered = prefill.seen[-1]
+        entered = prefill.left[-1].valid
         count = kwargs["past_key_values"].get_seq_length() + kwargs["inputs_embeds"].shape[1] - entered.shape[1]
         if mask is None:
             call.news = torch.ones(len(entered), count, dtype=torch.bool, device=entered.device)
@@ -291,6 +230,7 @@ class Attachment:
                 "this step does not continue the compressed prompt: give an attention_mask (rows, tokens) over the"
                 " prompt as it was and all tokens since, or start again without the cache"
             )
+        call.gaps = mask is not None and len(prefill.left) > 1 and not bool(call.news.all())  # waits, once a step
         if prefill.repacked:
             kwargs["attention_mask"] = torch.cat([entered, call.news], dim=1).long()
             if positions is not None and not self.family.keeps_positions:
@@ -302,13 +242,16 @@ class Attachment:
     def _layer(self, depth: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
         if self._now is None:
             return None
-        call, hidden = self._now, args[0]
+        call, hidden, left = self._now, args[0], self._now.prefill.left
         if call.ids is not None:
             hidden = self._decoder_site(call, depth, layer, hidden, kwargs | call.replaced)
-        elif depth in call.prefill.seen:
+        elif depth in left:
             assert call.news is not None
-            valid = torch.cat([call.prefill.seen[depth], call.news], dim=1)
-            call.replaced = {"attention_mask": causal_mask(self.family.decoder.config, hidden, valid)}
+            valid, whole = (torch.cat([left[at].valid, call.news], dim=1) for at in (depth, -1))
+            mask = causal_mask(
+                self.family.decoder, depth, hidden, valid, whole.shape[1], left[depth].padded or call.gaps
+            )
+            call.replaced = {"attention_mask": mask}
         return (hidden, *args[1:]), kwargs | call.replaced
 
     def _decoder_site(
@@ -330,19 +273,26 @@ class Attachment:
         )
         chosen = prefill.choose(
             prefill.decoder_work(depth),
-            lambda batch: self._view(batch, "decoder", depth, hidden[batch.rows, batch.columns], decoder=site),
+            lambda batch: batch.view("decoder", depth, hidden[batch.rows, batch.columns], decoder=site),
         )
         prefill.note(str(depth))
         if not chosen:
             return hidden
         short = prefill.drop(chosen)
-        prefill.seen[depth] = prefill.valid
+        prefill.pass_layer(depth)
         hidden = short.rows(hidden)
         for one in chosen:
             hidden[one.batch.rows, short.place[one.batch.rows, one.columns]] = one.tokens.to(hidden.dtype)
         call.source = None if call.source is None else short.last(call.source)
         call.replaced = {
-            "attention_mask": causal_mask(self.family.decoder.config, hidden, prefill.valid),
+            "attention_mask": causal_mask(
+                self.family.decoder,
+                depth,
+                hidden,
+                prefill.valid,
+                prefill.left[-1].valid.shape[1],
+                prefill.left[depth].padded,
+            ),
             "position_embeddings": (short.rows(here.cos), short.rows(here.sin)),
             "position_ids": None,  # a layer needs the angles alone; to a flash kernel gaps look like packed rows
         }
@@ -358,6 +308,3 @@ class Attachment:
             self._caches[cache] = prefill
             prefill.cache_bytes = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
         self._now = None
-
-    def _view(self, batch: Batch, stage: Stage, layer: int, tokens: Tensor, **more: Any) -> View:
-        return View(stage, layer, tokens, batch.keep, batch.grid, batch.seeds, batch.rows, batch.columns, **more)

@@ -1,7 +1,7 @@
 """One batch of prompts on its way through a model: where its visual tokens stand, what was dropped, what is left.
 
-Lengths live on the host and columns on the model's device. Which tokens are kept is known on the device alone, how
-many is known before, so nothing here waits for the device.
+Lengths live on the host and columns on the device of the embeddings. Which tokens are kept is known on the device
+alone, how many is known before, so nothing here waits for the device: what goes there is copied without blocking.
 """
 
 from __future__ import annotations
@@ -9,16 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
 
 from apet.methods.base import Method, Model
 from apet.models.base import Group, Medium
-from apet.schedule import Schedule, share
+from apet.schedule import Schedule, Stage, share
 from apet.stopwatch import Stopwatch
 from apet.view import View
 
@@ -95,6 +93,10 @@ class Batch(NamedTuple):
     grid: tuple[int, int]
     seeds: tuple[int, ...]
 
+    def view(self, stage: Stage, layer: int, tokens: Tensor, **more: Any) -> View:
+        """What a method sees of them."""
+        return View(stage, layer, tokens, self.keep, self.grid, self.seeds, self.rows, self.columns, **more)
+
 
 class Chosen(NamedTuple):
     """What was kept of a `Batch`."""
@@ -102,6 +104,13 @@ class Chosen(NamedTuple):
     batch: Batch
     tokens: Tensor  # (G, K, D)
     columns: Tensor  # (G, K) of the batch's columns
+
+
+class Left(NamedTuple):
+    """What is left of a batch from some layer on."""
+
+    valid: Tensor  # (B, S) bool: not padding
+    padded: bool  # is any of it padding?
 
 
 class Prefill:
@@ -131,8 +140,8 @@ class Prefill:
         self.lost = lost if lost is not None and lost.any() else None
         left = valid if self.lost is None else valid & ~self.lost
         self.lengths: list[int] = left.sum(dim=1).tolist()  # of what stays
-        self.valid = valid.to(device)  # (B, S) of the sequence as it is now
-        self.visual = visual.to(device)  # likewise
+        self.valid = self.to_device(valid)  # (B, S) of the sequence as it is now
+        self.visual = self.to_device(visual)  # likewise
         self.tracked = [
             Tracked(
                 row, sum(len(before.columns) for before in media[:place]), len(medium.columns), *self._plan(row, medium)
@@ -140,10 +149,10 @@ class Prefill:
             for row, media in enumerate(rows)
             for place, medium in enumerate(media)
         ]
-        self._to_device()
+        self._parts_to_device()
         self.sites = {s.layer for t in self.tracked for s in t.schedule.sites if s.stage == "decoder"}
         self.dropped = torch.zeros(self.batch, 1, dtype=torch.int64, device=device)  # by the encoder's site, per row
-        self.seen: dict[int, Tensor] = {}  # (B, S) by layer: what is valid from there on; -1: from the entry on
+        self.left: dict[int, Left] = {}  # by layer: from there on; -1: from the entry on
         self.repacked = False  # the sequence that enters the decoder is not the prompt's, even if it is as wide
         self.stopwatch = Stopwatch(device)
         self.cache_bytes = 0
@@ -174,15 +183,18 @@ class Prefill:
     def parts(self) -> list[Part]:
         return [part for tracked in self.tracked for part in tracked.parts]
 
-    def _to_device(self) -> None:
+    def to_device(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device, non_blocking=True)
+
+    def _parts_to_device(self) -> None:
         """All columns in one copy."""
         parts = self.parts()
         if not parts:  # a prompt of text alone
             return
         sizes = [len(part.columns) for part in parts]
-        columns, origin = torch.stack(
-            [torch.cat([part.columns for part in parts]), torch.cat([part.origin for part in parts])]
-        ).to(self.device)
+        columns, origin = self.to_device(
+            torch.stack([torch.cat([part.columns for part in parts]), torch.cat([part.origin for part in parts])])
+        )
         for part, here, which in zip(parts, torch.split(columns, sizes), torch.split(origin, sizes), strict=True):
             part.columns, part.origin = here, which
 
@@ -211,7 +223,7 @@ class Prefill:
         for (_, keep, grid), parts in alike.items():
             batch = Batch(
                 parts,
-                torch.tensor([[part.row] for part in parts], device=self.device),
+                self.to_device(torch.tensor([[part.row] for part in parts])),
                 torch.stack([part.columns for part in parts]),
                 torch.stack([part.origin for part in parts]),
                 keep,
@@ -258,11 +270,15 @@ class Prefill:
         self.valid, self.visual = short.valid, short.last(self.visual) & short.valid
         parts = self.parts()
         sizes = [len(part.columns) for part in parts]
-        rows = torch.tensor([part.row for part in parts]).repeat_interleave(torch.tensor(sizes)).to(self.device)
+        rows = self.to_device(torch.tensor([part.row for part in parts]).repeat_interleave(torch.tensor(sizes)))
         moved = short.place[rows, torch.cat([part.columns for part in parts])]
         for part, columns in zip(parts, torch.split(moved, sizes), strict=True):
             part.columns = columns
         return short
+
+    def pass_layer(self, layer: int) -> None:
+        """From this layer on, the sequence is what it is now."""
+        self.left[layer] = Left(self.valid, min(self.lengths) < self.valid.shape[1])
 
     def _average(self, row: int, there: int) -> float:
         """Visual tokens of a row that a decoder layer sees, over all layers."""
@@ -289,21 +305,3 @@ class Prefill:
                 )
             )
         return found
-
-
-def causal_mask(config: PreTrainedConfig, hidden: Tensor, valid: Tensor) -> Tensor | None:
-    """The mask that the model's kernel wants, for the last Q of S tokens, of which `valid` (B, S) are no padding."""
-    queries, keys = hidden.shape[1], valid.shape[1]
-    mask: Tensor | None = ALL_MASK_ATTENTION_FUNCTIONS[config._attn_implementation](
-        batch_size=hidden.shape[0],
-        q_length=queries,
-        kv_length=keys,
-        q_offset=keys - queries,
-        kv_offset=0,
-        mask_function=causal_mask_function,
-        attention_mask=valid,
-        dtype=hidden.dtype,
-        device=hidden.device,
-        config=config,
-    )
-    return mask

@@ -1,0 +1,1 @@
+"""Rows in, answer rows out: sources, decoding, the actors that answer, scores, Parquet and tracking, on Ray Data."""

@@ -1,0 +1,117 @@
+"""One folder on any file system, with the few acts that are safe everywhere.
+
+A file is written whole or not at all: to a temporary name and renamed where files can be renamed in one step, by a
+single PUT on an object store. Nothing here ever appends.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pyarrow import NativeFile, fs
+
+_SCHEME = re.compile(r"^[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+SCHEMES = ("file", "s3", "gs", "gcs")
+
+
+def split(uri: str) -> tuple[fs.FileSystem, str]:
+    """The file system of a path or URI, and the path within it."""
+    if not _SCHEME.match(uri):
+        return fs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
+    scheme = uri.split("://", 1)[0].lower()
+    if scheme not in SCHEMES:
+        raise ValueError(f"{redacted(uri)} is on {scheme}://; supported are local paths and {', '.join(SCHEMES)}")
+    system, path = fs.FileSystem.from_uri(uri)
+    return system, path
+
+
+def redacted(uri: str) -> str:
+    """A URI as it may be shown: without a password, without what follows a question mark."""
+    return re.sub(r"//[^/@]*@", "//***@", uri).split("?")[0] if _SCHEME.match(uri) else uri
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Files directly in one folder; it comes to exist with the first file written. Travels to workers as its URI."""
+
+    uri: str
+
+    @classmethod
+    def of(cls, uri: str) -> Folder:
+        return cls(uri.rstrip("/") if _SCHEME.match(uri) else str(Path(uri).expanduser().absolute()))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Folder, (self.uri,)
+
+    @cached_property
+    def _place(self) -> tuple[fs.FileSystem, str]:
+        return split(self.uri)
+
+    @property
+    def local(self) -> Path | None:
+        system, path = self._place
+        return Path(path) if isinstance(system, fs.LocalFileSystem) else None
+
+    def child(self, name: str) -> Folder:
+        base, mark, query = self.uri.partition("?")  # s3://bucket/folder?endpoint_override=...
+        return Folder(f"{base.rstrip('/')}/{name}{mark}{query}")
+
+    def _path(self, name: str) -> str:
+        return f"{self._place[1].rstrip('/')}/{name}"
+
+    def names(self) -> list[str]:
+        """Files directly in it, sorted; none if it does not exist."""
+        system, path = self._place
+        infos = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
+        return sorted(info.base_name for info in infos if info.type == fs.FileType.File)
+
+    def sizes(self) -> Mapping[str, int]:
+        system, path = self._place
+        infos = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
+        return {info.base_name: info.size for info in infos if info.type == fs.FileType.File}
+
+    def exists(self, name: str) -> bool:
+        return bool(self._place[0].get_file_info(self._path(name)).type == fs.FileType.File)
+
+    def open(self, name: str) -> NativeFile:
+        return self._place[0].open_input_file(self._path(name))
+
+    def read(self, name: str) -> bytes:
+        with self.open(name) as file:
+            return bytes(file.read())
+
+    def write(self, name: str, data: bytes) -> None:
+        """All of `data` under `name`, or nothing: a reader never sees half of it, and a lost machine leaves none."""
+        folder = self.local
+        if folder is None:
+            with self._place[0].open_output_stream(self._path(name)) as stream:
+                stream.write(data)
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f".{name}.{uuid.uuid4().hex[:8]}.tmp"
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, folder / name)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+    def rename(self, old: str, new: str) -> None:
+        self._place[0].move(self._path(old), self._path(new))
+
+    def delete(self, name: str) -> None:
+        """Delete a file; one that is gone already is no error."""
+        try:
+            self._place[0].delete_file(self._path(name))
+        except FileNotFoundError:
+            pass
