@@ -242,25 +242,34 @@ class Attachment:
     def _layer(self, depth: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
         if self._now is None:
             return None
-        call, hidden, left = self._now, args[0], self._now.prefill.left
+        call, hidden = self._now, args[0]
         if call.ids is not None:
             hidden = self._decoder_site(call, depth, layer, hidden, kwargs | call.replaced)
-        elif depth in left:
-            assert call.news is not None
-            valid, whole = (torch.cat([left[at].valid, call.news], dim=1) for at in (depth, -1))
-            mask = causal_mask(
-                self.family.decoder, depth, hidden, valid, whole.shape[1], left[depth].padded or call.gaps
-            )
-            call.replaced = {"attention_mask": mask}
+        elif depth in call.prefill.left:
+            call.replaced = {"attention_mask": self._mask(call, depth, hidden)}
         return (hidden, *args[1:]), kwargs | call.replaced
+
+    def _mask(self, call: _Call, depth: int, hidden: Tensor) -> Tensor | None:
+        """What the layers from a site on may attend to."""
+        (valid, padded), (whole, _) = call.prefill.left[depth], call.prefill.left[-1]
+        count = whole.shape[1]
+        if call.news is not None:
+            valid, padded, count = torch.cat([valid, call.news], dim=1), padded or call.gaps, count + call.news.shape[1]
+        return causal_mask(self.family.decoder, depth, hidden, valid, padded, count)
 
     def _decoder_site(
         self, call: _Call, depth: int, layer: nn.Module, hidden: Tensor, kwargs: dict[str, Any]
     ) -> Tensor:
         """The entry of a decoder layer: what goes in, after what the schedule drops here."""
         prefill, before = call.prefill, call.before
-        here = LayerInput(layer, hidden, *kwargs["position_embeddings"])
-        call.before = here if self.method.needs_attention and depth + 1 in prefill.sites else None
+        asks_later = self.method.needs_attention and depth + 1 in prefill.sites
+        call.before = None
+        if depth not in prefill.sites and not asks_later:
+            return hidden
+        home = prefill.device  # of a model on several devices, all tokens are chosen on one
+        hidden = hidden.to(home)
+        here = LayerInput(layer, hidden, *(angles.to(home) for angles in kwargs["position_embeddings"]))
+        call.before = here if asks_later else None
         if depth not in prefill.sites:
             return hidden
         site = DecoderSite(
@@ -285,18 +294,11 @@ class Attachment:
             hidden[one.batch.rows, short.place[one.batch.rows, one.columns]] = one.tokens.to(hidden.dtype)
         call.source = None if call.source is None else short.last(call.source)
         call.replaced = {
-            "attention_mask": causal_mask(
-                self.family.decoder,
-                depth,
-                hidden,
-                prefill.valid,
-                prefill.left[-1].valid.shape[1],
-                prefill.left[depth].padded,
-            ),
+            "attention_mask": self._mask(call, depth, hidden),
             "position_embeddings": (short.rows(here.cos), short.rows(here.sin)),
             "position_ids": None,  # a layer needs the angles alone; to a flash kernel gaps look like packed rows
         }
-        if call.before is not None:
+        if asks_later:
             call.before = LayerInput(layer, hidden, *call.replaced["position_embeddings"])
         return hidden
 

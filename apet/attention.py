@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from apet.gram import gather, largest
+from apet.mask import window_of
 from apet.view import LayerInput, View
 
 CHUNK = 1 << 27  # attention weights held at a time
@@ -79,8 +80,7 @@ def _attention(layer: LayerInput) -> Any:
             f"attention weights cannot be computed for {type(layer.layer).__name__}: it has no {', '.join(lacks)};"
             " choose a method that needs none, such as apet"
         )
-    config = getattr(attention, "config", None)
-    window = getattr(attention, "sliding_window", getattr(config, "sliding_window", None))
+    window = window_of(layer.layer)
     if window is not None and window < layer.hidden.shape[1]:
         raise ValueError(
             f"attention weights cannot be computed for {type(layer.layer).__name__} and {layer.hidden.shape[1]} tokens:"

@@ -17,12 +17,12 @@ def window_of(layer: nn.Module) -> int | None:
     return window
 
 
-def causal_mask(decoder: Any, depth: int, hidden: Tensor, valid: Tensor, whole: int, padded: bool) -> Tensor | None:
+def causal_mask(decoder: Any, depth: int, hidden: Tensor, valid: Tensor, padded: bool, whole: int) -> Tensor | None:
     """For layer `depth` and later ones: the last Q of S tokens, of which `valid` (B, S) are no padding.
 
+    padded: whether any of `valid` is false. Known on the host, so that nothing need wait for the device.
     whole:  tokens that the layers before the first site see: a window is a stretch of those, and a kernel that counts
             its own tokens would look back further
-    padded: whether any of `valid` is false. Known on the host, so that nothing need wait for the device.
     """
     for number, layer in enumerate(decoder.layers[depth:], depth):
         if (window := window_of(layer)) is not None and window < whole:

@@ -100,6 +100,7 @@ class PackedRun:
     received: Tensor | None = None  # (U,) in reading order: attention that a token receives in the last block
     metric: Tensor | None = None  # (U, d) and its key
     memory: dict[str, Tensor] = field(default_factory=dict)
+    inputs: dict[int, tuple[Tensor, dict[str, Any]]] = field(default_factory=dict)  # of blocks since the last site
 
     def drop(self, vision: Vision, depth: int, hidden: Tensor) -> Tensor:
         """A site: each picture keeps its number of tokens."""
@@ -128,19 +129,24 @@ class PackedRun:
         whole = torch.arange(len(self.order), device=hidden.device)
         self.cells = (whole if self.cells is None else self.cells)[index]
         self.place = torch.zeros_like(whole).scatter(0, self.order[self.cells], whole[:count])
+        self.inputs.clear()
         return tokens[index].view(-1, hidden.shape[-1])
 
     def shorter(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """A block's segments and rotary angles, for the patches that are left."""
         assert self.cells is not None
         unit, ends = self.tower.unit, inputs["cu_seqlens"]
+        if (known := self.inputs.get(id(ends))) is not None:  # counting segments waits for the device: once for a kind
+            return known[1]
         segment = torch.bucketize(self.cells * unit, ends.to(self.cells.device), right=True)
         counts = torch.unique_consecutive(segment, return_counts=True)[1] * unit
         patches = (self.cells[:, None] * unit + torch.arange(unit, device=self.cells.device)).flatten()
-        return {
+        shorter = {
             "cu_seqlens": torch.cat([ends.new_zeros(1), counts.cumsum(0).to(ends)]),
             "position_embeddings": tuple(angle[patches] for angle in inputs["position_embeddings"]),
         }
+        self.inputs[id(ends)] = ends, shorter  # holding the tensor, lest another one take its id
+        return shorter
 
     def attend(self, block: Any, hidden: Tensor, inputs: dict[str, Any]) -> None:
         """Attention that each token receives, the mean over the queries of its segment, the heads and its patches.

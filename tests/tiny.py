@@ -240,7 +240,14 @@ def model(family: str, attn: str = "sdpa", dtype: torch.dtype = torch.float32, s
     transformers answers a name with "flash" in it by looking for kernels.
     It never generates a placeholder, which a random model would and which breaks `generate(use_cache=False)`.
     """
-    built = hf.AutoModelForImageTextToText.from_config(_FAMILIES[family].config(), dtype=dtype).eval()
+    return build(_FAMILIES[family].config(), attn, dtype, seed)
+
+
+def build(
+    config: hf.PreTrainedConfig, attn: str = "sdpa", dtype: torch.dtype = torch.float32, seed: int = 0
+) -> hf.PreTrainedModel:
+    """Likewise, of a config of one's own."""
+    built = hf.AutoModelForImageTextToText.from_config(config, dtype=dtype).eval()
     built.config._attn_implementation = attn
     _weights(built, seed)
     built.generation_config = hf.GenerationConfig(

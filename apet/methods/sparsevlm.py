@@ -112,7 +112,8 @@ def recycle(tokens: Tensor, score: Tensor, kept: int, clusters: int, tau: float 
         return Kept(gather(tokens, chosen), chosen)
     again = most(score.scatter(1, chosen, -1.0), recycled(tokens.shape[1] - kept, tau))  # a score is at least 0
     centres, slot = density_peaks(Gram(gather(tokens, again)), clusters)
-    member = torch.nn.functional.one_hot(slot, clusters).double()  # (G, size, clusters)
+    member = torch.zeros(*slot.shape, clusters, dtype=torch.float64, device=slot.device)  # (G, size, clusters)
+    member.scatter_(2, slot[..., None], 1)
     means = member.mT @ gather(tokens, again).double() / member.sum(dim=1)[..., None]
     order = torch.cat([chosen, again.gather(1, centres)], dim=1).sort(dim=1)
     values = torch.cat([gather(tokens, chosen), means.to(tokens.dtype)], dim=1)

@@ -58,7 +58,7 @@ class Seen:
         """What the towers' runs have under a name for each of their tokens, (P, ...) in all, at `cells` of them."""
         found = [run.patches(name) for run in self.runs]
         whole = [one for one in found if one is not None]
-        return torch.cat(whole)[cells] if whole and len(whole) == len(found) else None
+        return torch.cat(whole).to(cells.device)[cells] if whole and len(whole) == len(found) else None
 
 
 @dataclass(frozen=True)
