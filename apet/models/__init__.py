@@ -1,8 +1,13 @@
-"""The model families that can be compressed, by transformers' `model_type`. One file each."""
+"""The model families that can be compressed, by transformers' `model_type`, one file each; and how one is loaded."""
 
 from __future__ import annotations
 
-from transformers import PreTrainedModel
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
 from apet.models.base import Family
 from apet.models.llava import Llava
@@ -24,7 +29,61 @@ FAMILIES: dict[str, type[Family]] = {
 
 def family_of(model: PreTrainedModel) -> Family:
     """The description of a loaded model."""
-    kind = model.config.model_type
+    return FAMILIES[_known(model.config.model_type)](model)
+
+
+def load(
+    name: str | Path,
+    *,
+    dtype: str | torch.dtype = "auto",
+    attn: str = "sdpa",
+    device: str | torch.device | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """A model and its processor, from a hub id or a folder; what cannot work is refused before weights are read.
+
+    dtype:    "auto" is the checkpoint's
+    attn:     the attention kernel: "sdpa", "eager", "flash_attention_2", or another that transformers knows
+    revision: a branch, tag or commit of the hub's repository
+
+    Weights come from safetensors, which hold numbers alone. The processor pads on the left, as generation needs it.
+    """
+    if attn == "flash_attention_2" and find_spec("flash_attn") is None:
+        raise ImportError(
+            f"attn is {attn!r}, and the package flash-attn is not installed; install it where there is a GPU and nvcc,"
+            " with `pip install -e '.[gpu]' --no-build-isolation`, or choose attn='sdpa'"
+        )
+    source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    config, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
+    _known(config.get("model_type"))
+    processor = AutoProcessor.from_pretrained(name, **source)
+    model: Any = AutoModelForImageTextToText.from_pretrained(
+        name, dtype=dtype, attn_implementation=attn, use_safetensors=True, **source
+    )
+    _agree(processor, model.config)
+    return model.to(device) if device is not None else model, processor
+
+
+def _known(kind: str | None) -> str:
     if kind not in FAMILIES:
         raise ValueError(f"models of type {kind!r} are not supported; these are: {', '.join(sorted(FAMILIES))}")
-    return FAMILIES[kind](model)
+    return kind
+
+
+def _agree(processor: Any, config: Any) -> None:
+    """A processor that pads on the left, and writes as many placeholders as the model has tokens.
+
+    Processors of older checkpoints do not say, or wrongly, how many these are; their models do.
+    """
+    processor.tokenizer.padding_side = "left"
+    if processor.tokenizer.pad_token is None:
+        processor.tokenizer.pad_token = processor.tokenizer.eos_token
+    told = {
+        "patch_size": config.vision_config.patch_size,
+        "vision_feature_select_strategy": getattr(config, "vision_feature_select_strategy", None),
+        "num_additional_image_tokens": int(config.vision_config.model_type == "clip_vision_model"),  # CLS
+    }
+    for name, value in told.items():
+        if hasattr(processor, name):
+            setattr(processor, name, value)
