@@ -6,6 +6,7 @@ single PUT on an object store. Nothing here ever appends.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import uuid
@@ -111,7 +112,5 @@ class Folder:
 
     def delete(self, name: str) -> None:
         """Delete a file; one that is gone already is no error."""
-        try:
+        with contextlib.suppress(FileNotFoundError):
             self._place[0].delete_file(self._path(name))
-        except FileNotFoundError:
-            pass

@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig, PreTrainedModel, ProcessorMixin
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    PreTrainedConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+)
 
 from apet.models.base import Family
 from apet.models.llava import Llava
@@ -54,15 +61,22 @@ def load(
             f"attn is {attn!r}, and the package flash-attn is not installed; install it where there is a GPU and nvcc,"
             " with `pip install -e '.[gpu]' --no-build-isolation`, or choose attn='sdpa'"
         )
+    processor = load_processor(name, revision=revision, trust_remote_code=trust_remote_code)
     source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    config, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
-    _known(config.get("model_type"))
-    processor = AutoProcessor.from_pretrained(name, **source)
     model: Any = AutoModelForImageTextToText.from_pretrained(
         name, dtype=dtype, attn_implementation=attn, use_safetensors=True, **source
     )
-    _agree(processor, model.config)
     return model.to(device) if device is not None else model, processor
+
+
+def load_processor(name: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> ProcessorMixin:
+    """A model's processor alone, as `load` gives it, for who prepares inputs elsewhere."""
+    known, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
+    _known(known.get("model_type"))
+    source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    processor = AutoProcessor.from_pretrained(name, **source)
+    _agree(processor, AutoConfig.from_pretrained(name, **source))
+    return processor
 
 
 def _known(kind: str | None) -> str:

@@ -1,0 +1,373 @@
+"""The actor: one loaded model that answers blocks of prepared rows under every point of the job.
+
+All points share the loaded model and the decoded rows. Whatever happens to one row is that row's answer: a batch that
+does not fit into memory is halved, a batch that fails is answered row by row, and a row that fails alone is an error
+row. Only what no `except` sees, a worker that dies, is the ledger's business.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import ray
+import torch
+from torch import Tensor
+from transformers import LogitsProcessorList, StoppingCriteriaList
+
+from apet import attach
+from apet.methods.base import Method
+from apet.models import load
+from pipelines.answers import Block
+from pipelines.benchmarks import benchmark
+from pipelines.generation import Clock, Sampler
+from pipelines.ledger import Done
+from pipelines.points import Point
+from pipelines.prepare import Collator, Recipe, blank, processor_of, unpacked
+from pipelines.rows import Kind, Medium, Row, described
+from pipelines.storage import Folder
+
+FLUSH = 15.0  # seconds after which answers go to disk though the block is not done
+Inputs = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One point of the job, and where its answers go."""
+
+    point: Point
+    run_id: str
+    folder: Folder
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every actor is told."""
+
+    recipe: Recipe
+    runs: tuple[Run, ...]
+    kind: Kind
+    split: str
+    model_name: str
+    dtype: str
+    attn: str | None
+    batch_size: int
+    max_new_tokens: int
+    temperature: float
+    seed: int
+    threads: int | None
+
+
+class Answerer:
+    """A callable class for Ray Data's `map_batches`: prepared rows in, receipts out, answers on disk between."""
+
+    def __init__(self, job: Job, ledger: Any) -> None:
+        began = time.monotonic()
+        self.job, self.ledger = job, ledger
+        self.worker = ray.get_runtime_context().get_actor_id()
+        stop = ray.get(ledger.arrive.remote(self.worker))
+        if stop:
+            raise RuntimeError(stop)
+        if job.threads:
+            torch.set_num_threads(job.threads)
+        self.device = torch.device("cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu")
+        self.model = load(
+            job.recipe.model,
+            revision=job.recipe.revision,
+            dtype=job.dtype,
+            attn=job.attn or "sdpa",
+            device=self.device,
+            trust_remote_code=job.recipe.trust_remote_code,
+        )[0]
+        self.processor = processor_of(job.recipe)
+        self.collate = Collator(self.processor)
+        self.methods = {run.point.name: run.point.build() for run in job.runs}
+        self.benchmark = benchmark(job.recipe.benchmark)
+        self._ahead = ThreadPoolExecutor(1, thread_name_prefix="collate")
+        self._warm_up()
+        ray.get(ledger.ready.remote(time.monotonic() - began))
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Answer the rows that each point still lacks."""
+        rows = [Prepared.of(fields) for fields in block.to_pylist()]
+        sheets = [Sheet(self, run, place, rows) for place, run in enumerate(self.job.runs)]
+        for row in rows:
+            if row.error is not None:
+                for sheet in sheets:
+                    sheet.fail(row, row.error)
+        fine = sorted((row for row in rows if row.error is None), key=lambda row: (row.tokens, row.row_id))
+        for batch, inputs in self._batches([row for row in fine if any(sheet.lacks(row) for sheet in sheets)]):
+            for some, its in self._safe(batch, inputs, sheets):
+                for sheet in sheets:
+                    self._answer(
+                        sheet, [row for row in some if sheet.lacks(row)], its if len(some) == len(batch) else None
+                    )
+                self._told(sheets)
+        for sheet in sheets:
+            sheet.flush()
+        self._told(sheets)
+        return pa.table({"rows": [len(rows)]})
+
+    def _batches(self, rows: list[Prepared]) -> Iterator[tuple[list[Prepared], Inputs]]:
+        """Batches with their inputs on the device; the next one is made while this one is worked on."""
+        size = self.job.batch_size
+        batches = [rows[start : start + size] for start in range(0, len(rows), size)]
+        ahead: list[Future[Inputs]] = [self._ahead.submit(self._inputs, batches[0])] if batches else []
+        for place, batch in enumerate(batches):
+            inputs = ahead.pop()
+            if place + 1 < len(batches):
+                ahead.append(self._ahead.submit(self._inputs, batches[place + 1]))
+            yield batch, inputs.result()
+
+    def _inputs(self, rows: Sequence[Prepared]) -> Inputs:
+        batch = self.collate([unpacked(row.inputs) for row in rows])
+        if self.device.type == "cuda":
+            batch = {name: value.pin_memory().to(self.device, non_blocking=True) for name, value in batch.items()}
+        return self.collate.normalised(batch)
+
+    def _safe(
+        self, batch: list[Prepared], inputs: Inputs, sheets: list[Sheet]
+    ) -> Iterator[tuple[list[Prepared], Inputs | None]]:
+        """The batch, once the ledger knows of it; rows that a worker died with come one by one, or not at all."""
+        suspects, lost = ray.get(self.ledger.begin.remote(self.worker, [row.row_id for row in batch]))
+        if not suspects and not lost:
+            yield batch, inputs
+            return
+        for row in batch:
+            if row.row_id in lost:
+                for sheet in sheets:
+                    sheet.fail(row, "WorkerDied: the worker died each time it answered this row alone")
+        calm = [row for row in batch if row.row_id not in {*suspects, *lost}]
+        if calm:
+            ray.get(self.ledger.begin.remote(self.worker, [row.row_id for row in calm]))
+            yield calm, None
+        for row in batch:
+            if row.row_id in suspects:
+                ray.get(self.ledger.alone.remote(self.worker, row.row_id))
+                yield [row], None
+                for sheet in sheets:
+                    sheet.flush()  # what is answered between two deaths stays answered
+
+    def _answer(self, sheet: Sheet, rows: list[Prepared], inputs: Inputs | None) -> None:
+        """Answer `rows` for one point, whatever it takes."""
+        if not rows:
+            return
+        began = time.time()
+        try:
+            whole = inputs is not None and len(inputs["input_ids"]) == len(rows)
+            sheet.add(rows, self._generate(sheet.method, rows, inputs if whole else self._inputs(rows)), began)
+        except torch.OutOfMemoryError as error:
+            trouble: Exception = error
+            half = (len(rows) + 1) // 2
+        except Exception as error:
+            if "CUDA error" in str(error) or isinstance(error, getattr(torch, "AcceleratorError", ())):
+                print(f"worker {self.worker} ends: {described(error)}", file=sys.stderr, flush=True)
+                os._exit(70)  # the device is of no use to this process any more; the ledger takes it from here
+            trouble = error
+            half = 1
+        else:
+            return
+        if len(rows) == 1:
+            sheet.fail(rows[0], described(trouble))
+            return
+        del trouble  # its traceback holds the batch's tensors
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        for start in range(0, len(rows), half):
+            self._answer(sheet, rows[start : start + half], None)
+
+    @torch.inference_mode()
+    def _generate(
+        self, method: Method, rows: Sequence[Prepared], inputs: Inputs, tokens: int | None = None
+    ) -> list[dict[str, Any]]:
+        """One batch under one method: what there is to say of each row's answer."""
+        clock, seeds = Clock(self.device), [self._seed(row.row_id) for row in rows]
+        luck = [Sampler(self.job.temperature, seeds)] if self.job.temperature else []
+        with attach(self.model, method) as attached:
+            attached.seeds = seeds
+            clock.mark()
+            out = self.model.generate(
+                **inputs,
+                do_sample=False,
+                max_new_tokens=tokens or self.job.max_new_tokens,
+                logits_processor=LogitsProcessorList(luck),
+                stopping_criteria=StoppingCriteriaList([clock]),
+            )
+            prefill_ms, decode_ms = clock.read()
+            stats = attached.stats
+        new = out[:, inputs["input_ids"].shape[1] :]
+        texts = self.processor.batch_decode(new, skip_special_tokens=True)
+        ends = {self.processor.tokenizer.eos_token_id, self.processor.tokenizer.pad_token_id}
+        count = len(rows)
+        return [
+            {
+                "prediction": text.strip(),
+                "budget": stat.budget,
+                "schedule": ",".join(f"{site}={kept}" for site, kept in stat.kept.items()),
+                "visual_tokens_in": stat.visual_tokens,
+                "visual_tokens_kept": list(stat.kept.values()),
+                "prompt_tokens": int(mask.sum()),
+                "new_tokens": next((at + 1 for at, token in enumerate(answer) if token in ends), len(answer)),
+                "batch_rows": count,
+                "prefill_ms": prefill_ms / count,
+                "decode_ms": decode_ms / count,
+                "compress_ms": stat.compress_ms,
+            }
+            for text, stat, mask, answer in zip(texts, stats, inputs["attention_mask"], new.tolist(), strict=True)
+        ]
+
+    def _seed(self, row_id: str) -> int:
+        """A row's own: what it draws depends on nothing else."""
+        return int.from_bytes(hashlib.sha256(f"{self.job.seed}/{row_id}".encode()).digest()[:6])
+
+    def _warm_up(self) -> None:
+        """One answer for each point before anything is measured."""
+        content = [{"type": self.job.kind}, {"type": "text", "text": "?"}]
+        text = f"<{self.job.kind}>\n?"
+        if self.processor.chat_template:
+            text = self.processor.apply_chat_template(
+                [{"role": "user", "content": content}], add_generation_prompt=True
+            )
+        given = blank(self.processor, self.job.kind, self.job.recipe.frames)
+        raw = self.processor(text=[text], **given, return_tensors="pt", do_rescale=False, do_normalize=False)
+        rows = [Prepared(Row("warm-up"), "", b"", 0, None, ())]
+        for method in self.methods.values():
+            inputs = {name: value.to(self.device) for name, value in self.collate.normalised(dict(raw)).items()}
+            self._generate(method, rows, inputs, tokens=2)
+
+    def _told(self, sheets: Sequence[Sheet]) -> None:
+        self.ledger.end.remote(self.worker, [sheet.told() for sheet in sheets], time.time())
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A row as the CPU tasks hand it over."""
+
+    row: Row
+    prompt: str
+    inputs: bytes  # none if there is an error
+    tokens: int
+    error: str | None
+    wanted: tuple[int, ...]  # the places of the runs that lack it
+
+    SCHEMA = pa.schema(
+        [
+            ("row_id", pa.string()),
+            ("type", pa.string()),
+            ("question", pa.string()),
+            ("kinds", pa.list_(pa.string())),
+            ("media", pa.list_(pa.string())),
+            ("answers", pa.list_(pa.string())),
+            ("options", pa.list_(pa.string())),
+            ("prompt", pa.string()),
+            ("inputs", pa.large_binary()),
+            ("tokens", pa.int64()),
+            ("error", pa.string()),
+            ("wanted", pa.list_(pa.int16())),
+        ]
+    )
+
+    @property
+    def row_id(self) -> str:
+        return self.row.row_id
+
+    def fields(self) -> dict[str, Any]:
+        """As a row of a table with SCHEMA: media by name only, what they show is in `inputs`."""
+        row = self.row
+        return {
+            "row_id": row.row_id,
+            "type": row.type,
+            "question": row.question,
+            "kinds": [medium.kind for medium in row.media],
+            "media": [medium.name for medium in row.media],
+            "answers": row.answers,
+            "options": row.options,
+            "prompt": self.prompt,
+            "inputs": self.inputs,
+            "tokens": self.tokens,
+            "error": self.error,
+            "wanted": self.wanted,
+        }
+
+    @classmethod
+    def of(cls, fields: dict[str, Any]) -> Prepared:
+        media = tuple(Medium(kind, path) for kind, path in zip(fields["kinds"], fields["media"], strict=True))
+        answers, options = tuple(fields["answers"]), tuple(fields["options"])
+        row = Row(fields["row_id"], media, fields["question"], answers, options, fields["type"])
+        return cls(row, fields["prompt"], fields["inputs"], fields["tokens"], fields["error"], tuple(fields["wanted"]))
+
+
+class Sheet:
+    """The answers of one run to one block."""
+
+    def __init__(self, answerer: Answerer, run: Run, place: int, rows: Sequence[Prepared]) -> None:
+        self.answerer, self.run, self.place = answerer, run, place
+        self.method = answerer.methods[run.point.name]
+        self.block = Block(run.folder, [row.row_id for row in rows])
+        self.done = self.block.answered()
+        self._rows: list[dict[str, Any]] = []
+        self._flushed = time.monotonic()
+        self._done = Done(run.point.name)
+
+    def lacks(self, row: Prepared) -> bool:
+        return self.place in row.wanted and row.row_id not in self.done
+
+    def add(self, rows: Sequence[Prepared], answers: Sequence[dict[str, Any]], began: float) -> None:
+        self._done.spent_s += time.time() - began
+        self._done.began = self._done.began or began
+        for row, answer in zip(rows, answers, strict=True):
+            self._done.visual_tokens += answer["visual_tokens_in"]
+            score, correct = self.answerer.benchmark.score(row.row, answer["prediction"])
+            self._put(row, {**answer, "score": score, "correct": correct, "status": "ok"})
+        if time.monotonic() - self._flushed > FLUSH:
+            self.flush()
+
+    def fail(self, row: Prepared, error: str) -> None:
+        if self.lacks(row):
+            self._done.errors += 1
+            self._put(row, {"status": "error", "error": error})
+
+    def _put(self, row: Prepared, answer: dict[str, Any]) -> None:
+        job, device = self.answerer.job, self.answerer.device
+        self.done.add(row.row_id)
+        self._done.rows += 1
+        self._rows.append(
+            {
+                "row_id": row.row_id,
+                "benchmark": job.recipe.benchmark,
+                "split": job.split,
+                "type": row.row.type,
+                "media": [medium.name for medium in row.row.media],
+                "question": row.row.question,
+                "prompt": row.prompt,
+                "reference": row.row.answers,
+                "model": job.model_name,
+                "method": self.method.name,
+                "peak_memory_bytes": torch.cuda.max_memory_allocated() if device.type == "cuda" else None,
+                "answered_at": datetime.now(UTC),
+                "actor": self.answerer.worker,
+                "point": self.run.point.name,
+                "run_id": self.run.run_id,
+                **answer,
+            }
+        )
+
+    def flush(self) -> None:
+        self.block.write(self._rows)
+        self._rows = []
+        self._flushed = time.monotonic()
+
+    def told(self) -> Done:
+        """What was done since it was last told."""
+        done, self._done = self._done, Done(self.run.point.name)
+        return done

@@ -1,0 +1,20 @@
+"""Benchmarks: where their questions come from and how their answers are scored. One file each, one line here."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from importlib import import_module
+
+from pipelines.benchmarks.base import Benchmark
+
+BENCHMARKS = ("manifest", "shapes", "motion")  # modules here, imported when asked for
+
+
+def benchmark(name: str) -> Benchmark:
+    """The benchmark of that name: `BENCHMARK` in the file of that name."""
+    if name not in BENCHMARKS:
+        close = get_close_matches(name, BENCHMARKS, n=1)
+        hint = f" (did you mean '{close[0]}'?)" if close else ""
+        raise ValueError(f"there is no benchmark '{name}'{hint}; there are {', '.join(BENCHMARKS)}")
+    found: Benchmark = import_module(f"pipelines.benchmarks.{name}").BENCHMARK
+    return found

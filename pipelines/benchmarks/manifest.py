@@ -1,0 +1,37 @@
+"""The user's own questions: a manifest with answers, with options, or with neither.
+
+An answer is right if it equals one of the reference answers, but for case, articles and outer punctuation. With
+options the prompt lists them and asks for a letter; the letter or the option's text is right. Rows without answers are
+answered and not scored.
+"""
+
+from __future__ import annotations
+
+from pipelines.benchmarks.base import Benchmark, Score, letter, plain
+from pipelines.rows import Row
+
+
+class ManifestBenchmark(Benchmark):
+    name = "manifest"
+    version = "1"
+    kind = None
+
+    def prompt(self, row: Row) -> str:
+        if not row.options:
+            return row.question
+        lines = [f"{chr(ord('A') + place)}. {option}" for place, option in enumerate(row.options)]
+        return "\n".join([row.question, *lines, "Answer with the option's letter from the given choices directly."])
+
+    def score(self, row: Row, prediction: str) -> Score:
+        if not row.answers:
+            return Score(None, None)
+        right = {plain(answer) for answer in row.answers}
+        given = {plain(prediction)}
+        chosen = letter(prediction, len(row.options)) if row.options else None
+        if chosen is not None:
+            given = {plain(row.options[chosen]), chr(ord("a") + chosen)}
+        correct = bool(given & right)
+        return Score(float(correct), correct)
+
+
+BENCHMARK = ManifestBenchmark()

@@ -1,0 +1,106 @@
+"""Who works on which rows, and how far the job is: one small Ray actor that outlives the workers.
+
+A worker that dies (a decoder that crashes, a driver that fails, a machine that is lost) takes its batch with it. The
+ledger knows which rows that batch held: they are tried again one by one, and a row that takes its worker down every
+time it is alone becomes an error row. Nothing else is lost with it, and nothing is tried for ever.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import ray
+
+ALONE = 2  # deaths while answering a row by itself, after which it is given up
+DEATHS = 10  # of workers in a row without an answer between, after which the job is
+
+
+@dataclass
+class Done:
+    """What a worker has done for one point since it last said so."""
+
+    point: str
+    rows: int = 0
+    errors: int = 0
+    spent_s: float = 0.0
+    visual_tokens: int = 0
+    began: float = 0.0  # seconds since the epoch
+
+
+@dataclass
+class Progress:
+    """What the job has done so far, of all its workers."""
+
+    answered: Counter[str] = field(default_factory=Counter)  # rows by point
+    errors: Counter[str] = field(default_factory=Counter)
+    workers: int = 0  # ready to answer
+    deaths: int = 0
+    load_s: float = 0.0  # the slowest worker's
+    spent_s: Counter[str] = field(default_factory=Counter)  # by point: seconds of workers' time in batches
+    visual_tokens: Counter[str] = field(default_factory=Counter)  # by point: that the models would have seen
+    started: float = 0.0  # seconds since the epoch, of the first answer's batch
+    latest: float = 0.0  # and of the last answer
+
+
+@ray.remote(num_cpus=0)
+class Ledger:
+    def __init__(self) -> None:
+        self._open: dict[str, list[str]] = {}  # by worker: the rows it is answering
+        self._suspects: Counter[str] = Counter()  # rows that were in a batch whose worker died
+        self._alone: Counter[str] = Counter()
+        self._barren = 0  # deaths since the last answer
+        self._last = ""
+        self.progress = Progress()
+
+    def arrive(self, worker: str) -> str | None:
+        """A worker starts, perhaps again after it died. Returns why the job should stop, if it should."""
+        died = self._open.pop(worker, None)
+        if died is not None:
+            self.progress.deaths += 1
+            self._barren += 1
+            (self._alone if len(died) == 1 else self._suspects).update(died)
+            if len(died) == 1:
+                self._suspects.update(died)
+            self._last = ", ".join(died[:3])
+        if self._barren >= DEATHS:
+            return (
+                f"workers died {self._barren} times without an answer between, last while answering {self._last};"
+                " look for their end in Ray's logs (killed for memory? a driver's error?)"
+            )
+        return None
+
+    def ready(self, load_s: float) -> None:
+        self.progress.workers += 1
+        self.progress.load_s = max(self.progress.load_s, load_s)
+
+    def begin(self, worker: str, rows: Sequence[str]) -> tuple[list[str], list[str]]:
+        """A worker is about to answer `rows`: which of them to answer alone, and which to give up."""
+        self._open.pop(worker, None)
+        lost = [row for row in rows if self._alone[row] >= ALONE]
+        suspects = [row for row in rows if self._suspects[row] and row not in lost]
+        if not suspects and not lost:
+            self._open[worker] = list(rows)
+        return suspects, lost
+
+    def alone(self, worker: str, row: str) -> None:
+        self._open[worker] = [row]
+
+    def end(self, worker: str, done: Sequence[Done], now: float) -> None:
+        """A worker has answered what it began."""
+        self._open.pop(worker, None)
+        told = self.progress
+        for part in done:
+            if part.rows:
+                self._barren = 0
+                told.answered[part.point] += part.rows
+                told.errors[part.point] += part.errors
+                told.spent_s[part.point] += part.spent_s
+                told.visual_tokens[part.point] += part.visual_tokens
+                told.latest = max(told.latest, now)
+            if part.began:
+                told.started = min(told.started or part.began, part.began)
+
+    def tell(self) -> Progress:
+        return self.progress

@@ -1,0 +1,194 @@
+"""From a row to what a model reads, on CPU tasks; and from several rows to a batch, in the actor.
+
+The model's own processor does all of it: chat template, resizing, cropping, placeholders, tokens. Only its last step,
+from bytes to normalised floats, is left to the actor, so that what travels is a quarter of the size. A row that
+cannot be prepared becomes a row that says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AutoConfig, ProcessorMixin
+
+from apet.models import load_processor
+from pipelines import media
+from pipelines.benchmarks import benchmark
+from pipelines.manifest import Manifest
+from pipelines.rows import Row, described
+
+PIXELS = {"pixel_values", "pixel_values_images", "pixel_values_videos"}
+VICUNA = (
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed,"
+    " and polite answers to the user's questions. USER: {media}{question} ASSISTANT:"
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How rows become inputs; the same for all points of a job."""
+
+    model: str
+    revision: str | None
+    trust_remote_code: bool
+    benchmark: str
+    conversation: str
+    frames: int
+    min_pixels: int | None
+    max_pixels: int | None
+    room: int  # tokens that the answer may need
+
+
+class Preparer:
+    """Turns rows into model inputs, one at a time."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe, self.benchmark = recipe, benchmark(recipe.benchmark)
+        self.processor = processor_of(recipe)
+        config = AutoConfig.from_pretrained(
+            recipe.model, revision=recipe.revision, trust_remote_code=recipe.trust_remote_code
+        )
+        self.context: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+
+    def prompt(self, row: Row) -> str:
+        """The row's conversation with the media's placeholders."""
+        question = self.benchmark.prompt(row)
+        if self.recipe.conversation == "vicuna_v1":
+            return VICUNA.format(media="".join(f"<{medium.kind}>\n" for medium in row.media), question=question)
+        content = [{"type": medium.kind} for medium in row.media] + [{"type": "text", "text": question}]
+        text: str = self.processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True
+        )
+        return text
+
+    def __call__(self, row: Row, manifest: Manifest) -> tuple[str, dict[str, Tensor]]:
+        """The prompt and the model's inputs for it, pixels still bytes. Whatever is wrong is an exception."""
+        if row.error is not None:
+            raise RowError(row.error)
+        if not row.question.strip():
+            raise ValueError("the question is empty")
+        prompt = self.prompt(row)
+        images = [media.image(manifest.fetch(medium)) for medium in row.media if medium.kind == "image"]
+        clips = [media.video(manifest.fetch(each), self.recipe.frames) for each in row.media if each.kind == "video"]
+        given: dict[str, Any] = {}
+        if images:
+            given["images"] = images
+        if clips:
+            given["videos"] = [clip.frames for clip in clips]
+            given["video_metadata"] = [
+                {"fps": clip.fps, "total_num_frames": clip.total, "frames_indices": clip.indices} for clip in clips
+            ]
+            given["do_sample_frames"] = False
+        inputs = self.processor(text=[prompt], **given, return_tensors="pt", do_rescale=False, do_normalize=False)
+        tokens = inputs["input_ids"].shape[1]
+        if self.context is not None and tokens + self.recipe.room > self.context:
+            raise ValueError(
+                f"the prompt has {tokens} tokens with its media and the answer may need {self.recipe.room};"
+                f" the model reads at most {self.context}"
+            )
+        return prompt, dict(inputs)
+
+
+class RowError(Exception):
+    """An error that was described where the row was read."""
+
+
+def error_of(error: Exception) -> str:
+    return str(error) if isinstance(error, RowError) else described(error)
+
+
+def packed(inputs: dict[str, Tensor]) -> bytes:
+    return save({name: value.contiguous() for name, value in inputs.items()})
+
+
+def unpacked(data: bytes) -> dict[str, Tensor]:
+    return load(data)
+
+
+@cache
+def preparer(recipe: Recipe) -> Preparer:
+    """One a process, whatever the number of tasks it runs."""
+    torch.set_num_threads(1)  # the tasks are what runs side by side
+    return Preparer(recipe)
+
+
+def processor_of(recipe: Recipe) -> ProcessorMixin:
+    """The model's processor, with the job's limits on pixels."""
+    processor = load_processor(recipe.model, revision=recipe.revision, trust_remote_code=recipe.trust_remote_code)
+    if recipe.conversation == "model" and not processor.chat_template:
+        raise ValueError(f"{recipe.model} brings no chat template; choose --conversation vicuna_v1")
+    limits = {"shortest_edge": recipe.min_pixels, "longest_edge": recipe.max_pixels}
+    if any(limits.values()):
+        size = processor.image_processor.size
+        if not (size.get("shortest_edge") and size.get("longest_edge")):
+            raise ValueError(
+                f"{recipe.model} scales every image to {dict(size)}: leave out --min-pixels and --max-pixels,"
+                " which are for models of dynamic resolution"
+            )
+        for part in {processor.image_processor, getattr(processor, "video_processor", None)} - {None}:
+            part.size = {**part.size, **{edge: limit for edge, limit in limits.items() if limit}}
+    return processor
+
+
+class Collator:
+    """Rows' inputs to a left-padded batch, as the processor itself would have made it of all rows at once."""
+
+    def __init__(self, processor: ProcessorMixin) -> None:
+        self.pad = processor.tokenizer.pad_token_id
+        self.image = processor.image_processor
+        self.video = getattr(processor, "video_processor", None) or processor.image_processor
+
+    def __call__(self, rows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        width = max(row["input_ids"].shape[1] for row in rows)
+        batch: dict[str, Tensor] = {}
+        for name in dict.fromkeys(name for row in rows for name in row):
+            parts = [row[name] for row in rows if name in row]
+            if all(row[name].shape == row["input_ids"].shape for row in rows if name in row) and len(parts) == len(
+                rows
+            ):
+                fill = self.pad if name == "input_ids" else 0
+                batch[name] = torch.cat([F.pad(part, (width - part.shape[1], 0), value=fill) for part in parts])
+            else:
+                most = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
+                batch[name] = torch.cat([_grown(part, most) for part in parts])  # crops that an image has not: zeros
+        return batch
+
+    def normalised(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """With pixels as the model expects them, computed on the device that they are on."""
+        done = dict(batch)
+        for name in PIXELS & batch.keys():
+            done[name] = _normalised(batch[name], self.video if name == "pixel_values_videos" else self.image)
+        return done
+
+
+def _grown(part: Tensor, sizes: Sequence[int]) -> Tensor:
+    extra = [size - have for size, have in zip(sizes, part.shape[1:], strict=True)]
+    return F.pad(part, [pad for each in reversed(extra) for pad in (0, each)]) if any(extra) else part
+
+
+def _normalised(pixels: Tensor, processor: Any) -> Tensor:
+    """Bytes to floats in the order of operations of transformers' own processors: the same to the last bit."""
+    scale = 1.0 / processor.rescale_factor if processor.do_rescale else 1.0
+    if not processor.do_normalize:
+        return pixels.float() / scale
+    mean, deviation = (
+        torch.tensor(numbers, device=pixels.device) * scale for numbers in (processor.image_mean, processor.image_std)
+    )
+    channels = pixels.unflatten(-1, (len(mean), -1)) if pixels.ndim == 2 else pixels  # Qwen's patches are flat
+    shape = (-1, 1) if pixels.ndim == 2 else (-1, 1, 1)
+    out = (channels.float() - mean.view(shape)) / deviation.view(shape)
+    return out.view(pixels.shape)
+
+
+def blank(processor: ProcessorMixin, kind: str, frames: int) -> dict[str, Any]:
+    """A grey medium to warm up with."""
+    grey = np.full((frames, 64, 64, 3) if kind == "video" else (64, 64, 3), 127, dtype=np.uint8)
+    return {"videos": [grey]} if kind == "video" else {"images": [grey]}
