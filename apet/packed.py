@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 class PackedTower:
     module: Any  # the vision model
     mergers: tuple[nn.Module, ...]  # modules that make tokens of patches
+    resized: ClassVar[bool] = False
 
     @property
     def layers(self) -> Any:

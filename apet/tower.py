@@ -1,7 +1,8 @@
 """Inside a vision tower of tiles (CLIP): what a method may read there, and tokens dropped between its layers.
 
 A tile is one input of the tower: an image, a crop, a frame. All tiles of a call keep the same number, so that the
-tower's batch stays a rectangle; what was dropped is marked (`apet.labels`) for the decoder's entry to take out.
+tower's batch stays a rectangle; what was dropped is marked (`apet.labels`) for the decoder's entry to take out. Where
+the model resizes what the tower saw, a picture must have no holes: there a survivor stands in for what was dropped.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from apet.compression import chunks
+from apet.gram import Gram, gather
 from apet.labels import write_labels
+from apet.merge import most_similar
 from apet.view import View
 
 if TYPE_CHECKING:
@@ -30,6 +34,7 @@ class TileTower:
     size: int  # patches of a tile
     prefix: int  # tokens before them: CLS
     tiles: int  # tiles of a medium; 0: that differs
+    resized: bool = False  # the model resizes pictures of its tokens
 
     def hooks(self, module: nn.Module, vision: Vision) -> Iterator[RemovableHandle]:
         yield module.register_forward_pre_hook(partial(self._start, vision))
@@ -84,6 +89,8 @@ class TileTower:
         )
         with vision.timed(hidden):
             tokens, places = vision.method.select(view)
+        if self.resized:
+            run.stand_in(patches, places)
         run.cells = run.cells.gather(1, places)
         return (torch.cat([hidden[:, : self.prefix], tokens.to(hidden.dtype)], dim=1), *args[1:])
 
@@ -114,6 +121,13 @@ class TileRun:
     received: Tensor | None = None  # (tiles, T) attention in the last layer, see `clip_attention`
     metric: Tensor | None = None  # (tiles, T, d) and its keys
     cls: Tensor | None = None  # (tiles, D) what it makes of CLS
+    slot: Tensor | None = None  # (tiles, T) which of those left stands for each patch, where holes must not be
+
+    def stand_in(self, patches: Tensor, places: Tensor) -> None:
+        """For each of `patches` (tiles, k, D), the one of `places` (tiles, K) that it is most like takes its place."""
+        parts = zip(chunks(patches), places.split(len(chunks(patches)[0])), strict=True)
+        slot = torch.cat([most_similar(Gram(part), place) for part, place in parts])
+        self.slot = slot if self.slot is None else slot.gather(1, self.slot)
 
     def expand(self, left: Tensor, full: Tensor | None = None) -> Tensor:
         """What is left of all tiles (tiles, p + k, D), at its places among all (tiles, p + T, D), by default zeros.
@@ -138,9 +152,11 @@ class TileRun:
         return self.expand(kept).flatten() == 0
 
     def mark(self, features: Tensor) -> Tensor | None:
-        """Projected features (tiles, p + k, D) among marks where some were dropped; None if none were."""
+        """Projected features (tiles, p + k, D) among marks, or stand-ins, for dropped ones; None if none were."""
         if self.cells is None:
             return None
+        if self.slot is not None:
+            return gather(features, self.slot)
         size = self.tower.size + features.shape[1] - self.cells.shape[1]
         lost = self.lost(size)
         assert lost is not None
@@ -160,13 +176,13 @@ class TileRun:
         return full if value.ndim == 3 else full[:, 0]
 
 
-def clip_tower(tower: Any, feature_layer: int | list[int], tiles: int) -> TileTower:
-    """A CLIP or SigLIP tower, as far as its `feature_layer` (-2: all but the last); `tiles` as in `TileTower`."""
+def clip_tower(tower: Any, feature_layer: int | list[int], tiles: int, resized: bool = False) -> TileTower:
+    """A CLIP or SigLIP tower, as far as its `feature_layer` (-2: all but the last); the others as in `TileTower`."""
     layers = list(tower.encoder.layers)
     used = [feature_layer] if isinstance(feature_layer, int) else feature_layer
     depth = max(layer % (len(layers) + 1) for layer in used)
     side = tower.config.image_size // tower.config.patch_size
-    return TileTower(layers[:depth], side * side, int(hasattr(tower.embeddings, "class_embedding")), tiles)
+    return TileTower(layers[:depth], side * side, int(hasattr(tower.embeddings, "class_embedding")), tiles, resized)
 
 
 def clip_attention(layer: Any, hidden: Tensor, prefix: int) -> tuple[Tensor, Tensor]:

@@ -30,15 +30,16 @@ class Vision:
         self.inside = method.inside_tower or "vision." in (method.schedule or "")
         self.seen = Seen()
         self.projecting = False
-        if method.needs_tower and not family.towers:
+        towers, kind = family.towers.values(), family.model.config.model_type
+        if method.needs_tower and (not towers or any(tower.resized for tower in towers)):
             raise ValueError(
-                f"{method.name} reads the vision tower's attention, and the tokens of this model"
-                f" ({family.model.config.model_type}) are not the tower's patches, one by one; choose another method"
+                f"{method.name} reads the vision tower's attention, and the tokens of this model ({kind}) are not the"
+                " tower's patches, one by one; choose another method"
             )
-        if self.inside and not family.towers and not method.inside_tower:
+        if self.inside and not towers and not method.inside_tower:
             raise ValueError(
-                f"schedule {method.schedule!r} has a site inside the vision tower, whose tokens this family"
-                f" ({family.model.config.model_type}) cannot drop one by one; use the site 'encoder'"
+                f"schedule {method.schedule!r} has a site inside the vision tower, and of this model ({kind}) all of the"
+                " tower's tokens enter the decoder, CLS among them; use the site 'encoder'"
             )
 
     def hooks(self) -> Iterator[RemovableHandle]:

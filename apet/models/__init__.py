@@ -74,7 +74,7 @@ def load_processor(name: str | Path, *, revision: str | None = None, trust_remot
     known, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
     _known(known.get("model_type"))
     source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    processor = AutoProcessor.from_pretrained(name, **source)
+    processor: ProcessorMixin = AutoProcessor.from_pretrained(name, **source)
     _agree(processor, AutoConfig.from_pretrained(name, **source))
     return processor
 

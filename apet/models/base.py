@@ -121,7 +121,8 @@ class Family(ABC):
 
     @property
     def towers(self) -> dict[nn.Module, TileTower] | dict[nn.Module, PackedTower]:
-        """The vision towers that can have sites between their layers, or whose attention can be read."""
+        """The vision towers that can have sites between their layers, and whose attention can be read if their tokens
+        become the decoder's one by one."""
         return {}
 
     @property

@@ -6,6 +6,11 @@ are another: joined, unpadded and resized, they are one picture whose tokens str
 both together, shared by their size. Images of a prompt with several have the base tile alone. A group of a video is a
 frame. Survivors are renumbered, as for LLaVA-NeXT. Newlines (after each row of the crops, or after the last token of
 a lone base tile or a video) stay, outside the budget; SigLIP has no CLS token.
+
+A site inside the tower makes the tower cheaper, and a picture without holes is resized afterwards all the same: the
+survivor that a dropped patch was most like stands in its place. At the decoder's entry the method then leaves as many
+tokens as the schedule says there. No token there is a patch of the tower, so a method that ranks patches by the
+tower's attention is refused, and ToMe merges at the entry alone.
 """
 
 from __future__ import annotations
@@ -13,12 +18,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from apet.models.base import Family, Group, Medium, Seen
+from apet.tower import TileTower, clip_tower
 
 
 class LlavaOnevision(Family):
+    @property
+    def towers(self) -> dict[nn.Module, TileTower]:
+        return {self.tower: clip_tower(self.tower, self.model.config.vision_feature_layer, tiles=0, resized=True)}
+
     def media(self, ids: Tensor, embeds: Tensor, seen: Seen) -> list[list[Medium]]:
         config = self.model.config
         side = config.vision_config.image_size // config.vision_config.patch_size
