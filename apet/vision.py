@@ -38,8 +38,8 @@ class Vision:
             )
         if self.inside and not towers and not method.inside_tower:
             raise ValueError(
-                f"schedule {method.schedule!r} has a site inside the vision tower, and of this model ({kind}) all of the"
-                " tower's tokens enter the decoder, CLS among them; use the site 'encoder'"
+                f"schedule {method.schedule!r} has a site inside the vision tower, and this model ({kind}) lets all its"
+                " tokens into the decoder, CLS among them; use the site 'encoder'"
             )
 
     def hooks(self) -> Iterator[RemovableHandle]:
