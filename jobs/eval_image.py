@@ -1,0 +1,24 @@
+"""Ask a model about images, with its visual tokens compressed and not. `--help` explains the flags.
+
+    python jobs/eval_image.py
+    ray job submit --working-dir . -- python jobs/eval_image.py --budget 64 --output s3://bucket/results
+
+Without arguments it is the demo: a few minutes on two CPU cores.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from pipelines.config import parse
+
+
+def main() -> int:
+    config = parse("image", sys.argv[1:])
+    from pipelines.run import run  # not needed to refuse a typing error
+
+    return run(config)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
