@@ -23,6 +23,7 @@ import ray
 import torch
 from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteriaList
+from transformers.utils import logging as transformers_logging
 
 from apet import attach
 from apet.methods.base import Method
@@ -30,7 +31,7 @@ from apet.models import load
 from pipelines.answers import Block
 from pipelines.benchmarks import benchmark
 from pipelines.generation import Clock, Sampler
-from pipelines.ledger import Done
+from pipelines.ledger import Desk, Done
 from pipelines.points import Point
 from pipelines.prepare import Collator, Recipe, blank, processor_of, unpacked
 from pipelines.rows import Kind, Medium, Row, described
@@ -72,11 +73,11 @@ class Answerer:
 
     def __init__(self, job: Job, ledger: Any) -> None:
         began = time.monotonic()
-        self.job, self.ledger = job, ledger
-        self.worker = ray.get_runtime_context().get_actor_id()
-        stop = ray.get(ledger.arrive.remote(self.worker))
-        if stop:
-            raise RuntimeError(stop)
+        self.job = job
+        self.worker = (ray.is_initialized() and ray.get_runtime_context().get_actor_id()) or "alone"
+        self.desk = Desk(ledger, self.worker)
+        self.desk.arrive()
+        transformers_logging.disable_progress_bar()
         if job.threads:
             torch.set_num_threads(job.threads)
         self.device = torch.device("cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu")
@@ -94,7 +95,7 @@ class Answerer:
         self.benchmark = benchmark(job.recipe.benchmark)
         self._ahead = ThreadPoolExecutor(1, thread_name_prefix="collate")
         self._warm_up()
-        ray.get(ledger.ready.remote(time.monotonic() - began))
+        self.desk.ready(time.monotonic() - began)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Answer the rows that each point still lacks."""
@@ -138,7 +139,7 @@ class Answerer:
         self, batch: list[Prepared], inputs: Inputs, sheets: list[Sheet]
     ) -> Iterator[tuple[list[Prepared], Inputs | None]]:
         """The batch, once the ledger knows of it; rows that a worker died with come one by one, or not at all."""
-        suspects, lost = ray.get(self.ledger.begin.remote(self.worker, [row.row_id for row in batch]))
+        suspects, lost = self.desk.begin([row.row_id for row in batch])
         if not suspects and not lost:
             yield batch, inputs
             return
@@ -148,11 +149,11 @@ class Answerer:
                     sheet.fail(row, "WorkerDied: the worker died each time it answered this row alone")
         calm = [row for row in batch if row.row_id not in {*suspects, *lost}]
         if calm:
-            ray.get(self.ledger.begin.remote(self.worker, [row.row_id for row in calm]))
+            self.desk.begin([row.row_id for row in calm])
             yield calm, None
         for row in batch:
             if row.row_id in suspects:
-                ray.get(self.ledger.alone.remote(self.worker, row.row_id))
+                self.desk.alone(row.row_id)
                 yield [row], None
                 for sheet in sheets:
                     sheet.flush()  # what is answered between two deaths stays answered
@@ -246,7 +247,7 @@ class Answerer:
             self._generate(method, rows, inputs, tokens=2)
 
     def _told(self, sheets: Sequence[Sheet]) -> None:
-        self.ledger.end.remote(self.worker, [sheet.told() for sheet in sheets], time.time())
+        self.desk.end([sheet.told() for sheet in sheets])
 
 
 @dataclass(frozen=True)

@@ -92,8 +92,8 @@ def settle(folder: Folder, *, retry_errors: bool = False) -> pa.Array:
 def read(folder: Folder, columns: Sequence[str] | None = None) -> pa.Table:
     """All answers of a run, sorted by row_id."""
     names = [name for name in folder.names() if name.endswith(".parquet")]
-    parts = [pq.read_table(folder.open(name), columns=columns) for name in names]
-    table = pa.concat_tables(parts) if parts else ANSWERS.empty_table().select(columns or ANSWERS.names)
+    parts = [pq.read_table(folder.open(name), columns=list(columns) if columns else None) for name in names]
+    table = pa.concat_tables(parts) if parts else ANSWERS.empty_table().select(list(columns or ANSWERS.names))
     return table.sort_by("row_id") if "row_id" in table.column_names else table
 
 
@@ -149,9 +149,7 @@ class Lock:
         self._heart.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._stop.set()
         self._heart.join()
         holder = self._holder()

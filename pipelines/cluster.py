@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import math
 import os
+import sys
 from dataclasses import dataclass
 
 import ray
 
+STARTS = 3
 MOST_ACTORS = 8  # that we start by ourselves where there are no GPUs to count
 
 
@@ -29,11 +31,23 @@ class Share:
 
 
 def join(address: str | None) -> None:
-    """Join the cluster at `address` or of this Ray job, or start one on this machine."""
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    """Join the cluster at `address` or of this Ray job, or start one on this machine; once a process."""
+    if ray.is_initialized():
+        return
     where = address or os.environ.get("RAY_ADDRESS") or "local"
-    alone = {"include_dashboard": False} if where == "local" else {}
-    ray.init(address=where, logging_level=logging.ERROR, log_to_driver=True, **alone)
+    if where != "local":
+        ray.init(address=where, logging_level=logging.ERROR)
+        return
+    os.environ.setdefault("RAY_agent_register_timeout_ms", "120000")
+    for attempt in range(STARTS):  # Ray gives its own processes 30 seconds, which a busy laptop may exceed
+        try:
+            ray.init(address="local", logging_level=logging.ERROR, include_dashboard=False)
+            return
+        except Exception as error:
+            ray.shutdown()
+            if "timed out during startup" not in str(error) or attempt == STARTS - 1:
+                raise
+            print("Ray did not start within its 30 seconds; trying again ...", file=sys.stderr)
 
 
 def share(actors: tuple[int, int] | None, gpus_per_actor: float | None, cpus_per_actor: float | None) -> Share:

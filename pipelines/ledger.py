@@ -7,9 +7,11 @@ time it is alone becomes an error row. Nothing else is lost with it, and nothing
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import ray
 
@@ -44,8 +46,9 @@ class Progress:
     latest: float = 0.0  # and of the last answer
 
 
-@ray.remote(num_cpus=0)
-class Ledger:
+class Book:
+    """What the ledger knows; by itself for one worker without a cluster."""
+
     def __init__(self) -> None:
         self._open: dict[str, list[str]] = {}  # by worker: the rows it is answering
         self._suspects: Counter[str] = Counter()  # rows that were in a batch whose worker died
@@ -104,3 +107,37 @@ class Ledger:
 
     def tell(self) -> Progress:
         return self.progress
+
+
+Ledger = ray.remote(num_cpus=0)(Book)
+
+
+class Desk:
+    """A worker's place at the ledger: what it says is known there before it goes on, for it may die at any moment."""
+
+    def __init__(self, ledger: Any, worker: str) -> None:
+        self._ledger, self.worker = ledger, worker
+
+    def arrive(self) -> None:
+        """Start, or start again. RuntimeError if the job has no hope."""
+        stop = self._ask("arrive", self.worker)
+        if stop:
+            raise RuntimeError(stop)
+
+    def ready(self, load_s: float) -> None:
+        self._ask("ready", load_s)
+
+    def begin(self, rows: Sequence[str]) -> tuple[list[str], list[str]]:
+        suspects, lost = self._ask("begin", self.worker, rows)
+        return suspects, lost
+
+    def alone(self, row: str) -> None:
+        self._ask("alone", self.worker, row)
+
+    def end(self, done: Sequence[Done]) -> None:
+        self._ask("end", self.worker, done, time.time())
+
+    def _ask(self, name: str, *given: Any) -> Any:
+        if isinstance(self._ledger, Book):
+            return getattr(self._ledger, name)(*given)
+        return ray.get(getattr(self._ledger, name).remote(*given))

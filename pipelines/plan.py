@@ -8,7 +8,7 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -17,9 +17,8 @@ from ray.data import ActorPoolStrategy, DataContext
 
 from pipelines import cluster
 from pipelines.answerer import Answerer, Job, Prepared, Run
-from pipelines.benchmarks.base import Benchmark
 from pipelines.config import EvalConfig
-from pipelines.ledger import Ledger, Progress
+from pipelines.ledger import Desk, Ledger, Progress
 from pipelines.manifest import Manifest
 from pipelines.prepare import Recipe, error_of, packed, preparer
 from pipelines.rows import Row
@@ -36,10 +35,15 @@ TICK = 2.0
 class Pipeline:
     """The cluster, the plan and the watch over it, for one job."""
 
-    def __init__(self, config: EvalConfig, bench: Benchmark, manifest: Manifest, units: Sequence[Unit]) -> None:
-        self.config, self.manifest, self.units = config, manifest, units
+    def __init__(
+        self, config: EvalConfig, manifest: Manifest, units: Sequence[Unit], worker: type[Answerer] = Answerer
+    ) -> None:
+        self.config, self.manifest, self.units, self.worker = config, manifest, units, worker
         cluster.join(config.ray_address)
         self.share = cluster.share(config.actors, config.gpus_per_actor, config.cpus_per_actor)
+        self.ledger = Ledger.remote()
+        self._wanted = 0  # answers
+        self._had = {unit.point.name: dict(unit.record.rows) for unit in units if unit.record}
         print(f"{self.share}; batches of {config.batch_size} rows", flush=True)
         self.job = Job(
             recipe=Recipe(
@@ -68,12 +72,12 @@ class Pipeline:
 
     def answer(self, todo: pa.Table) -> None:
         """Answer these rows; returns when each has been tried."""
-        ledger = Ledger.remote()
-        with Watch(ledger, self.units, sum(len(wanted) for wanted in todo["wanted"].to_pylist())):
-            for _ in self._plan(todo, ledger).iter_batches(batch_size=None, batch_format="pyarrow"):
+        self._wanted = self._wanted or sum(len(wanted) for wanted in todo["wanted"].to_pylist())
+        with Watch(self.ledger, self.units, self._wanted, self._had):
+            for _ in self._plan(todo).iter_batches(batch_size=None, batch_format="pyarrow"):
                 pass
 
-    def _plan(self, todo: pa.Table, ledger: Any) -> ray.data.Dataset:
+    def _plan(self, todo: pa.Table) -> ray.data.Dataset:
         context = DataContext.get_current()
         context.enable_progress_bars = False
         context.print_on_execution_start = False
@@ -86,24 +90,27 @@ class Pipeline:
             ray.data.from_arrow([todo.slice(start, size) for start in range(0, len(todo), size)])
             .map_batches(
                 prepared,
-                fn_kwargs={"recipe": self.job.recipe, "manifest": self.manifest, "ledger": ledger},
+                fn_kwargs={"recipe": self.job.recipe, "manifest": self.manifest, "ledger": self.ledger},
                 batch_size=None,
                 batch_format="pyarrow",
                 num_cpus=share.prepare_cpus,
-                max_retries=100,  # the ledger decides how often
+                ray_remote_args_fn=_patient,
             )
             .map_batches(
-                Answerer,
-                fn_constructor_kwargs={"job": self.job, "ledger": ledger},
+                self.worker,
+                fn_constructor_kwargs={"job": self.job, "ledger": self.ledger},
                 batch_size=size,
                 batch_format="pyarrow",
                 compute=ActorPoolStrategy(min_size=share.least, max_size=share.most),
                 num_cpus=share.cpus,
-                max_restarts=-1,
-                max_task_retries=-1,
                 **gpus,
             )
         )
+
+
+def _patient() -> dict[str, Any]:
+    """A task whose process dies is run again; how often is for the ledger to say."""
+    return {"max_retries": 100}
 
 
 def rows_per_block(rows: int, actors: int, batch_size: int) -> int:
@@ -116,11 +123,9 @@ def prepared(block: pa.Table, recipe: Recipe, manifest: Manifest, ledger: Any) -
     """A task: read the rows that these pointers lie at, decode their media, make the model's inputs."""
     rows = manifest.read(block)
     wanted = {row.row_id: tuple(places) for row, places in zip(rows, block["wanted"].to_pylist(), strict=True)}
-    worker = "prepare " + hashlib.sha256("\n".join(wanted).encode()).hexdigest()[:16]
-    stop = ray.get(ledger.arrive.remote(worker))
-    if stop:
-        raise RuntimeError(stop)
-    suspects, lost = ray.get(ledger.begin.remote(worker, list(wanted)))
+    desk = Desk(ledger, "prepare " + hashlib.sha256("\n".join(wanted).encode()).hexdigest()[:16])
+    desk.arrive()
+    suspects, lost = desk.begin(list(wanted))
     out = []
     for row in rows:
         if row.row_id in lost:
@@ -128,9 +133,9 @@ def prepared(block: pa.Table, recipe: Recipe, manifest: Manifest, ledger: Any) -
             out.append(Prepared(row, "", b"", 0, error, wanted[row.row_id]))
             continue
         if suspects:
-            ray.get(ledger.alone.remote(worker, row.row_id))
+            desk.alone(row.row_id)
         out.append(_prepared(row, recipe, manifest, wanted[row.row_id]))
-    ray.get(ledger.end.remote(worker, [], time.time()))
+    desk.end([])
     return pa.Table.from_pylist([row.fields() for row in out], schema=Prepared.SCHEMA)
 
 
@@ -146,14 +151,11 @@ def _prepared(row: Row, recipe: Recipe, manifest: Manifest, wanted: tuple[int, .
 class Watch:
     """`with Watch(...):` a thread says how far the job is: a line for people, points of the history for the records."""
 
-    def __init__(self, ledger: Any, units: Sequence[Unit], wanted: int) -> None:
-        self._ledger, self._units, self._wanted = ledger, units, wanted
+    def __init__(self, ledger: Any, units: Sequence[Unit], wanted: int, had: Mapping[str, Mapping[str, int]]) -> None:
+        self._ledger, self._units, self._wanted, self._had = ledger, units, wanted, had
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         self._line = 0.0
-        self._had = {
-            unit.point.name: (unit.record.rows["done"], unit.record.rows["error"]) for unit in units if unit.record
-        }
 
     def __enter__(self) -> Watch:
         self._thread.start()
@@ -208,7 +210,7 @@ class Watch:
         record, name = unit.record, unit.point.name
         if record is None:
             return
-        done, errors = self._had[name]
+        done, errors = self._had[name]["done"], self._had[name]["error"]
         rows, spent = progress.answered[name], progress.spent_s[name]
         record.rows = {**record.rows, "done": done + rows, "error": errors + progress.errors[name]}
         record.metrics = {**record.metrics, "load_s": progress.load_s}

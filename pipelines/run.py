@@ -8,9 +8,10 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +25,11 @@ from pipelines.manifest import Manifest
 from pipelines.paths import model_fingerprint, resolve_paths
 from pipelines.points import Point
 from pipelines.record import Record, git_commit
+from pipelines.rows import described
 from pipelines.storage import Folder, redacted
+
+if TYPE_CHECKING:
+    from pipelines.answerer import Answerer
 
 PASSES = 3  # over rows that were lost on the way, with workers, before the job says that it cannot answer them
 CONFIG, SAMPLE = "config.yaml", "answers.table.json"
@@ -49,17 +54,20 @@ class Unit:
         return had == "all" or (config.limit is not None and config.limit <= had)
 
 
-def run(config: EvalConfig) -> int:
-    """Do the job, or what is left of it. Returns the exit status: 0, 1 failed, 2 wrong use, 130 interrupted."""
+def run(config: EvalConfig, worker: type[Answerer] | None = None) -> int:
+    """Do the job, or what is left of it. Returns the exit status: 0, 1 failed, 2 wrong use, 130 interrupted.
+
+    worker: another Answerer, for tests and benchmarks
+    """
     try:
         with _terminable():
-            return _run(resolve_paths(config))
+            return _run(resolve_paths(config), worker)
     except (ValueError, FileNotFoundError, answers.Locked) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1 if isinstance(error, answers.Locked) else 2
 
 
-def _run(config: EvalConfig) -> int:
+def _run(config: EvalConfig, worker: type[Answerer] | None) -> int:
     bench = benchmark(config.benchmark)
     manifest = _manifest(config, bench)
     units = _units(config, bench, manifest)
@@ -68,15 +76,20 @@ def _run(config: EvalConfig) -> int:
         print("Everything asked for is answered already; nothing to do.\n")
         _conclude(config, units)
         return _status(config, units)
+    from pipelines.reach import reach  # torch comes with it
+
+    known = reach(
+        config.model, config.revision, config.trust_remote_code, config.frames if config.kind == "video" else 1
+    )
     for unit in units:
-        unit.point.build()  # a wrong option of a method is found before anything starts
+        unit.point.build(*known)  # a wrong option, or a budget out of reach, is found before anything starts
     index = manifest.index(config.limit)
     if not len(index):
         raise ValueError(f"{redacted(manifest.data)} has no rows")
     with contextlib.ExitStack() as held:
         for unit in units:
             held.enter_context(answers.Lock(unit.folder))
-        return _answer(config, bench, manifest, units, index)
+        return _answer(config, bench, manifest, units, index, worker)
 
 
 def _manifest(config: EvalConfig, bench: Benchmark) -> Manifest:
@@ -109,7 +122,14 @@ def _units(config: EvalConfig, bench: Benchmark, manifest: Manifest) -> list[Uni
     return units
 
 
-def _answer(config: EvalConfig, bench: Benchmark, manifest: Manifest, units: list[Unit], index: pa.Table) -> int:
+def _answer(
+    config: EvalConfig,
+    bench: Benchmark,
+    manifest: Manifest,
+    units: list[Unit],
+    index: pa.Table,
+    worker: type[Answerer] | None,
+) -> int:
     """Answer what the runs lack, and say how it went."""
     from pipelines.tracking import Tracker
 
@@ -128,15 +148,15 @@ def _answer(config: EvalConfig, bench: Benchmark, manifest: Manifest, units: lis
     state, message = "failed", ""
     began = time.time()
     try:
-        lost = _work(config, bench, manifest, units, index)
+        lost = _work(config, manifest, units, index, worker)
         state = "failed" if lost else "finished"
         message = f"{lost} answers could not be had; run the same command again" if lost else ""
     except KeyboardInterrupt:
         state, message = "killed", "interrupted; the same command goes on from here"
-        raise
     except Exception as error:
-        message = f"{type(error).__name__}: {error}"
-        raise
+        message = f"{described(error)}; what is answered is kept, and the same command goes on from there"
+        if not isinstance(error, ValueError):
+            traceback.print_exc()
     finally:
         ids = index["row_id"].combine_chunks()
         vanilla = next((unit for unit in units if unit.point.method == "vanilla"), None)
@@ -150,10 +170,14 @@ def _answer(config: EvalConfig, bench: Benchmark, manifest: Manifest, units: lis
         for line in filter(None, (message, behind)):
             print(line, file=sys.stderr)
     _conclude(config, units)
-    return 1 if state == "failed" else _status(config, units)
+    if state != "finished":
+        return 130 if state == "killed" else 1
+    return _status(config, units)
 
 
-def _work(config: EvalConfig, bench: Benchmark, manifest: Manifest, units: list[Unit], index: pa.Table) -> int:
+def _work(
+    config: EvalConfig, manifest: Manifest, units: list[Unit], index: pa.Table, worker: type[Answerer] | None
+) -> int:
     """Run the pipeline until nothing is missing, or no pass brings anything. Returns the answers still missing."""
     todo = _missing(units, index, retry_errors=config.retry_errors)
     for attempt in range(PASSES):
@@ -162,7 +186,7 @@ def _work(config: EvalConfig, bench: Benchmark, manifest: Manifest, units: list[
         if attempt == 0:
             from pipelines.plan import Pipeline  # Ray, torch and the model come with it
 
-            pipeline = Pipeline(config, bench, manifest, units)
+            pipeline = Pipeline(config, manifest, units, **({"worker": worker} if worker else {}))
         pipeline.answer(todo)
         before, todo = todo, _missing(units, index)
         if len(todo) == len(before):
