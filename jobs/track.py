@@ -1,0 +1,29 @@
+"""Bring runs to MLflow that it has missed: its server was down, another one is wanted, or its database is gone.
+
+    python jobs/track.py results                                        # to where each run was meant to go
+    python jobs/track.py results --tracking-uri http://mlflow:5000      # all of them to this server
+    python jobs/track.py s3://bucket/results --tracking-uri sqlite:///runs.db
+
+Everything is in the record.json beside each run's answers. Runs that are there already stay as they are, so this can be
+repeated, and it may run while a job does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from pipelines.tracking import replay
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", nargs="?", default="results", help="the folder that --output named (results)")
+    parser.add_argument("--tracking-uri", help="the MLflow to bring the runs to (the one each record names)")
+    parser.add_argument("--experiment", help="the experiment there (the one each record names)")
+    options = parser.parse_args()
+    return 0 if replay(options.output, options.tracking_uri, options.experiment) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
