@@ -1,0 +1,297 @@
+"""Images and videos as pixels. What comes in is not trusted: whatever is wrong with it is a ValueError that says so.
+
+Only known image formats and containers are opened: a file named `.mp4` that is really a playlist would make FFmpeg read
+other files and addresses. Sizes are looked at before memory is asked for.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+Pixels = NDArray[np.uint8]
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
+CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,h264,hevc,m4v,ivf"
+MAX_FRAMES = 1_000_000  # nine hours at 30 frames a second
+MAX_PIXELS = 36_000_000  # of one frame: 8K
+MAX_BYTES = 4 << 30  # of the frames of one clip together
+BY_DECODING = ("mpegts", "mpeg", "flv")  # containers that seek by decoding times, which differ where there are B-frames
+SEEK = 8  # frames that could be decoded in the time of one seek
+UPRIGHT = {  # EXIF orientation: how to turn the pixels
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def image(data: bytes | Path, max_pixels: int = 100_000_000) -> Pixels:
+    """An image as (H, W, 3): upright, transparency over white, 16 bits as 8; of an animation the first picture."""
+    _known(data)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"PIL\.")  # on metadata, and on sizes, which are checked here
+            with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=FORMATS) as picture:
+                width, height = picture.size
+                if width * height > max_pixels:
+                    raise ValueError(f"it has {width} x {height} pixels; at most {max_pixels:,} are decoded")
+                picture.load()
+                return _pixels(picture)
+    except Image.UnidentifiedImageError:
+        raise ValueError(f"it is no image of a known format ({', '.join(FORMATS)}); {_start(data)}") from None
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"it has too many pixels: {error}") from error
+    except (MemoryError, ValueError):
+        raise
+    except Exception as error:  # decoders raise nearly anything on bytes that were made up
+        raise ValueError(f"the image is cut or damaged: {error}") from error
+
+
+def _pixels(picture: Image.Image) -> Pixels:
+    try:
+        turn = UPRIGHT.get(picture.getexif().get(0x0112, 1))
+    except Exception:  # damaged metadata says nothing about the pixels
+        turn = None
+    if turn is not None:
+        picture = picture.transpose(turn)
+    if picture.mode.startswith("I;16"):
+        return np.repeat((np.array(picture) >> 8).astype(np.uint8)[..., None], 3, axis=2)
+    if picture.mode in ("I", "F"):  # no scale is written down: 0 to 1, 0 to 255 or 0 to 65535
+        values = np.array(picture, dtype=np.float64)
+        top = np.nanmax(values, initial=0.0)
+        unit = 255.0 if picture.mode == "F" and top <= 1 else 1.0 if top <= 255 else 1 / 256
+        grey = np.nan_to_num(values * unit).clip(0, 255).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(white, picture)
+    return np.array(picture.convert("RGB"))
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Some frames of a video."""
+
+    frames: Pixels  # (T, H, W, 3)
+    indices: list[int]  # which frames of the video they are
+    total: int  # how many it has
+    fps: float  # of the video
+
+
+def video(data: bytes | Path, frames: int) -> Clip:
+    """`frames` frames, evenly over the video from its first to its last, upright; a short video repeats some.
+
+    The packets are listed first, without decoding: their times say how many frames there are, whatever the header
+    says, and their keyframes what each frame costs. Then one pass decodes what is needed: it jumps to the keyframe
+    before a frame where that is less to decode, and leaves out frames that neither are wanted nor help to make others.
+    Where times are missing or do not hold, frames are counted by decoding them.
+    """
+    if frames < 1:
+        raise ValueError(f"{frames} frames of a video were asked for; at least 1")
+    _known(data)
+    try:
+        listed = _listed(data)
+        for short in (True, False) if listed.reliable else ():
+            try:
+                return _by_time(data, listed, frames, short)
+            except _Unreliable:  # some containers seek badly, and some packets are no frames
+                continue
+        return _by_count(data, listed, frames)
+    except av.error.FFmpegError as error:
+        raise ValueError(f"the video is cut or damaged: {error.strerror}; {_start(data)}") from error
+
+
+class _Unreliable(Exception):
+    """The times of a video do not tell its frames apart."""
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """A video's packets that show something, by time of display."""
+
+    times: list[int]
+    keys: list[int]  # places in `times` where decoding can begin
+    starts: list[int]  # and the time to seek to for each
+    reliable: bool  # every packet has a time, and each its own
+    fps: float
+
+
+def _listed(data: bytes | Path) -> _Listed:
+    packets: list[tuple[int | None, int | None, bool]] = []
+    with _opened(data) as container:
+        stream = _stream(container)
+        rate = stream.average_rate or stream.guessed_rate
+        said = stream.frames if "mp4" in container.format.name else 0  # other headers guess
+        base = stream.time_base
+        by_decoding = container.format.name in BY_DECODING
+        for packet in container.demux(stream):
+            if not packet.size or packet.is_discard:
+                said -= packet.is_discard
+                continue
+            if packet.is_corrupt:
+                raise ValueError(f"the video is cut or damaged at packet {len(packets) + 1}")
+            packets.append((packet.pts, packet.dts, packet.is_keyframe))
+            if len(packets) > MAX_FRAMES:
+                raise ValueError(f"the video has more than {MAX_FRAMES:,} frames; cut it into parts")
+    if not packets:
+        raise ValueError("the video has no frames")
+    if said > len(packets):
+        raise ValueError(f"the video is cut: it lists {said:,} frames and holds {len(packets):,}")
+    timed = sorted((pts, dts, key) for pts, dts, key in packets if pts is not None)
+    times = [pts for pts, _, _ in timed]
+    keys = [place for place, (_, _, key) in enumerate(timed) if key]
+    starts = [dts if by_decoding and dts is not None else pts for pts, dts, key in timed if key]
+    reliable = len(set(times)) == len(packets) and keys[:1] == [0]
+    if not rate and reliable and base and times[-1] > times[0]:
+        rate = (len(times) - 1) / ((times[-1] - times[0]) * base)
+    return _Listed(times, keys, starts, reliable, float(rate or 0))
+
+
+def _by_time(data: bytes | Path, listed: _Listed, count: int, short: bool) -> Clip:
+    kept = _Kept(len(listed.times), count)
+    with _opened(data) as container:
+        stream = _stream(container)
+        times = {listed.times[place] for place in kept.wanted} if short else None
+        decoded, at = _frames(container, stream, times), 0  # the next frame that comes is the one at this place
+        for place in kept.wanted:
+            key = bisect_right(listed.keys, place) - 1
+            if short and listed.keys[key] > at + SEEK:
+                container.seek(listed.starts[key], stream=stream)
+                decoded = _frames(container, stream, times)
+            try:
+                kept.add(place, next(frame for frame in decoded if _due(frame, listed.times[place])))
+            except (StopIteration, av.error.FFmpegError) as error:
+                raise _Unreliable from error
+            at = place + 1
+    return kept.clip(listed.fps)
+
+
+def _frames(container: Any, stream: Any, times: set[int] | None) -> Iterator[av.VideoFrame]:
+    """The frames from here on; of those that are not wanted only the ones that others are made from."""
+    for packet in container.demux(stream):
+        if times is not None:
+            stream.codec_context.skip_frame = "DEFAULT" if packet.pts in times else "NONREF"
+        yield from packet.decode()
+
+
+def _due(frame: av.VideoFrame, time: int) -> bool:
+    """Whether this is the frame to be shown at a time; there has to be one."""
+    if frame.pts is None or frame.pts > time or frame.is_corrupt:
+        raise _Unreliable
+    return bool(frame.pts == time)
+
+
+def _by_count(data: bytes | Path, listed: _Listed, count: int) -> Clip:
+    total = sum(1 for _ in _decoded(data))
+    if not total:
+        raise ValueError("the video has no frames that can be decoded")
+    kept = _Kept(total, count)
+    wanted = set(kept.wanted)
+    for place, frame in enumerate(_decoded(data)):
+        if place in wanted:
+            kept.add(place, frame)
+    return kept.clip(listed.fps)
+
+
+def _decoded(data: bytes | Path) -> Iterator[av.VideoFrame]:
+    size = None
+    with _opened(data) as container:
+        for frame in container.decode(_stream(container)):
+            size = size or (frame.width, frame.height)
+            _same(size, frame)
+            yield frame
+
+
+class _Kept:
+    """The wanted frames as they come."""
+
+    def __init__(self, total: int, count: int) -> None:
+        self.total = total
+        self.indices: list[int] = np.linspace(0, total - 1, count).astype(int).tolist()
+        self.wanted = sorted(set(self.indices))
+        self.size: tuple[int, int] | None = None
+        self.frames: Pixels | None = None
+
+    def add(self, place: int, frame: av.VideoFrame) -> None:
+        self.size = self.size or (frame.width, frame.height)
+        _same(self.size, frame)
+        if 3 * frame.width * frame.height * len(self.indices) > MAX_BYTES:
+            raise ValueError(
+                f"{len(self.indices)} frames of {frame.width} x {frame.height} pixels take over {MAX_BYTES >> 30} GiB;"
+                " ask for fewer (--frames) or scale the video down"
+            )
+        pixels = np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
+        if self.frames is None:
+            self.frames = np.empty((len(self.indices), *pixels.shape), np.uint8)
+        for slot, index in enumerate(self.indices):
+            if index == place:
+                self.frames[slot] = pixels
+
+    def clip(self, fps: float) -> Clip:
+        assert self.frames is not None
+        return Clip(self.frames, self.indices, self.total, fps)
+
+
+def _same(size: tuple[int, int], frame: av.VideoFrame) -> None:
+    if size != (frame.width, frame.height):
+        raise ValueError(f"the video changes its size from {size[0]} x {size[1]} to {frame.width} x {frame.height}")
+
+
+def _opened(data: bytes | Path) -> Any:
+    source = io.BytesIO(data) if isinstance(data, bytes) else str(data.absolute())
+    options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
+    return av.open(source, options=options, buffer_size=1 << 20)
+
+
+def _stream(container: Any) -> Any:
+    stream = container.streams.best("video")
+    if stream is None:
+        kinds = ", ".join(sorted({each.type for each in container.streams})) or "nothing"
+        raise ValueError(f"the file has no video stream, only {kinds}")
+    codec = stream.codec_context
+    if codec is None:
+        raise ValueError("the video is of a codec that is not known here")
+    if codec.width * codec.height > MAX_PIXELS:
+        raise ValueError(
+            f"the video has frames of {codec.width} x {codec.height} pixels; at most {MAX_PIXELS:,} pixels"
+        )
+    codec.options = {"max_pixels": str(MAX_PIXELS)}  # whatever the packets say later
+    codec.thread_count = 1  # as many clips are decoded at once as there are CPUs
+    return stream
+
+
+def _known(data: bytes | Path) -> None:
+    head = _head(data)
+    if not head:
+        raise ValueError("it has no bytes")
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<svg", b"<error")):
+        raise ValueError(f"it is a web page or XML; {_start(data)}")
+    if text.startswith(b"version https://git-lfs"):
+        raise ValueError("it is a Git LFS pointer and not the file itself; `git lfs pull` gets it")
+
+
+def _head(data: bytes | Path) -> bytes:
+    if isinstance(data, bytes):
+        return data[:256]
+    with open(data, "rb") as file:
+        return file.read(256)
+
+
+def _start(data: bytes | Path) -> str:
+    return f"it starts with {_head(data)[:48]!r}"
