@@ -1,0 +1,38 @@
+"""What the finished tower says of the training pictures, on disk: the second stage reads each many times."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from pipelines.training.first import look
+from pipelines.training.subject import Subject
+
+_log = logging.getLogger(__name__)
+_TELL = 200  # pictures
+
+
+def cache(subject: Subject, tower: nn.Module, folder: Path, count: int) -> np.ndarray:
+    """Features (count, frames, CLS + patches, width) float16, memory-mapped; a killed call goes on where it was."""
+    one = look(tower, subject, 0)
+    file, marker = folder / "features.npy", folder / "features.done"
+    if not file.exists():
+        marker.unlink(missing_ok=True)
+        np.lib.format.open_memmap(file, "w+", one.dtype, (count, *one.shape)).flush()
+    table = np.lib.format.open_memmap(file, "r+")
+    if table.shape != (count, *one.shape):
+        raise ValueError(f"{file} holds {table.shape}, not {(count, *one.shape)}: remove it and {marker} to make anew")
+    done = int(marker.read_text()) if marker.exists() else 0
+    began, first = time.monotonic(), done
+    for number in range(done, count):
+        table[number] = look(tower, subject, number)
+        if (number + 1) % _TELL == 0 or number + 1 == count:
+            table.flush()
+            marker.write_text(str(number + 1))
+            pace = (number + 1 - first) / (time.monotonic() - began)
+            _log.info("features %d/%d, %.1f pictures/s", number + 1, count, pace)
+    return np.load(file, mmap_mode="r")

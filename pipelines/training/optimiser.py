@@ -1,0 +1,71 @@
+"""Muon for a network's matrices and AdamW for the rest of it: on a CPU, half the steps are half the hours.
+
+Muon (Jordan et al., 2024) turns each matrix's momentum into the nearest orthogonal one, so that all directions of the
+matrix learn equally fast. torch's own computes that in bfloat16, which many CPUs can only emulate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_MOMENTUM = 0.95
+_NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+
+
+class Muon:
+    def __init__(self, matrices: Iterable[nn.Parameter], rest: Iterable[nn.Parameter], rate: float) -> None:
+        """`rate` is AdamW's; matrices learn at twelve times that, as their steps have a norm of their own."""
+        self.matrices, self.rest = list(matrices), list(rest)
+        self.rate = rate
+        self.adam = torch.optim.AdamW(self.rest, lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
+        self.momentum = [torch.zeros_like(matrix) for matrix in self.matrices]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"adam": self.adam.state_dict(), "momentum": self.momentum}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.adam.load_state_dict(state["adam"])
+        self.momentum = state["momentum"]
+
+    @torch.no_grad()
+    def step(self, share: float) -> None:
+        """One step with the gradients there are, at `share` of the rate; the gradients are gone afterwards."""
+        for group in self.adam.param_groups:
+            group["lr"] = self.rate * share
+        nn.utils.clip_grad_norm_(self.rest, 1.0)
+        self.adam.step()
+        shapes: dict[tuple[int, ...], list[int]] = {}
+        for number, matrix in enumerate(self.matrices):
+            if matrix.grad is not None:
+                self.momentum[number].lerp_(matrix.grad, 1 - _MOMENTUM)
+                shapes.setdefault(tuple(matrix.shape), []).append(number)
+        for (rows, columns), numbers in shapes.items():
+            ahead = [torch.lerp(self.matrices[n].grad, self.momentum[n], _MOMENTUM) for n in numbers]
+            rate = 12 * self.rate * share * max(1.0, rows / columns) ** 0.5
+            for number, update in zip(numbers, _orthogonal(torch.stack(ahead)), strict=True):
+                self.matrices[number].mul_(1 - 0.01 * rate).sub_(rate * update)
+        for parameter in (*self.matrices, *self.rest):
+            parameter.grad = None
+
+
+def _orthogonal(stack: Tensor) -> Tensor:
+    """Of each matrix nearly the orthogonal factor of its polar decomposition, by Newton and Schulz."""
+    tall = stack.shape[-2] > stack.shape[-1]
+    turned = stack.mT if tall else stack
+    turned = turned / (turned.norm(dim=(-2, -1), keepdim=True) + 1e-8)
+    a, b, c = _NEWTON_SCHULZ
+    for _ in range(5):
+        square = turned @ turned.mT
+        turned = a * turned + (b * square + c * square @ square) @ turned
+    return turned.mT if tall else turned
+
+
+def muon(trained: nn.Module, matrices: Iterable[nn.Module], rate: float) -> Muon:
+    """`matrices`: the modules all of whose two-dimensional weights are Muon's; what else is trained is AdamW's."""
+    first = {id(one): one for module in matrices for one in module.parameters() if one.dim() == 2}
+    rest = [one for one in trained.parameters() if one.requires_grad and id(one) not in first]
+    return Muon(first.values(), rest, rate)

@@ -1,0 +1,114 @@
+"""The second stage: projector and decoder learn to answer, over a tower that no longer changes.
+
+Answers alone teach this slowly: the model has to find out that words and patches are about the same things, then how
+to look one up by the other. Both are taught directly, on the side. `names`: a projected patch must be most like the
+embeddings of the words for what it shows. `looks`: in one layer, one head of the last token of `the red circle` must
+attend to the red circle's patches, and another, where things are counted, to their centres.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import transformers as hf
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+from pipelines.benchmarks.scenes import COLOURS, GLYPHS, SHAPES, SIZES, Labels, Scene
+from pipelines.training.lessons import IGNORED, Lesson
+
+LOOKING = 3  # the layer that is told where to look
+_WORDS = {"shape": list(SHAPES), "colour": list(COLOURS), "size": list(SIZES), "glyph": list(GLYPHS)}
+
+
+class Marks(NamedTuple):
+    loss: Tensor
+    answers: Tensor  # of each question, whether its first token was right, in order
+    parts: dict[str, float]
+
+
+def study(
+    model: hf.PreTrainedModel, words: dict[str, Tensor], lesson: Lesson, features: Tensor, names: Tensor, side: float
+) -> Marks:
+    """One pass over a lesson. `features` (B, N, D) are the tower's, `names` (B, N, 4) what `named` says of them or -1.
+
+    `side` weighs what is taught on the side.
+    """
+    core = model.model
+    decoder = core.language_model
+    seen = core.multi_modal_projector(features)
+    hidden = decoder.embed_tokens(lesson.ids)
+    hidden = torch.cat([hidden[:, : lesson.seen.start], seen, hidden[:, lesson.seen.stop :]], 1)
+    mask = lesson.mask
+    turns = decoder.rotary_emb(hidden, lesson.position)
+    looking = hidden.new_zeros(())
+    for depth, layer in enumerate(decoder.layers):
+        if depth == LOOKING and side > 0:
+            looking = _looking(layer, hidden, turns, mask, lesson)
+        hidden = layer(hidden, attention_mask=mask, position_ids=lesson.position, position_embeddings=turns)
+    where = lesson.target != IGNORED
+    said = model.lm_head(decoder.norm(hidden[where]))
+    target = lesson.target[where]
+    answering = F.cross_entropy(said, target)
+    naming = _naming(decoder.embed_tokens.weight, words, seen, names) if side > 0 else hidden.new_zeros(())
+    firsts = (said.argmax(-1) == target)[_first(lesson, where)]
+    parts = {"answer": float(answering.detach()), "look": float(looking.detach()), "name": float(naming.detach())}
+    return Marks(answering + side * (looking + naming), firsts, parts)
+
+
+def _first(lesson: Lesson, where: Tensor) -> Tensor:
+    """Which of the answers' tokens begin one."""
+    block = lesson.block[where]
+    return torch.cat([torch.ones(1, dtype=torch.bool), block[1:] != block[:-1]])
+
+
+def _looking(layer: nn.Module, hidden: Tensor, turns: tuple[Tensor, Tensor], mask: Tensor, lesson: Lesson) -> Tensor:
+    """How far heads 0 and 1 of this layer are from attending where a phrase points."""
+    attention = layer.self_attn
+    normed = layer.input_layernorm(hidden)
+    size = attention.head_dim
+    query, key = (
+        F.linear(normed, linear.weight[: 2 * size]).unflatten(-1, (2, size)).transpose(1, 2)
+        for linear in (attention.q_proj, attention.k_proj)
+    )
+    query, key = apply_rotary_pos_emb(query, key, *turns)
+    row, column, head = lesson.looks.T
+    scores = (query[row, head, column][:, None] @ key[row, head].mT)[:, 0] * attention.scaling
+    spread = (scores + mask[row, 0, column]).log_softmax(-1)
+    reach = lesson.aim.shape[1]
+    return -(lesson.aim * spread[:, :reach].clamp(min=-30)).sum(-1).mean()
+
+
+def vocabulary(words: hf.PreTrainedTokenizerFast) -> dict[str, Tensor]:
+    """The token that each property's answer begins with."""
+    return {
+        kind: torch.tensor([words(f" {name}", add_special_tokens=False).input_ids[0] for name in names])
+        for kind, names in _WORDS.items()
+    }
+
+
+def named(scene: Scene, shown: Labels) -> Tensor:
+    """(N, 4): which of the words for shape, colour, size and glyph each patch deserves; one past the last: none."""
+    columns = []
+    for kind, words in _WORDS.items():
+        owners = scene.glyphs if kind == "glyph" else scene.things
+        values = [words.index(one.name if kind == "glyph" else getattr(one, kind)) for one in owners]
+        where = shown.glyph if kind == "glyph" else shown.thing
+        columns.append(torch.tensor([*values, len(words)])[torch.from_numpy(where)])
+    return torch.stack(columns, -1)
+
+
+def _naming(table: Tensor, words: dict[str, Tensor], seen: Tensor, names: Tensor) -> Tensor:
+    total = seen.new_zeros(())
+    for number, tokens in enumerate(words.values()):
+        scores = F.pad(seen @ table[tokens].T, (0, 1))  # none of them: 0
+        truth = names[..., number].flatten()
+        each = F.cross_entropy(scores.flatten(0, -2), truth, reduction="none", ignore_index=-1)
+        total = total + _mean(each[(truth >= 0) & (truth < len(tokens))]) + _mean(each[truth == len(tokens)])
+    return total / len(words)
+
+
+def _mean(values: Tensor) -> Tensor:
+    return values.sum() / max(1, len(values))
