@@ -170,13 +170,20 @@ def replay(
 
     uri, experiment: another MLflow than the one that a record was meant for.
     """
-    found = sorted(_found(folder), key=lambda item: item[0].parent is not None)
+    found: list[tuple[Record, Folder]] = []
+    complete = True
+    for place in _places(folder):
+        try:
+            found.append((Record.load(place), place))
+        except (OSError, ValueError, TypeError) as error:
+            say(f"{without_secrets(place.uri)}/{NAME} cannot be read: {_short(error)}")
+            complete = False
+    found.sort(key=lambda item: item[0].parent is not None)
     if not found:
         say(f"there is no {NAME} below {without_secrets(folder)}; give the folder that --output named")
         return False
     servers: dict[tuple[str, str], _MLflow] = {}
     silent: set[tuple[str, str]] = set()
-    complete = True
     for record, place in found:
         key = (uri or record.mlflow.get("uri", ""), experiment or record.mlflow.get("experiment", "apet"))
         if not key[0] or "***@" in key[0]:
@@ -457,14 +464,14 @@ def _key(name: str) -> str:
     return re.sub(r"[^\w\-. /:]", "_", name)[:250]
 
 
-def _found(folder: str) -> Iterable[tuple[Record, Folder]]:
+def _places(folder: str) -> Iterable[Folder]:
+    """Folders with a record, anywhere below."""
     system, path = split(folder)
     base = Folder.of(folder)
     for info in system.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True)):
         if info.base_name == NAME:
             inner = info.path[len(path.rstrip("/")) :].strip("/").rpartition("/")[0]
-            place = base.child(inner) if inner else base
-            yield Record.load(place), place
+            yield base.child(inner) if inner else base
 
 
 def _origin() -> dict[str, str]:

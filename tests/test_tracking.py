@@ -365,6 +365,17 @@ def test_a_folder_without_records_is_said(output: Folder) -> None:
     assert "no record.json" in lines[0]
 
 
+def test_a_record_that_cannot_be_read_costs_no_other(database: str, experiment: str, output: Folder) -> None:
+    output.child("broken").write("record.json", b'{"name": "bro')
+    whole = Record("whole")
+    whole.end("finished")
+    whole.save(output.child("whole"))
+    lines: list[str] = []
+    assert not replay(output.uri, database, experiment, say=lines.append)
+    assert "broken/record.json cannot be read" in lines[0]
+    assert runs(database, experiment).keys() == {"whole"}
+
+
 def test_the_history_stays_short(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1_000_000.0
     monkeypatch.setattr(time, "time", lambda: now)
