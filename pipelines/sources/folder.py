@@ -1,0 +1,32 @@
+"""A folder of images or videos, with the same question for all. A row's id is its path within the folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from pyarrow import fs
+
+from pipelines.sources.base import SUFFIXES, File, Layout, Record, Span
+
+
+def listing(file: File) -> list[tuple[str, int]]:
+    """Path within the folder, and size, of each file in it or below; hidden ones are not listed."""
+    base = file.path.rstrip("/") + "/"
+    infos = file.system.get_file_info(fs.FileSelector(file.path, recursive=True))
+    found = ((info.path.removeprefix(base), info.size or 0) for info in infos if info.type == fs.FileType.File)
+    return sorted((name, size) for name, size in found if not any(part.startswith(".") for part in name.split("/")))
+
+
+def index(file: File) -> Iterator[Span]:
+    return (Span(name, 0, size) for name, size in listing(file) if name.lower().endswith(SUFFIXES[file.kind]))
+
+
+def read(file: File, spans: Sequence[Span]) -> Iterator[Record | Exception]:
+    return ({"id": span.row_id, "media": span.row_id} for span in spans)
+
+
+def digest(file: File) -> Iterator[bytes]:
+    return (f"{span.row_id} {span.length}\n".encode() for span in index(file))
+
+
+FOLDER = Layout((), lambda file: None, index, read, digest)

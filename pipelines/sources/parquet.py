@@ -1,0 +1,116 @@
+"""Parquet, with paths or with the media themselves in {bytes, path} structs, as data sets on the hub have them.
+
+A row's place is its number. The index reads one column. Rows are read through a cursor that stays open between calls:
+a row group can only be read from its start, and a worker that is handed one part of a group after the other must not
+start over each time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.sources.base import ALIASES, File, Layout, Record, Span, digest, identity
+
+BATCH = 4 << 20  # bytes of rows decoded at once
+WHOLE = 64 << 20  # files up to this size are hashed whole; of larger ones the end, which describes all pages
+_KNOWN = {name for names in ALIASES.values() for name in names}
+_open = threading.local()
+
+
+def _parquet(file: File) -> pq.ParquetFile:
+    """The file, with its pages read as they are needed; refused if loading its types could run code."""
+    try:
+        parquet = pq.ParquetFile(file.open(), buffer_size=1 << 20, pre_buffer=False)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{file.name} is no readable Parquet file: {error}") from error
+    for field in parquet.schema_arrow:
+        if field.name in _KNOWN and _extended(field.type):
+            raise ValueError(
+                f"{file.name}: column '{field.name}' is a {field.type}, whose values may be pickled objects"
+            )
+    return parquet
+
+
+def _extended(kind: pa.DataType) -> bool:
+    inner = [kind.field(place).type for place in range(kind.num_fields)]
+    return isinstance(kind, pa.BaseExtensionType) or any(map(_extended, inner))
+
+
+def columns(file: File) -> list[str]:
+    with _parquet(file) as parquet:
+        return list(parquet.schema_arrow.names)
+
+
+def index(file: File) -> Iterator[Span]:
+    with _parquet(file) as parquet:
+        name = next((name for name in ALIASES["id"] if name in parquet.schema_arrow.names), None)
+        if name is None:
+            raise ValueError(f"{file.name} has no column 'id'; it has {', '.join(parquet.schema_arrow.names)}")
+        number = 0
+        for batch in parquet.iter_batches(batch_size=8192, columns=[name]):
+            for value in batch.column(0).to_pylist():
+                yield Span(identity({"id": value}) or f"{file.prefix}row-{number + 1}", number, 1)
+                number += 1
+
+
+class Cursor:
+    """Rows of one file by number; cheap as long as the numbers grow."""
+
+    def __init__(self, file: File) -> None:
+        self.parquet = _parquet(file)
+        groups = [self.parquet.metadata.row_group(each) for each in range(self.parquet.num_row_groups)]
+        self.starts = list(accumulate((group.num_rows for group in groups), initial=0))
+        self.sizes = [max(1, BATCH * group.num_rows // max(1, group.total_byte_size)) for group in groups]
+        self.columns = [name for name in self.parquet.schema_arrow.names if name in _KNOWN]
+        self.group, self.first, self.batch = -1, 0, pa.RecordBatch.from_pylist([])
+        self.batches: Iterator[pa.RecordBatch] = iter(())
+
+    def row(self, number: int) -> Record:
+        group = bisect_right(self.starts, number) - 1
+        if group >= self.parquet.num_row_groups:
+            raise ValueError(f"there is no row {number + 1} any more: the file has changed since it was indexed")
+        if group != self.group or number < self.first:
+            size = min(self.sizes[group], 65536)
+            self.batches = self.parquet.iter_batches(batch_size=size, row_groups=[group], columns=self.columns)
+            self.group, self.first, self.batch = group, self.starts[group], next(self.batches)
+        while number >= self.first + self.batch.num_rows:
+            self.first += self.batch.num_rows
+            self.batch = next(self.batches)
+        found: Record = self.batch.slice(number - self.first, 1).to_pylist()[0]
+        return found
+
+
+def read(file: File, spans: Sequence[Span]) -> Iterator[Record | Exception]:
+    info = file.info()
+    version = (file.uri, file.path, info.size, info.mtime_ns)
+    if getattr(_open, "version", None) != version:
+        _open.cursor, _open.version = Cursor(file), version
+    for span in spans:
+        try:
+            yield _open.cursor.row(span.start)
+        except (pa.ArrowException, OSError, ValueError, StopIteration) as error:
+            _open.version = None  # a reader that failed is not read on
+            yield ValueError(f"row {span.start + 1} of {file.name} cannot be read: {error}")
+
+
+def contents(file: File) -> Iterator[bytes]:
+    size = file.info().size
+    if size <= WHOLE:
+        yield from digest(file)
+        return
+    with file.open() as stream:
+        stream.seek(size - 8)
+        tail = stream.read(8)
+        footer = min(size, int.from_bytes(tail[:4], "little") + 8)
+        stream.seek(size - footer)
+        yield f"{size} {hashlib.sha256(stream.read(footer)).hexdigest()}".encode()
+
+
+PARQUET = Layout((".parquet",), columns, index, read, contents)
