@@ -73,5 +73,7 @@ def share(actors: tuple[int, int] | None, gpus_per_actor: float | None, cpus_per
             f" {cpus_per_actor * least + prepare:g} CPUs, and the cluster has {cpus:g}; without a free one the job"
             " would wait for ever: give fewer --actors or a smaller --cpus-per-actor"
         )
+    if cpus_per_actor == prepare and not each_gpu:
+        prepare -= 0.01  # Ray Data would fuse reading into actors of equal needs, and nothing would overlap
     threads = None if each_gpu else max(1, int(cpus / most))
     return Share(least, most, each_gpu, cpus_per_actor, prepare, threads)

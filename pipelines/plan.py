@@ -45,30 +45,8 @@ class Pipeline:
         self._wanted = 0  # answers
         self._had = {unit.point.name: dict(unit.record.rows) for unit in units if unit.record}
         print(f"{self.share}; batches of {config.batch_size} rows", flush=True)
-        self.job = Job(
-            recipe=Recipe(
-                model=config.model,
-                revision=config.revision,
-                trust_remote_code=config.trust_remote_code,
-                benchmark=config.benchmark,
-                conversation=config.conversation,
-                frames=config.frames,
-                min_pixels=config.min_pixels,
-                max_pixels=config.max_pixels,
-                room=config.max_new_tokens,
-            ),
-            runs=tuple(Run(unit.point, unit.run_id, unit.folder) for unit in units),
-            kind=config.kind,
-            split=config.split,
-            model_name=config.model_name,
-            dtype=config.dtype,
-            attn=config.attn,
-            batch_size=config.batch_size,
-            max_new_tokens=config.max_new_tokens,
-            temperature=config.temperature,
-            seed=config.seed,
-            threads=self.share.threads,
-        )
+        runs = [Run(unit.point, unit.run_id, unit.folder) for unit in units]
+        self.job = job_of(config, runs, self.share.threads)
 
     def answer(self, todo: pa.Table) -> None:
         """Answer these rows; returns when each has been tried."""
@@ -94,7 +72,6 @@ class Pipeline:
                 batch_size=None,
                 batch_format="pyarrow",
                 num_cpus=share.prepare_cpus,
-                ray_remote_args_fn=_patient,
             )
             .map_batches(
                 self.worker,
@@ -108,9 +85,32 @@ class Pipeline:
         )
 
 
-def _patient() -> dict[str, Any]:
-    """A task whose process dies is run again; how often is for the ledger to say."""
-    return {"max_retries": 100}
+def job_of(config: EvalConfig, runs: Sequence[Run], threads: int | None) -> Job:
+    """What the workers are told of a config."""
+    return Job(
+        recipe=Recipe(
+            model=config.model,
+            revision=config.revision,
+            trust_remote_code=config.trust_remote_code,
+            benchmark=config.benchmark,
+            conversation=config.conversation,
+            frames=config.frames,
+            min_pixels=config.min_pixels,
+            max_pixels=config.max_pixels,
+            room=config.max_new_tokens,
+        ),
+        runs=tuple(runs),
+        kind=config.kind,
+        split=config.split,
+        model_name=config.model_name,
+        dtype=config.dtype,
+        attn=config.attn,
+        batch_size=config.batch_size,
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        seed=config.seed,
+        threads=threads,
+    )
 
 
 def rows_per_block(rows: int, actors: int, batch_size: int) -> int:

@@ -134,7 +134,7 @@ def processor_of(recipe: Recipe) -> ProcessorMixin:
                 " which are for models of dynamic resolution"
             )
         for part in {processor.image_processor, getattr(processor, "video_processor", None)} - {None}:
-            part.size = {**part.size, **{edge: limit for edge, limit in limits.items() if limit}}
+            part.size = type(part.size)(**{**dict(part.size), **{edge: at for edge, at in limits.items() if at}})
     return processor
 
 

@@ -166,7 +166,7 @@ def _answer(
         job.rows = {key: sum(unit.record.rows[key] for unit in units) for key in job.rows}
         job.end(state, {}, message)
         job.save(job_folder)
-        behind = tracker.stop()
+        behind = "" if tracker.stop() else tracker.problem
         for line in filter(None, (message, behind)):
             print(line, file=sys.stderr)
     _conclude(config, units)
