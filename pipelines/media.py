@@ -17,7 +17,7 @@ from typing import Any
 import av
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 Pixels = NDArray[np.uint8]
 
@@ -51,7 +51,7 @@ def image(data: bytes | Path, max_pixels: int = 100_000_000) -> Pixels:
                     raise ValueError(f"it has {width} x {height} pixels; at most {max_pixels:,} are decoded")
                 picture.load()
                 return _pixels(picture)
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise ValueError(f"it is no image of a known format ({', '.join(FORMATS)}); {_start(data)}") from None
     except Image.DecompressionBombError as error:
         raise ValueError(f"it has too many pixels: {error}") from error

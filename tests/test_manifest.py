@@ -162,6 +162,15 @@ def test_a_folder_of_media(tmp_path: Path, kind: Kind) -> None:
     assert manifest.digest() != before
 
 
+def test_links_in_a_circle(tmp_path: Path) -> None:
+    (tmp_path / "data" / "sub").mkdir(parents=True)
+    (tmp_path / "data" / "sub" / "a.jpg").write_bytes(b"x")
+    for name in ("one", "two"):
+        (tmp_path / "data" / "sub" / name).symlink_to(tmp_path / "data")
+    (tmp_path / "data" / "lost.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    assert Manifest.of(str(tmp_path / "data")).index()["row_id"].to_pylist() == ["sub/a.jpg"]
+
+
 def pack(path: Path, members: dict[str, bytes], format: int = tarfile.PAX_FORMAT) -> Path:
     with tarfile.open(path, "w", format=format) as archive:
         for name, data in members.items():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from pyarrow import fs
 
@@ -11,10 +13,27 @@ from pipelines.sources.base import SUFFIXES, File, Layout, Record, Span
 
 def listing(file: File) -> list[tuple[str, int]]:
     """Path within the folder, and size, of each file in it or below; hidden ones are not listed."""
-    base = file.path.rstrip("/") + "/"
-    infos = file.system.get_file_info(fs.FileSelector(file.path, recursive=True))
-    found = ((info.path.removeprefix(base), info.size or 0) for info in infos if info.type == fs.FileType.File)
+    if isinstance(file.system, fs.LocalFileSystem):
+        found = _local(Path(file.path))
+    else:
+        base = file.path.rstrip("/") + "/"
+        infos = file.system.get_file_info(fs.FileSelector(file.path, recursive=True))
+        found = ((info.path.removeprefix(base), info.size or 0) for info in infos if info.type == fs.FileType.File)
     return sorted((name, size) for name, size in found if not any(part.startswith(".") for part in name.split("/")))
+
+
+def _local(base: Path) -> Iterator[tuple[str, int]]:
+    """Links are followed, each folder once: two links in a circle would otherwise be a million million folders."""
+    seen = set()
+    for folder, inner, names in os.walk(base, followlinks=True):
+        inner[:] = [name for name in sorted(inner) if not name.startswith(".")]
+        if (real := os.path.realpath(folder)) in seen:
+            inner.clear()
+            continue
+        seen.add(real)
+        for path in (Path(folder, name) for name in names):
+            if path.is_file():
+                yield path.relative_to(base).as_posix(), path.stat().st_size
 
 
 def index(file: File) -> Iterator[Span]:
