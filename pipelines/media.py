@@ -114,6 +114,10 @@ def video(data: bytes | Path, frames: int) -> Clip:
         return _by_count(data, listed, frames)
     except av.error.FFmpegError as error:
         raise ValueError(f"the video is cut or damaged: {error.strerror}; {_start(data)}") from error
+    except (MemoryError, OSError, ValueError):
+        raise
+    except Exception as error:  # a container that says nonsense can fail outside FFmpeg, too
+        raise ValueError(f"the video is cut or damaged: {error}; {_start(data)}") from error
 
 
 class _Unreliable(Exception):
