@@ -32,6 +32,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import ceil
 from types import MappingProxyType
+from typing import Any
 
 from apet.schedule import Schedule
 
@@ -133,6 +134,57 @@ def _encoder(shape: ModelShape, schedule: Schedule, group_tokens: float) -> floa
         attended = length if window is None else min(length, left * window)
         flops += shape.vision.layer_flops(length, length * attended)
     return flops
+
+
+def shape_of(config: Any) -> ModelShape:
+    """The sizes in a transformers config of any supported family."""
+    text, vision, kind = config.get_text_config(), config.vision_config, config.model_type
+    heads = text.num_attention_heads
+    decoder = Stack(
+        layers=text.num_hidden_layers,
+        hidden=text.hidden_size,
+        intermediate=text.intermediate_size,
+        heads=heads,
+        kv_heads=getattr(text, "num_key_value_heads", None) or heads,
+        head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
+        gated=True,
+    )
+    wide, dynamic = vision.hidden_size, hasattr(vision, "depth")
+    eyes = vision.num_heads if dynamic else vision.num_attention_heads
+    encoder = Stack(
+        layers=vision.depth if dynamic else vision.num_hidden_layers,
+        hidden=wide,
+        intermediate=vision.intermediate_size,
+        heads=eyes,
+        kv_heads=eyes,
+        head_dim=wide // eyes,
+        gated=kind == "qwen2_5_vl",
+    )
+    if not dynamic:
+        return ModelShape(
+            vision=encoder,
+            patch_dim=3 * vision.patch_size**2,
+            projector=(wide, text.hidden_size, text.hidden_size),
+            decoder=decoder,
+            vocab=text.vocab_size,
+            group_tokens=(vision.image_size // vision.patch_size) ** 2,
+            class_tokens=int("clip" in vision.model_type),
+            projects_first=kind not in ("llava", "llava_next"),
+        )
+    merged = vision.spatial_merge_size**2
+    windows = getattr(vision, "window_size", None)
+    return ModelShape(
+        vision=encoder,
+        patch_dim=3 * vision.temporal_patch_size * vision.patch_size**2,
+        projector=(merged * wide, merged * wide, text.hidden_size),
+        decoder=decoder,
+        vocab=text.vocab_size,
+        group_tokens=None,
+        patches_per_token=merged,
+        projects_first=True,
+        window=(windows // vision.patch_size) ** 2 if windows else None,
+        full_attention=tuple(getattr(vision, "fullatt_block_indexes", ())),
+    )
 
 
 _CLIP = Stack(layers=24, hidden=1024, intermediate=4096, heads=16, kv_heads=16, head_dim=64, gated=False)

@@ -97,6 +97,13 @@ def read(folder: Folder, columns: Sequence[str] | None = None) -> pa.Table:
     return table.sort_by("row_id") if "row_id" in table.column_names else table
 
 
+def sample(folder: Folder, parts: int = 16) -> pa.Table:
+    """All columns of some of the answers, from parts all over the run."""
+    names = [name for name in folder.names() if name.endswith(".parquet")]
+    places = sorted({round(at * (len(names) - 1) / (parts - 1)) for at in range(parts)}) if names else []
+    return pa.concat_tables([ANSWERS.empty_table(), *(pq.read_table(folder.open(names[place])) for place in places)])
+
+
 def batches(folder: Folder, columns: Sequence[str]) -> Iterator[pa.Table]:
     """The answers part by part, for what must not hold all of them."""
     for name in folder.names():

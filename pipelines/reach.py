@@ -1,10 +1,17 @@
-"""What is known of a model without its weights: enough to refuse a budget that a method cannot reach in it."""
+"""What is known of a model without its weights: which budgets a method cannot reach in it, what its prefill costs."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+
+from apet.flops import prefill_flops, shape_of
 from apet.methods.base import Model
+from apet.schedule import Schedule
+
+COUNTED = 500  # rows, evenly spread, that a mean is taken over
 
 
 def reach(
@@ -31,3 +38,20 @@ def _tokens(config: Any, frames: int) -> int | None:
         return None  # crops, or as many as the pixels
     vision = config.vision_config
     return int(frames * (vision.image_size // vision.patch_size) ** 2)
+
+
+def prefill_tflops(name: str, revision: str | None, trust_remote_code: bool, answers: pa.Table) -> float | None:
+    """The mean prefill of answered rows in teraflops, counted from what each site kept; None without any."""
+    from transformers import AutoConfig
+
+    if not len(answers):
+        return None
+    shape = shape_of(AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code))
+    some = np.unique(np.linspace(0, len(answers) - 1, COUNTED).astype(int))
+    rows = answers.select(["schedule", "visual_tokens_in", "prompt_tokens"]).take(pa.array(some)).to_pylist()
+    total = 0.0
+    for row in rows:
+        visual = row["visual_tokens_in"]
+        plan = Schedule.parse(row["schedule"] or "full", visual_tokens=visual, layers=shape.decoder.layers)
+        total += prefill_flops(shape, plan, row["prompt_tokens"] - visual).total
+    return total / len(rows) / 1e12

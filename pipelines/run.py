@@ -162,7 +162,8 @@ def _answer(
         vanilla = next((unit for unit in units if unit.point.method == "vanilla"), None)
         baseline = _answered(vanilla, ids) if vanilla else None
         for unit in units:
-            _ended(unit, ids, baseline if unit is not vanilla else None, bench, state, message, time.time() - began)
+            compared = None if unit is vanilla else baseline
+            _ended(config, unit, ids, compared, bench, state, message, time.time() - began)
         job.rows = {key: sum(unit.record.rows[key] for unit in units) for key in job.rows}
         job.end(state, {}, message)
         job.save(job_folder)
@@ -251,17 +252,31 @@ def _answered(unit: Unit, ids: pa.Array) -> pa.Table:
 
 
 def _ended(
-    unit: Unit, ids: pa.Array, vanilla: pa.Table | None, bench: Benchmark, state: Any, message: str, wall_s: float
+    config: EvalConfig,
+    unit: Unit,
+    ids: pa.Array,
+    vanilla: pa.Table | None,
+    bench: Benchmark,
+    state: Any,
+    message: str,
+    wall_s: float,
 ) -> None:
     """Write down what became of a run, whatever became of the job."""
     assert unit.record is not None
     table = _answered(unit, ids)
     timings = {"wall_s": wall_s, **{key: unit.record.metrics[key] for key in ("load_s",) if key in unit.record.metrics}}
-    metrics = summary.summarise(table, vanilla, bench, timings)
+    some = answers.sample(unit.folder)
+    with contextlib.suppress(Exception):  # a figure for the tables; nothing hangs on it
+        from pipelines.reach import prefill_tflops
+
+        cost = prefill_tflops(
+            config.model, config.revision, config.trust_remote_code, some.filter(pc.equal(some["status"], "ok"))
+        )
+        timings |= {} if cost is None else {"prefill_tflops": cost}
+    metrics = summary.summarise(table, vanilla, bench, timings, config.seed)
     unit.record.rows = {"wanted": len(ids), "done": len(table), "error": int(metrics["rows_error"])}
     unit.record.artifacts = [CONFIG, SAMPLE]
-    full = answers.read(unit.folder)
-    unit.folder.write(SAMPLE, summary.sample(full.filter(pc.is_in(full["row_id"], value_set=ids))))
+    unit.folder.write(SAMPLE, summary.sample(some))
     unit.record.end(state, metrics, message)
     unit.record.save(unit.folder)
 

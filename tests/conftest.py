@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: nothing here may reach for a hub
+os.environ["RAY_AUTH_MODE"] = "disabled"  # before Ray is: no token file in the home of who runs the tests
 
 import pytest
 import torch
@@ -19,3 +23,32 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[None]:
+    """An embedded Ray of three CPUs for all tests that run a job in this process."""
+    import ray
+
+    for attempt in range(3):  # on a busy machine it takes longer to start than it gives itself
+        try:
+            ray.init(address="local", num_cpus=3, include_dashboard=False, object_store_memory=500_000_000)
+            break
+        except Exception:
+            ray.shutdown()
+            if attempt == 2:
+                raise
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A tiny model of a family, saved as the real ones are."""
+    import tiny
+
+    @cache
+    def saved(family: str) -> Path:
+        return Path(tiny.save(family, tmp_path_factory.mktemp(family)))
+
+    return saved

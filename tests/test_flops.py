@@ -3,9 +3,11 @@
 from dataclasses import replace
 
 import pytest
+import tiny
+import transformers as hf
 
 import apet.flops
-from apet.flops import SHAPES, ModelShape, Stack, prefill_flops
+from apet.flops import SHAPES, ModelShape, Stack, prefill_flops, shape_of
 from apet.schedule import Schedule
 
 TINY = ModelShape(
@@ -162,3 +164,34 @@ def test_a_schedule_for_another_model_is_refused():
         flops(shape, "full", 740, -1)
     with pytest.raises(ValueError, match="groups=0"):
         flops(shape, "full", 740, 56, groups=0)
+
+
+def test_shapes_are_read_from_transformers_configs():
+    vicuna = hf.LlamaConfig(
+        hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32, vocab_size=32064
+    )
+    clip = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+    llava = hf.CLIPVisionConfig(**clip, image_size=336, patch_size=14)
+    video = hf.CLIPVisionConfig(**clip, image_size=224, patch_size=14)
+    assert shape_of(hf.LlavaConfig(vision_config=llava, text_config=vicuna)) == SHAPES["llava-1.5-7b"]
+    assert shape_of(hf.LlavaNextConfig(vision_config=llava, text_config=vicuna)) == SHAPES["llava-next-7b"]
+    assert shape_of(hf.VideoLlavaConfig(vision_config=video, text_config=vicuna)) == SHAPES["video-llava-7b"]
+    qwen = hf.Qwen2_5_VLConfig(
+        vision_config={"hidden_size": 1280, "intermediate_size": 3420, "out_hidden_size": 3584},
+        text_config={
+            "hidden_size": 3584,
+            "intermediate_size": 18944,
+            "num_hidden_layers": 28,
+            "vocab_size": 152064,
+            "num_attention_heads": 28,
+            "num_key_value_heads": 4,
+        },
+    )
+    assert shape_of(qwen) == SHAPES["qwen2.5-vl-7b"]
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_every_family_has_a_shape(family: str):
+    shape = shape_of(tiny.model(family).config)
+    assert shape.decoder.layers == 6
+    assert flops(shape, "full", 36, 20).total > flops(shape, "encoder=9", 36, 20).total > 0

@@ -1,0 +1,236 @@
+"""Whole jobs on an embedded Ray, with real files, real workers and a real MLflow."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+import pyarrow.dataset
+import pytest
+import tiny
+import torch
+from mlflow import MlflowClient
+from PIL import Image
+
+from pipelines import answers
+from pipelines.answerer import Answerer
+from pipelines.config import EvalConfig
+from pipelines.record import Record
+from pipelines.run import run
+from pipelines.storage import Folder
+
+pytestmark = pytest.mark.filterwarnings("default")  # Ray and MLflow warn of themselves
+ROOT = Path(__file__).parent.parent
+Checkpoint = Callable[[str], Path]
+
+
+def write(folder: Path, rows: Sequence[dict[str, Any]]) -> Path:
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder / "rows.jsonl"
+
+
+def rows_of(folder: Path, count: int) -> list[dict[str, Any]]:
+    """Questions about little pictures of several sizes."""
+    found = []
+    for number in range(count):
+        name = f"{number:03}.png"
+        tiny.image(20 + 3 * (number % 7), 20 + 2 * (number % 5), seed=number).save(folder / name)
+        question = "What is this?" + " Say more." * (number % 3)
+        found.append({"id": f"row-{number:03}", "media": name, "question": question, "answers": ["a"], "type": "easy"})
+    return found
+
+
+def config(model: Path, data: Path, output: Path | str, **more: Any) -> EvalConfig:
+    given = {"methods": ("vanilla", "uniform"), "budgets": ("50%",), "max_new_tokens": 4, "batch_size": 4, **more}
+    return EvalConfig.of("image", model=str(model), data=str(data), output=str(output), **given)
+
+
+def runs(output: Path) -> dict[str, Folder]:
+    """Folders by point."""
+    found = [Folder.of(str(path.parent)) for path in output.glob("*/config.yaml")]
+    return {Record.load(folder).point["name"]: folder for folder in found}
+
+
+def unique(folder: Folder) -> list[str]:
+    """All row ids, as anyone would read them: a folder of Parquet files."""
+    files = [f"{folder.uri}/{name}" for name in folder.names() if name.endswith(".parquet")]
+    ids: list[str] = pyarrow.dataset.dataset(files).to_table(columns=["row_id"])["row_id"].to_pylist()
+    assert len(ids) == len(set(ids))
+    return sorted(ids)
+
+
+BAD = {
+    "missing": None,
+    "empty": b"",
+    "html": b"<!DOCTYPE html><html>404</html>",
+    "wrong": b"certainly no picture",
+    "torn": "torn",
+}
+
+
+def test_a_job_from_files_to_mlflow(
+    cluster: None, checkpoint: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = rows_of(tmp_path, 12)
+    bad = []
+    for name, content in BAD.items():
+        path = tmp_path / f"{name}.jpg"
+        if content == "torn":
+            Image.effect_noise((300, 300), 90).convert("RGB").save(path)
+            path.write_bytes(path.read_bytes()[:5000])
+        elif isinstance(content, bytes):
+            path.write_bytes(content)
+        bad.append({"id": name, "media": path.name, "question": "What is this?"})
+    bad.append({"id": "silent", "media": "000.png", "question": " "})
+    bad.append({"id": "escape", "media": "../../etc/passwd", "question": "?"})
+    data = write(tmp_path, [*good, *bad])
+    job = config(checkpoint("llava"), data, tmp_path / "out", max_error_rate=0.9)
+    assert run(job) == 0
+    shown = capsys.readouterr()
+    assert "vanilla" in shown.out
+    assert "mlflow ui" in shown.out
+    assert "19/38" in shown.err or "38/38 answers" in shown.err
+
+    tables = {name: answers.read(folder) for name, folder in runs(tmp_path / "out").items()}
+    assert set(tables) == {"vanilla", "uniform-50pct"}
+    for name, table in tables.items():
+        assert unique(runs(tmp_path / "out")[name]) == sorted(row["id"] for row in [*good, *bad])
+        status = dict(zip(table["row_id"].to_pylist(), table["status"].to_pylist(), strict=True))
+        assert {row for row, how in status.items() if how == "error"} == {row["id"] for row in bad}
+        errors = dict(zip(table["row_id"].to_pylist(), table["error"].to_pylist(), strict=True))
+        assert "FileNotFoundError" in errors["missing"]
+        assert "web page" in errors["html"]
+        assert "PermissionError" in errors["escape"]
+        assert "question is empty" in errors["silent"]
+        fine = table.filter(pc.equal(table["status"], "ok"))
+        assert set(fine["visual_tokens_in"].to_pylist()) == {36}
+        assert set(fine["budget"].to_pylist()) == {36.0 if name == "vanilla" else 18.0}
+
+    expected = alone(checkpoint("llava"), tmp_path, good)
+    vanilla = dict(
+        zip(tables["vanilla"]["row_id"].to_pylist(), tables["vanilla"]["prediction"].to_pylist(), strict=True)
+    )
+    assert {row: vanilla[row] for row in expected} == expected
+
+    client = MlflowClient(f"sqlite:///{tmp_path}/out/mlflow.db")
+    [experiment] = [each for each in client.search_experiments() if each.name == "apet"]
+    found = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    for name, folder in runs(tmp_path / "out").items():
+        record = Record.load(folder)
+        logged = found[record.name].data
+        assert record.state == "finished"
+        assert logged.metrics["rows_total"] == 19
+        assert logged.metrics["rows_error"] == 7
+        assert logged.metrics["wall_s"] > 0
+        assert logged.metrics["load_s"] > 0
+        assert logged.params["max_new_tokens"] == "4"
+        assert logged.tags["method"] == name.split("-")[0]
+        assert logged.tags["mlflow.parentRunId"] in {run.info.run_id for run in found.values()}
+
+    began = time.monotonic()
+    again = subprocess.run(command(job), capture_output=True, text=True, cwd=ROOT, check=False)
+    assert again.returncode == 0, again.stderr
+    assert "nothing to do" in again.stdout
+    assert time.monotonic() - began < 20  # two seconds on a quiet machine
+    assert run(config(checkpoint("llava"), data, tmp_path / "out")) == 1  # too many errors, said without a run
+
+
+def alone(model: Path, folder: Path, rows: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """What transformers answers by itself, row by row."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    processor, found = AutoProcessor.from_pretrained(model), {}
+    loaded = AutoModelForImageTextToText.from_pretrained(model, dtype="auto")
+    for row in rows:
+        content = [{"type": "image"}, {"type": "text", "text": row["question"]}]
+        text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        inputs = processor(text=text, images=Image.open(folder / row["media"]), return_tensors="pt")
+        with torch.inference_mode():
+            out = loaded.generate(**inputs, max_new_tokens=4, do_sample=False)
+        new = out[:, inputs["input_ids"].shape[1] :]
+        found[row["id"]] = processor.batch_decode(new, skip_special_tokens=True)[0].strip()
+    return found
+
+
+def command(job: EvalConfig, *more: str) -> list[str]:
+    given = ["--model", job.model, "--data", str(job.data), "--output", job.output, "--batch-size", str(job.batch_size)]
+    given += ["--max-new-tokens", str(job.max_new_tokens), "--max-error-rate", str(job.max_error_rate)]
+    for method in job.methods:
+        given += ["--method", method]
+    return [sys.executable, "jobs/eval_image.py", *given, "--budget", *job.budgets, *more]
+
+
+def test_killed_and_started_again(cluster: None, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    rows = rows_of(tmp_path, 60)
+    job = config(checkpoint("llava"), write(tmp_path, rows), tmp_path / "out", max_new_tokens=16)
+    # a process group of its own: the driver and its whole Ray die at once
+    killed = subprocess.Popen(
+        command(job), cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    written: list[Path] = []
+    deadline = time.monotonic() + 240
+    while len(written) < 3:
+        assert killed.poll() is None, killed.stderr.read().decode() if killed.stderr else ""
+        assert time.monotonic() < deadline, "no answers to kill it over"
+        time.sleep(0.05)
+        written = list((tmp_path / "out").glob("*/*.parquet"))
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    if killed.stderr:
+        killed.stderr.close()
+    before = {path: path.read_bytes() for path in (tmp_path / "out").glob("*/*.parquet")}
+    assert len(before) < 30, "it was killed too late to prove anything"
+    torn = max(before)
+    torn.write_bytes(before[torn][:100])
+
+    assert run(job) == 0
+    for folder in runs(tmp_path / "out").values():
+        assert unique(folder) == [row["id"] for row in rows]
+        assert Record.load(folder).state == "finished"
+    assert not torn.exists() or torn.read_bytes() != before[torn][:100]
+    assert list(torn.parent.glob("*.torn"))
+    for path, content in before.items():
+        assert path == torn or path.read_bytes() == content, "an answer was made twice"
+
+
+class Fragile(Answerer):
+    """Dies with the row that is named `poison`, raises on the one named `wrong`."""
+
+    def generate(
+        self, method: Any, rows: Sequence[Any], inputs: Any, tokens: int | None = None
+    ) -> list[dict[str, Any]]:
+        names = {row.row_id for row in rows}
+        if "poison" in names:
+            os._exit(9)
+        if "wrong" in names:
+            raise ArithmeticError("this row is wrong")
+        if len(rows) > 2:
+            raise torch.OutOfMemoryError("too many rows at once")
+        return super().generate(method, rows, inputs, tokens)
+
+
+def test_one_bad_row_takes_no_other_with_it(cluster: None, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    rows = rows_of(tmp_path, 16)
+    rows[5]["id"], rows[9]["id"] = "poison", "wrong"
+    job = config(checkpoint("llava"), write(tmp_path, rows), tmp_path / "out", max_error_rate=0.2, actors=(1, 1))
+    assert run(job, Fragile) == 0
+    for folder in runs(tmp_path / "out").values():
+        assert unique(folder) == sorted(row["id"] for row in rows)
+        table = answers.read(folder)
+        errors = dict(zip(table["row_id"].to_pylist(), table["error"].to_pylist(), strict=True))
+        assert {row for row, error in errors.items() if error} == {"poison", "wrong"}
+        assert errors["poison"].startswith("WorkerDied")
+        assert errors["wrong"] == "ArithmeticError: this row is wrong"
+        assert max(filter(None, table["batch_rows"].to_pylist())) <= 2
+    assert run(config(checkpoint("llava"), job.data or "", job.output, retry_errors=True)) == 0  # and now it behaves
+    for folder in runs(tmp_path / "out").values():
+        assert unique(folder) == sorted(row["id"] for row in rows)
+        assert pc.all(pc.equal(answers.read(folder)["status"], "ok")).as_py()
