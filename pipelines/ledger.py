@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
+from ray.util import metrics
 
 ALONE = 2  # deaths while answering a row by itself, after which it is given up
 DEATHS = 10  # of workers in a row without an answer between, after which the job is
@@ -109,7 +110,29 @@ class Book:
         return self.progress
 
 
-Ledger = ray.remote(num_cpus=0)(Book)
+class Published(Book):
+    """The book in a process of its own, with its numbers among Ray's metrics: `ray_apet_rows` and so on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._rows = metrics.Counter("apet_rows", "Answers written.", tag_keys=("point", "status"))
+        self._tokens = metrics.Counter("apet_visual_tokens", "Visual tokens of the answered rows.", tag_keys=("point",))
+        self._workers = metrics.Gauge("apet_workers", "Workers that have loaded the model.")
+        self._deaths = metrics.Gauge("apet_worker_deaths", "Workers that died and were started again.")
+
+    def end(self, worker: str, done: Sequence[Done], now: float) -> None:
+        super().end(worker, done, now)
+        for part in done:
+            for status, count in (("ok", part.rows - part.errors), ("error", part.errors)):
+                if count:
+                    self._rows.inc(count, {"point": part.point, "status": status})
+            if part.visual_tokens:
+                self._tokens.inc(part.visual_tokens, {"point": part.point})
+        self._workers.set(self.progress.workers)
+        self._deaths.set(self.progress.deaths)
+
+
+Ledger = ray.remote(num_cpus=0)(Published)
 
 
 class Desk:

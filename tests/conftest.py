@@ -26,8 +26,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[None]:
-    """An embedded Ray of three CPUs for all tests that run a job in this process."""
+def cluster() -> Iterator[str]:
+    """An embedded Ray of three CPUs for all tests that run a job: its address."""
     import ray
 
     for attempt in range(3):  # on a busy machine it takes longer to start than it gives itself
@@ -38,7 +38,7 @@ def cluster() -> Iterator[None]:
             ray.shutdown()
             if attempt == 2:
                 raise
-    yield
+    yield ray.get_runtime_context().gcs_address
     ray.shutdown()
 
 

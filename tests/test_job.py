@@ -19,6 +19,7 @@ import tiny
 import torch
 from mlflow import MlflowClient
 from PIL import Image
+from ray import cloudpickle
 
 from pipelines import answers
 from pipelines.answerer import Answerer
@@ -77,7 +78,7 @@ BAD = {
 
 
 def test_a_job_from_files_to_mlflow(
-    cluster: None, checkpoint: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    cluster: str, checkpoint: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good = rows_of(tmp_path, 12)
     bad = []
@@ -168,24 +169,22 @@ def command(job: EvalConfig, *more: str) -> list[str]:
     return [sys.executable, "jobs/eval_image.py", *given, "--budget", *job.budgets, *more]
 
 
-def test_killed_and_started_again(cluster: None, checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_killed_and_started_again(cluster: str, checkpoint: Checkpoint, tmp_path: Path) -> None:
     rows = rows_of(tmp_path, 60)
     job = config(checkpoint("llava"), write(tmp_path, rows), tmp_path / "out", max_new_tokens=16)
-    # a process group of its own: the driver and its whole Ray die at once
-    killed = subprocess.Popen(
-        command(job), cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
-    written: list[Path] = []
-    deadline = time.monotonic() + 240
-    while len(written) < 3:
-        assert killed.poll() is None, killed.stderr.read().decode() if killed.stderr else ""
-        assert time.monotonic() < deadline, "no answers to kill it over"
-        time.sleep(0.05)
-        written = list((tmp_path / "out").glob("*/*.parquet"))
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.wait()
-    if killed.stderr:
-        killed.stderr.close()
+    log = tmp_path / "log.txt"
+    with log.open("w") as said:
+        driver = [*command(job), "--ray-address", cluster]
+        killed = subprocess.Popen(driver, cwd=ROOT, stdout=said, stderr=said)
+    try:
+        deadline = time.monotonic() + 600
+        while len(list((tmp_path / "out").glob("*/*.parquet"))) < 3:
+            assert killed.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, f"no answers to kill it over: {log.read_text()}"
+            time.sleep(0.02)
+    finally:
+        killed.send_signal(signal.SIGKILL)
+        killed.wait()
     before = {path: path.read_bytes() for path in (tmp_path / "out").glob("*/*.parquet")}
     assert len(before) < 30, "it was killed too late to prove anything"
     torn = max(before)
@@ -199,6 +198,9 @@ def test_killed_and_started_again(cluster: None, checkpoint: Checkpoint, tmp_pat
     assert list(torn.parent.glob("*.torn"))
     for path, content in before.items():
         assert path == torn or path.read_bytes() == content, "an answer was made twice"
+
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test
 
 
 class Fragile(Answerer):
@@ -217,7 +219,7 @@ class Fragile(Answerer):
         return super().generate(method, rows, inputs, tokens)
 
 
-def test_one_bad_row_takes_no_other_with_it(cluster: None, checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_one_bad_row_takes_no_other_with_it(cluster: str, checkpoint: Checkpoint, tmp_path: Path) -> None:
     rows = rows_of(tmp_path, 16)
     rows[5]["id"], rows[9]["id"] = "poison", "wrong"
     job = config(checkpoint("llava"), write(tmp_path, rows), tmp_path / "out", max_error_rate=0.2, actors=(1, 1))

@@ -36,7 +36,11 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.mark.filterwarnings("ignore:.*legacy.*")
 @pytest.mark.parametrize(("family", "kind"), CASES)
 def test_collated_rows_are_the_processors_own_batch(family: str, kind: str) -> None:
-    shown = [tiny.image(37, 29), tiny.image(60, 20, 1)] if kind == "images" else [tiny.video(4, 30, 26), tiny.video(4, 40, 26, 1)]
+    shown = (
+        [tiny.image(37, 29), tiny.image(60, 20, 1)]
+        if kind == "images"
+        else [tiny.video(4, 30, 26), tiny.video(4, 40, 26, 1)]
+    )
     rows: list[dict[str, Any]] = [{"text": "What?", kind: [shown[0]]}, {"text": "Which one is it?", kind: [shown[1]]}]
     rows.append({"text": "nothing to see, and more words than the others have"})
     build, parts = tiny.processor(family), []
@@ -83,7 +87,11 @@ def test_a_row_from_its_files(recipe: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("question", "room", "error"),
-    [("  ", 8, "the question is empty"), ("word " * 2000, 8, "the model reads at most 4096"), ("What?", 4096, "at most")],
+    [
+        ("  ", 8, "the question is empty"),
+        ("word " * 2000, 8, "the model reads at most 4096"),
+        ("What?", 4096, "at most"),
+    ],
 )
 def test_rows_that_no_model_can_answer(recipe: Any, tmp_path: Path, question: str, room: int, error: str) -> None:
     tiny.image(40, 30).save(tmp_path / "a.png")

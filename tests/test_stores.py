@@ -1,0 +1,96 @@
+"""A job whose manifest, images and answers are on an object store: a real S3 protocol, served by moto."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyarrow.fs
+import pytest
+import tiny
+from moto.server import ThreadedMotoServer
+
+from pipelines import answers
+from pipelines.config import EvalConfig
+from pipelines.record import Record
+from pipelines.run import run
+from pipelines.storage import Folder, split
+
+pytestmark = pytest.mark.filterwarnings("default")
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The query string with which URIs find the server; its bucket is `apet`."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s", "AWS_REGION": "us-east-1"}.items():
+        monkeypatch.setenv(name, value)
+    query = f"endpoint_override={host}:{port}&scheme=http&allow_bucket_creation=true"
+    system, _ = split(f"s3://apet/x?{query}")
+    system.create_dir("apet")
+    yield query
+    server.stop()
+
+
+def test_folders(bucket: str) -> None:
+    folder = Folder.of(f"s3://apet/here?{bucket}").child("deep")
+    assert folder.names() == []
+    folder.write("b", b"two")
+    folder.write("a", b"one")
+    folder.write("a", b"new")
+    assert folder.names() == ["a", "b"]
+    assert folder.read("a") == b"new"
+    assert folder.exists("b")
+    folder.rename("b", "c")
+    folder.delete("a")
+    folder.delete("a")
+    assert folder.names() == ["c"]
+    assert folder.local is None
+
+
+def test_one_writer_at_a_time(bucket: str) -> None:
+    folder = Folder.of(f"s3://apet/locked?{bucket}")
+    with answers.Lock(folder), pytest.raises(answers.Locked), answers.Lock(folder):
+        pass
+    assert folder.names() == []
+
+
+def test_a_job_on_an_object_store(
+    cluster: str, checkpoint: Callable[[str], Path], bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system, _ = split(f"s3://apet/x?{bucket}")
+    assert isinstance(system, pyarrow.fs.S3FileSystem)
+    lines = []
+    for number in range(6):
+        picture = io.BytesIO()
+        tiny.image(30 + number, 24, seed=number).save(picture, format="PNG")
+        with system.open_output_stream(f"apet/data/images/{number}.png") as stream:
+            stream.write(picture.getvalue())
+        lines.append(json.dumps({"id": f"{number}", "media": f"images/{number}.png", "question": "What is this?"}))
+    with system.open_output_stream("apet/data/rows.jsonl") as stream:
+        stream.write("\n".join(lines).encode())
+    job = EvalConfig.of(
+        "image",
+        model=str(checkpoint("llava")),
+        data=f"s3://apet/data/rows.jsonl?{bucket}",
+        output=f"s3://apet/results?{bucket}",
+        tracking_uri=f"sqlite:///{tmp_path}/mlflow.db",
+        methods=("vanilla",),
+        max_new_tokens=2,
+        actors=(1, 1),
+    )
+    assert run(job) == 0
+    infos = system.get_file_info(pyarrow.fs.FileSelector("apet/results", recursive=True))
+    parts = [info.path for info in infos if info.path.endswith(".parquet")]
+    ids = [row for part in parts for row in pyarrow.parquet.read_table(part, filesystem=system)["row_id"].to_pylist()]
+    assert sorted(ids) == [str(number) for number in range(6)]
+    [run_folder] = {part.rpartition("/")[0].rpartition("/")[2] for part in parts}
+    record = Record.load(Folder.of(f"s3://apet/results?{bucket}").child(run_folder))
+    assert record.state == "finished"
+    assert record.rows == {"wanted": 6, "done": 6, "error": 0}
+    assert "endpoint_override" not in json.dumps(record.snapshot())
+    assert run(job) == 0  # finished: nothing to do
