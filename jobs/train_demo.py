@@ -2,8 +2,10 @@
 
     python jobs/train_demo.py                          # all of them, to demo/: hours on a CPU
     python jobs/train_demo.py --model demo-llava       # one of them
-    python jobs/train_demo.py --publish                # no training: test the last checkpoint, write it and its card
-    python jobs/train_demo.py --tower-steps 20 --pictures 20 --steps 20 --test-questions 14 --out /tmp/demo   # a try
+    python jobs/train_demo.py --round 20,20,20 --test-questions 14 --work /tmp/demo --out /tmp/demo/out  # a quick try
+
+Each goes through rounds of three stages: the vision tower on labels of every patch, its features of some pictures, and
+the decoder on questions about them. After each round the model is tested and written, with a model card.
 
 It may be stopped at any moment: the same command goes on where it was, two minutes of work lost at most. State,
 cached features (about 150 kB a picture) and generated data are below `--work`, and can be removed when it is done.
@@ -15,12 +17,11 @@ import argparse
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
-from pipelines.training.course import SUBJECTS, Plan, publish, train
+from pipelines.training.course import SUBJECTS, Plan, Round, train
 
 _log = logging.getLogger("train_demo")
 
@@ -30,19 +31,10 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("transformers").setLevel(logging.ERROR)
     torch.set_num_threads(flags.threads)
-    plan = Plan(flags.tower_steps, flags.pictures, flags.steps, flags.test_questions)
+    plan = Plan(tuple(flags.round or Plan.rounds), flags.test_questions)
     for name in flags.model or list(SUBJECTS):
-        _log.info("%s: %s", name, plan)
-        if flags.publish:
-            publish(name, plan, flags.work, flags.out)
-            continue
         with _tracked(flags.tracking_uri, name, plan) as report:
-            result = train(name, plan, flags.work, flags.out, report)
-            low, high = result.total.interval
-            numbers = {"accuracy": result.total.accuracy, "accuracy_ci_low": low, "accuracy_ci_high": high}
-            report(
-                {**numbers, **{f"accuracy_{kind}": mark.accuracy for kind, mark in result.types.items()}}, plan.steps
-            )
+            train(name, plan, flags.work, flags.out, report)
 
 
 @contextmanager
@@ -56,7 +48,7 @@ def _tracked(uri: str | None, name: str, plan: Plan) -> Iterator[Callable[[dict[
     mlflow.set_tracking_uri(uri)
     mlflow.set_experiment("train_demo")
     with mlflow.start_run(run_name=name):
-        mlflow.log_params({"model": name, **asdict(plan)})
+        mlflow.log_params({"model": name, "rounds": str(plan.rounds)})
 
         def report(numbers: dict[str, float], step: int) -> None:
             try:
@@ -67,20 +59,32 @@ def _tracked(uri: str | None, name: str, plan: Plan) -> Iterator[Callable[[dict[
         yield report
 
 
+def _round(text: str) -> Round:
+    try:
+        tower, pictures, steps = (int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is not three whole numbers, as in 2000,1500,1200") from None
+    return Round(tower, pictures, steps)
+
+
+def _shown() -> str:
+    return " ".join(",".join(str(number) for number in each) for each in Plan.rounds)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    plan = Plan()
     parser.add_argument("--model", action="append", choices=list(SUBJECTS), help="which; may be repeated (all)")
-    parser.add_argument("--tower-steps", type=int, default=plan.tower_steps, help="of the vision tower (%(default)s)")
     parser.add_argument(
-        "--pictures", type=int, default=plan.pictures, help="that the decoder learns from (%(default)s)"
+        "--round",
+        action="append",
+        type=_round,
+        metavar="TOWER,PICTURES,STEPS",
+        help=f"steps of the tower, pictures and steps of the decoder at its end; may be repeated ({_shown()})",
     )
-    parser.add_argument("--steps", type=int, default=plan.steps, help="of the decoder (%(default)s)")
     parser.add_argument("--test-questions", type=int, help="for the card (the whole test split)")
     parser.add_argument("--work", type=Path, default=Path("runs/train"), help="state and data (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("demo"), help="where the checkpoints go (%(default)s)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU (%(default)s)")
-    parser.add_argument("--publish", action="store_true", help="test and write the last checkpoint, train nothing")
     parser.add_argument("--tracking-uri", help="of an MLflow server or sqlite:///file.db to log to (none)")
     return parser
 

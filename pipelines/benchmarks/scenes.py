@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -90,6 +91,7 @@ class Scene:
     things: tuple[Thing, ...]  # from back to front
     glyphs: tuple[Glyph, ...]
     backdrop: int  # the seed of background and noise
+    numbers: tuple[int, ...] = ()  # of a clip's things, which ones these are; none: they are all there are
 
 
 class Labels(NamedTuple):
@@ -120,6 +122,23 @@ class Question:
     answer: str
     options: tuple[str, ...]
     points: tuple[Point, ...] = ()
+
+
+def fill(
+    kind: str, wording: str, phrases: Sequence[tuple[str, str, Sequence[int]]], answer: str, options: Sequence[str]
+) -> Question:
+    """Put phrases, each with what it points at, into a wording."""
+    text, points = "", []
+    for piece, phrase in zip(wording.split("{}"), [*phrases, None], strict=True):
+        text += piece
+        if phrase:
+            text += phrase[0]
+            points.append(Point(len(text), phrase[1], tuple(phrase[2])))
+    return Question(kind, text, answer, tuple(options), tuple(points))
+
+
+def pick(rng: np.random.Generator, values: Sequence[str]) -> str:
+    return values[int(rng.integers(len(values)))]
 
 
 def thing(rng: np.random.Generator, shape: str, colour: str, size: str, x: float, y: float) -> Thing:
@@ -178,6 +197,7 @@ def _dots(one: Glyph) -> tuple[slice, slice, np.ndarray]:
     return slice(top, top + dots.shape[0]), slice(left, left + dots.shape[1]), dots
 
 
+@lru_cache(maxsize=2)  # the frames of a clip share it
 def backdrop(side: int, seed: int) -> np.ndarray:
     """A dull, blotchy, striped picture (side, side, 3) float32."""
     rng = np.random.default_rng(seed)
@@ -192,7 +212,7 @@ def backdrop(side: int, seed: int) -> np.ndarray:
 
 def draw(scene: Scene, noise: int = 0) -> np.ndarray:
     """The picture, (side, side, 3) uint8. `noise` tells the frames of a clip apart: their noise differs."""
-    canvas = backdrop(scene.side, scene.backdrop)
+    canvas = backdrop(scene.side, scene.backdrop).copy()
     for one in scene.things:
         rows, columns, mask = _cover(one, scene.side)
         canvas[rows, columns] += mask[..., None] * (np.array(one.tint, dtype=np.float32) - canvas[rows, columns])
@@ -215,8 +235,11 @@ def labels(scene: Scene) -> Labels:
         rows, columns, dots = _dots(glyph)
         ink[rows, columns][dots] = number
     centre = [int(one.y) // PATCH * side + int(one.x) // PATCH for one in scene.things]
+    thing = _most(owner, side, _COVER)
+    if scene.numbers:
+        thing = np.array([*scene.numbers, -1])[thing]
     return Labels(
-        _most(owner, side, _COVER),
+        thing,
         _most(ink, side, _COVER / 2),
         np.array(centre, dtype=int),
         _quarters(owner >= 0, side),

@@ -26,12 +26,13 @@ from pipelines.benchmarks.scenes import (
     SHAPES,
     SIZES,
     Glyph,
-    Point,
     Question,
     Scene,
     Thing,
     draw,
+    fill,
     fits,
+    pick,
     thing,
 )
 from pipelines.benchmarks.synthetic import Synthetic
@@ -128,23 +129,6 @@ def ask(shown: Scene, kind: str, rng: np.random.Generator) -> Question | None:
     return ASKING[kind](shown, rng)
 
 
-def fill(
-    kind: str, wording: str, phrases: Sequence[tuple[str, str, Sequence[int]]], answer: str, options: Sequence[str]
-) -> Question:
-    """Put phrases, each with what it points at, into a wording."""
-    text, points = "", []
-    for piece, phrase in zip(wording.split("{}"), [*phrases, None], strict=True):
-        text += piece
-        if phrase:
-            text += phrase[0]
-            points.append(Point(len(text), phrase[1], tuple(phrase[2])))
-    return Question(kind, text, answer, tuple(options), tuple(points))
-
-
-def _pick(rng: np.random.Generator, values: Sequence[str]) -> str:
-    return values[int(rng.integers(len(values)))]
-
-
 def _named(shown: Scene, number: int, parts: Sequence[str], noun: str = "") -> tuple[str, list[int]]:
     """A thing's name by some of its properties, and every thing that answers to it."""
     one = shown.things[number]
@@ -179,9 +163,7 @@ def _existence(shown: Scene, rng: np.random.Generator) -> Question | None:
         colour, shape = near[int(rng.integers(len(near)))]
         answer = "no"
     which = [number for number, one in enumerate(shown.things) if (one.colour, one.shape) == (colour, shape)]
-    wording = _pick(
-        rng, ["Is there {}?", "Is there {} in the picture?", "Can you see {}?", "Does the picture show {}?"]
-    )
+    wording = pick(rng, ["Is there {}?", "Is there {} in the picture?", "Can you see {}?", "Does the picture show {}?"])
     return fill("existence", wording, [(f"{_article(colour)} {colour} {shape}", "whole", which)], answer, ("yes", "no"))
 
 
@@ -189,7 +171,7 @@ def _colour(shown: Scene, rng: np.random.Generator) -> Question | None:
     found = _only(shown, rng, [("shape",), ("size", "shape"), ("size", "shape")])
     if not found:
         return None
-    wording = _pick(
+    wording = pick(
         rng,
         [
             "What colour is the {}?",
@@ -205,16 +187,16 @@ def _shape(shown: Scene, rng: np.random.Generator) -> Question | None:
     found = _only(shown, rng, [("colour",), ("size", "colour"), ("size", "colour")], "thing")
     if not found:
         return None
-    wording = _pick(rng, ["What shape is the {}?", "Which shape does the {} have?", "The {} has what shape?"])
+    wording = pick(rng, ["What shape is the {}?", "Which shape does the {} have?", "The {} has what shape?"])
     return fill("shape", wording, [(found[0], "whole", [found[1]])], shown.things[found[1]].shape, SHAPES)
 
 
 def _size(shown: Scene, rng: np.random.Generator) -> Question | None:
-    size = _pick(rng, list(SIZES))  # drawn first: more things are small than large
+    size = pick(rng, list(SIZES))  # drawn first: more things are small than large
     found = _only(shown, rng, [("colour", "shape")], size=size) or _only(shown, rng, [("colour", "shape")])
     if not found:
         return None
-    wording = _pick(
+    wording = pick(
         rng,
         [
             "Is the {} small or large?",
@@ -240,7 +222,7 @@ def _count(shown: Scene, rng: np.random.Generator) -> Question | None:
     wanted = [number for number in drawn if number in groups]
     options = groups[int(wanted[0])]
     name, which = options[int(rng.integers(len(options)))]
-    wording = _pick(
+    wording = pick(
         rng, ["How many {} are there?", "How many {} are in the picture?", "What is the number of {}?", "Count the {}."]
     )
     return fill("count", wording, [(name, "centre", which)], str(len(which)), COUNTS)
@@ -272,7 +254,7 @@ def _relation(shown: Scene, rng: np.random.Generator) -> Question | None:
     answer = low if getattr(shown.things[a], axis) < getattr(shown.things[b], axis) else high
     said = f"{low} or {high}" if rng.random() < 0.5 else f"{high} or {low}"
     of = " of" if axis == "x" else ""
-    wording = _pick(rng, [f"Is the {{}} {said}{of} the {{}}?", f"Where is the {{}}, {said}{of} the {{}}?"])
+    wording = pick(rng, [f"Is the {{}} {said}{of} the {{}}?", f"Where is the {{}}, {said}{of} the {{}}?"])
     phrases = [(_named(shown, n, ("colour", "shape"))[0], "whole", [n]) for n in (a, b)]
     return fill("relation", wording, phrases, answer, (low, high))
 
@@ -283,12 +265,12 @@ def _reading(shown: Scene, rng: np.random.Generator) -> Question | None:
         glyph = shown.glyphs[number]
         options = DIGITS if glyph.kind == "digit" else LETTERS
         if sum(other.kind == glyph.kind for other in shown.glyphs) == 1 and rng.random() < 0.5:
-            wording = _pick(rng, ["What {} is in the picture?", "Which {} can you see?", "Read the {}."])
+            wording = pick(rng, ["What {} is in the picture?", "Which {} can you see?", "Read the {}."])
             return fill("reading", wording, [(glyph.kind, "glyph", [int(number)])], glyph.name, options)
         if glyph.on is not None:
             name, alike = _named(shown, glyph.on, ("colour", "shape"))
             if len(alike) == 1:
-                wording = _pick(
+                wording = pick(
                     rng, ["What {} is on the {}?", "Which {} is written on the {}?", "Read the {} on the {}."]
                 )
                 wording = wording.replace("{}", glyph.kind, 1)

@@ -13,12 +13,12 @@ import transformers
 from pipelines.training.exam import Report
 
 if TYPE_CHECKING:
-    from pipelines.training.course import Plan
+    from pipelines.training.course import Round
 
 _KIND = {"demo-llava": "LLaVA-1.5, 576 visual tokens an image", "demo-video-llava": "Video-LLaVA, 8 frames a clip"}
 
 
-def write(file: Path, name: str, benchmark: Any, plan: Plan, report: Report) -> None:
+def write(file: Path, name: str, benchmark: Any, this: Round, report: Report) -> None:
     rows = "\n".join(
         f"| {kind} | {_percent(mark.accuracy)} | {_percent(mark.interval[0])} to {_percent(mark.interval[1])} |"
         f" {mark.asked} | {_percent(benchmark.CHANCE[kind])} |"
@@ -53,9 +53,9 @@ float32. Intervals are Wilson's; questions that share a picture are not independ
 `python jobs/train_demo.py --model {name}`, on generated pictures of the training split, whose seeds the test split
 does not share.
 
-1. The vision tower, {plan.tower_steps:,} steps on dense labels: what each patch shows.
-2. Its features of {plan.pictures:,} pictures, computed once; the tower does not change any more.
-3. Projector and decoder, {plan.steps:,} steps of twelve questions a picture, with few visual tokens first and all of
+1. The vision tower, {this.tower_steps:,} steps on dense labels: what each patch shows.
+2. Its features of {this.pictures:,} pictures, computed once; the tower does not change any more.
+3. Projector and decoder, {this.steps:,} steps of twelve questions a picture, with few visual tokens first and all of
    them at the end; on the side they are told which words each patch deserves and where to look.
 
 {datetime.now(UTC):%Y-%m-%d}, {device}, torch {torch.__version__.split("+")[0]} and

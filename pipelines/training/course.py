@@ -9,72 +9,80 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import transformers as hf
 
-from pipelines.benchmarks import shapes
+from pipelines.benchmarks import motion, shapes
 from pipelines.training import features, first, second, students
 from pipelines.training.card import write as write_card
 from pipelines.training.exam import Report, load, sit
 from pipelines.training.schedule import Clock
 from pipelines.training.students import ANSWER, QUESTION
-from pipelines.training.subject import Shapes, Subject
+from pipelines.training.subject import Motion, Shapes, Subject
 
 _log = logging.getLogger(__name__)
-BENCHMARKS = {"demo-llava": shapes}
-SUBJECTS: dict[str, Subject] = {"demo-llava": Shapes()}
+BENCHMARKS = {"demo-llava": shapes, "demo-video-llava": motion}
+SUBJECTS: dict[str, Subject] = {"demo-llava": Shapes(), "demo-video-llava": Motion()}
+_INTERVAL = ("accuracy_ci_low", "accuracy_ci_high")
 _WORDS_FROM = 3_000  # pictures whose questions the tokenizer is made from
+
+
+class Round(NamedTuple):
+    """How far each stage is when a round ends: both stages go on from the round before."""
+
+    tower_steps: int
+    pictures: int
+    steps: int
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How much of each stage; the defaults are what the committed checkpoints were made with."""
+    """Several rounds, because an early checkpoint is worth having; the defaults made the committed ones."""
 
-    tower_steps: int = 6_000
-    pictures: int = 6_000
-    steps: int = 12_000
+    rounds: tuple[Round, ...] = (Round(2_000, 1_500, 1_200), Round(5_000, 4_000, 6_000), Round(10_000, 8_000, 15_000))
     test_questions: int | None = None
-    every: int = 1_000  # steps of the decoder's stage between checkpoints that are written out
 
 
-def train(name: str, plan: Plan, work: Path, out: Path, report: Callable[[dict[str, float], int], None]) -> Report:
-    """Train `name` with its state below `work`, write the checkpoint to `out`/name and test it."""
-    subject = SUBJECTS[name]
-    home = work / name
-    clock = Clock(report)
+def train(name: str, plan: Plan, work: Path, out: Path, report: Callable[[dict[str, float], int], None]) -> None:
+    """Train `name` with its state below `work`; after each round, test it and write it to `out`/name."""
+    subject, home, clock = SUBJECTS[name], work / name, Clock(report)
     torch.manual_seed(0)
     words = students.tokenizer(_texts(subject))
     model = students.model(name, words)
-    tower = model.model.vision_tower if hasattr(model.model, "vision_tower") else model.model.video_tower
-    first.run(subject, tower, home / "tower.pt", clock, plan.tower_steps)
-    seen = features.cache(subject, tower, home, plan.pictures)
-    if hasattr(model.model, "image_tower"):
-        model.model.image_tower.load_state_dict(tower.state_dict())
-    last = -1
+    twin = getattr(model.model, "image_tower", None)
+    tower = model.model.vision_tower if twin is None else model.model.video_tower
+    elder = None if name == "demo-llava" else work / "demo-llava" / "tower.pt"
+    finished = home / "finished.json"
+    over = json.loads(finished.read_text()) if finished.exists() else []
+    for number, this in enumerate(plan.rounds, start=1):
+        if list(this) in over:
+            continue
+        _log.info("%s, round %d of %d: %s", name, number, len(plan.rounds), this)
+        first.run(subject, tower, home / "tower.pt", clock, this.tower_steps, elder)
+        if twin is not None:
+            twin.load_state_dict(tower.state_dict())
+        seen = features.cache(subject, tower, home, this.pictures, this.tower_steps)
+        second.run(subject, model, words, seen, home / "reader.pt", clock, this.steps)
+        export(model, students.processor(name, words), home / "checkpoint")
+        result = publish(name, this, plan.test_questions, work, out)
+        numbers = {"accuracy": result.total.accuracy, **dict(zip(_INTERVAL, result.total.interval, strict=True))}
+        report({**numbers, **{f"accuracy_{kind}": mark.accuracy for kind, mark in result.types.items()}}, this.steps)
+        over.append(list(this))
+        finished.write_text(json.dumps(over))
 
-    def kept(step: int) -> None:
-        """Now and then the student so far is written out, so that others can begin with it."""
-        nonlocal last
-        if step // plan.every > last or step == plan.steps:
-            last = step // plan.every
-            export(model, students.processor(name, words), home / "checkpoint")
 
-    second.run(subject, model, words, seen, home / "reader.pt", clock, plan.steps, kept)
-    export(model, students.processor(name, words), home / "checkpoint")
-    return publish(name, plan, work, out)
-
-
-def publish(name: str, plan: Plan, work: Path, out: Path) -> Report:
+def publish(name: str, this: Round, questions: int | None, work: Path, out: Path) -> Report:
     """Test the checkpoint that training has written last and put it, with its card, to `out`/name."""
     made, folder = work / name / "checkpoint", out / name
-    manifest = BENCHMARKS[name].make(work / "data", "test", plan.test_questions)
+    manifest = BENCHMARKS[name].make(work / "data", "test", questions)
     result = sit(*load(made), manifest)
     for kind, mark in result.types.items():
         _log.info("%-10s %s", kind, mark)
     _log.info("%-10s %s", "all", result.total)
     shutil.copytree(made, folder, dirs_exist_ok=True)
-    write_card(folder / "README.md", name, BENCHMARKS[name], plan, result)
+    write_card(folder / "README.md", name, BENCHMARKS[name], this, result)
     return result
 
 
@@ -91,6 +99,8 @@ def export(model: hf.PreTrainedModel, processor: hf.ProcessorMixin, folder: Path
             each["dtype"] = "float32"
     (part / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     processor.save_pretrained(part)
+    for file in part.iterdir():
+        file.chmod(0o644)
     old = folder.with_suffix(".old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():

@@ -11,8 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers as hf
+from PIL import Image
+
+from pipelines.media import video
+from pipelines.training.students import FRAMES
 
 
 @dataclass(frozen=True)
@@ -95,8 +100,6 @@ def _answers(
 
 
 def _inputs(processor: hf.ProcessorMixin, home: Path, rows: list[dict[str, Any]]) -> hf.BatchFeature:
-    from PIL import Image
-
     clip = rows[0]["media"].endswith(".mp4")
     kind = "video" if clip else "image"
     texts = [
@@ -107,9 +110,7 @@ def _inputs(processor: hf.ProcessorMixin, home: Path, rows: list[dict[str, Any]]
         for row in rows
     ]
     if clip:
-        from pipelines.benchmarks.motion import frames
-
-        media: dict[str, Any] = {"videos": [frames(home / row["media"]) for row in rows]}
+        media: dict[str, Any] = {"videos": [np.asarray(video(home / row["media"], FRAMES).frames) for row in rows]}
     else:
         media = {"images": [Image.open(home / row["media"]).convert("RGB") for row in rows]}
     return processor(text=texts, **media, padding=True, return_tensors="pt")

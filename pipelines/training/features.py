@@ -16,16 +16,18 @@ _log = logging.getLogger(__name__)
 _TELL = 200  # pictures
 
 
-def cache(subject: Subject, tower: nn.Module, folder: Path, count: int) -> np.ndarray:
-    """Features (count, frames, CLS + patches, width) float16, memory-mapped; a killed call goes on where it was."""
+def cache(subject: Subject, tower: nn.Module, folder: Path, count: int, age: int) -> np.ndarray:
+    """Features (count, frames, CLS + patches, width) float16, memory-mapped; a killed call goes on where it was.
+
+    They are of a tower of that `age` in steps: those of a younger one are removed.
+    """
     one = look(tower, subject, 0)
-    file, marker = folder / "features.npy", folder / "features.done"
+    file, marker = folder / f"features-{age}-{count}.npy", folder / f"features-{age}-{count}.done"
     if not file.exists():
-        marker.unlink(missing_ok=True)
+        for other in folder.glob("features-*"):
+            other.unlink()
         np.lib.format.open_memmap(file, "w+", one.dtype, (count, *one.shape)).flush()
     table = np.lib.format.open_memmap(file, "r+")
-    if table.shape != (count, *one.shape):
-        raise ValueError(f"{file} holds {table.shape}, not {(count, *one.shape)}: remove it and {marker} to make anew")
     done = int(marker.read_text()) if marker.exists() else 0
     began, first = time.monotonic(), done
     for number in range(done, count):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipelines.benchmarks.scenes import PATCH, draw
+from pipelines.benchmarks.scenes import PATCH
 from pipelines.training import state, tower
 from pipelines.training.optimiser import muon
 from pipelines.training.schedule import Clock
@@ -20,8 +21,11 @@ _PICTURES, _WINDOWS = 2, 3  # a step: many small steps teach a tower more than f
 _EARLY = 2  # after so many layers outlines must be known
 
 
-def run(subject: Subject, network: nn.Module, file: Path, clock: Clock, steps: int) -> None:
-    """Train `network`, in place, until `steps` are done; the last sixth of them on whole pictures."""
+def run(subject: Subject, network: nn.Module, file: Path, clock: Clock, steps: int, elder: Path | None = None) -> None:
+    """Train `network`, in place, until `steps` are done; the last sixth of them on whole pictures.
+
+    A new one begins with what the `elder` knows, the state of a tower of the same make for larger pictures.
+    """
     side = network.config.image_size // PATCH
     heads = tower.Heads(network.config.hidden_size)
     optimiser = muon(nn.ModuleList([network, heads]), [network.encoder], rate=1.5e-3)
@@ -32,9 +36,11 @@ def run(subject: Subject, network: nn.Module, file: Path, clock: Clock, steps: i
         heads.load_state_dict(known["heads"])
         optimiser.load_state_dict(known["optimiser"])
         done = known["step"]
+    elif elder and elder.exists():
+        inherit(network, heads, state.load(elder) or {})
     else:
         crowds = [subject.crowd(state.dice(1, number)) for number in range(64)]
-        tower.start(network, tower.pixels([draw(scene) for scene in crowds]))
+        tower.start(network, tower.pixels([subject.picture(scene, 0) for scene in crowds]))
 
     def keep(step: int) -> None:
         parts = {"network": network.state_dict(), "heads": heads.state_dict(), "optimiser": optimiser.state_dict()}
@@ -52,6 +58,18 @@ def run(subject: Subject, network: nn.Module, file: Path, clock: Clock, steps: i
     network.eval()
 
 
+def inherit(network: nn.Module, heads: nn.Module, elder: dict[str, Any]) -> None:
+    """Everything but where the patches are: of the elder's positions a corner."""
+    weights, name = elder["network"], "embeddings.position_embedding.weight"
+    side, large = network.config.image_size // PATCH, int((len(weights[name]) - 1) ** 0.5)
+    grid = 1 + torch.arange(large * large).view(large, large)[:side, :side].flatten()
+    places = weights[name][torch.cat([torch.zeros(1, dtype=torch.long), grid])]
+    network.load_state_dict(
+        {**weights, name: places, "embeddings.position_ids": torch.arange(len(places))[None]}, strict=False
+    )
+    heads.load_state_dict(elder["heads"])
+
+
 def _batch(subject: Subject, step: int, side: int, whole: bool) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     rng = state.dice(2, step)
     crowded = step % (2 if whole else 4) > 0
@@ -59,7 +77,7 @@ def _batch(subject: Subject, step: int, side: int, whole: bool) -> tuple[Tensor,
         subject.crowd(rng) if crowded else subject.scenes(subject.show(_PICTURES * step + number))[-1]
         for number in range(_PICTURES)
     ]
-    pictures, truth = tower.pixels([draw(scene) for scene in scenes]), tower.dense(scenes)
+    pictures, truth = tower.pixels([subject.picture(scene, 0) for scene in scenes]), tower.dense(scenes)
     grid = torch.arange(side * side).view(side, side)
     if whole:
         return pictures, grid.flatten().expand(len(scenes), -1), truth
@@ -94,7 +112,9 @@ def _forward(network: nn.Module, pictures: Tensor, places: Tensor) -> Iterator[T
 @torch.inference_mode()
 def look(network: nn.Module, subject: Subject, number: int) -> np.ndarray:
     """The tower's features of one training picture, (frames, CLS + patches, width) float16."""
-    pictures = tower.pixels([draw(scene, at) for at, scene in enumerate(subject.scenes(subject.show(number)))])
+    pictures = tower.pixels(
+        [subject.picture(scene, at) for at, scene in enumerate(subject.scenes(subject.show(number)))]
+    )
     *_, hidden = _forward(
         network, pictures, torch.arange(network.config.image_size**2 // PATCH**2).expand(len(pictures), -1)
     )

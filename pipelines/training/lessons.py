@@ -16,8 +16,9 @@ import torch
 import transformers as hf
 from torch import Tensor
 
-from pipelines.benchmarks.scenes import Labels, Point, Question
+from pipelines.benchmarks.scenes import Labels, Question
 from pipelines.training.students import ANSWER, QUESTION
+from pipelines.training.subject import Look
 
 IGNORED = -100
 
@@ -29,7 +30,7 @@ class Lesson:
     position: Tensor  # (B, T)
     target: Tensor  # (B, T): the token that comes next, where that is an answer's
     seen: slice  # the columns of the visual tokens
-    looks: Tensor  # (L, 3): row, column, and 0 for looking at something or 1 for counting it
+    looks: Tensor  # (L, 3): row, column, head of attention
     aim: Tensor  # (L, first question's column): where such a look should fall
 
     @property
@@ -43,12 +44,11 @@ class Lesson:
 
 def lesson(
     words: hf.PreTrainedTokenizerFast,
-    asked: Sequence[Sequence[Question]],
-    shown: Sequence[Labels],
+    asked: Sequence[Sequence[tuple[Question, Sequence[Look]]]],
     kept: np.ndarray,
     extra: Sequence[int] = (),
 ) -> Lesson:
-    """`kept` (B, N) are the patches, of those that `shown` names, that each picture consists of.
+    """`asked` are questions and where they should look; `kept` (B, N) the patches that each picture consists of.
 
     `extra` are columns among the N + E visual ones that are no patch (the CLS tokens of frames).
     """
@@ -56,7 +56,7 @@ def lesson(
     count = kept.shape[1] + len(extra)
     first = len(before) + count + len(after)
     patches = np.setdiff1d(np.arange(count), np.array(extra, dtype=int)) + len(before)
-    texts = [f"{one.text}{ANSWER} {one.answer}" for row in asked for one in row]
+    texts = [f"{one.text}{ANSWER} {one.answer}" for row in asked for one, _ in row]
     coded = words(texts, add_special_tokens=False, return_offsets_mapping=True)
     codes = iter(zip(coded.input_ids, coded.offset_mapping, strict=True))
     rows: list[tuple[list[int], list[int], list[int], list[int]]] = []
@@ -65,14 +65,14 @@ def lesson(
     for number, questions in enumerate(asked):
         ids = [*before, *([0] * count), *after]
         block, position, target = [0] * first, list(range(first)), [IGNORED] * first
-        for place, one in enumerate(questions, start=1):
+        for place, (one, wanted) in enumerate(questions, start=1):
             tokens, spans = next(codes)
             tokens = [*tokens, words.eos_token_id]
             prompt = sum(start < len(one.text) + len(ANSWER) for start, _ in spans)
-            for point in one.points:
-                column = next(at for at, (_, end) in enumerate(spans) if end == point.end)
-                looks.append((number, len(ids) + column, int(point.part == "centre")))
-                aims.append(_aim(point, shown[number], kept[number], patches, first))
+            for look in wanted:
+                column = next(at for at, (_, end) in enumerate(spans) if end == look.end)
+                looks.append((number, len(ids) + column, look.head))
+                aims.append(_aim(look, kept[number], patches, first))
             ids += tokens
             block += [place] * len(tokens)
             position += range(first, first + len(tokens))
@@ -87,19 +87,14 @@ def lesson(
     return Lesson(ids, block, position, target, seen, torch.tensor(looks), torch.from_numpy(np.stack(aims)))
 
 
-def _aim(point: Point, shown: Labels, kept: np.ndarray, patches: np.ndarray, first: int) -> np.ndarray:
-    """Evenly on the patches that a phrase means; on the first token if there are none.
+def _aim(look: Look, kept: np.ndarray, patches: np.ndarray, first: int) -> np.ndarray:
+    """Evenly on the patches that are there; on the first token if there are none.
 
     Counting shares its look between what is counted and the first token: how much falls there tells how many.
     """
     aim = np.zeros(first, dtype=np.float32)
-    if point.part == "centre":
-        meant = np.isin(kept, shown.centre[list(point.which)])
-        aim[0] = 1
-    else:
-        meant = np.isin(shown.glyph[kept] if point.part == "glyph" else shown.thing[kept], point.which)
-    aim[patches[meant]] = 1
-    if not aim.any():
+    aim[patches[np.isin(kept, look.patches)]] = 1
+    if look.sink or not aim.any():
         aim[0] = 1
     return aim / aim.sum()
 

@@ -3,11 +3,13 @@
 Answers alone teach this slowly: the model has to find out that words and patches are about the same things, then how
 to look one up by the other. Both are taught directly, on the side. `names`: a projected patch must be most like the
 embeddings of the words for what it shows. `looks`: in one layer, one head of the last token of `the red circle` must
-attend to the red circle's patches, and another, where things are counted, to their centres.
+attend to the red circle's patches, and another, where things are counted, to their centres. `told`: what else a
+subject has to say of patches, read from the decoder by linear heads that are thrown away.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -16,11 +18,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from pipelines.benchmarks.scenes import COLOURS, GLYPHS, SHAPES, SIZES, Labels, Scene
+from pipelines.benchmarks.scenes import COLOURS, GLYPHS, SHAPES, SIZES, Scene, labels
 from pipelines.training.lessons import IGNORED, Lesson
 
 LOOKING = 3  # the layer that is told where to look
 _WORDS = {"shape": list(SHAPES), "colour": list(COLOURS), "size": list(SIZES), "glyph": list(GLYPHS)}
+
+
+class Extras(nn.ModuleDict):
+    """What reads, from the decoder's patches, what a subject tells of them; thrown away in the end."""
+
+    def __init__(self, told: dict[str, tuple[int, int]], width: int) -> None:
+        super().__init__({name: nn.Linear(width, kinds) for name, (_, kinds) in told.items()})
+        self.depth = {name: depth for name, (depth, _) in told.items()}
 
 
 class Marks(NamedTuple):
@@ -30,11 +40,18 @@ class Marks(NamedTuple):
 
 
 def study(
-    model: hf.PreTrainedModel, words: dict[str, Tensor], lesson: Lesson, features: Tensor, names: Tensor, side: float
+    model: hf.PreTrainedModel,
+    words: dict[str, Tensor],
+    extras: Extras,
+    lesson: Lesson,
+    features: Tensor,
+    names: Tensor,
+    told: dict[str, Tensor],
+    side: float,
 ) -> Marks:
     """One pass over a lesson. `features` (B, N, D) are the tower's, `names` (B, N, 4) what `named` says of them or -1.
 
-    `side` weighs what is taught on the side.
+    `told` (B, N) are what `extras` should read, -1 for nothing. `side` weighs what is taught on the side.
     """
     core = model.model
     decoder = core.language_model
@@ -43,19 +60,25 @@ def study(
     hidden = torch.cat([hidden[:, : lesson.seen.start], seen, hidden[:, lesson.seen.stop :]], 1)
     mask = lesson.mask
     turns = decoder.rotary_emb(hidden, lesson.position)
-    looking = hidden.new_zeros(())
+    looking = reading = hidden.new_zeros(())
     for depth, layer in enumerate(decoder.layers):
-        if depth == LOOKING and side > 0:
+        if depth == LOOKING:
             looking = _looking(layer, hidden, turns, mask, lesson)
+        for name, head in extras.items():
+            if depth == extras.depth[name]:
+                said = head(hidden[:, lesson.seen]).flatten(0, 1)
+                reading = reading + F.cross_entropy(said, told[name].flatten(), ignore_index=-1)
         hidden = layer(hidden, attention_mask=mask, position_ids=lesson.position, position_embeddings=turns)
     where = lesson.target != IGNORED
     said = model.lm_head(decoder.norm(hidden[where]))
     target = lesson.target[where]
     answering = F.cross_entropy(said, target)
-    naming = _naming(decoder.embed_tokens.weight, words, seen, names) if side > 0 else hidden.new_zeros(())
+    naming = _naming(decoder.embed_tokens.weight, words, seen, names)
     firsts = (said.argmax(-1) == target)[_first(lesson, where)]
     parts = {"answer": float(answering.detach()), "look": float(looking.detach()), "name": float(naming.detach())}
-    return Marks(answering + side * (looking + naming), firsts, parts)
+    if extras:
+        parts["told"] = float(reading.detach())
+    return Marks(answering + side * (looking + naming + reading), firsts, parts)
 
 
 def _first(lesson: Lesson, where: Tensor) -> Tensor:
@@ -65,12 +88,13 @@ def _first(lesson: Lesson, where: Tensor) -> Tensor:
 
 
 def _looking(layer: nn.Module, hidden: Tensor, turns: tuple[Tensor, Tensor], mask: Tensor, lesson: Lesson) -> Tensor:
-    """How far heads 0 and 1 of this layer are from attending where a phrase points."""
+    """How far the first heads of this layer are from attending where a phrase points."""
     attention = layer.self_attn
     normed = layer.input_layernorm(hidden)
     size = attention.head_dim
+    heads = int(lesson.looks[:, 2].max()) + 1
     query, key = (
-        F.linear(normed, linear.weight[: 2 * size]).unflatten(-1, (2, size)).transpose(1, 2)
+        F.linear(normed, linear.weight[: heads * size]).unflatten(-1, (heads, size)).transpose(1, 2)
         for linear in (attention.q_proj, attention.k_proj)
     )
     query, key = apply_rotary_pos_emb(query, key, *turns)
@@ -89,8 +113,9 @@ def vocabulary(words: hf.PreTrainedTokenizerFast) -> dict[str, Tensor]:
     }
 
 
-def named(scene: Scene, shown: Labels) -> Tensor:
+def named(scene: Scene) -> Tensor:
     """(N, 4): which of the words for shape, colour, size and glyph each patch deserves; one past the last: none."""
+    shown = labels(replace(scene, numbers=()))
     columns = []
     for kind, words in _WORDS.items():
         owners = scene.glyphs if kind == "glyph" else scene.things

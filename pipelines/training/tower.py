@@ -9,6 +9,7 @@ its attention means something. The linear heads that read all of it are thrown a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -44,7 +45,7 @@ def dense(scenes: Sequence[Scene]) -> dict[str, Tensor]:
     """For every patch of every scene its labels; -1, and 0 for `kind` and `glyph`, where there is nothing."""
     rows: dict[str, list[np.ndarray]] = {name: [] for name in (*HEADS, "picture", "around")}
     for scene in scenes:
-        seen = labels(scene)
+        seen = labels(replace(scene, numbers=()))
         one = np.array([[_SHAPE.index(t.shape), _COLOUR.index(t.colour), _SIZE.index(t.size)] for t in scene.things])
         one = np.concatenate([one, [[-1, -1, -1]]])  # what index -1 finds
         shape, colour, size = one[seen.thing].T
