@@ -4,8 +4,8 @@
     python jobs/train_demo.py --model demo-llava       # one of them
     python jobs/train_demo.py --round 20,20,20 --test-questions 14 --work /tmp/demo --out /tmp/demo/out  # a quick try
 
-Each goes through rounds of three stages: the vision tower on labels of every patch, its features of some pictures, and
-the decoder on questions about them. After each round the model is tested and written, with a model card.
+They take turns, round by round. A round has three stages: the vision tower on labels of every patch, its features of
+some pictures, and the decoder on questions about them. Then the model is tested and written, with a model card.
 
 It may be stopped at any moment: the same command goes on where it was, two minutes of work lost at most. State,
 cached features (about 150 kB a picture) and generated data are below `--work`, and can be removed when it is done.
@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from pipelines.training.course import SUBJECTS, Plan, Round, train
+from pipelines.training.course import ROUNDS, SUBJECTS, Round, train
 
 _log = logging.getLogger("train_demo")
 
@@ -31,14 +31,14 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("transformers").setLevel(logging.ERROR)
     torch.set_num_threads(flags.threads)
-    plan = Plan(tuple(flags.round or Plan.rounds), flags.test_questions)
-    for name in flags.model or list(SUBJECTS):
-        with _tracked(flags.tracking_uri, name, plan) as report:
-            train(name, plan, flags.work, flags.out, report)
+    for this in flags.round or ROUNDS:
+        for name in flags.model or list(SUBJECTS):
+            with _tracked(flags.tracking_uri, name, this) as report:
+                train(name, this, flags.test_questions, flags.work, flags.out, report)
 
 
 @contextmanager
-def _tracked(uri: str | None, name: str, plan: Plan) -> Iterator[Callable[[dict[str, float], int], None]]:
+def _tracked(uri: str | None, name: str, this: Round) -> Iterator[Callable[[dict[str, float], int], None]]:
     """What takes numbers while the run lasts; without a tracking URI they are in the log alone."""
     if not uri:
         yield lambda numbers, step: None
@@ -48,7 +48,7 @@ def _tracked(uri: str | None, name: str, plan: Plan) -> Iterator[Callable[[dict[
     mlflow.set_tracking_uri(uri)
     mlflow.set_experiment("train_demo")
     with mlflow.start_run(run_name=name):
-        mlflow.log_params({"model": name, "rounds": str(plan.rounds)})
+        mlflow.log_params({"model": name, **this._asdict()})
 
         def report(numbers: dict[str, float], step: int) -> None:
             try:
@@ -68,7 +68,7 @@ def _round(text: str) -> Round:
 
 
 def _shown() -> str:
-    return " ".join(",".join(str(number) for number in each) for each in Plan.rounds)
+    return " ".join(",".join(str(number) for number in each) for each in ROUNDS)
 
 
 def _parser() -> argparse.ArgumentParser:

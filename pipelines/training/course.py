@@ -1,4 +1,4 @@
-"""Trains one demo model from nothing to a checkpoint folder, through every interruption."""
+"""Trains the demo models from nothing to checkpoint folders, in rounds and through every interruption."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,40 +36,44 @@ class Round(NamedTuple):
     steps: int
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Several rounds, because an early checkpoint is worth having; the defaults made the committed ones."""
-
-    rounds: tuple[Round, ...] = (Round(2_000, 1_500, 1_200), Round(5_000, 4_000, 6_000), Round(10_000, 8_000, 15_000))
-    test_questions: int | None = None
+# Several, because an early checkpoint is worth having; these made the committed ones.
+ROUNDS = (Round(2_000, 1_500, 1_200), Round(5_000, 4_000, 6_000), Round(10_000, 8_000, 15_000))
 
 
-def train(name: str, plan: Plan, work: Path, out: Path, report: Callable[[dict[str, float], int], None]) -> None:
-    """Train `name` with its state below `work`; after each round, test it and write it to `out`/name."""
+def train(
+    name: str,
+    this: Round,
+    questions: int | None,
+    work: Path,
+    out: Path,
+    report: Callable[[dict[str, float], int], None],
+) -> None:
+    """One round of `name`, with its state below `work`; then test it and write it to `out`/name.
+
+    A round that is over is not done again.
+    """
     subject, home, clock = SUBJECTS[name], work / name, Clock(report)
+    finished = home / "finished.json"
+    over = json.loads(finished.read_text()) if finished.exists() else []
+    if list(this) in over:
+        return
+    _log.info("%s: %s", name, this)
     torch.manual_seed(0)
     words = students.tokenizer(_texts(subject))
     model = students.model(name, words)
     twin = getattr(model.model, "image_tower", None)
     tower = model.model.vision_tower if twin is None else model.model.video_tower
     elder = None if name == "demo-llava" else work / "demo-llava" / "tower.pt"
-    finished = home / "finished.json"
-    over = json.loads(finished.read_text()) if finished.exists() else []
-    for number, this in enumerate(plan.rounds, start=1):
-        if list(this) in over:
-            continue
-        _log.info("%s, round %d of %d: %s", name, number, len(plan.rounds), this)
-        first.run(subject, tower, home / "tower.pt", clock, this.tower_steps, elder)
-        if twin is not None:
-            twin.load_state_dict(tower.state_dict())
-        seen = features.cache(subject, tower, home, this.pictures, this.tower_steps)
-        second.run(subject, model, words, seen, home / "reader.pt", clock, this.steps)
-        export(model, students.processor(name, words), home / "checkpoint")
-        result = publish(name, this, plan.test_questions, work, out)
-        numbers = {"accuracy": result.total.accuracy, **dict(zip(_INTERVAL, result.total.interval, strict=True))}
-        report({**numbers, **{f"accuracy_{kind}": mark.accuracy for kind, mark in result.types.items()}}, this.steps)
-        over.append(list(this))
-        finished.write_text(json.dumps(over))
+    first.run(subject, tower, home / "tower.pt", clock, this.tower_steps, elder)
+    if twin is not None:
+        twin.load_state_dict(tower.state_dict())
+    seen = features.cache(subject, tower, home, this.pictures, this.tower_steps)
+    second.run(subject, model, words, seen, home / "reader.pt", clock, this.steps)
+    export(model, students.processor(name, words), home / "checkpoint")
+    result = publish(name, this, questions, work, out)
+    numbers = {"accuracy": result.total.accuracy, **dict(zip(_INTERVAL, result.total.interval, strict=True))}
+    report({**numbers, **{f"accuracy_{kind}": mark.accuracy for kind, mark in result.types.items()}}, this.steps)
+    finished.write_text(json.dumps([*over, list(this)]))
 
 
 def publish(name: str, this: Round, questions: int | None, work: Path, out: Path) -> Report:
