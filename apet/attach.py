@@ -140,7 +140,7 @@ class Attachment:
         self._now = _Call(ids=ids, media=media, returns=kwargs.get("use_cache") is False)
 
     def _enter(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
-        if self._now is None:
+        if self._now is None or (self._now.ids is None and not self._now.prefill.shortened):
             return None
         step = self._continue if self._now.ids is None else self._compress_prompt
         return args, step(self._now, dict(kwargs))
@@ -220,7 +220,14 @@ class Attachment:
         """A step after the prompt: its new tokens follow the shorter prompt."""
         prefill, mask, positions = call.prefill, kwargs.get("attention_mask"), kwargs.get("position_ids")
         entered = prefill.left[-1].valid
-        count = kwargs["past_key_values"].get_seq_length() + kwargs["inputs_embeds"].shape[1] - entered.shape[1]
+        first = prefill.left.get(0, prefill.left[-1]).valid.shape[1]  # what the model counts as the prompt, by layer 0
+        before = kwargs["past_key_values"].get_seq_length() - first
+        if before < 0:
+            raise ValueError(
+                f"the cache was cut back by {-before} tokens into the compressed prompt, as assisted decoding does;"
+                " generate without prompt_lookup_num_tokens or an assistant_model"
+            )
+        count = before + kwargs["inputs_embeds"].shape[1]
         if mask is None:
             call.news = torch.ones(len(entered), count, dtype=torch.bool, device=entered.device)
         elif isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] == prefill.width + count:
@@ -233,10 +240,12 @@ class Attachment:
         call.gaps = mask is not None and len(prefill.left) > 1 and not bool(call.news.all())  # waits, once a step
         if prefill.repacked:
             kwargs["attention_mask"] = torch.cat([entered, call.news], dim=1).long()
-            if positions is not None and not self.family.keeps_positions:
-                kwargs["position_ids"] = positions - prefill.dropped
-            elif positions is not None and not call.placed:  # the model counted from the shorter cache
-                kwargs["position_ids"] = positions + prefill.width - entered.shape[1]
+        if positions is None and first < entered.shape[1]:  # the decoder would count from the shorter cache
+            kwargs["position_ids"] = torch.arange(before, count, device=entered.device)[None] + entered.shape[1]
+        elif positions is not None and not self.family.keeps_positions:
+            kwargs["position_ids"] = positions - prefill.dropped
+        elif positions is not None and not call.placed:  # the model did
+            kwargs["position_ids"] = positions + prefill.width - first
         return kwargs
 
     def _layer(self, depth: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:

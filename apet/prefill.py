@@ -280,6 +280,10 @@ class Prefill:
         """From this layer on, the sequence is what it is now."""
         self.left[layer] = Left(self.valid, min(self.lengths) < self.valid.shape[1])
 
+    @property
+    def shortened(self) -> bool:
+        return self.repacked or len(self.left) > 1
+
     def _average(self, row: int, there: int) -> float:
         """Visual tokens of a row that a decoder layer sees, over all layers."""
         kept, total = self.kept[row], 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from attached import (
     CLOSE,
@@ -16,12 +17,14 @@ from attached import (
     last_logits,
     make,
     model,
+    plain,
+    prompt,
     rows,
 )
 from torch import Tensor
 from transformers import BatchFeature
 
-from apet import attach
+from apet import ApET, attach
 
 
 @EITHER
@@ -71,6 +74,41 @@ def test_steps_equal_a_fresh_run(family: str) -> None:
                 logits = last_logits(model(family), longer(alone(family, row), one.ids[:, :step]))
                 torch.testing.assert_close(logits[0], want.logits[row, step], **CLOSE)
                 assert index(run.stats[0]) == index(stats[row])
+
+
+@EITHER
+@torch.no_grad()
+def test_a_site_at_the_decoder_s_first_layer(family: str) -> None:
+    """All layers' caches are then shorter than what entered, and positions are counted from what entered."""
+    if family == "qwen3_vl":
+        return  # allows none so early
+    core, inputs = model(family), alone(family, 0)
+    with attach(core, ApET(schedule="encoder=80%,0=40%", basis=3)):
+        answer = generate(core, inputs)
+        out = core(**inputs, use_cache=True)
+        for step in range(STEPS):
+            fresh = last_logits(core, longer(inputs, answer.ids[:, :step])) if step else out.logits[:, -1]
+            torch.testing.assert_close(answer.logits[:, step], fresh, **CLOSE)
+    with attach(core, ApET(schedule="encoder=80%,0=40%", basis=3)):
+        out = core(**inputs, use_cache=True)
+        for step in range(STEPS):
+            torch.testing.assert_close(out.logits[:, -1], answer.logits[:, step], **CLOSE)
+            out = core(input_ids=answer.ids[:, step : step + 1], past_key_values=out.past_key_values)
+
+
+@torch.no_grad()
+def test_a_cache_that_was_cut_back_is_refused() -> None:
+    core, inputs = model("llava"), alone("llava", 0)
+    with attach(core, make("apet", "llava")):
+        cache = core(**inputs, use_cache=True).past_key_values
+        cache.crop(-2)
+        with pytest.raises(ValueError, match="cut back by 2 tokens into the compressed prompt"):
+            core(input_ids=inputs["input_ids"][:, -2:], past_key_values=cache)
+    with attach(core, make("apet", "llava", "100%")):  # where nothing was compressed, it may be
+        cache = core(**inputs, use_cache=True).past_key_values
+        cache.crop(-2)
+        again = core(input_ids=inputs["input_ids"][:, -2:], past_key_values=cache).logits[:, -1]
+    torch.testing.assert_close(again, plain("llava", prompt).logits[:1, 0], **CLOSE)
 
 
 @EITHER
