@@ -27,7 +27,7 @@ from transformers.utils import logging as transformers_logging
 
 from apet import attach
 from apet.methods.base import Method
-from apet.models import load
+from apet.models import load as load_model
 from pipelines.answers import Block
 from pipelines.benchmarks import benchmark
 from pipelines.generation import Clock, Sampler
@@ -77,25 +77,30 @@ class Answerer:
         self.worker = (ray.is_initialized() and ray.get_runtime_context().get_actor_id()) or "alone"
         self.desk = Desk(ledger, self.worker)
         self.desk.arrive()
-        transformers_logging.disable_progress_bar()
-        if job.threads:
-            torch.set_num_threads(job.threads)
-        self.device = torch.device("cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu")
-        self.model = load(
-            job.recipe.model,
-            revision=job.recipe.revision,
-            dtype=job.dtype,
-            attn=job.attn or "sdpa",
-            device=self.device,
-            trust_remote_code=job.recipe.trust_remote_code,
-        )[0]
+        self.device = torch.device("cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu")
         self.processor = processor_of(job.recipe)
         self.collate = Collator(self.processor)
         self.methods = {run.point.name: run.point.build() for run in job.runs}
         self.benchmark = benchmark(job.recipe.benchmark)
         self._ahead = ThreadPoolExecutor(1, thread_name_prefix="collate")
-        self._warm_up()
+        self.load()
         self.desk.ready(time.monotonic() - began)
+
+    def load(self) -> None:
+        """Load the model, and answer once under each method before anything is measured."""
+        transformers_logging.disable_progress_bar()
+        if self.job.threads:
+            torch.set_num_threads(self.job.threads)
+        recipe = self.job.recipe
+        self.model = load_model(
+            recipe.model,
+            revision=recipe.revision,
+            dtype=self.job.dtype,
+            attn=self.job.attn or "sdpa",
+            device=self.device,
+            trust_remote_code=recipe.trust_remote_code,
+        )[0]
+        self._warm_up()
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Answer the rows that each point still lacks."""
@@ -165,7 +170,7 @@ class Answerer:
         began = time.time()
         try:
             whole = inputs is not None and len(inputs["input_ids"]) == len(rows)
-            sheet.add(rows, self._generate(sheet.method, rows, inputs if whole else self._inputs(rows)), began)
+            sheet.add(rows, self.generate(sheet.method, rows, inputs if whole else self._inputs(rows)), began)
         except torch.OutOfMemoryError as error:
             trouble: Exception = error
             half = (len(rows) + 1) // 2
@@ -188,7 +193,7 @@ class Answerer:
             self._answer(sheet, rows[start : start + half], None)
 
     @torch.inference_mode()
-    def _generate(
+    def generate(
         self, method: Method, rows: Sequence[Prepared], inputs: Inputs, tokens: int | None = None
     ) -> list[dict[str, Any]]:
         """One batch under one method: what there is to say of each row's answer."""
@@ -244,7 +249,7 @@ class Answerer:
         rows = [Prepared(Row("warm-up"), "", b"", 0, None, ())]
         for method in self.methods.values():
             inputs = {name: value.to(self.device) for name, value in self.collate.normalised(dict(raw)).items()}
-            self._generate(method, rows, inputs, tokens=2)
+            self.generate(method, rows, inputs, tokens=2)
 
     def _told(self, sheets: Sequence[Sheet]) -> None:
         self.desk.end([sheet.told() for sheet in sheets])
@@ -270,6 +275,7 @@ class Prepared:
             ("media", pa.list_(pa.string())),
             ("answers", pa.list_(pa.string())),
             ("options", pa.list_(pa.string())),
+            ("meta", pa.map_(pa.string(), pa.string())),
             ("prompt", pa.string()),
             ("inputs", pa.large_binary()),
             ("tokens", pa.int64()),
@@ -293,6 +299,7 @@ class Prepared:
             "media": [medium.name for medium in row.media],
             "answers": row.answers,
             "options": row.options,
+            "meta": list(row.meta.items()),
             "prompt": self.prompt,
             "inputs": self.inputs,
             "tokens": self.tokens,
@@ -304,7 +311,7 @@ class Prepared:
     def of(cls, fields: dict[str, Any]) -> Prepared:
         media = tuple(Medium(kind, path) for kind, path in zip(fields["kinds"], fields["media"], strict=True))
         answers, options = tuple(fields["answers"]), tuple(fields["options"])
-        row = Row(fields["row_id"], media, fields["question"], answers, options, fields["type"])
+        row = Row(fields["row_id"], media, fields["question"], answers, options, fields["type"], dict(fields["meta"]))
         return cls(row, fields["prompt"], fields["inputs"], fields["tokens"], fields["error"], tuple(fields["wanted"]))
 
 
@@ -352,6 +359,8 @@ class Sheet:
                 "question": row.row.question,
                 "prompt": row.prompt,
                 "reference": row.row.answers,
+                "options": row.row.options,
+                "meta": list(row.row.meta.items()),
                 "model": job.model_name,
                 "method": self.method.name,
                 "peak_memory_bytes": torch.cuda.max_memory_allocated() if device.type == "cuda" else None,

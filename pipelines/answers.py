@@ -83,7 +83,7 @@ def settle(folder: Folder, *, retry_errors: bool = False) -> pa.Array:
             if fine:
                 known.add(digest)
         if not all(keep):
-            rest = pq.read_table(folder.open(name), schema=ANSWERS).filter(pa.array(keep))
+            rest = _table(folder, name, None).filter(pa.array(keep))
             folder.write(name, _parquet(rest)) if rest.num_rows else folder.delete(name)
         seen.append(ids.filter(pa.array(keep, pa.bool_())))
     return pa.concat_arrays(seen) if seen else pa.array([], pa.string())
@@ -91,24 +91,34 @@ def settle(folder: Folder, *, retry_errors: bool = False) -> pa.Array:
 
 def read(folder: Folder, columns: Sequence[str] | None = None) -> pa.Table:
     """All answers of a run, sorted by row_id."""
-    names = [name for name in folder.names() if name.endswith(".parquet")]
-    parts = [pq.read_table(folder.open(name), columns=list(columns) if columns else None) for name in names]
-    table = pa.concat_tables(parts) if parts else ANSWERS.empty_table().select(list(columns or ANSWERS.names))
+    table = pa.concat_tables([_no_answers(columns), *batches(folder, columns)])
     return table.sort_by("row_id") if "row_id" in table.column_names else table
+
+
+def batches(folder: Folder, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """The answers part by part, for what must not hold all of them."""
+    for name in _parts(folder):
+        yield _table(folder, name, columns)
 
 
 def sample(folder: Folder, parts: int = 16) -> pa.Table:
     """All columns of some of the answers, from parts all over the run."""
-    names = [name for name in folder.names() if name.endswith(".parquet")]
+    names = _parts(folder)
     places = sorted({round(at * (len(names) - 1) / (parts - 1)) for at in range(parts)}) if names else []
-    return pa.concat_tables([ANSWERS.empty_table(), *(pq.read_table(folder.open(names[place])) for place in places)])
+    return pa.concat_tables([_no_answers(None), *(_table(folder, names[place], None) for place in places)])
 
 
-def batches(folder: Folder, columns: Sequence[str]) -> Iterator[pa.Table]:
-    """The answers part by part, for what must not hold all of them."""
-    for name in folder.names():
-        if name.endswith(".parquet"):
-            yield pq.read_table(folder.open(name), columns=list(columns))
+def _parts(folder: Folder) -> list[str]:
+    return [name for name in folder.names() if name.endswith(".parquet")]
+
+
+def _table(folder: Folder, name: str, columns: Sequence[str] | None) -> pa.Table:
+    with folder.open(name) as file:
+        return pq.read_table(file, columns=list(columns) if columns else None, schema=ANSWERS)
+
+
+def _no_answers(columns: Sequence[str] | None) -> pa.Table:
+    return pa.schema([ANSWERS.field(name) for name in columns or ANSWERS.names]).empty_table()
 
 
 def _column(folder: Folder, name: str, column: str) -> pa.Array:

@@ -30,7 +30,7 @@ from pyarrow import fs
 
 from pipelines.rows import Kind, Medium, Row, described
 from pipelines.sources import LAYOUTS
-from pipelines.sources.base import ALIASES, SUFFIXES, File, Layout, Record, Span, encodable, identity, place
+from pipelines.sources.base import ALIASES, SUFFIXES, File, Layout, Record, Span, encodable, place
 from pipelines.sources.folder import listing
 from pipelines.storage import redacted
 
@@ -97,22 +97,12 @@ class Manifest:
 
     def index(self, limit: int | None = None) -> pa.Table:
         """Where each row lies, as `INDEX`, in the manifest's order; the first `limit` rows of it."""
-        layout = LAYOUTS[self.layout]
-        columns = layout.columns(self.files[0])
+        columns = LAYOUTS[self.layout].columns(self.files[0])
         if columns is not None:
             self._check(columns)
-        parts: list[pa.Table] = []
-        rows = 0
-        for number, file in enumerate(self.files):
-            spans = islice(layout.index(file), None if limit is None else limit - rows)
-            while part := list(islice(spans, PART)):
-                parts.append(_table(part, number))
-                rows += len(part)
-        if not parts:
-            if limit == 0:
-                return INDEX.empty_table()
+        table = places(self.layout, self.files, limit)
+        if not len(table) and limit != 0:
             raise ValueError(f"{redacted(self.data)} holds no rows")
-        table = pa.concat_tables(parts)
         self._refuse_duplicates(table)
         return table
 
@@ -145,30 +135,22 @@ class Manifest:
 
     def read(self, pointers: pa.Table) -> list[Row]:
         """The rows that a part of the index points to, in its order. A bad row is a Row that says what is wrong."""
-        rows: dict[int, Row] = {}
-        members: dict[int, list[tuple[Span, int]]] = {}
-        columns = (pointers[name].to_pylist() for name in INDEX.names)
-        for order, (row_id, number, start, length) in enumerate(zip(*columns, strict=True)):
-            members.setdefault(number, []).append((Span(row_id, start, length), order))
-        for number, wanted in members.items():
-            wanted.sort(key=lambda each: each[0].start)
-            records = _records(LAYOUTS[self.layout], self.files[number], [span for span, _ in wanted])
-            for (span, order), record in zip(wanted, records, strict=True):
-                rows[order] = self._row(span, record)
-        return [rows[order] for order in range(len(rows))]
+        return [self._row(*found) for found in records(self.layout, self.files, pointers)]
 
-    def _row(self, span: Span, record: Record | Exception) -> Row:
+    def _row(self, file: File, span: Span, record: Record | Exception) -> Row:
         try:
             if isinstance(record, Exception):
                 raise record
-            own = identity(record)
+            own = file.identity(record)
             if own is None:
                 raise ValueError(
                     f"the row has no id; a text or a whole number is needed in {' or '.join(ALIASES['id'])}"
                 )
             if own != span.row_id:
                 raise ValueError(f"here is row '{own}' now: the data has changed since the run began; start it again")
+            record = self._shaped(record)
             media = self._media(record)
+            meta = record.get("meta")
             texts = {name: _texts(_first(record, ALIASES[name])) for name in ("question", "answers", "options", "type")}
             question = " ".join(texts["question"]) if any(map(str.strip, texts["question"])) else self.question
             if question is None:
@@ -180,9 +162,14 @@ class Manifest:
                 texts["answers"],
                 texts["options"],
                 " ".join(texts["type"]),
+                {str(key): str(value) for key, value in meta.items()} if isinstance(meta, Mapping) else {},
             )
         except Exception as error:
             return Row(span.row_id, error=described(error))
+
+    def _shaped(self, record: Record) -> Record:
+        """The record under the names of ALIASES; as it is, for who does not know better."""
+        return record
 
     def _media(self, record: Record) -> tuple[Medium, ...]:
         other = "video" if self.kind == "image" else "image"
@@ -249,6 +236,33 @@ class Manifest:
 def _absolute(data: str) -> str:
     """Workers have other working directories."""
     return data if "://" in data else str(Path(data).expanduser().absolute())
+
+
+def places(layout: str, files: Sequence[File], limit: int | None = None) -> pa.Table:
+    """Where each row of these files lies, as `INDEX`."""
+    parts: list[pa.Table] = []
+    rows = 0
+    for number, file in enumerate(files):
+        spans = islice(LAYOUTS[layout].index(file), None if limit is None else limit - rows)
+        while part := list(islice(spans, PART)):
+            parts.append(_table(part, number))
+            rows += len(part)
+    return pa.concat_tables(parts) if parts else INDEX.empty_table()
+
+
+def records(layout: str, files: Sequence[File], pointers: pa.Table) -> list[tuple[File, Span, Record | Exception]]:
+    """What lies at these places, in their order; each file is read from its start to its end."""
+    found: dict[int, tuple[File, Span, Record | Exception]] = {}
+    members: dict[int, list[tuple[Span, int]]] = {}
+    columns = (pointers[name].to_pylist() for name in INDEX.names)
+    for order, (row_id, number, start, length) in enumerate(zip(*columns, strict=True)):
+        members.setdefault(number, []).append((Span(row_id, start, length), order))
+    for number, wanted in members.items():
+        wanted.sort(key=lambda each: each[0].start)
+        read = _records(LAYOUTS[layout], files[number], [span for span, _ in wanted])
+        for (span, order), record in zip(wanted, read, strict=True):
+            found[order] = (files[number], span, record)
+    return [found[order] for order in range(len(found))]
 
 
 def _table(spans: Sequence[Span], number: int) -> pa.Table:

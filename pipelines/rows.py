@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 import pyarrow as pa
@@ -37,6 +38,7 @@ class Row:
     answers: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
     type: str = ""
+    meta: Mapping[str, str] = field(default_factory=dict)  # what the benchmark's score and sub-metrics need besides
     error: str | None = None  # why the row could not be read, as "Class: message"
 
 
@@ -50,6 +52,8 @@ ANSWERS = pa.schema(
         ("question", pa.string()),
         ("prompt", pa.string()),  # the question as the model was asked it
         ("reference", pa.list_(pa.string())),
+        ("options", pa.list_(pa.string())),
+        ("meta", pa.map_(pa.string(), pa.string())),  # Row.meta: with it a run is scored from these columns alone
         ("prediction", pa.string()),
         ("score", pa.float64()),  # null where the metric is not per row
         ("correct", pa.bool_()),

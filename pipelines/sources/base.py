@@ -23,6 +23,34 @@ MERGED = 16 << 20  # and no more than this in one go
 Record = Mapping[str, Any]  # one row as its file has it, under the file's own column names
 
 
+ALIASES: Mapping[str, tuple[str, ...]] = {  # the first of them that a row has counts
+    "id": ("id", "question_id"),
+    "media": ("media", "image", "images", "video", "videos", "image_path", "video_path", "file_name"),
+    "question": ("question", "text"),
+    "answers": ("answers", "answer"),
+    "options": ("options", "choices"),
+    "type": ("type", "category"),
+}
+
+
+def identity(record: Record) -> str | None:
+    """The row's own id; None if it has none that can be written down."""
+    for name in ALIASES["id"]:
+        value = record.get(name)
+        if isinstance(value, str | int) and not isinstance(value, bool) and value != "":
+            return str(value) if encodable(str(value)) else None
+    return None
+
+
+def encodable(text: str) -> bool:
+    """Half a surrogate pair is JSON, and can be neither stored nor tokenised."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 class Span(NamedTuple):
     """Where one row lies in its file: bytes from `start`, or the row's number where files have rows."""
 
@@ -39,6 +67,10 @@ class File:
     path: str  # within the file system
     kind: Kind
     prefix: str = ""  # before the ids of rows that have none of their own, where there are several files
+    under: str = ""  # of JSON: the key that the list of rows is under; "*": the rows are the values of one object
+    identity: Callable[[Record], str | None] = identity
+    keys: tuple[str, ...] = ()  # the columns `identity` reads; none: the first of ALIASES["id"] that is there
+    columns: tuple[str, ...] = ()  # that rows are made of beside those of ALIASES
 
     @property
     def name(self) -> str:
@@ -133,31 +165,3 @@ def attempt(parse: Callable[[bytes], Record], data: bytes | ValueError) -> Recor
         return parse(data)
     except (ValueError, RecursionError) as error:
         return error if isinstance(error, ValueError) else ValueError("it is nested too deeply to be read")
-
-
-def identity(record: Record) -> str | None:
-    """The row's own id; None if it has none that can be written down."""
-    for name in ALIASES["id"]:
-        value = record.get(name)
-        if isinstance(value, str | int) and not isinstance(value, bool) and value != "":
-            return str(value) if encodable(str(value)) else None
-    return None
-
-
-def encodable(text: str) -> bool:
-    """Half a surrogate pair is JSON, and can be neither stored nor tokenised."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-ALIASES: Mapping[str, tuple[str, ...]] = {  # the first of them that a row has counts
-    "id": ("id", "question_id"),
-    "media": ("media", "image", "images", "video", "videos", "image_path", "video_path", "file_name"),
-    "question": ("question", "text"),
-    "answers": ("answers", "answer"),
-    "options": ("options", "choices"),
-    "type": ("type", "category"),
-}

@@ -1,8 +1,8 @@
 """Parquet, with paths or with the media themselves in {bytes, path} structs, as data sets on the hub have them.
 
-A row's place is its number. The index reads one column. Rows are read through a cursor that stays open between calls:
-a row group can only be read from its start, and a worker that is handed one part of a group after the other must not
-start over each time.
+A row's place is its number. The index reads the column of the ids. Rows are read through a cursor that stays open
+between calls: a row group can only be read from its start, and a worker that is handed one part of a group after the
+other must not start over each time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from itertools import accumulate
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.sources.base import ALIASES, File, Layout, Record, Span, digest, identity
+from pipelines.sources.base import ALIASES, File, Layout, Record, Span, digest
 
 BATCH = 4 << 20  # bytes of rows decoded at once
 WHOLE = 64 << 20  # files up to this size are hashed whole; of larger ones the end, which describes all pages
@@ -50,13 +50,15 @@ def columns(file: File) -> list[str]:
 
 def index(file: File) -> Iterator[Span]:
     with _parquet(file) as parquet:
-        name = next((name for name in ALIASES["id"] if name in parquet.schema_arrow.names), None)
-        if name is None:
-            raise ValueError(f"{file.name} has no column 'id'; it has {', '.join(parquet.schema_arrow.names)}")
+        names = parquet.schema_arrow.names
+        keys = list(file.keys) or [name for name in ALIASES["id"] if name in names][:1]
+        if not keys or set(keys) - set(names):
+            wanted = " and ".join(f"'{key}'" for key in keys) or "'id'"
+            raise ValueError(f"{file.name} has no column {wanted}; it has {', '.join(names)}")
         number = 0
-        for batch in parquet.iter_batches(batch_size=8192, columns=[name]):
-            for value in batch.column(0).to_pylist():
-                yield Span(identity({"id": value}) or f"{file.prefix}row-{number + 1}", number, 1)
+        for batch in parquet.iter_batches(batch_size=8192, columns=keys):
+            for record in batch.to_pylist():
+                yield Span(file.identity(record) or f"{file.prefix}row-{number + 1}", number, 1)
                 number += 1
 
 
@@ -68,7 +70,8 @@ class Cursor:
         groups = [self.parquet.metadata.row_group(each) for each in range(self.parquet.num_row_groups)]
         self.starts = list(accumulate((group.num_rows for group in groups), initial=0))
         self.sizes = [max(1, BATCH * group.num_rows // max(1, group.total_byte_size)) for group in groups]
-        self.columns = [name for name in self.parquet.schema_arrow.names if name in _KNOWN]
+        wanted = _KNOWN | {*file.keys, *file.columns}
+        self.columns = [name for name in self.parquet.schema_arrow.names if name in wanted]
         self.group, self.first, self.batch = -1, 0, pa.RecordBatch.from_pylist([])
         self.batches: Iterator[pa.RecordBatch] = iter(())
 

@@ -10,7 +10,7 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 
-from pipelines.sources.base import File, Layout, Record, Span, attempt, digest, identity, lines, ranges
+from pipelines.sources.base import File, Layout, Record, Span, attempt, digest, lines, ranges
 
 LONGEST = 16 << 20  # bytes of one record
 csv.field_size_limit(LONGEST)  # the default refuses texts over 128 KiB
@@ -56,7 +56,7 @@ def index(file: File) -> Iterator[Span]:
         if header is None:
             header = fields
         else:
-            row_id = identity(dict(zip(header, fields, strict=False)))
+            row_id = file.identity(dict(zip(header, fields, strict=False)))
             yield Span(row_id or f"{file.prefix}row-{number}", start, length)
 
 
