@@ -50,7 +50,14 @@ def rows_of(folder: Path, count: int) -> list[dict[str, Any]]:
 
 
 def config(model: Path, data: Path, output: Path | str, **more: Any) -> EvalConfig:
-    given = {"methods": ("vanilla", "uniform"), "budgets": ("50%",), "max_new_tokens": 4, "batch_size": 4, **more}
+    given = {
+        "methods": ("vanilla", "uniform"),
+        "budgets": ("50%",),
+        "max_new_tokens": 4,
+        "batch_size": 4,
+        "actors": (1, 1),
+        **more,
+    }
     return EvalConfig.of("image", model=str(model), data=str(data), output=str(output), **given)
 
 
@@ -93,7 +100,7 @@ def test_a_job_from_files_to_mlflow(
     bad.append({"id": "silent", "media": "000.png", "question": " "})
     bad.append({"id": "escape", "media": "../../etc/passwd", "question": "?"})
     data = write(tmp_path, [*good, *bad])
-    job = config(checkpoint("llava"), data, tmp_path / "out", max_error_rate=0.9)
+    job = config(checkpoint("llava"), data, tmp_path / "out", max_error_rate=0.9, actors=(2, 2))
     assert run(job) == 0
     shown = capsys.readouterr()
     assert "vanilla" in shown.out
@@ -222,7 +229,7 @@ class Fragile(Answerer):
 def test_one_bad_row_takes_no_other_with_it(cluster: str, checkpoint: Checkpoint, tmp_path: Path) -> None:
     rows = rows_of(tmp_path, 16)
     rows[5]["id"], rows[9]["id"] = "poison", "wrong"
-    job = config(checkpoint("llava"), write(tmp_path, rows), tmp_path / "out", max_error_rate=0.2, actors=(1, 1))
+    job = config(checkpoint("llava"), write(tmp_path, rows), tmp_path / "out", max_error_rate=0.2)
     assert run(job, Fragile) == 0
     for folder in runs(tmp_path / "out").values():
         assert unique(folder) == sorted(row["id"] for row in rows)
