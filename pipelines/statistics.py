@@ -111,6 +111,46 @@ def ratio(
     return _percentiles(value, drawn[0][possible] / drawn[1][possible], level)
 
 
+class Parts(NamedTuple):
+    """A number that is sum(weight * above / below) over parts, each the sums of two per-row columns."""
+
+    weights: Sequence[float]
+    above: Sequence[Floats]
+    below: Sequence[Floats]
+
+    def sums(self, cluster: Ints) -> Floats:
+        """(2 parts, C)"""
+        return np.stack([_totals(column, cluster) for column in (*self.above, *self.below)])
+
+    def of(self, sums: Floats) -> Floats:
+        """The number, for each column of (2 parts, S); a part with nothing below counts as 0."""
+        above, below = np.split(sums, 2)
+        ratios = np.divide(above, below, out=np.zeros_like(above), where=below > 0)
+        found: Floats = np.asarray(self.weights, dtype=np.float64) @ ratios
+        return found
+
+
+def combined(parts: Parts, cluster: Ints, seed: int = 0, level: float = LEVEL) -> Interval:
+    """Such a number with its interval; of a single mean, `mean` knows more."""
+    sums = parts.sums(cluster)
+    value = float(parts.of(sums.sum(axis=1, keepdims=True))[0])
+    return _percentiles(value, parts.of(_resample(sums, seed)), level)
+
+
+def combined_ratio(
+    parts: Parts, reference: Parts, cluster: Ints, seed: int = 0, level: float = LEVEL
+) -> Interval | None:
+    """What is left of the reference's number on the same rows, paired. None where the reference has no point."""
+    ours, theirs = parts.sums(cluster), reference.sums(cluster)
+    base = float(reference.of(theirs.sum(axis=1, keepdims=True))[0])
+    if base <= 0:
+        return None
+    drawn = _resample(np.concatenate([ours, theirs]), seed)
+    above, below = parts.of(drawn[: len(ours)]), reference.of(drawn[len(ours) :])
+    value = float(parts.of(ours.sum(axis=1, keepdims=True))[0]) / base
+    return _percentiles(value, above[below > 0] / below[below > 0], level)
+
+
 def _totals(values: Floats, cluster: Ints) -> Floats:
     return np.bincount(cluster, weights=values).astype(np.float64)
 

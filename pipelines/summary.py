@@ -2,8 +2,9 @@
 
 What counts, once for all numbers:
 
-- Accuracy is the mean of `score`, or of `correct` where a row has no score, over the rows that were answered and that
-  have something to compare with. Rows that ended in an error are not wrong answers; they are counted apart.
+- Accuracy is the benchmark's headline as a share of the best there is: of most the mean of `score`, or of `correct`
+  where a row has no score, over the rows that were answered and that have something to compare with. Rows that ended in
+  an error are not wrong answers; they are counted apart. Whatever else the official scorer reports is beside it.
 - Intervals are for 95 % and over media (pipelines.statistics). Retention is paired: the same rows of both runs.
 - Speed is that of the device: rows by the time one actor spent on prefill and decoding. Start-up, reading and the
   other methods that took turns in the same actor are not in it; `wall_s` is all of it.
@@ -22,10 +23,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipelines import statistics
-from pipelines.statistics import Interval
+from pipelines.benchmarks import figures
+from pipelines.benchmarks.figures import Figure, Sheet
+from pipelines.statistics import Interval, Parts
 
 COLUMNS = (
-    *("row_id", "type", "media", "score", "correct", "status", "error", "budget", "visual_tokens_in"),
+    *(*figures.COLUMNS, "error", "budget", "visual_tokens_in"),
     *("prefill_ms", "decode_ms", "compress_ms", "peak_memory_bytes"),
 )  # what `summarise` and `errors` read, for who does not want to load more
 
@@ -35,6 +38,14 @@ class Scored(Protocol):
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def headline(self) -> str: ...
+
+    @property
+    def most(self) -> float: ...
+
+    def figures(self, sheet: Sheet) -> dict[str, Figure]: ...
 
     def chance(self, type: str) -> float | None: ...
 
@@ -62,12 +73,12 @@ def summarise(
     metrics: dict[str, float] = {
         "rows_total": table.num_rows,
         "rows_error": table.num_rows - good.num_rows,
-        **_accuracy(good, benchmark, seed),
+        **_accuracy(table, benchmark, seed),
         **_tokens(good),
         **_speed(good),
         **(timings or {}),
     }
-    kept = _retention(good, _table(vanilla), seed) if vanilla is not None else None
+    kept = _retention(good, _table(vanilla), benchmark, seed) if vanilla is not None else None
     if kept is not None:
         metrics |= _named("accuracy_retention", kept)
     return metrics
@@ -75,12 +86,6 @@ def summarise(
 
 def _table(answers: pa.Table | Answers) -> pa.Table:
     return answers.select(COLUMNS) if isinstance(answers, pa.Table) else answers.to_table(columns=list(COLUMNS))
-
-
-def _values(table: pa.Table) -> NDArray[np.float64]:
-    """What each row is worth, 0 to 1; NaN where there is nothing to compare with."""
-    worth = pc.coalesce(table["score"], pc.cast(table["correct"], pa.float64()))
-    return _floats(worth)
 
 
 def _floats(column: pa.ChunkedArray) -> NDArray[np.float64]:
@@ -91,25 +96,44 @@ def _named(name: str, interval: Interval) -> dict[str, float]:
     return {name: interval.value, f"{name}_ci_low": interval.low, f"{name}_ci_high": interval.high}
 
 
-def _accuracy(good: pa.Table, benchmark: Scored, seed: int) -> dict[str, float]:
-    """The headline, and the same for each type of question beside the chance of guessing it."""
-    worth = _values(good)
-    scored = ~np.isnan(worth)
-    if not scored.any():
+def _accuracy(table: pa.Table, benchmark: Scored, seed: int) -> dict[str, float]:
+    """The headline, what else the scorer reports, and each type of question beside the chance of guessing it."""
+    sheet = Sheet(table)
+    if not sheet.scored.any():
         return {}
-    cluster = statistics.clusters(good["media"])
-    metrics = _named("accuracy", statistics.mean(worth[scored], _dense(cluster[scored]), seed))
-    metrics["rows_scored"] = int(scored.sum())
-    types = np.asarray(pc.fill_null(good["type"], ""), dtype=object)
-    for kind in sorted(set(types[scored]) - {""}):
-        mine = scored & (types == kind)
+    found = benchmark.figures(sheet)
+    cluster = statistics.clusters(table["media"])
+    metrics = _named("accuracy", _interval(found[benchmark.headline], benchmark.most, cluster, seed))
+    metrics["rows_scored"] = int(sheet.scored.sum())
+    reported = {name: figure for name, figure in found.items() if name != "accuracy" or benchmark.headline != name}
+    metrics |= {_name(f"{benchmark.name}/{name}"): figures.value(figure) for name, figure in reported.items()}
+    for kind in sorted(set(sheet.types[sheet.scored]) - {""}):
+        mine = sheet.scored & (sheet.types == kind)
         prefix = _name(f"{benchmark.name}/{kind}")
-        metrics |= _named(f"{prefix}/accuracy", statistics.mean(worth[mine], _dense(cluster[mine]), seed))
+        metrics |= _named(f"{prefix}/accuracy", statistics.mean(sheet.worth[mine], _dense(cluster[mine]), seed))
         metrics[f"{prefix}/rows"] = int(mine.sum())
         chance = benchmark.chance(kind)
         if chance is not None:
             metrics[f"{prefix}/chance"] = chance
     return metrics
+
+
+def _interval(figure: Figure, most: float, cluster: statistics.Ints, seed: int) -> Interval:
+    if (values := _mean(figure)) is not None:
+        among = figure[0].below > 0
+        return statistics.mean(values[among], _dense(cluster[among]), seed)
+    return Interval(*(each / most for each in statistics.combined(_parts(figure), cluster, seed)))
+
+
+def _mean(figure: Figure) -> NDArray[np.float64] | None:
+    """The values of a figure that is a plain mean over some rows; None if it is more."""
+    if len(figure) == 1 and figure[0].weight == 1 and np.isin(figure[0].below, (0.0, 1.0)).all():
+        return figure[0].above
+    return None
+
+
+def _parts(figure: Figure) -> Parts:
+    return Parts(*zip(*figure, strict=True))
 
 
 def _dense(cluster: statistics.Ints) -> statistics.Ints:
@@ -122,16 +146,23 @@ def _name(text: str) -> str:
     return re.sub(r"[^\w\-. /:]+", "_", text).strip("/ ")[:200]
 
 
-def _retention(good: pa.Table, vanilla: pa.Table, seed: int) -> Interval | None:
+def _retention(good: pa.Table, vanilla: pa.Table, benchmark: Scored, seed: int) -> Interval | None:
+    """The headline by that of the unmodified model, over the rows that both have answered."""
     theirs = vanilla.filter(pc.equal(vanilla["status"], "ok"))
     place = pc.index_in(good["row_id"], value_set=theirs["row_id"].combine_chunks())
     both = good.filter(pc.is_valid(place))
-    ours, reference = _values(both), _values(theirs.take(pc.drop_null(place)))
-    scored = ~np.isnan(ours) & ~np.isnan(reference)
+    pair = Sheet(both), Sheet(theirs.take(pc.drop_null(place)))
+    scored = pair[0].scored & pair[1].scored
     if not scored.any():
         return None
     cluster = _dense(statistics.clusters(both["media"])[scored])
-    return statistics.ratio(ours[scored], reference[scored], cluster, seed)
+    ours, reference = (benchmark.figures(Sheet(each.answers.filter(pa.array(scored)))) for each in pair)
+    one, other = ours[benchmark.headline], reference[benchmark.headline]
+    values, base = _mean(one), _mean(other)
+    if values is None or base is None:
+        return statistics.combined_ratio(_parts(one), _parts(other), cluster, seed)
+    among = one[0].below > 0
+    return statistics.ratio(values[among], base[among], _dense(cluster[among]), seed)
 
 
 def _tokens(good: pa.Table) -> dict[str, float]:

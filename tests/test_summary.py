@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines import statistics, summary
+from pipelines.benchmarks.figures import Figure, Sheet, share
 from pipelines.rows import ANSWERS
 
 scipy_stats = pytest.importorskip("scipy.stats")
@@ -28,6 +29,11 @@ scipy_stats = pytest.importorskip("scipy.stats")
 @dataclass
 class Shapes:
     name: str = "shapes"
+    headline: str = "accuracy"
+    most: float = 1.0
+
+    def figures(self, sheet: Sheet) -> dict[str, Figure]:
+        return {"accuracy": share(sheet.worth, sheet.scored)}
 
     def chance(self, type: str) -> float | None:
         return {"color": 0.25}.get(type)

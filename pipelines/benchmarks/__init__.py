@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from difflib import get_close_matches
 from importlib import import_module
+from typing import TYPE_CHECKING
 
-from pipelines.benchmarks.base import Benchmark
+if TYPE_CHECKING:
+    from pipelines.benchmarks.base import Benchmark
 
 BENCHMARKS = ("manifest", "shapes", "motion")  # modules here, imported when asked for
 

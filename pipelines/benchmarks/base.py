@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 import string
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
+from pipelines.benchmarks.figures import Figure, Sheet, share
+from pipelines.manifest import Manifest
 from pipelines.rows import Kind, Row
 
 
@@ -22,7 +25,9 @@ class Benchmark(ABC):
     name: str
     version: str
     kind: Kind | None  # of its media; None: whatever they are
-    headline: ClassVar[str] = "accuracy"
+    headline: ClassVar[str] = "accuracy"  # which of its figures is the run's accuracy
+    most: ClassVar[float] = 1.0  # what that figure is at best: `accuracy` is a share of it
+    rule: ClassVar[str] = ""  # what a reader of its numbers has to know, in one line
 
     def manifest(self, split: str, limit: int | None) -> Path | None:
         """Where the first `limit` rows are when the user gives no `--data`; None: the user has to."""
@@ -32,6 +37,10 @@ class Benchmark(ABC):
         """What stands for those rows in a run's identity; None: a digest of the manifest."""
         return None
 
+    def rows(self, data: str, split: str = "test", **how: Any) -> Manifest:
+        """The rows of what `--data` names; `how` is as in `Manifest.of`."""
+        return Manifest.of(data, **how)
+
     @abstractmethod
     def prompt(self, row: Row) -> str:
         """The question as the model is asked it, without the media and the conversation around it."""
@@ -40,9 +49,33 @@ class Benchmark(ABC):
     def score(self, row: Row, prediction: str) -> Score:
         """How good an answer is."""
 
+    def figures(self, sheet: Sheet) -> dict[str, Figure]:
+        """All that the official scorer reports, the headline among it. Only of rows that were answered."""
+        return {"accuracy": share(sheet.worth, sheet.scored)}
+
+    def names(self, row: Row) -> tuple[str, ...]:
+        """What answers that were made elsewhere may call this row."""
+        return (row.row_id,)
+
+    def claim(self, answer: Mapping[str, Any]) -> tuple[str, str]:
+        """Of an answer that was made elsewhere: which row it is for, and what it says."""
+        return claimed(answer, IDS), claimed(answer, TEXTS)
+
     def chance(self, type: str) -> float | None:
         """The accuracy of guessing, where it is known."""
         return None
+
+
+IDS = ("question_id", "questionId", "index", "id", "image")
+TEXTS = ("text", "prediction", "pred", "answer")  # `answer` is the reference where one of the others is there, too
+
+
+def claimed(answer: Mapping[str, Any], names: tuple[str, ...]) -> str:
+    """The first of these that an answer has."""
+    for name in names:
+        if answer.get(name) is not None:
+            return str(answer[name])
+    raise ValueError(f"an answer needs {' or '.join(names)}; it has {', '.join(answer) or 'nothing'}")
 
 
 def plain(text: str) -> str:
