@@ -85,6 +85,10 @@ class Manifest:
             question = f"Describe the {kind}."
         return cls(data, _absolute(media_root) if media_root else root, layout, files, kind, question, allow_outside)
 
+    def ready(self) -> Manifest:
+        """Itself, unless it is known already that no medium can be had."""
+        return self
+
     def digest(self) -> str:
         """A digest of what the rows are: of manifests the content, of media names and sizes."""
         total = hashlib.sha256(f"{self.layout} {self.kind} {self.question!r}".encode())

@@ -97,14 +97,17 @@ def _manifest(config: EvalConfig, bench: Benchmark) -> Manifest:
         raise ValueError(f"{bench.name} is about {bench.kind}s; run jobs/eval_{bench.kind}.py")
     data = config.data or bench.manifest(config.split, config.limit)
     if data is None:
-        raise ValueError(f"--benchmark {bench.name} needs --data: a manifest, or a folder of {config.kind}s")
-    return Manifest.of(
+        raise ValueError(
+            f"--benchmark {bench.name} needs --data: the folder with its files; docs/benchmarks.md says which"
+        )
+    return bench.rows(
         str(data),
+        config.split,
         media_root=config.media_root,
         allow_outside=config.allow_outside,
         kind=config.kind,
         question=config.question,
-    )
+    ).ready()
 
 
 def _units(config: EvalConfig, bench: Benchmark, manifest: Manifest) -> list[Unit]:

@@ -9,7 +9,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pipelines.benchmarks.base import Benchmark
 
-BENCHMARKS = ("manifest", "shapes", "motion")  # modules here, imported when asked for
+BENCHMARKS = (  # modules here, imported when asked for
+    *("manifest", "shapes", "motion"),
+    *("gqa", "mmbench", "mmbench_cn", "mme", "pope", "scienceqa", "vqav2", "textvqa", "vizwiz"),
+    *("tgif", "msvd", "msrvtt"),
+)
 
 
 def benchmark(name: str) -> Benchmark:

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+import pyarrow as pa
+
 from pipelines.benchmarks.figures import Figure, Sheet, share
 from pipelines.manifest import Manifest
 from pipelines.rows import Kind, Row
@@ -60,6 +62,10 @@ class Benchmark(ABC):
     def claim(self, answer: Mapping[str, Any]) -> tuple[str, str]:
         """Of an answer that was made elsewhere: which row it is for, and what it says."""
         return claimed(answer, IDS), claimed(answer, TEXTS)
+
+    def submission(self, answers: pa.Table, data: str | None) -> bytes:
+        """The file that its server takes, of a run's answers; `data` is where the questions were."""
+        raise ValueError(f"{self.name} has no server to submit to; its answers are scored here")
 
     def chance(self, type: str) -> float | None:
         """The accuracy of guessing, where it is known."""

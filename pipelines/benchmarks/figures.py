@@ -20,7 +20,7 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 Texts = NDArray[np.object_]
 
-COLUMNS = ("row_id", "type", "media", "reference", "options", "meta", "score", "correct", "status")
+COLUMNS = ("row_id", "type", "media", "question", "reference", "options", "meta", "score", "correct", "status")
 
 
 class Term(NamedTuple):
@@ -83,6 +83,10 @@ class Sheet:
     @cached_property
     def ids(self) -> Texts:
         return np.asarray(self.answers["row_id"], dtype=object)
+
+    @cached_property
+    def questions(self) -> Texts:
+        return np.asarray(pc.fill_null(self.answers["question"], ""), dtype=object)
 
     @cached_property
     def reference(self) -> Texts:

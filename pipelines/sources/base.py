@@ -20,6 +20,7 @@ CHUNK = 1 << 20  # bytes that a scan reads at once
 NEAR = 4 << 10  # spans this close are read in one go
 MERGED = 16 << 20  # and no more than this in one go
 
+NUMBER = "row number"  # in `File.keys`: of a table whose rows have no ids
 Record = Mapping[str, Any]  # one row as its file has it, under the file's own column names
 
 

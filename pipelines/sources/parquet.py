@@ -16,7 +16,7 @@ from itertools import accumulate
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.sources.base import ALIASES, File, Layout, Record, Span, digest
+from pipelines.sources.base import ALIASES, NUMBER, File, Layout, Record, Span, digest
 
 BATCH = 4 << 20  # bytes of rows decoded at once
 WHOLE = 64 << 20  # files up to this size are hashed whole; of larger ones the end, which describes all pages
@@ -50,6 +50,10 @@ def columns(file: File) -> list[str]:
 
 def index(file: File) -> Iterator[Span]:
     with _parquet(file) as parquet:
+        if NUMBER in file.keys:
+            numbers = range(parquet.metadata.num_rows)
+            yield from (Span(file.identity(_numbered(file, number)) or "", number, 1) for number in numbers)
+            return
         names = parquet.schema_arrow.names
         keys = list(file.keys) or [name for name in ALIASES["id"] if name in names][:1]
         if not keys or set(keys) - set(names):
@@ -97,10 +101,15 @@ def read(file: File, spans: Sequence[Span]) -> Iterator[Record | Exception]:
         _open.cursor, _open.version = Cursor(file), version
     for span in spans:
         try:
-            yield _open.cursor.row(span.start)
+            record = _open.cursor.row(span.start)
+            yield {**record, **_numbered(file, span.start)} if NUMBER in file.keys else record
         except (pa.ArrowException, OSError, ValueError, StopIteration) as error:
             _open.version = None  # a reader that failed is not read on
             yield ValueError(f"row {span.start + 1} of {file.name} cannot be read: {error}")
+
+
+def _numbered(file: File, number: int) -> Record:
+    return {NUMBER: f"{file.prefix}{number}"}
 
 
 def contents(file: File) -> Iterator[bytes]:

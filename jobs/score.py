@@ -1,0 +1,142 @@
+"""Score answers without a model: those of runs again, or answers that were made elsewhere.
+
+    python jobs/score.py results/pope-llava-1.5-7b-hf-apet-64-0a1b2c3d
+    python jobs/score.py --answers llava-v1.5-7b.jsonl --benchmark pope --data eval/pope
+    python jobs/score.py results/vqav2-... --submission vqav2.json
+
+A run is scored from its Parquet files alone. Answers from elsewhere are LLaVA's (question_id and text a line), or the
+form that the benchmark's own server or script takes; they are joined to the benchmark's rows by id. The last line of
+the output is JSON. Nothing is changed but what --submission names. docs/benchmarks.md says what the numbers are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines import answers, scoring, summary
+from pipelines.benchmarks import BENCHMARKS, benchmark
+from pipelines.benchmarks.base import Benchmark
+from pipelines.record import Record
+from pipelines.storage import Folder, redacted
+
+POINTS = ("points", "perception", "cognition", "total")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="folders of answers, each one point of a job")
+    parser.add_argument("--answers", metavar="FILE", help="answers that were made elsewhere")
+    parser.add_argument(
+        "--benchmark", choices=BENCHMARKS, metavar="NAME", help=f"of --answers: {', '.join(BENCHMARKS)}"
+    )
+    parser.add_argument("--data", metavar="FOLDER", help="of --answers: the benchmark's files; no media are needed")
+    parser.add_argument("--split", metavar="NAME", default="test", help="of the benchmark (test)")
+    parser.add_argument("--submission", metavar="FILE", help="write what the benchmark's server takes")
+    options = parser.parse_args()
+    try:
+        _check(options)
+        if options.answers:
+            _elsewhere(options)
+        for run in options.runs:
+            _run(run, options)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"score.py: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    if bool(options.runs) == bool(options.answers):
+        raise ValueError("give the folders of runs, or --answers FILE with --benchmark NAME and --data FOLDER")
+    if options.answers and not (options.benchmark and options.data):
+        raise ValueError("--answers needs --benchmark NAME and --data FOLDER, which say what the questions were")
+    if options.submission and len(options.runs) > 1:
+        raise ValueError(f"--submission {options.submission} is one file; give one run")
+
+
+def _elsewhere(options: argparse.Namespace) -> None:
+    bench = benchmark(options.benchmark)
+    manifest = bench.rows(options.data, options.split)
+    table, report = scoring.joined(bench, manifest, scoring.elsewhere(options.answers), options.split)
+    if not report.matched:
+        raise ValueError(f"none of the answers is to a row of {options.data}: {' '.join(report.lines())}")
+    if options.submission:
+        _submit(options.submission, bench, table, options.data)
+    counts = {kind: getattr(report, kind) for kind in ("rows", "matched", "missing", "duplicate", "unknown")}
+    _say(options.answers, bench, options.split, table, counts, report.lines())
+
+
+def _run(run: str, options: argparse.Namespace) -> None:
+    folder = Folder.of(run)
+    stored = answers.read(folder)
+    if not len(stored):
+        raise ValueError(f"{redacted(folder.uri)} holds no answers; give the folder of a run, as the job printed it")
+    bench = benchmark(stored["benchmark"][0].as_py())
+    table = scoring.rescored(stored, bench)
+    changed = sum(map(_differ, stored["score"].to_pylist(), table["score"].to_pylist()))
+    notes = [f"{changed:,} rows have another score than when they were answered"] if changed else []
+    if options.submission:
+        data = options.data
+        with contextlib.suppress(FileNotFoundError):
+            data = data or Record.load(folder).config.get("data")
+        _submit(options.submission, bench, table, data)
+    # a run's rows are matched by construction: what is counted is whether each is there once
+    unique = len(set(stored["row_id"].to_pylist()))
+    wanted = unique
+    with contextlib.suppress(FileNotFoundError):
+        wanted = max(unique, Record.load(folder).rows["wanted"])
+    counts = {"rows": wanted, "matched": unique, "missing": wanted - unique, "duplicate": len(stored) - unique}
+    _say(redacted(folder.uri), bench, stored["split"][0].as_py(), table, {**counts, "changed": changed}, notes)
+
+
+def _differ(one: float | None, other: float | None) -> bool:
+    return one != other and (one is None or other is None or abs(one - other) > 1e-9)
+
+
+def _submit(path: str, bench: Benchmark, table: pa.Table, data: str | None) -> None:
+    Path(path).expanduser().write_bytes(bench.submission(table, data))
+    print(f"{path}: {table.num_rows:,} answers for the server")
+
+
+def _say(name: str, bench: Benchmark, split: str, table: pa.Table, counts: Mapping[str, int], notes: list[str]) -> None:
+    """A table for people, and one line of JSON."""
+    metrics = summary.summarise(table, None, bench)
+    print(f"{bench.name}, {split}: {name}")
+    if "accuracy" in metrics:
+        low, high = (metrics[f"accuracy_ci_{end}"] * bench.most for end in ("low", "high"))
+        value = metrics["accuracy"] * bench.most
+        scale, unit = (1.0, f" of {bench.most:g}") if bench.most > 1 else (100.0, " %")
+        print(f"{bench.headline}: {scale * value:.2f}{unit} [{scale * low:.2f}, {scale * high:.2f}], the headline")
+    else:
+        print("there is nothing to compare these answers with: their references are on a server")
+    if bench.rule:
+        print(f"({bench.rule})")
+    mine = {key: value for key, value in metrics.items() if key.startswith(f"{bench.name}/") and "_ci_" not in key}
+    width = max((len(key) for key in mine), default=0)
+    for key, value in mine.items():
+        print(f"  {key:<{width}}  {_shown(key, value)}")
+    for note in notes:
+        print(f"! {note}")
+    result: dict[str, Any] = {"benchmark": bench.name, "split": split, "source": name, "headline": bench.headline}
+    if "accuracy" in metrics:
+        result["value"] = metrics["accuracy"] * bench.most
+    print(json.dumps({**result, **counts, "metrics": metrics}, ensure_ascii=False))
+
+
+def _shown(name: str, value: float) -> str:
+    last = name.rpartition("/")[2]
+    if last == "rows":
+        return f"{int(value):,}"
+    return f"{value:.2f}" if last in POINTS else f"{100 * value:.2f} %"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,11 @@
+"""MMBench-CN (dev): MMBench in Chinese, by its rules. `mmbench_dev_cn_20231003.tsv`, or `cn` of `lmms-lab/MMBench`."""
+
+from __future__ import annotations
+
+from pipelines.benchmarks.mmbench import MMBench
+
+FILES = {
+    "dev": ("mmbench_dev_cn_20231003.tsv", "MMBench_DEV_CN.tsv"),
+    "test": ("mmbench_test_cn_20231003.tsv", "MMBench_TEST_CN.tsv"),
+}
+BENCHMARK = MMBench("mmbench_cn", "cn", "\n请直接回答选项字母。", FILES)

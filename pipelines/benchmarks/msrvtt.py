@@ -1,0 +1,7 @@
+"""MSRVTT-QA: open questions about clips."""
+
+from __future__ import annotations
+
+from pipelines.benchmarks.clips import Clips
+
+BENCHMARK = Clips("msrvtt", "MSRVTT", "videos/all", "videos", "all")

@@ -1,0 +1,7 @@
+"""MSVD-QA: 13,157 open questions about clips."""
+
+from __future__ import annotations
+
+from pipelines.benchmarks.clips import Clips
+
+BENCHMARK = Clips("msvd", "MSVD", "videos")

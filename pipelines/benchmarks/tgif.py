@@ -1,0 +1,7 @@
+"""TGIF-QA: open questions about GIFs."""
+
+from __future__ import annotations
+
+from pipelines.benchmarks.clips import Clips
+
+BENCHMARK = Clips("tgif", "TGIF", "mp4", "videos")

@@ -1,0 +1,82 @@
+"""VizWiz: questions that blind people asked about photos of theirs; a quarter cannot be answered.
+
+LLaVA's folder: `llava_test.jsonl` (8,000 questions without answers, for the server) and `test`; VizWiz's own `val.json`
+(or `Annotations/val.json`) and `val`, whose ten answers are scored here: `--split val`. The hub: `lmms-lab/VizWiz-VQA`.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines.benchmarks.annotated import Annotated, people
+from pipelines.benchmarks.official import SHORT, Official, Place, asked, embedded_row
+from pipelines.benchmarks.vqa import normalised
+from pipelines.rows import Row
+from pipelines.sources.base import Record
+
+UNANSWERABLE = "\nWhen the provided information is insufficient, respond with 'Unanswerable'."
+
+
+def image(record: Record) -> str | None:
+    return str(record["image"])
+
+
+def llava(record: Record) -> Record:
+    return {
+        "media": [record["image"]],
+        "question": asked(record["text"], SHORT, UNANSWERABLE),
+        "meta": {"question_id": record["question_id"]},
+    }
+
+
+def own(record: Record) -> Record:
+    return {
+        "media": [record["image"]],
+        "question": record["question"],
+        "answers": people(record.get("answers")),
+        "type": record.get("answer_type"),
+    }
+
+
+def hub(record: Record) -> Record:
+    return embedded_row(record, answers=people(record.get("answers")), type=record.get("category"))
+
+
+class VizWiz(Annotated):
+    name = "vizwiz"
+
+    def rows(self, data: str, split: str = "test", **how: Any) -> Official:
+        place = Place.of(self.name, data, "lmms-lab/VizWiz-VQA", splits=True)
+        if split not in ("test", "val"):
+            raise ValueError(f"vizwiz has no split '{split}'; it has test and val")
+        if tables := place.shards(split, columns=("answer_type",)):
+            return place.rows(tables, "Parquet", how, shape=hub, expected=("question_id", "question"))
+        lists = ("llava_test.jsonl",) if split == "test" else ()
+        found = place.find("questions", *lists, f"{split}.json", f"Annotations/{split}.json", named=True)
+        from_llava = found.endswith(".jsonl")
+        return place.rows(
+            (place.open(found, identity=image),),
+            "JSON",
+            how,
+            shape=llava if from_llava else own,
+            expected=("question_id", "image", "text") if from_llava else ("image", "question"),
+            homes=(split, f"images/{split}"),
+        )
+
+    def names(self, row: Row) -> tuple[str, ...]:
+        return (row.row_id, *([row.meta["question_id"]] if "question_id" in row.meta else []))
+
+    def prompt(self, row: Row) -> str:
+        return row.question + UNANSWERABLE + SHORT
+
+    def submission(self, answers: pa.Table, data: str | None) -> bytes:
+        """A list of {image, answer}, in the images' order."""
+        found = zip(*(answers[name].to_pylist() for name in ("row_id", "prediction")), strict=True)
+        done = [{"image": image, "answer": normalised(said or "")} for image, said in sorted(found)]
+        return json.dumps(done).encode()
+
+
+BENCHMARK = VizWiz()
