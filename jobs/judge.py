@@ -125,7 +125,7 @@ def main() -> int:
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (Unavailable, Locked) as error:
+    except (Unavailable, Locked, OSError) as error:
         print(f"error: {error}. Replies so far are kept; the same command goes on from there.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -7,6 +7,7 @@ import email.utils
 import json
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -259,6 +260,20 @@ def test_no_content_is_malformed(serve: Callable[[Act], Server]) -> None:
     assert verdict.error == "malformed: no verdict in ''"
 
 
+def test_halves_of_characters_do_no_harm(serve: Callable[[Act], Server], tmp_path: Path) -> None:
+    server = serve(lambda server, handler, number: server.answer(handler, f"\ud83d {YES}"))
+    run = a_run(tmp_path / "run", 2)
+    assert judge_run(run, endpoint(server, cache=Folder.of(str(tmp_path / "cache")))).rows == 2
+
+
+def test_replies_that_cannot_be_kept_are_not_paid_for(serve: Callable[[Act], Server], tmp_path: Path) -> None:
+    server = serve(fine)
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(OSError, match="cache"):
+        list(endpoint(server, cache=Folder.of(str(tmp_path / "cache")), concurrency=1).judge(items(50)))
+    assert len(server.bodies) <= 1
+
+
 def test_never_more_requests_at_once_than_allowed_and_as_many(serve: Callable[[Act], Server]) -> None:
     def act(server: Server, handler: BaseHTTPRequestHandler, number: int) -> None:
         time.sleep(0.05)
@@ -500,6 +515,12 @@ def test_unknown_judges_are_refused() -> None:
         judge("gpt")
 
 
+def test_ray_and_torch_are_for_the_local_judge_alone() -> None:
+    code = "import sys, pipelines.judge.endpoint, pipelines.judge.verdicts; print({'ray', 'torch'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "set()\n", done.stderr
+
+
 # ---------------------------------------------------------------------------------------------------- a run's verdicts
 
 
@@ -584,6 +605,7 @@ def test_judging_again_replaces_the_numbers(tmp_path: Path) -> None:
     assert record.metrics["judge/accuracy"] == 0
     assert "judge/unjudged_malformed" not in record.metrics
     assert [point["judge/accuracy"] for point in record.history] == [1, 0]
+    assert [point["judge/unjudged_malformed"] for point in record.history] == [1, 0]
 
 
 def test_the_offline_metric_is_not_called_a_judge(tmp_path: Path) -> None:
@@ -612,7 +634,7 @@ def job(*arguments: str, key: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
 
 
-def test_the_job_with_an_endpoint(serve: Callable[[Act], Server], tmp_path: Path) -> None:
+def test_the_processwith_an_endpoint(serve: Callable[[Act], Server], tmp_path: Path) -> None:
     server = serve(lambda server, handler, number: server.answer(handler, "?" if number < 3 else YES))
     runs = [a_run(tmp_path / name, 6) for name in ("one", "two")]
     folders = [str(tmp_path / name) for name in ("one", "two")]
@@ -633,7 +655,30 @@ def test_the_job_with_an_endpoint(serve: Callable[[Act], Server], tmp_path: Path
     assert {file.suffix for file in (tmp_path / "one").iterdir()} == {".parquet", ".json", ".arrow"}
 
 
-def test_the_job_says_what_is_wrong(tmp_path: Path) -> None:
+def test_the_processgoes_on_after_an_interrupt(serve: Callable[[Act], Server], tmp_path: Path) -> None:
+    def act(server: Server, handler: BaseHTTPRequestHandler, number: int) -> None:
+        time.sleep(0.1)
+        server.answer(handler, YES)
+
+    server, run = serve(act), a_run(tmp_path / "run", 60)
+    options = ["--judge", "endpoint", "--url", server.url, "--model", "gpt", "--concurrency", "2"]
+    command = [sys.executable, str(ROOT / "jobs" / "judge.py"), str(tmp_path / "run"), *options]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "no_proxy": "127.0.0.1"}
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while len(server.bodies) < 6:
+            assert process.poll() is None, "it ended by itself"
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said == "interrupted; replies so far are kept, and the same command goes on from there\n"
+    assert len(server.bodies) < 40
+    assert not any(name.startswith(("verdicts", "lock")) for name in run.names())
+    assert job(str(tmp_path / "run"), *options).returncode == 0
+    assert len(server.bodies) == 60
+
+
+def test_the_processsays_what_is_wrong(tmp_path: Path) -> None:
     a_run(tmp_path / "run", 3)
     empty = job(str(tmp_path / "none"))
     assert (empty.returncode, empty.stdout) == (2, "")
@@ -643,7 +688,7 @@ def test_the_job_says_what_is_wrong(tmp_path: Path) -> None:
     assert "--url is not for --judge offline; APET_JUDGE_API_KEY is not set" in unsure.stderr
 
 
-def test_the_job_without_a_key_is_offline(tmp_path: Path) -> None:
+def test_the_processwithout_a_key_is_offline(tmp_path: Path) -> None:
     a_run(tmp_path / "run", 6)
     done = job(str(tmp_path / "run"))
     assert done.returncode == 0, done.stderr

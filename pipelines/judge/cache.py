@@ -5,7 +5,6 @@ One small file a reply, written whole as soon as it is there: who is killed lose
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 from typing import Any
@@ -35,7 +34,6 @@ class Cache:
         return found if isinstance(found, dict) and isinstance(found.get("reply"), str) else None
 
     def put(self, key: str, kept: dict[str, Any]) -> None:
-        """Keep it. A disk that is full must not cost the verdict that has just been paid for."""
+        """Keep it, or fail: who cannot keep replies would pay for all of them again."""
         if self._shelves:
-            with contextlib.suppress(OSError):
-                self._shelves[key[:2]].write(f"{key}.json", json.dumps(kept, ensure_ascii=False).encode())
+            self._shelves[key[:2]].write(f"{key}.json", json.dumps(kept, ensure_ascii=False).encode())

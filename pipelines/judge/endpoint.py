@@ -202,7 +202,8 @@ class Endpoint(Judge):
         return _Failed(f"refused: {text}")
 
     def _clean(self, text: str) -> str:
-        """A text of the server's, without what it must not repeat."""
+        """A text of the server's, without what it must not repeat and what no file could hold."""
+        text = text.encode(errors="replace").decode()  # JSON may spell halves of characters
         for secret in self._secrets:
             text = text.replace(secret, "***")
         return text

@@ -145,11 +145,12 @@ def _note(folder: Folder, outcome: Outcome) -> None:
         record = Record.load(folder)
     except FileNotFoundError:
         return
+    gone = {name: 0.0 for name in record.metrics if name.startswith(f"{outcome.label}/unjudged")}
     before = {name: value for name, value in record.metrics.items() if not name.startswith(f"{outcome.label}/")}
     record.metrics = {**before, **outcome.metrics}
     record.tags = {**record.tags, **outcome.tags}
     # MLflow shows a metric's latest value, and the final ones have the time at which the run ended
-    record.log(record.rows.get("done", 0), outcome.metrics, force=True)
+    record.log(record.rows.get("done", 0), {**gone, **outcome.metrics}, force=True)
     record.save(folder)
 
 
