@@ -183,6 +183,6 @@ def runs(uris: list[str]) -> list[Folder]:
         if not any(name.endswith(".parquet") for name in folder.names()):
             raise ValueError(
                 f"{redacted(folder.uri)} holds no answers; give the folders of runs, in which the *.parquet files are,"
-                " such as results/msvd_qa-*"
+                " such as results/msvd-*"
             )
     return folders
