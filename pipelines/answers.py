@@ -24,8 +24,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.rows import ANSWERS
-from pipelines.storage import Folder
+from pipelines.rows import ANSWERS, described
+from pipelines.storage import Folder, redacted
 
 TORN = ".torn"  # what a part that cannot be read is renamed to end in
 
@@ -73,7 +73,8 @@ def settle(folder: Folder, *, retry_errors: bool = False) -> pa.Array:
         try:
             ids = _column(folder, name, "row_id")
             good = pc.equal(_column(folder, name, "status"), "ok").to_pylist() if retry_errors else None
-        except pa.ArrowInvalid:
+        except pa.ArrowInvalid as error:
+            print(f"{name} in {redacted(folder.uri)} cannot be read, its rows are asked again: {described(error)}")
             folder.rename(name, name + TORN)
             continue
         keep = []

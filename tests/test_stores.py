@@ -22,13 +22,11 @@ pytestmark = pytest.mark.filterwarnings("default")
 
 
 @pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def bucket() -> Iterator[str]:
     """The query string with which URIs find the server; its bucket is `apet`."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    for name, value in {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s", "AWS_REGION": "us-east-1"}.items():
-        monkeypatch.setenv(name, value)
     query = f"endpoint_override={host}:{port}&scheme=http&allow_bucket_creation=true"
     system, _ = split(f"s3://apet/x?{query}")
     system.create_dir("apet")
@@ -59,9 +57,7 @@ def test_one_writer_at_a_time(bucket: str) -> None:
     assert folder.names() == []
 
 
-def test_a_job_on_an_object_store(
-    cluster: str, checkpoint: Callable[[str], Path], bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_job_on_an_object_store(cluster: str, checkpoint: Callable[[str], Path], bucket: str, tmp_path: Path) -> None:
     system, _ = split(f"s3://apet/x?{bucket}")
     assert isinstance(system, pyarrow.fs.S3FileSystem)
     lines = []
