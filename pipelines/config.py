@@ -57,7 +57,7 @@ class EvalConfig:
         values.text,
         "PATH",
         "questions and media: a .jsonl, .csv, .tsv or .parquet file, or a folder of Parquet files, of WebDataset .tar"
-        " files or of media; local, s3:// or gs://",
+        " files or of media; of an official benchmark its folder (docs/benchmarks.md); local, s3:// or gs://",
     )
     split: str = flag(WHAT, values.text, "NAME", "of the benchmark", "test")
     media_root: str | None = flag(

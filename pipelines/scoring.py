@@ -154,6 +154,8 @@ def joined(
             if row.error:
                 raise ValueError(f"row {row.row_id} cannot be read: {row.error}")
             names = [name for name in benchmark.names(row) if name in given]
+            if several := used.intersection(names):
+                raise ValueError(f"the answer to '{several.pop()}' could be to several rows, {row.row_id} among them")
             used.update(names)
             if names:
                 rows.append(_answered(benchmark, split, row, given[names[0]]))

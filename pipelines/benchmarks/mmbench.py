@@ -124,13 +124,16 @@ class MMBench(Benchmark):
 
     def figures(self, sheet: Sheet) -> dict[str, Figure]:
         numbers = np.array([int(row_id) for row_id in sheet.ids], dtype=np.int64)
-        first, right = complete(sheet, np.unique(numbers % ROTATION, return_inverse=True)[1])
+        group = np.unique(numbers % ROTATION, return_inverse=True)[1]
+        first, right = complete(sheet, group)
         base = sheet.scored & (numbers < ROTATION)
+        guessed = np.exp(np.bincount(group, weights=np.log(np.nan_to_num(sheet.chances, nan=1.0))))[group]
         found = {
             "circular": share(right, first),
             "plain": share(sheet.worth, base),
-            "all_rows": share(sheet.worth, sheet.scored),
-            "chance": share(sheet.chances, base & ~np.isnan(sheet.chances)),
+            "every_row": share(sheet.worth, sheet.scored),
+            "circular_chance": share(guessed, first),
+            "plain_chance": share(np.nan_to_num(sheet.chances), base),
         }
         for kinds in (sheet.types, sheet.meta("l2-category")):
             for kind in sorted(set(kinds[sheet.scored]) - {""}):

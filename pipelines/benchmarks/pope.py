@@ -11,6 +11,7 @@ is about; the headline is the mean F1 of the splits.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,7 @@ def llava(record: Record) -> Record:
 
 def hub(record: Record) -> Record:
     answer = str(record["answer"]).strip().lower()
-    return embedded_row(record, answers=[answer], type=record["category"], meta={"question_id": record["question_id"]})
+    return embedded_row(record, answers=[answer], type=record["category"])  # its question_id is one of a split
 
 
 class POPE(Benchmark):
@@ -86,7 +87,11 @@ class POPE(Benchmark):
         )
 
     def names(self, row: Row) -> tuple[str, ...]:
-        return row.row_id, row.meta["question_id"]
+        return (row.row_id, *([row.meta["question_id"]] if "question_id" in row.meta else []))
+
+    def claim(self, answer: Mapping[str, Any]) -> tuple[str, str]:
+        name, text = super().claim(answer)
+        return (hub_id(answer) or name if "category" in answer and "question" in answer else name), text
 
     def prompt(self, row: Row) -> str:
         return row.question + SHORT

@@ -72,10 +72,14 @@ class TextVQA(Annotated):
             homes=("train_images", "train_val_images/train_images", "images"),
         )
 
+    def names(self, row: Row) -> tuple[str, ...]:
+        """The hub's ids are of questions; a prompt beside one says nothing new."""
+        return row.row_id, joined(row.row_id, row.question.lower())
+
     def claim(self, answer: Mapping[str, Any]) -> tuple[str, str]:
         image, text = super().claim(answer)
         if "prompt" not in answer and "question" not in answer:
-            return image, text  # of the hub's layout, whose ids are of questions
+            return image, text
         return joined(image, question_of(str(answer.get("prompt", answer.get("question")))).lower()), text
 
     def prompt(self, row: Row) -> str:

@@ -1,0 +1,342 @@
+"""Raw answers to scores, by hand: what the official scorers make of answers as models give them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipelines import statistics, summary
+from pipelines.benchmarks import benchmark
+from pipelines.benchmarks.figures import Sheet, value
+from pipelines.benchmarks.vqa import accuracy, normalised
+from pipelines.rows import ANSWERS, Row
+
+REFUSAL = "I'm sorry, but I cannot see the image."
+
+
+def row(answers: Sequence[str], **more: Any) -> Row:
+    return Row("1", (), "?", tuple(answers), **more)
+
+
+GQA = [
+    ("yes", "yes", 1),
+    ("Yes.", "yes", 1),
+    ("Yes..", "yes", 1),
+    ("yes, because", "yes", 0),
+    (" yes", "yes", 0),
+    ("", "yes", 0),
+    (REFUSAL, "no", 0),
+    ("the woman", "woman", 0),
+    ("CAFÉ", "café", 1),
+    ("two", "2", 0),
+]
+POPE = [
+    ("Yes", "yes", 1),
+    ("No", "no", 1),
+    ("no", "no", 1),
+    ("NO", "no", 0),
+    ("No, there is not.", "no", 1),
+    ("Yes. There is no dog though", "yes", 1),
+    ("yes, because", "yes", 1),
+    ("There is not a dog.", "no", 1),
+    ("There isn't a dog", "yes", 1),
+    ("", "yes", 1),
+    ("", "no", 0),
+    ("Nothing", "yes", 1),
+    (REFUSAL, "yes", 1),
+    ("Não", "no", 0),
+]
+MME = [
+    ("Yes", "yes", 1),
+    ("yes, because", "yes", 1),
+    ("No.", "no", 1),
+    ("nope", "no", 1),
+    ("", "yes", 0),
+    ("", "no", 0),
+    (" Yes", "yes", 1),
+    ("It is yes", "yes", 0),
+    ("Unknown", "no", 0),
+    ("not", "no", 1),
+    ("The yes", "yes", 0),
+    ("YES", "yes", 1),
+    ("Ёyes", "yes", 1),
+]
+SCIENCE = [
+    ("B", "B", 1),
+    ("B.", "B", 0),
+    ("B. apostrophe", "B", 1),
+    ("(B)", "B", 0),
+    ("(b)", "B", 0),
+    ("b", "B", 0),
+    ("The answer is B.", "B", 1),
+    ("The answer is B, so The answer is A.", "B", 0),
+    ("I think The answer is B.", "B", 1),
+    ("the answer is B.", "B", 0),
+    ("", "B", 0),
+    ("apostrophe", "B", 0),
+    ("Because", "B", 0),
+    ("E", "B", 0),
+    ("\uff22", "B", 0),  # a wide B
+]
+BENCH = [  # options: a small dog, two cats, none, Zürich
+    ("A", "A", 1),
+    ("A.", "A", 1),
+    ("(A)", "A", 1),
+    ("(a)", "A", 0),
+    ("A. a small dog", "A", 1),
+    ("The answer is A", "A", 1),
+    ("A or B", "A", 0),
+    ("a small dog", "A", 1),
+    ("It is a small dog.", "A", 1),
+    ("two cats and a small dog", "A", 0),
+    ("A picture of two cats on it", "B", 1),
+    ("", "A", 0),
+    (REFUSAL, "A", 0),
+    ("zürich!", "D", 1),
+    ("D) Zürich", "D", 1),
+    ("two cats " * 20, "B", 0),
+    ("2 cats", "B", 0),
+]
+CLIPS = [
+    ("The man cooks.", "man", 1),
+    ("woman", "man", 0),
+    ("There are two of them", "2", 1),
+    ("", "man", 0),
+    ("Yes, he does", "yes", 1),
+    ("He does, yes", "yes", 0),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "right", "score"),
+    [
+        *(("gqa", *case) for case in GQA),
+        *(("pope", *case) for case in POPE),
+        *(("mme", *case) for case in MME),
+        *(("scienceqa", *case) for case in SCIENCE),
+        *(("msvd", *case) for case in CLIPS),
+        *((name, *case) for case in BENCH for name in ("mmbench", "mmbench_cn")),
+    ],
+)
+def test_an_answer_is_right_or_wrong(name: str, said: str, right: str, score: int) -> None:
+    options = ("a small dog", "two cats", "none", "Zürich") if "mmbench" in name else ("chiasmus", "apostrophe")
+    assert benchmark(name).score(row([right], options=options), said) == (float(score), bool(score))
+
+
+TEN = ["yes"] * 4 + ["no"] * 3 + ["maybe"] * 2 + ["a  Dog!"]
+
+
+@pytest.mark.parametrize("name", ["vqav2", "textvqa", "vizwiz"])
+@pytest.mark.parametrize(
+    ("said", "score"),
+    [
+        ("Yes.", 1.0),
+        ("no", 0.9),
+        ("Maybe", 0.6),
+        ("the dog", 0.3),
+        ("yes, because", 0.0),
+        ("", 0.0),
+        (REFUSAL, 0.0),
+    ],
+)
+def test_vqa_accuracy(name: str, said: str, score: float) -> None:
+    found = benchmark(name).score(row(TEN), said)
+    assert found.score == pytest.approx(score)
+    assert found.correct is (score == 1.0)
+    assert benchmark(name).score(row([]), said) == (None, None)
+
+
+def test_leave_one_out() -> None:
+    """The definition: the mean over people of min(1, others who agree / 3)."""
+    for same in range(11):
+        answers = ["x"] * same + ["y"] * (10 - same)
+        each = [min(1.0, (answers[:out] + answers[out + 1 :]).count("x") / 3) for out in range(10)]
+        assert accuracy("x", answers) == pytest.approx(sum(each) / 10)
+
+
+@pytest.mark.parametrize(
+    ("said", "compared"),
+    [
+        ("Two dogs.", "2 dogs"),
+        ("It's a cat", "it 's cat"),
+        ("1,000", "1000"),
+        ("U.S.A.", "usa"),
+        ("3.5", "3.5"),
+        ("2.", "2"),
+        ("none", "0"),
+        ("a/b", "b"),
+        ("half-time", "half time"),
+        ("10:30", "10:30"),
+        ("$5.00", "$5.00"),
+        ("the", ""),
+        ("Coca-Cola, Inc.", "coca cola inc"),
+        ("dont", "don't"),
+        ("St. John's", "st john 's"),
+        ("IM", "im"),
+        ("oclock", "o'clock"),
+        ("Yall'll", "y'all'll"),
+        ("3 p.m.", "3 pm"),
+        ("-5", "5"),
+        ("a - b", "b"),
+        ("no.1", "no.1"),
+        ("(red)", "red"),
+        ("black\nand\twhite", "black and white"),
+        ("What's up?", "what 's up"),
+        ("naïve", "naïve"),
+        ("." * 40, "." * 8),
+        ("?!", ""),
+    ],
+)
+def test_answers_are_normalised(said: str, compared: str) -> None:
+    assert normalised(said) == compared
+
+
+def sheet(rows: Sequence[dict[str, Any]]) -> Sheet:
+    full = [
+        {
+            "row_id": str(number),
+            "status": "ok",
+            "score": None if each.get("correct") is None else float(each["correct"]),
+        }
+        | {"type": "", "media": [str(number)], "question": "a b", "reference": ["x"], "meta": []}
+        | each
+        for number, each in enumerate(rows)
+    ]
+    return Sheet(pa.Table.from_pylist(full, schema=ANSWERS))
+
+
+def figures(name: str, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    return {key: value(figure) for key, figure in benchmark(name).figures(sheet(rows)).items()}
+
+
+def test_pope_by_split() -> None:
+    """Confusions by hand; a split without a yes has no precision and is no error."""
+    said = {
+        "adversarial": [("yes", 1), ("yes", 1), ("yes", 0), ("no", 1), ("no", 0)],  # TP 2, FN 1, TN 1, FP 1
+        "random": [("yes", 0), ("no", 1)],  # never says yes
+    }
+    rows = [
+        {"type": split, "reference": [label], "correct": bool(right)}
+        for split, answers in said.items()
+        for label, right in answers
+    ]
+    rows.append({"type": "random", "reference": ["yes"], "status": "error"})
+    found = figures("pope", rows)
+    assert found["adversarial/precision"] == pytest.approx(2 / 3)
+    assert found["adversarial/recall"] == pytest.approx(2 / 3)
+    assert found["adversarial/f1"] == pytest.approx(2 / 3)
+    assert found["adversarial/accuracy"] == pytest.approx(3 / 5)
+    assert found["adversarial/yes_ratio"] == pytest.approx(3 / 5)
+    assert (found["random/precision"], found["random/f1"], found["random/yes_ratio"]) == (0, 0, 0)
+    assert found["f1"] == pytest.approx(1 / 3)
+    assert found["accuracy"] == pytest.approx((3 / 5 + 1 / 2) / 2)
+
+
+def test_mme_points() -> None:
+    """Existence: three of four right and one of two images whole. OCR: one image, of which a row was not answered."""
+    rows = [
+        {"row_id": f"existence/{image}/{place}", "type": "existence", "correct": right}
+        for image, place, right in [("1", "a", True), ("2", "a", True), ("1", "b", True), ("2", "b", False)]
+    ]
+    rows += [
+        {"row_id": "OCR/1/a", "type": "OCR", "correct": True},
+        {"row_id": "OCR/1/b", "type": "OCR", "status": "error"},
+        {"row_id": "code_reasoning/1/a", "type": "code_reasoning", "correct": True},
+        {"row_id": "code_reasoning/1/b", "type": "code_reasoning", "correct": True},
+    ]
+    found = figures("mme", rows)
+    assert found["existence/points"] == pytest.approx(100 * 0.75 + 100 * 0.5)
+    assert found["existence/acc_plus"] == pytest.approx(0.5)
+    assert found["OCR/points"] == pytest.approx(100)
+    assert found["perception"] == pytest.approx(225)
+    assert found["cognition"] == pytest.approx(200)
+    assert found["total"] == pytest.approx(425)
+
+
+def test_mmbench_circular() -> None:
+    """Question 1 is right in all rotations, 2 in its plain one only, and 3 has a rotation without an answer."""
+    rows = [
+        ("1", True), ("1000001", True), ("2000001", True), ("2", True), ("1000002", False), ("3", True),
+    ]  # fmt: skip
+    table = [
+        {"row_id": id, "correct": right, "type": "c", "options": ["x", "y"], "meta": [("l2-category", "big")]}
+        for id, right in rows
+    ]
+    table.append({"row_id": "1000003", "status": "error", "type": "c", "options": ["x", "y"]})
+    found = figures("mmbench", table)
+    assert found["circular"] == pytest.approx(1 / 2)
+    assert found["plain"] == pytest.approx(1)
+    assert found["every_row"] == pytest.approx(5 / 6)
+    assert found["c/circular"] == found["big/circular"] == pytest.approx(1 / 2)
+    assert found["plain_chance"] == pytest.approx(1 / 2)
+    assert found["circular_chance"] == pytest.approx((1 / 8 + 1 / 4) / 2)
+
+
+def test_gqa_open_and_binary() -> None:
+    rows = [
+        {"type": "query", "correct": True, "meta": [("semantic", "rel")], "question": "what is it"},
+        {"type": "query", "correct": False, "meta": [("semantic", "attr")]},
+        {"type": "verify", "correct": True, "meta": [("semantic", "attr")]},
+        {"type": "choose", "correct": False},
+    ]
+    found = figures("gqa", rows)
+    assert (found["accuracy"], found["open"], found["binary"]) == (0.5, 0.5, 0.5)
+    assert (found["semantic/attr"], found["semantic/rel"]) == (0.5, 1.0)
+    assert (found["words/02"], found["words/03"]) == (pytest.approx(1 / 3), 1.0)
+
+
+def test_scienceqa_by_subject_modality_and_grade() -> None:
+    rows = [
+        {"type": "natural science", "correct": True, "meta": [("image", "yes"), ("text", "no"), ("grade", "6")]},
+        {"type": "natural science", "correct": False, "meta": [("image", "yes"), ("text", "yes"), ("grade", "7")]},
+        {"type": "social science", "correct": True, "meta": [("image", "no"), ("text", "no"), ("grade", "12")]},
+    ]
+    found = figures("scienceqa", [{**each, "options": ["a", "b", "c"]} for each in rows])
+    assert found["img"] == pytest.approx(1 / 2)
+    assert found["all"] == pytest.approx(2 / 3)
+    assert (found["modality/image"], found["modality/text"], found["modality/none"]) == (0.5, 0, 1)
+    assert (found["grade/1-6"], found["grade/7-12"]) == (1, 0.5)
+    assert (found["subject/natural science"], found["subject/social science"]) == (0.5, 1)
+    assert found["chance"] == pytest.approx(1 / 3)
+
+
+def test_headlines_have_intervals_and_retention() -> None:
+    """F1's interval against a plain bootstrap; the unmodified model's answers to the same rows keep all of it."""
+    dice = np.random.default_rng(0)
+    rows = [
+        {"type": split, "reference": [label], "correct": bool(dice.random() < 0.8), "media": [str(image)]}
+        for split in ("adversarial", "random")
+        for image in range(120)
+        for label in ("yes", "no")
+    ]
+    bench = benchmark("pope")
+    answers = sheet(rows).answers
+    metrics = summary.summarise(answers, answers, bench)
+    assert metrics["accuracy"] == pytest.approx(metrics["pope/f1"])
+    assert metrics["accuracy_retention"] == pytest.approx(1)
+    drawn = []
+    for _ in range(300):
+        images = dice.integers(0, 120, 120)
+        take = np.concatenate([[2 * image, 2 * image + 1, 240 + 2 * image, 241 + 2 * image] for image in images])
+        drawn.append(value(bench.figures(Sheet(answers.take(take)))["f1"]))
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    assert metrics["accuracy_ci_low"] == pytest.approx(low, abs=0.15 * (high - low))
+    assert metrics["accuracy_ci_high"] == pytest.approx(high, abs=0.15 * (high - low))
+
+
+def test_an_accuracy_of_points_is_a_share_of_them() -> None:
+    rows = [
+        {"row_id": f"{subtask}/{image}/{place}", "type": subtask, "correct": True, "media": [f"{subtask}/{image}"]}
+        for subtask in ("existence", "OCR")
+        for image in range(3)
+        for place in "ab"
+    ]
+    metrics = summary.summarise(sheet(rows).answers, None, benchmark("mme"))
+    assert metrics["mme/total"] == pytest.approx(400)
+    assert metrics["accuracy"] == pytest.approx(400 / 2800)
+    parts = statistics.Parts([1.0], [np.array([1.0, 0.0])], [np.array([0.0, 0.0])])
+    assert statistics.combined(parts, np.array([0, 1])).value == 0
