@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ from pipelines.storage import Folder
 
 pytestmark = pytest.mark.filterwarnings("default")
 ROOT = Path(__file__).parent.parent
-DASHBOARD = "http://127.0.0.1:18265"
+DASHBOARD = "http://127.0.0.1:8291"
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
     place = Path("/tmp") / f"apet-{os.getpid()}"  # sockets' paths must be short
     command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus=2"]
-    command += ["--port=16379", "--dashboard-port=18265", "--dashboard-agent-listen-port=18266"]
+    command += ["--port=6391", "--dashboard-port=8291", "--dashboard-agent-listen-port=8292"]  # workers have 10002 on
     command += ["--object-store-memory=200000000", f"--temp-dir={place}", "--disable-usage-stats"]
     for _ in range(3):  # on a busy machine it takes longer to start than it gives itself
         process = subprocess.Popen(
@@ -53,16 +54,19 @@ def test_a_submitted_job_leaves_its_answers(head: str, checkpoint: Callable[[str
         tiny.image(30, 24, seed=number).save(tmp_path / f"{number}.png")
         rows.append({"id": f"{number}", "media": f"{number}.png", "question": "What is this?"})
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    here = tmp_path / "checkout"
+    for name in ("apet", "pipelines", "jobs"):  # as it is: the real one may change while it is uploaded
+        shutil.copytree(ROOT / name, here / name, ignore=shutil.ignore_patterns("__pycache__"))
     ray = str(Path(sys.executable).with_name("ray"))
     submit = [ray, "job", "submit", "--address", head, "--working-dir", ".", "--", sys.executable, "jobs/eval_image.py"]
     given = ["--model", str(checkpoint("llava")), "--data", str(tmp_path / "rows.jsonl"), "--method", "vanilla"]
     given += ["--max-new-tokens", "2", "--actors", "1", "--cpus-per-actor", "0.5"]
-    lost = subprocess.run([*submit, *given, "--output", "here"], cwd=ROOT, capture_output=True, text=True, check=False)
+    lost = subprocess.run([*submit, *given, "--output", "here"], cwd=here, capture_output=True, text=True, check=False)
     assert lost.returncode == 1
     assert "would be deleted" in lost.stdout + lost.stderr
     output = tmp_path / "out"
     done = subprocess.run(
-        [*submit, *given, "--output", str(output)], cwd=ROOT, capture_output=True, text=True, check=False
+        [*submit, *given, "--output", str(output)], cwd=here, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     [folder] = [path.parent for path in output.glob("*/config.yaml")]
