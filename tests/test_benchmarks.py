@@ -7,6 +7,7 @@ import pickle
 import shutil
 import time
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import official
@@ -17,6 +18,7 @@ from pipelines.benchmarks import BENCHMARKS, benchmark
 from pipelines.benchmarks.official import Official
 from pipelines.benchmarks.vqav2 import VQAv2
 from pipelines.manifest import Manifest
+from pipelines.prepare import Preparer, Recipe
 from pipelines.rows import Row
 
 CHINESE = "\n请直接回答选项字母。"
@@ -182,6 +184,22 @@ def test_a_bad_row_is_a_row_with_an_error(tmp_path: Path) -> None:
     assert first.error is not None
     assert "is no base64: 'no base64!'" in first.error
     assert [row.error for row in others] == [None, None]
+
+
+@pytest.mark.parametrize("name", ["gqa of the hub", "mmbench_cn", "mme", "scienceqa", "textvqa", "vizwiz val"])
+def test_rows_become_a_models_inputs(name: str, checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    """In the conversation of LLaVA's scripts, and without an image where a question has none."""
+    recipe = Recipe(str(checkpoint("llava")), None, False, LAYOUTS[name][0], "vicuna_v1", 8, None, None, 8)
+    manifest, rows = rows_of(name, tmp_path)
+    prepare = Preparer(recipe)
+    for row in rows:
+        if name == "textvqa" and row.meta["ocr"] == "Reference OCR token: ":
+            continue  # its image is left out of the fixture
+        prompt, inputs = prepare(row, manifest)
+        assert prompt.startswith("A chat between a curious user and an artificial intelligence assistant.")
+        image = "<image>\n" if row.media else ""
+        assert prompt.endswith(f" USER: {image}{prepare.benchmark.prompt(row)} ASSISTANT:")
+        assert ("pixel_values" in inputs) == bool(row.media)
 
 
 def test_all_are_benchmarks() -> None:
