@@ -174,6 +174,14 @@ def test_a_file_may_be_named_itself(tmp_path: Path) -> None:
     assert manifest.index()["row_id"].to_pylist() == ["241", "1000241", "305"]
 
 
+def test_other_references_are_another_manifest(tmp_path: Path) -> None:
+    official.gqa(tmp_path)
+    before = benchmark("gqa").rows(str(tmp_path)).digest()
+    path = tmp_path / "data" / "testdev_balanced_questions.json"
+    path.write_text(path.read_text().replace("woman", "man"))
+    assert benchmark("gqa").rows(str(tmp_path)).digest() != before
+
+
 def test_a_bad_row_is_a_row_with_an_error(tmp_path: Path) -> None:
     official.mmbench(tmp_path)
     path = tmp_path / "mmbench_dev_20230712.tsv"

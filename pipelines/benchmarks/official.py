@@ -8,6 +8,7 @@ from a second file are joined by id: the driver holds two places a row, whatever
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
@@ -46,11 +47,10 @@ class Official(Manifest):
     without: tuple[str, ...] = field(default=(), repr=False)  # folders of media that are not there
 
     def digest(self) -> str:
-        parts = [replace(self, files=each, layout=layout) for each, layout in self._others()]
-        return "".join([Manifest.digest(self), *(Manifest.digest(part) for part in parts)])
-
-    def _others(self) -> list[tuple[tuple[File, ...], str]]:
-        return [each for each in ((self.truth, self.truth_layout), (self.album, "Parquet")) if each[0]]
+        """Of the questions, of their answers and of the images, where those are tables of their own."""
+        tables = ((self.files, self.layout), (self.truth, self.truth_layout), (self.album, "Parquet"))
+        parts = [Manifest.digest(replace(self, files=files, layout=layout)) for files, layout in tables if files]
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
     def ready(self) -> Official:
         """Itself, if the media are there. A run asks; scoring needs none."""

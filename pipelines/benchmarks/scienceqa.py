@@ -134,7 +134,6 @@ class ScienceQA(Benchmark):
         found = {name: figure for name, figure in found.items() if name == "img" or figure[0].below.any()}
         return {
             **found,
-            **sheet.by("subject", sheet.types),
             "chance": share(sheet.chances, sheet.scored & image & ~np.isnan(sheet.chances)),
         }
 
