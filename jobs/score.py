@@ -115,6 +115,8 @@ def _say(name: str, bench: Benchmark, split: str, table: pa.Table, counts: Mappi
         value = metrics["accuracy"] * bench.most
         scale, unit = (1.0, f" of {bench.most:g}") if bench.most > 1 else (100.0, " %")
         print(f"{bench.headline}: {scale * value:.2f}{unit} [{scale * low:.2f}, {scale * high:.2f}], the headline")
+    elif "rows_scored" in metrics:
+        print(f"{bench.headline}, the headline, is of none of these rows")
     else:
         print("there is nothing to compare these answers with: their references are on a server")
     if bench.rule:

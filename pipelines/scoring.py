@@ -130,7 +130,10 @@ def _json(file: Path) -> Iterator[Mapping[str, Any]]:
 def joined(
     benchmark: Benchmark, manifest: Manifest, answers: Iterator[Mapping[str, Any]], split: str = "test"
 ) -> tuple[pa.Table, Report]:
-    """The rows that have an answer, scored, as a run's table; and what did not match."""
+    """The rows as a run's table, scored, those without an answer as errors; and what did not match.
+
+    Errors, because rows may count together: an image of MME of which one answer is missing is not half right.
+    """
     given: dict[str, str] = {}
     seen: dict[str, list[str]] = {"missing": [], "duplicate": [], "unknown": []}
     counts = dict.fromkeys(seen, 0)
@@ -157,10 +160,9 @@ def joined(
             if several := used.intersection(names):
                 raise ValueError(f"the answer to '{several.pop()}' could be to several rows, {row.row_id} among them")
             used.update(names)
-            if names:
-                rows.append(_answered(benchmark, split, row, given[names[0]]))
-            else:
+            if not names:
                 note("missing", row.row_id)
+            rows.append(_answered(benchmark, split, row, given[names[0]] if names else None))
             for name in names[1:]:
                 note("duplicate", name)
         parts.append(pa.Table.from_pylist(rows, schema=ANSWERS))
@@ -168,11 +170,16 @@ def joined(
         if name not in used:
             note("unknown", name)
     table = pa.concat_tables(parts)
-    return table, Report(len(index), table.num_rows, **counts, examples=seen)
+    return table, Report(len(index), len(index) - counts["missing"], **counts, examples=seen)
 
 
-def _answered(benchmark: Benchmark, split: str, row: Row, prediction: str) -> dict[str, Any]:
-    score, correct = benchmark.score(row, prediction)
+def _answered(benchmark: Benchmark, split: str, row: Row, prediction: str | None) -> dict[str, Any]:
+    fate: dict[str, Any]
+    if prediction is None:
+        fate = {"status": "error", "error": "Missing: there is no answer to this row"}
+    else:
+        score, correct = benchmark.score(row, prediction)
+        fate = {"prediction": prediction, "score": score, "correct": correct, "status": "ok"}
     return {
         "row_id": row.row_id,
         "benchmark": benchmark.name,
@@ -184,8 +191,5 @@ def _answered(benchmark: Benchmark, split: str, row: Row, prediction: str) -> di
         "reference": row.answers,
         "options": row.options,
         "meta": list(row.meta.items()),
-        "prediction": prediction,
-        "score": score,
-        "correct": correct,
-        "status": "ok",
+        **fate,
     }

@@ -101,9 +101,10 @@ def _accuracy(table: pa.Table, benchmark: Scored, seed: int) -> dict[str, float]
     sheet = Sheet(table)
     if not sheet.scored.any():
         return {}
-    found = benchmark.figures(sheet)
+    found = {name: figure for name, figure in benchmark.figures(sheet).items() if figures.known(figure)}
     cluster = statistics.clusters(table["media"])
-    metrics = _named("accuracy", _interval(found[benchmark.headline], benchmark.most, cluster, seed))
+    headline = found.get(benchmark.headline)
+    metrics = _named("accuracy", _interval(headline, benchmark.most, cluster, seed)) if headline else {}
     metrics["rows_scored"] = int(sheet.scored.sum())
     reported = {name: figure for name, figure in found.items() if name != "accuracy" or benchmark.headline != name}
     metrics |= {_name(f"{benchmark.name}/{name}"): figures.value(figure) for name, figure in reported.items()}

@@ -109,6 +109,24 @@ def test_what_does_not_match_is_counted_and_never_shifted(
     assert gone["question_id"] == "1"
 
 
+@pytest.mark.parametrize(("name", "value"), [("mmbench", 1), ("mme", 500)])
+def test_what_counts_together_is_missing_together(
+    name: str, value: float, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of two rotations, and one of an image's two questions: neither is right by what is left of it."""
+    file = llava(name, tmp_path / "data")
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    gone = next(line for line in lines if line["question_id"] == "1000241" or "c++" in line.get("prompt", ""))
+    lines.remove(gone)
+    official.jsonl(file, lines)
+    found = scored(capsys, monkeypatch, "--answers", str(file), "--benchmark", name, "--data", str(tmp_path / "data"))
+    assert (found["missing"], found["metrics"]["rows_error"]) == (1, 1)
+    assert found["value"] == value
+    if name == "mmbench":
+        assert "mmbench/reasoning/circular" not in found["metrics"]
+        assert found["metrics"]["mmbench/reasoning/plain"] == 1
+
+
 def run_of(name: str, folder: Path, output: Path, predictions: Sequence[str], **more: Any) -> Path:
     """A run's folder as the job writes it."""
     bench, split, write = LAYOUTS[name]

@@ -343,3 +343,10 @@ def test_an_accuracy_of_points_is_a_share_of_them() -> None:
     assert metrics["accuracy"] == pytest.approx(400 / 2800)
     parts = statistics.Parts([1.0], [np.array([1.0, 0.0])], [np.array([0.0, 0.0])])
     assert statistics.combined(parts, np.array([0, 1])).value == 0
+
+
+def test_a_headline_of_no_row_is_left_out() -> None:
+    rows = [{"correct": True, "meta": [("image", "no"), ("text", "no")], "options": ["a", "b"]}]
+    metrics = summary.summarise(sheet(rows).answers, sheet(rows).answers, benchmark("scienceqa"))
+    assert metrics["scienceqa/all"] == 1
+    assert not {"accuracy", "accuracy_retention", "scienceqa/img"} & set(metrics)

@@ -37,6 +37,11 @@ def value(figure: Figure) -> float:
     return sum(weight * above.sum() / below.sum() for weight, above, below in figure if below.sum())
 
 
+def known(figure: Figure) -> bool:
+    """Is there a row that it is about?"""
+    return any(term.below.any() for term in figure)
+
+
 def share(values: Floats | Bools, among: Bools) -> Figure:
     """The mean of `values` over the rows in `among`; none of the others may be NaN's business."""
     return (Term(1.0, np.where(among, values, 0.0).astype(np.float64), among.astype(np.float64)),)
