@@ -174,6 +174,25 @@ def test_a_file_may_be_named_itself(tmp_path: Path) -> None:
     assert manifest.index()["row_id"].to_pylist() == ["241", "1000241", "305"]
 
 
+def test_two_answers_to_a_question_are_refused(tmp_path: Path) -> None:
+    official.textvqa(tmp_path)
+    path = tmp_path / "TextVQA_0.5.1_val.json"
+    truth = json.loads(path.read_text())
+    official.as_json(path, {"data": [*truth["data"], {**truth["data"][0], "answers": ["other"] * 10}]})
+    with pytest.raises(
+        ValueError, match=r"TextVQA_0.5.1_val.json has several answers to 1 questions: 003a8ae2ef43b901"
+    ):
+        benchmark("textvqa").rows(str(tmp_path)).index()
+
+
+def test_a_row_that_lost_its_image_is_an_error(tmp_path: Path) -> None:
+    official.parquet(
+        tmp_path / "val-0.parquet", [{"question_id": "a", "question": "q", "answers": ["x"], "image": None}]
+    )
+    manifest = benchmark("vizwiz").rows(str(tmp_path), "val")
+    assert manifest.read(manifest.index())[0].error is not None
+
+
 def test_other_references_are_another_manifest(tmp_path: Path) -> None:
     official.gqa(tmp_path)
     before = benchmark("gqa").rows(str(tmp_path)).digest()

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import fs
 
-from pipelines.manifest import Manifest, places, records
+from pipelines.manifest import INDEX, Manifest, places, records
 from pipelines.rows import Kind, Medium, Row, described
 from pipelines.sources.base import File, Record, place
 from pipelines.storage import Folder, redacted
@@ -67,6 +67,13 @@ class Official(Manifest):
         if not self.truth or not len(table):
             return table
         truths = places(self.truth_layout, self.truth)
+        if pc.count_distinct(truths["row_id"]).as_py() < len(truths):
+            counted = truths["row_id"].value_counts()
+            twice = counted.filter(pc.greater(counted.field("counts"), 1)).field("values")
+            raise ValueError(
+                f"{self.truth[0].name} has several answers to {len(twice):,} questions:"
+                f" {', '.join(twice[:3].to_pylist())}; which one is right is not known"
+            )
         at = pc.index_in(table["row_id"], value_set=truths["row_id"].combine_chunks())
         if at.null_count:
             lost = table["row_id"].filter(pc.is_null(at))
@@ -74,7 +81,7 @@ class Official(Manifest):
                 f"{len(lost):,} of {len(table):,} questions of {self.files[0].name} have no answer in"
                 f" {self.truth[0].name}: {', '.join(lost[:3].to_pylist())}; both have to be of the same version"
             )
-        for name, column in zip(TRUTH, ("file", "start", "length"), strict=True):
+        for name, column in zip(TRUTH, INDEX.names[1:], strict=True):
             table = table.append_column(name, truths[column].take(at))
         return table
 
@@ -82,7 +89,7 @@ class Official(Manifest):
         found = records(self.layout, self.files, pointers)
         if not self.truth:
             return [self._row(*each) for each in found]
-        where = pa.table([pointers["row_id"], *(pointers[name] for name in TRUTH)], names=INDEX)
+        where = pa.table([pointers["row_id"], *(pointers[name] for name in TRUTH)], names=INDEX.names)
         truths = records(self.truth_layout, self.truth, where)
         return [self._joined(*each, truth) for each, (_, _, truth) in zip(found, truths, strict=True)]
 
@@ -116,9 +123,6 @@ class Official(Manifest):
             except FileNotFoundError:
                 continue
         return super().fetch(medium)
-
-
-INDEX = ["row_id", "file", "start", "length"]
 
 
 @cache
@@ -239,8 +243,7 @@ class Place:
 
 def embedded_row(record: Record, **more: Any) -> Record:
     """A record of the hub as a row of a manifest: its image by its bytes."""
-    image = embedded(record.get("image"))
-    return {"media": [image] if image else [], "question": record.get("question"), **more}
+    return {"media": [embedded(record.get("image"))], "question": record.get("question"), **more}
 
 
 def joined(*parts: Any) -> str:
