@@ -227,8 +227,16 @@ BENCH = [  # index, hint, question, options, answer, category; the second questi
 def _bench(index: int, hint: str, question: str, options: list[str], answer: str, category: str) -> dict[str, Any]:
     cells = dict(zip("ABCD", [*options, "", ""], strict=False))
     return {
-        "index": index, "question": question, "hint": hint, **cells, "answer": answer, "category": category,
-        "source": "s", "l2-category": f"{category}_2", "comment": "nan", "split": "dev",
+        "index": index,
+        "question": question,
+        "hint": hint,
+        **cells,
+        "answer": answer,
+        "category": category,
+        "source": "s",
+        "l2-category": f"{category}_2",
+        "comment": "nan",
+        "split": "dev",
     }
 
 
@@ -284,8 +292,13 @@ def vqav2_test(folder: Path) -> None:
 def vqav2_hub(folder: Path) -> None:
     rows = [
         {
-            "question_id": id, "question": question, "answers": _people(answers), "question_type": asked,
-            "answer_type": kind, "multiple_choice_answer": answers[0], "image": embedded(image % 100),
+            "question_id": id,
+            "question": question,
+            "answers": _people(answers),
+            "question_type": asked,
+            "answer_type": kind,
+            "multiple_choice_answer": answers[0],
+            "image": embedded(image % 100),
         }
         for id, image, question, answers, asked, kind in VQA
     ]
@@ -343,8 +356,11 @@ def vizwiz(folder: Path) -> None:
 def vizwiz_val(folder: Path) -> None:
     rows = [
         {
-            "image": image.format("val"), "question": question, "answers": _people(answers),
-            "answer_type": kind, "answerable": int(kind == "other"),
+            "image": image.format("val"),
+            "question": question,
+            "answers": _people(answers),
+            "answer_type": kind,
+            "answerable": int(kind == "other"),
         }
         for image, question, answers, kind in VIZ
     ]
@@ -355,8 +371,11 @@ def vizwiz_val(folder: Path) -> None:
 def vizwiz_hub(folder: Path) -> None:
     rows = [
         {
-            "image": embedded(place), "question_id": image.format("val"), "question": question,
-            "answers": answers, "category": kind,
+            "image": embedded(place),
+            "question_id": image.format("val"),
+            "question": question,
+            "answers": answers,
+            "category": kind,
         }
         for place, (image, question, answers, kind) in enumerate(VIZ)
     ]
