@@ -110,12 +110,14 @@ def runs(output: Path) -> list[Any]:
 def loop(config: Any, worker: Any) -> None:
     """The same functions one after the other in this process: read, prepare, answer, write."""
     import pyarrow as pa
+    import torch
 
     from pipelines import run as job
     from pipelines.answerer import Answerer, Run
     from pipelines.ledger import Book
     from pipelines.paths import resolve_paths
     from pipelines.plan import job_of, prepared
+    from pipelines.prepare import preparer
 
     config = resolve_paths(config)
     bench = job.benchmark(config.benchmark)
@@ -128,6 +130,8 @@ def loop(config: Any, worker: Any) -> None:
     plan = job_of(config, [Run(unit.point, unit.run_id, unit.folder) for unit in units], threads=os.cpu_count())
     book = Book()
     answerer = (worker or Answerer)(plan, book)
+    preparer(plan.recipe)
+    torch.set_num_threads(os.cpu_count() or 1)  # in a task it takes one
     for start in range(0, len(todo), 4 * config.batch_size):
         block: pa.Table = prepared(todo.slice(start, 4 * config.batch_size), plan.recipe, manifest, book)
         answerer(block)
@@ -167,15 +171,19 @@ def memory(args: argparse.Namespace) -> dict[str, Any]:
     """The driver's peak memory on a manifest of so many rows, without media, answered by an idle worker."""
     import resource
 
+    from PIL import Image
+
     from pipelines.config import EvalConfig
     from pipelines.run import run
 
     began = time.time()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "rows.jsonl")
+        Image.new("RGB", (32, 32), "grey").save(path.with_name("grey.png"))
         with path.open("w") as manifest:
             for number in range(args.rows):
-                manifest.write(json.dumps({"id": f"row-{number:09}", "media": [], "question": "What is this?"}) + "\n")
+                row = {"id": f"row-{number:09}", "media": "grey.png", "question": "What is this?"}
+                manifest.write(json.dumps(row) + "\n")
         config = EvalConfig.of(
             "image", model=args.model, data=str(path), methods=("vanilla",), output=f"{folder}/out", batch_size=64
         )

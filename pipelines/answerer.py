@@ -123,7 +123,7 @@ class Answerer:
         self._told(sheets)
         return pa.table({"rows": [len(rows)]})
 
-    def _batches(self, rows: list[Prepared]) -> Iterator[tuple[list[Prepared], Inputs]]:
+    def _batches(self, rows: list[Prepared]) -> Iterator[tuple[list[Prepared], Inputs | None]]:
         """Batches with their inputs on the device; the next one is made while this one is worked on."""
         size = self.job.batch_size
         batches = [rows[start : start + size] for start in range(0, len(rows), size)]
@@ -132,7 +132,11 @@ class Answerer:
             inputs = ahead.pop()
             if place + 1 < len(batches):
                 ahead.append(self._ahead.submit(self._inputs, batches[place + 1]))
-            yield batch, inputs.result()
+            try:
+                ready: Inputs | None = inputs.result()
+            except Exception:
+                ready = None  # `_answer` makes them again, and deals with what is wrong
+            yield batch, ready
 
     def _inputs(self, rows: Sequence[Prepared]) -> Inputs:
         batch = self.collate([unpacked(row.inputs) for row in rows])
@@ -141,7 +145,7 @@ class Answerer:
         return self.collate.normalised(batch)
 
     def _safe(
-        self, batch: list[Prepared], inputs: Inputs, sheets: list[Sheet]
+        self, batch: list[Prepared], inputs: Inputs | None, sheets: list[Sheet]
     ) -> Iterator[tuple[list[Prepared], Inputs | None]]:
         """The batch, once the ledger knows of it; rows that a worker died with come one by one, or not at all."""
         suspects, lost = self.desk.begin([row.row_id for row in batch])
@@ -152,6 +156,7 @@ class Answerer:
             if row.row_id in lost:
                 for sheet in sheets:
                     sheet.fail(row, "WorkerDied: the worker died each time it answered this row alone")
+                    sheet.flush()
         calm = [row for row in batch if row.row_id not in {*suspects, *lost}]
         if calm:
             self.desk.begin([row.row_id for row in calm])
@@ -170,7 +175,7 @@ class Answerer:
         began = time.time()
         try:
             whole = inputs is not None and len(inputs["input_ids"]) == len(rows)
-            sheet.add(rows, self.generate(sheet.method, rows, inputs if whole else self._inputs(rows)), began)
+            found = self.generate(sheet.method, rows, inputs if whole else self._inputs(rows))
         except torch.OutOfMemoryError as error:
             trouble: Exception = error
             half = (len(rows) + 1) // 2
@@ -181,6 +186,7 @@ class Answerer:
             trouble = error
             half = 1
         else:
+            sheet.add(rows, found, began)
             return
         if len(rows) == 1:
             sheet.fail(rows[0], described(trouble))
@@ -335,7 +341,12 @@ class Sheet:
         self._done.began = self._done.began or began
         for row, answer in zip(rows, answers, strict=True):
             self._done.visual_tokens += answer["visual_tokens_in"]
-            score, correct = self.answerer.benchmark.score(row.row, answer["prediction"])
+            try:
+                score, correct = self.answerer.benchmark.score(row.row, answer["prediction"])
+            except Exception as error:  # the answer is kept; what is wrong is the rule, or the row's reference
+                self._done.errors += 1
+                self._put(row, {**answer, "status": "error", "error": described(error)})
+                continue
             self._put(row, {**answer, "score": score, "correct": correct, "status": "ok"})
         if time.monotonic() - self._flushed > FLUSH:
             self.flush()

@@ -42,13 +42,15 @@ class Block:
         """Rows that an earlier attempt, whose actor died, has written already."""
         found: set[str] = set()
         while self.folder.exists(self._part()):
-            with contextlib.suppress(pa.ArrowInvalid):  # torn by a machine that went down: its rows are not answered
+            with contextlib.suppress(Torn):  # by a machine that went down: its rows are not answered
                 found.update(_column(self.folder, self._part(), "row_id").to_pylist())
             self._next += 1
         return found
 
     def write(self, rows: Sequence[dict[str, Any]]) -> None:
         """Write the next part."""
+        while self.folder.exists(self._part()):  # an earlier part was torn: those after it stay
+            self._next += 1
         if rows:
             self.folder.write(self._part(), _parquet(pa.Table.from_pylist(list(rows), schema=ANSWERS)))
             self._next += 1
@@ -66,14 +68,14 @@ def settle(folder: Folder, *, retry_errors: bool = False) -> pa.Array:
     seen: list[pa.Array] = []
     known: set[bytes] = set()
     for name in folder.names():
-        if name.startswith(".") and name.endswith(".tmp"):
+        if name.startswith(".answers-") and name.endswith(".tmp"):
             folder.delete(name)
         if not name.endswith(".parquet"):
             continue
         try:
             ids = _column(folder, name, "row_id")
             good = pc.equal(_column(folder, name, "status"), "ok").to_pylist() if retry_errors else None
-        except pa.ArrowInvalid as error:
+        except Torn as error:
             print(f"{name} in {redacted(folder.uri)} cannot be read, its rows are asked again: {described(error)}")
             folder.rename(name, name + TORN)
             continue
@@ -122,9 +124,20 @@ def _no_answers(columns: Sequence[str] | None) -> pa.Table:
     return pa.schema([ANSWERS.field(name) for name in columns or ANSWERS.names]).empty_table()
 
 
+class Torn(Exception):
+    """A part that is no Parquet, or only the beginning of one. (A store that does not answer is an OSError.)"""
+
+
 def _column(folder: Folder, name: str, column: str) -> pa.Array:
-    with folder.open(name) as file:
-        return pq.read_table(file, columns=[column])[column].combine_chunks()
+    try:
+        with folder.open(name) as file:
+            return pq.read_table(file, columns=[column])[column].combine_chunks()
+    except pa.ArrowInvalid as error:
+        raise Torn(str(error)) from error
+    except OSError as error:
+        if "deserialize" in str(error).lower():  # what pyarrow says of a damaged footer
+            raise Torn(str(error)) from error
+        raise
 
 
 def _parquet(table: pa.Table) -> bytes:
@@ -160,7 +173,7 @@ class Lock:
             if holder is not None and not self._gone(holder):
                 where = f"process {holder.get('pid')} on {holder.get('host')}"
                 raise Locked(
-                    f"{self.folder.uri} is being written by {where}; wait for it or stop it,"
+                    f"{redacted(self.folder.uri)} is being written by {where}; wait for it or stop it,"
                     f" or delete {self.NAME} there if that process is no more"
                 )
             self._clear(holder)

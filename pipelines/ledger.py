@@ -54,7 +54,7 @@ class Book:
         self._open: dict[str, list[str]] = {}  # by worker: the rows it is answering
         self._suspects: Counter[str] = Counter()  # rows that were in a batch whose worker died
         self._alone: Counter[str] = Counter()
-        self._barren = 0  # deaths since the last answer
+        self._barren: Counter[str] = Counter()  # by worker: its deaths since any worker's last answer
         self._last = ""
         self.progress = Progress()
 
@@ -63,17 +63,30 @@ class Book:
         died = self._open.pop(worker, None)
         if died is not None:
             self.progress.deaths += 1
-            self._barren += 1
-            (self._alone if len(died) == 1 else self._suspects).update(died)
+            self._barren[worker] += 1
             if len(died) == 1:
-                self._suspects.update(died)
-            self._last = ", ".join(died[:3])
-        if self._barren >= DEATHS:
+                self._alone.update(died)
+            self._suspects.update(died)
+            self._last = ", ".join(died[:3]) or "no row yet"
+        self._open[worker] = []  # from here on its end is noticed
+        if self._barren[worker] >= DEATHS:
             return (
-                f"workers died {self._barren} times without an answer between, last while answering {self._last};"
-                " look for their end in Ray's logs (killed for memory? a driver's error?)"
+                f"a worker died {self._barren[worker]} times without an answer between, last while answering"
+                f" {self._last}; look for its end in Ray's logs (killed for memory? a driver's error?)"
             )
         return None
+
+    def leave(self, worker: str) -> None:
+        """A worker has done all it came for."""
+        self._survived(worker)
+        self._open.pop(worker, None)
+
+    def _survived(self, worker: str) -> None:
+        """What a worker did alone did not kill it: neither the row nor the worker is suspected any more."""
+        rows = self._open.get(worker, [])
+        if len(rows) == 1:
+            del self._suspects[rows[0]], self._alone[rows[0]]
+            del self._barren[worker]
 
     def ready(self, load_s: float) -> None:
         self.progress.workers += 1
@@ -81,23 +94,25 @@ class Book:
 
     def begin(self, worker: str, rows: Sequence[str]) -> tuple[list[str], list[str]]:
         """A worker is about to answer `rows`: which of them to answer alone, and which to give up."""
-        self._open.pop(worker, None)
+        self._survived(worker)
         lost = [row for row in rows if self._alone[row] >= ALONE]
         suspects = [row for row in rows if self._suspects[row] and row not in lost]
-        if not suspects and not lost:
-            self._open[worker] = list(rows)
+        self._open[worker] = [] if suspects or lost else list(rows)
         return suspects, lost
 
     def alone(self, worker: str, row: str) -> None:
+        self._survived(worker)
         self._open[worker] = [row]
 
     def end(self, worker: str, done: Sequence[Done], now: float) -> None:
         """A worker has answered what it began."""
-        self._open.pop(worker, None)
+        self._survived(worker)
+        self._open[worker] = []
         told = self.progress
         for part in done:
+            if part.rows > part.errors:
+                self._barren.clear()
             if part.rows:
-                self._barren = 0
                 told.answered[part.point] += part.rows
                 told.errors[part.point] += part.errors
                 told.spent_s[part.point] += part.spent_s
@@ -159,6 +174,9 @@ class Desk:
 
     def end(self, done: Sequence[Done]) -> None:
         self._ask("end", self.worker, done, time.time())
+
+    def leave(self) -> None:
+        self._ask("leave", self.worker)
 
     def _ask(self, name: str, *given: Any) -> Any:
         if isinstance(self._ledger, Book):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import math
@@ -121,21 +122,20 @@ def rows_per_block(rows: int, actors: int, batch_size: int) -> int:
 
 def prepared(block: pa.Table, recipe: Recipe, manifest: Manifest, ledger: Any) -> pa.Table:
     """A task: read the rows that these pointers lie at, decode their media, make the model's inputs."""
-    rows = manifest.read(block)
-    wanted = {row.row_id: tuple(places) for row, places in zip(rows, block["wanted"].to_pylist(), strict=True)}
-    desk = Desk(ledger, "prepare " + hashlib.sha256("\n".join(wanted).encode()).hexdigest()[:16])
+    ids = block["row_id"].to_pylist()
+    desk = Desk(ledger, "prepare " + hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16])
     desk.arrive()
-    suspects, lost = desk.begin(list(wanted))
+    suspects, lost = desk.begin(ids)
     out = []
-    for row in rows:
+    for row, places in zip(manifest.read(block), block["wanted"].to_pylist(), strict=True):
         if row.row_id in lost:
             error = "WorkerDied: the worker died each time it read this row"
-            out.append(Prepared(row, "", b"", 0, error, wanted[row.row_id]))
+            out.append(Prepared(row, "", b"", 0, error, tuple(places)))
             continue
-        if suspects:
+        if suspects or lost:
             desk.alone(row.row_id)
-        out.append(_prepared(row, recipe, manifest, wanted[row.row_id]))
-    desk.end([])
+        out.append(_prepared(row, recipe, manifest, tuple(places)))
+    desk.leave()
     return pa.Table.from_pylist([row.fields() for row in out], schema=Prepared.SCHEMA)
 
 
@@ -190,7 +190,7 @@ class Watch:
         seconds = progress.latest - progress.started
         rate = done / seconds if seconds > 0 else 0.0
         left = (
-            f"{_clock((self._wanted - done) / rate)} left"
+            f"{_clock(max(0, self._wanted - done) / rate)} left"
             if rate
             else "loading"
             if not progress.workers
@@ -218,7 +218,8 @@ class Watch:
         if spent:
             values |= {"rows_per_s": rows / spent, "visual_tokens_per_s": progress.visual_tokens[name] / spent}
         if rows and record.log(done + rows, values, force=last):
-            record.save(unit.folder)
+            with contextlib.suppress(OSError):  # the next look saves it, or the end of the job
+                record.save(unit.folder)
 
 
 def _clock(seconds: float) -> str:

@@ -88,6 +88,8 @@ class Preparer:
             ]
             given["do_sample_frames"] = False
         inputs = self.processor(text=[prompt], **given, return_tensors="pt", do_rescale=False, do_normalize=False)
+        if (images or clips) and not PIXELS & inputs.keys():
+            raise ValueError(f"{self.recipe.model} takes no {'videos' if clips else 'images'}")
         tokens = inputs["input_ids"].shape[1]
         if self.context is not None and tokens + self.recipe.room > self.context:
             raise ValueError(

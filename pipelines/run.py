@@ -62,6 +62,9 @@ def run(config: EvalConfig, worker: type[Answerer] | None = None) -> int:
     try:
         with _terminable():
             return _run(resolve_paths(config), worker)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
     except (ValueError, FileNotFoundError, answers.Locked) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1 if isinstance(error, answers.Locked) else 2

@@ -35,7 +35,7 @@ def split(uri: str) -> tuple[fs.FileSystem, str]:
 
 def redacted(uri: str) -> str:
     """A URI as it may be shown: without a password, without what follows a question mark."""
-    return re.sub(r"//[^/@]*@", "//***@", uri).split("?")[0] if _SCHEME.match(uri) else uri
+    return re.sub(r"//[^@?]*@", "//***@", uri).split("?")[0] if _SCHEME.match(uri) else uri
 
 
 @dataclass(frozen=True)

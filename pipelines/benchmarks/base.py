@@ -87,7 +87,7 @@ def claimed(answer: Mapping[str, Any], names: tuple[str, ...]) -> str:
 def plain(text: str) -> str:
     """A short answer without what does not matter: case, outer punctuation, articles, double spaces."""
     words = text.lower().strip().strip(string.punctuation + " ").split()
-    return " ".join(word for word in words if word not in ("a", "an", "the"))
+    return " ".join([word for word in words if word not in ("a", "an", "the")] or words)  # "A" may be an option
 
 
 LETTER = re.compile(r"^\W*([A-Z])(?:\W|$)")

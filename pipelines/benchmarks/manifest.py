@@ -13,7 +13,7 @@ from pipelines.rows import Row
 
 class ManifestBenchmark(Benchmark):
     name = "manifest"
-    version = "1"
+    version = "2"
     kind = None
 
     def prompt(self, row: Row) -> str:
@@ -26,11 +26,10 @@ class ManifestBenchmark(Benchmark):
         if not row.answers:
             return Score(None, None)
         right = {plain(answer) for answer in row.answers}
-        given = {plain(prediction)}
-        chosen = letter(prediction, len(row.options)) if row.options else None
-        if chosen is not None:
-            given = {plain(row.options[chosen]), chr(ord("a") + chosen)}
-        correct = bool(given & right)
+        said, texts = plain(prediction), [plain(option) for option in row.options]
+        chosen = texts.index(said) if said in texts else letter(prediction, len(texts)) if texts else None
+        given = {said} if chosen is None else {texts[chosen], chr(ord("a") + chosen)}
+        correct = bool((given & right) - {""})
         return Score(float(correct), correct)
 
 
