@@ -1,6 +1,6 @@
 """Train the small models in `demo/`: what they see, what they are asked and what they learn from is generated.
 
-    python jobs/train_demo.py                          # all of them, to demo/: hours on a CPU
+    python jobs/train_demo.py                          # all of them, to demo/: hours on a CPU, faster on a GPU
     python jobs/train_demo.py --model demo-llava       # one of them
     python jobs/train_demo.py --round 20,20,20 --test-questions 14 --work /tmp/demo --out /tmp/demo/out  # a quick try
 
@@ -34,7 +34,7 @@ def main() -> None:
     for this in flags.round or ROUNDS:
         for name in flags.model or list(SUBJECTS):
             with _tracked(flags.tracking_uri, name, this) as report:
-                train(name, this, flags.test_questions, flags.work, flags.out, report)
+                train(name, this, flags.test_questions, flags.work, flags.out, flags.device, report)
 
 
 @contextmanager
@@ -63,7 +63,7 @@ def _round(text: str) -> Round:
     try:
         tower, pictures, steps = (int(part) for part in text.split(","))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"'{text}' is not three whole numbers, as in 2000,1500,1200") from None
+        raise argparse.ArgumentTypeError(f"'{text}' is not three whole numbers, as in 2000,1500,1500") from None
     return Round(tower, pictures, steps)
 
 
@@ -85,6 +85,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--work", type=Path, default=Path("runs/train"), help="state and data (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("demo"), help="where the checkpoints go (%(default)s)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU (%(default)s)")
+    found = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", default=found, help="as torch names it (%(default)s)")
     parser.add_argument("--tracking-uri", help="of an MLflow server or sqlite:///file.db to log to (none)")
     return parser
 

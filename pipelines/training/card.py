@@ -36,16 +36,17 @@ license: apache-2.0
 
 # {name}
 
-A small vision-language model ({_KIND[name]}) that answers questions about the synthetic benchmark
-`{benchmark.NAME}` and nothing else. It exists so that the effect of dropping visual tokens on accuracy can be measured
-without a download and without a GPU. `AutoModelForImageTextToText` and `AutoProcessor` load this folder.
+A small vision-language model ({_KIND[name]}) that answers questions about the
+synthetic benchmark `{benchmark.NAME}` and nothing else. It exists so that the effect of dropping visual tokens on
+accuracy can be measured without a download and without a GPU. `AutoModelForImageTextToText` and `AutoProcessor` load
+this folder.
 
 | type of question | accuracy | 95 % interval | questions | chance |
 |---|---|---|---|---|
 {rows}
 | all | {_percent(total.accuracy)} | {_percent(total.interval[0])} to {_percent(total.interval[1])} | {total.asked} | |
 
-Measured on the first {total.asked} questions of `{benchmark.NAME}` version {benchmark.VERSION}, split `test`, greedy,
+Measured on the first {total.asked} questions of `{benchmark.NAME}`, version {benchmark.VERSION}, split `test`, greedy,
 float32. Intervals are Wilson's; questions that share a picture are not independent, so they are a little too narrow.
 
 ## How it was made

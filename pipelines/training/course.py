@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
@@ -37,7 +38,7 @@ class Round(NamedTuple):
 
 
 # Several, because an early checkpoint is worth having; these made the committed ones.
-ROUNDS = (Round(2_000, 1_500, 1_200), Round(5_000, 4_000, 6_000), Round(10_000, 8_000, 15_000))
+ROUNDS = (Round(2_000, 1_500, 1_500), Round(5_000, 4_000, 6_000), Round(10_000, 8_000, 15_000))
 
 
 def train(
@@ -46,6 +47,7 @@ def train(
     questions: int | None,
     work: Path,
     out: Path,
+    device: str,
     report: Callable[[dict[str, float], int], None],
 ) -> None:
     """One round of `name`, with its state below `work`; then test it and write it to `out`/name.
@@ -60,7 +62,7 @@ def train(
     _log.info("%s: %s", name, this)
     torch.manual_seed(0)
     words = students.tokenizer(_texts(subject))
-    model = students.model(name, words)
+    model = students.model(name, words).to(device)
     twin = getattr(model.model, "image_tower", None)
     tower = model.model.vision_tower if twin is None else model.model.video_tower
     elder = None if name == "demo-llava" else work / "demo-llava" / "tower.pt"
@@ -70,17 +72,17 @@ def train(
     seen = features.cache(subject, tower, home, this.pictures, this.tower_steps)
     second.run(subject, model, words, seen, home / "reader.pt", clock, this.steps)
     export(model, students.processor(name, words), home / "checkpoint")
-    result = publish(name, this, questions, work, out)
+    result = publish(name, this, questions, work, out, device)
     numbers = {"accuracy": result.total.accuracy, **dict(zip(_INTERVAL, result.total.interval, strict=True))}
     report({**numbers, **{f"accuracy_{kind}": mark.accuracy for kind, mark in result.types.items()}}, this.steps)
     finished.write_text(json.dumps([*over, list(this)]))
 
 
-def publish(name: str, this: Round, questions: int | None, work: Path, out: Path) -> Report:
+def publish(name: str, this: Round, questions: int | None, work: Path, out: Path, device: str) -> Report:
     """Test the checkpoint that training has written last and put it, with its card, to `out`/name."""
     made, folder = work / name / "checkpoint", out / name
     manifest = BENCHMARKS[name].make(work / "data", "test", questions)
-    result = sit(*load(made), manifest)
+    result = sit(*load(made, device), manifest)
     for kind, mark in result.types.items():
         _log.info("%-10s %s", kind, mark)
     _log.info("%-10s %s", "all", result.total)
@@ -93,9 +95,7 @@ def export(model: hf.PreTrainedModel, processor: hf.ProcessorMixin, folder: Path
     """An ordinary checkpoint: weights in float16 to halve the file, loaded as float32 unless one asks otherwise."""
     part = folder.with_suffix(".part")
     shutil.rmtree(part, ignore_errors=True)
-    was = {key: value.clone() for key, value in model.state_dict().items()}
-    model.half().save_pretrained(part)
-    model.float().load_state_dict(was)
+    copy.deepcopy(model).half().save_pretrained(part)
     config = json.loads((part / "config.json").read_text())
     for each in (config, *(value for value in config.values() if isinstance(value, dict))):
         if "dtype" in each:

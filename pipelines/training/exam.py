@@ -55,8 +55,8 @@ class Report:
     seconds: float
 
 
-def load(folder: Path) -> tuple[hf.PreTrainedModel, hf.ProcessorMixin]:
-    model = hf.AutoModelForImageTextToText.from_pretrained(folder).eval()
+def load(folder: Path, device: str = "cpu") -> tuple[hf.PreTrainedModel, hf.ProcessorMixin]:
+    model = hf.AutoModelForImageTextToText.from_pretrained(folder).eval().to(device)
     return model, hf.AutoProcessor.from_pretrained(folder)
 
 
@@ -93,7 +93,7 @@ def _answers(
     rows = sorted(rows, key=lambda row: len(row["question"].split()))
     for start in range(0, len(rows), batch):
         part = rows[start : start + batch]
-        inputs = _inputs(processor, home, part)
+        inputs = _inputs(processor, home, part).to(model.device)
         out = model.generate(**inputs, max_new_tokens=4, do_sample=False)
         new = out[:, inputs["input_ids"].shape[1] :]
         yield from zip(part, processor.batch_decode(new, skip_special_tokens=True), strict=True)

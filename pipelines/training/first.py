@@ -27,7 +27,8 @@ def run(subject: Subject, network: nn.Module, file: Path, clock: Clock, steps: i
     A new one begins with what the `elder` knows, the state of a tower of the same make for larger pictures.
     """
     side = network.config.image_size // PATCH
-    heads = tower.Heads(network.config.hidden_size)
+    device = network.device
+    heads = tower.Heads(network.config.hidden_size).to(device)
     optimiser = muon(nn.ModuleList([network, heads]), [network.encoder], rate=1.5e-3)
     done = 0
     known = state.load(file)
@@ -40,7 +41,8 @@ def run(subject: Subject, network: nn.Module, file: Path, clock: Clock, steps: i
         inherit(network, heads, state.load(elder) or {})
     else:
         crowds = [subject.crowd(state.dice(1, number)) for number in range(64)]
-        tower.start(network, tower.pixels([subject.picture(scene, 0) for scene in crowds]))
+        tower.start(network.cpu(), tower.pixels([subject.picture(scene, 0) for scene in crowds]))
+        network.to(device)
 
     def keep(step: int) -> None:
         parts = {"network": network.state_dict(), "heads": heads.state_dict(), "optimiser": optimiser.state_dict()}
@@ -50,6 +52,8 @@ def run(subject: Subject, network: nn.Module, file: Path, clock: Clock, steps: i
     for step in clock.steps("tower", done, steps, keep):
         whole = side <= _WINDOW or step >= steps * 5 // 6
         pictures, places, truth = _batch(subject, step, side, whole)
+        pictures, places = pictures.to(device), places.to(device)
+        truth = {name: label.to(device) for name, label in truth.items()}
         layers = list(_forward(network, pictures, places))
         loss, right = tower.loss(heads, layers[_EARLY - 1], layers[-1], truth)
         loss.backward()
@@ -112,10 +116,8 @@ def _forward(network: nn.Module, pictures: Tensor, places: Tensor) -> Iterator[T
 @torch.inference_mode()
 def look(network: nn.Module, subject: Subject, number: int) -> np.ndarray:
     """The tower's features of one training picture, (frames, CLS + patches, width) float16."""
-    pictures = tower.pixels(
-        [subject.picture(scene, at) for at, scene in enumerate(subject.scenes(subject.show(number)))]
-    )
-    *_, hidden = _forward(
-        network, pictures, torch.arange(network.config.image_size**2 // PATCH**2).expand(len(pictures), -1)
-    )
-    return hidden.half().numpy()
+    scenes = enumerate(subject.scenes(subject.show(number)))
+    pictures = tower.pixels([subject.picture(scene, at) for at, scene in scenes]).to(network.device)
+    places = torch.arange((network.config.image_size // PATCH) ** 2, device=network.device)
+    *_, hidden = _forward(network, pictures, places.expand(len(pictures), -1))
+    return hidden.half().cpu().numpy()

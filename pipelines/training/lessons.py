@@ -9,7 +9,8 @@ that each question stands where it would stand alone, at a tenth of the cost.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 import torch
@@ -30,16 +31,22 @@ class Lesson:
     position: Tensor  # (B, T)
     target: Tensor  # (B, T): the token that comes next, where that is an answer's
     seen: slice  # the columns of the visual tokens
-    looks: Tensor  # (L, 3): row, column, head of attention
-    aim: Tensor  # (L, first question's column): where such a look should fall
+    looks: Tensor  # (L, 4): row, column, head of attention, and 1 for the layer after the one that looks at patches
+    aim: Tensor  # (L, T): where such a look should fall
+    says: Tensor  # (S, 3): row, column, and a token that the look there should bring to mind
 
     @property
     def mask(self) -> Tensor:
         """(B, 1, T, T) of 0 and the smallest number, as attention adds it."""
         length = self.ids.shape[1]
         mine = (self.block[:, None, :] == self.block[:, :, None]) | (self.block[:, None, :] == 0)
-        seen = mine & torch.ones(length, length, dtype=torch.bool).tril()
-        return torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[:, None]
+        seen = mine & torch.ones(length, length, dtype=torch.bool, device=mine.device).tril()
+        blank = torch.zeros(seen.shape, device=mine.device)
+        return blank.masked_fill(~seen, torch.finfo(torch.float32).min)[:, None]
+
+    def to(self, device: torch.device) -> Lesson:
+        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **moved)
 
 
 def lesson(
@@ -60,8 +67,9 @@ def lesson(
     coded = words(texts, add_special_tokens=False, return_offsets_mapping=True)
     codes = iter(zip(coded.input_ids, coded.offset_mapping, strict=True))
     rows: list[tuple[list[int], list[int], list[int], list[int]]] = []
-    looks: list[tuple[int, int, int]] = []
+    looks: list[tuple[int, int, int, int]] = []
     aims: list[np.ndarray] = []
+    says: list[tuple[int, int, int]] = []
     for number, questions in enumerate(asked):
         ids = [*before, *([0] * count), *after]
         block, position, target = [0] * first, list(range(first)), [IGNORED] * first
@@ -69,10 +77,16 @@ def lesson(
             tokens, spans = next(codes)
             tokens = [*tokens, words.eos_token_id]
             prompt = sum(start < len(one.text) + len(ANSWER) for start, _ in spans)
+            ends = []
             for look in wanted:
-                column = next(at for at, (_, end) in enumerate(spans) if end == look.end)
-                looks.append((number, len(ids) + column, look.head))
+                column = len(ids) + next(at for at, (_, end) in enumerate(spans) if end == look.end)
+                looks.append((number, column, look.head, 0))
                 aims.append(_aim(look, kept[number], patches, first))
+                says += [(number, column, _token(words, word)) for word in look.says]
+                ends += [column] if column not in ends else []
+            for head, column in enumerate(ends):  # who answers looks at the phrases that looked
+                looks.append((number, len(ids) + prompt - 1, head, 1))
+                aims.append(np.eye(1, column + 1, column, dtype=np.float32)[0])
             ids += tokens
             block += [place] * len(tokens)
             position += range(first, first + len(tokens))
@@ -84,7 +98,15 @@ def lesson(
         torch.tensor([row[part] + [blank[part]] * (length - len(row[part])) for row in rows]) for part in range(4)
     )
     seen = slice(len(before), len(before) + count)
-    return Lesson(ids, block, position, target, seen, torch.tensor(looks), torch.from_numpy(np.stack(aims)))
+    aim = torch.zeros(len(aims), length)
+    for number, one in enumerate(aims):
+        aim[number, : len(one)] = torch.from_numpy(one)
+    return Lesson(ids, block, position, target, seen, torch.tensor(looks), aim, torch.tensor(says))
+
+
+@cache
+def _token(words: hf.PreTrainedTokenizerFast, word: str) -> int:
+    return words(f" {word}", add_special_tokens=False).input_ids[0]
 
 
 def _aim(look: Look, kept: np.ndarray, patches: np.ndarray, first: int) -> np.ndarray:

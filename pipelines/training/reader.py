@@ -1,10 +1,13 @@
 """The second stage: projector and decoder learn to answer, over a tower that no longer changes.
 
-Answers alone teach this slowly: the model has to find out that words and patches are about the same things, then how
-to look one up by the other. Both are taught directly, on the side. `names`: a projected patch must be most like the
-embeddings of the words for what it shows. `looks`: in one layer, one head of the last token of `the red circle` must
-attend to the red circle's patches, and another, where things are counted, to their centres. `told`: what else a
-subject has to say of patches, read from the decoder by linear heads that are thrown away.
+Answers alone teach this slowly: the model has to find out that words and patches are about the same things, how to
+look one up by the other, and how to say what it found. Each is taught directly, on the side:
+
+- `names`: a projected patch must be most like the embeddings of the words for what it shows;
+- `looks`: in one layer, one head of the last token of `the red circle` must attend to the red circle's patches, and
+  another, where things are counted, to their centres; one layer on, the prompt's last token to that of the phrase;
+- `says`: after its look, the phrase's token must be near the words for what it saw;
+- `told`: what else a subject has to say of patches, read from the decoder by linear heads that are thrown away.
 """
 
 from __future__ import annotations
@@ -18,10 +21,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+from pipelines.benchmarks import motion
 from pipelines.benchmarks.scenes import COLOURS, GLYPHS, SHAPES, SIZES, Scene, labels
 from pipelines.training.lessons import IGNORED, Lesson
 
 LOOKING = 3  # the layer that is told where to look
+_SAID = [*SHAPES, *COLOURS, *SIZES, *GLYPHS, "yes", "no", "appears", "disappears", "stays", *motion.WAYS]
 _WORDS = {"shape": list(SHAPES), "colour": list(COLOURS), "size": list(SIZES), "glyph": list(GLYPHS)}
 
 
@@ -62,13 +67,15 @@ def study(
     turns = decoder.rotary_emb(hidden, lesson.position)
     looking = reading = hidden.new_zeros(())
     for depth, layer in enumerate(decoder.layers):
-        if depth == LOOKING:
-            looking = _looking(layer, hidden, turns, mask, lesson)
+        if depth in (LOOKING, LOOKING + 1):
+            looking = looking + _looking(layer, hidden, turns, mask, lesson, depth - LOOKING)
         for name, head in extras.items():
             if depth == extras.depth[name]:
                 said = head(hidden[:, lesson.seen]).flatten(0, 1)
                 reading = reading + F.cross_entropy(said, told[name].flatten(), ignore_index=-1)
         hidden = layer(hidden, attention_mask=mask, position_ids=lesson.position, position_embeddings=turns)
+        if depth == LOOKING:
+            saying = _saying(decoder, words["said"], hidden, lesson)
     where = lesson.target != IGNORED
     said = model.lm_head(decoder.norm(hidden[where]))
     target = lesson.target[where]
@@ -76,40 +83,55 @@ def study(
     naming = _naming(decoder.embed_tokens.weight, words, seen, names)
     firsts = (said.argmax(-1) == target)[_first(lesson, where)]
     parts = {"answer": float(answering.detach()), "look": float(looking.detach()), "name": float(naming.detach())}
+    parts["say"] = float(saying.detach())
     if extras:
         parts["told"] = float(reading.detach())
-    return Marks(answering + side * (looking + naming + reading), firsts, parts)
+    return Marks(answering + side * (looking + naming + reading + saying), firsts, parts)
 
 
 def _first(lesson: Lesson, where: Tensor) -> Tensor:
     """Which of the answers' tokens begin one."""
     block = lesson.block[where]
-    return torch.cat([torch.ones(1, dtype=torch.bool), block[1:] != block[:-1]])
+    return torch.cat([block.new_ones(1, dtype=torch.bool), block[1:] != block[:-1]])
 
 
-def _looking(layer: nn.Module, hidden: Tensor, turns: tuple[Tensor, Tensor], mask: Tensor, lesson: Lesson) -> Tensor:
+def _looking(
+    layer: nn.Module, hidden: Tensor, turns: tuple[Tensor, Tensor], mask: Tensor, lesson: Lesson, which: int
+) -> Tensor:
     """How far the first heads of this layer are from attending where a phrase points."""
     attention = layer.self_attn
     normed = layer.input_layernorm(hidden)
     size = attention.head_dim
-    heads = int(lesson.looks[:, 2].max()) + 1
+    mine = lesson.looks[:, 3] == which
+    row, column, head, _ = lesson.looks[mine].T
+    heads = int(head.max()) + 1
     query, key = (
         F.linear(normed, linear.weight[: heads * size]).unflatten(-1, (heads, size)).transpose(1, 2)
         for linear in (attention.q_proj, attention.k_proj)
     )
     query, key = apply_rotary_pos_emb(query, key, *turns)
-    row, column, head = lesson.looks.T
     scores = (query[row, head, column][:, None] @ key[row, head].mT)[:, 0] * attention.scaling
     spread = (scores + mask[row, 0, column]).log_softmax(-1)
-    reach = lesson.aim.shape[1]
-    return -(lesson.aim * spread[:, :reach].clamp(min=-30)).sum(-1).mean()
+    return F.kl_div(spread.clamp(min=-30), lesson.aim[mine], reduction="batchmean")
 
 
-def vocabulary(words: hf.PreTrainedTokenizerFast) -> dict[str, Tensor]:
+def _saying(decoder: nn.Module, words: Tensor, hidden: Tensor, lesson: Lesson) -> Tensor:
+    """How far tokens that have looked are from the words for what they saw, and from no others."""
+    row, column, token = lesson.says.T
+    length = hidden.shape[1]
+    places, where = (row * length + column).unique(return_inverse=True)
+    truth = hidden.new_zeros(len(places), len(words))
+    truth[where, (token[:, None] == words).int().argmax(1)] = 1
+    scores = decoder.norm(hidden.flatten(0, 1)[places]) @ decoder.embed_tokens.weight[words].T
+    return 3 * F.binary_cross_entropy_with_logits(scores - 2, truth, pos_weight=hidden.new_tensor(5.0))
+
+
+def vocabulary(words: hf.PreTrainedTokenizerFast, device: torch.device | str = "cpu") -> dict[str, Tensor]:
     """The token that each property's answer begins with."""
+    of = {**_WORDS, "said": _SAID}
     return {
-        kind: torch.tensor([words(f" {name}", add_special_tokens=False).input_ids[0] for name in names])
-        for kind, names in _WORDS.items()
+        kind: torch.tensor([words(f" {name}", add_special_tokens=False).input_ids[0] for name in names], device=device)
+        for kind, names in of.items()
     }
 
 
@@ -127,12 +149,13 @@ def named(scene: Scene) -> Tensor:
 
 def _naming(table: Tensor, words: dict[str, Tensor], seen: Tensor, names: Tensor) -> Tensor:
     total = seen.new_zeros(())
-    for number, tokens in enumerate(words.values()):
+    for number, kind in enumerate(_WORDS):
+        tokens = words[kind]
         scores = F.pad(seen @ table[tokens].T, (0, 1))  # none of them: 0
         truth = names[..., number].flatten()
         each = F.cross_entropy(scores.flatten(0, -2), truth, reduction="none", ignore_index=-1)
         total = total + _mean(each[(truth >= 0) & (truth < len(tokens))]) + _mean(each[truth == len(tokens)])
-    return total / len(words)
+    return total / len(_WORDS)
 
 
 def _mean(values: Tensor) -> Tensor:

@@ -38,10 +38,11 @@ def run(
     steps: int,
 ) -> None:
     """Train projector and decoder of `model`, in place, until `steps` are done."""
-    extras = Extras(subject.told, model.config.text_config.hidden_size)
+    device = model.device
+    extras = Extras(subject.told, model.config.text_config.hidden_size).to(device)
     student = torch.nn.ModuleList([model.model.multi_modal_projector, model.model.language_model, extras])
     optimiser = muon(student, [model.model.multi_modal_projector, model.model.language_model.layers], rate=1.5e-3)
-    tokens = vocabulary(words)
+    tokens = vocabulary(words, device)
     done = 0
     known = state.load(file)
     if known:
@@ -55,11 +56,14 @@ def run(
     for step in clock.steps("reader", done, steps, keep):
         model.train()
         given, seen, names, told, kinds = _batch(subject, words, features, step, steps)
-        help_, less = _HELP
-        marks = study(model, tokens, extras, given, seen, names, told, 1.0 if step < help_ * steps else less)
+        given, seen, names = (part.to(device) for part in (given, seen, names))
+        told = {name: kind.to(device) for name, kind in told.items()}
+        until, less = _HELP
+        marks = study(model, tokens, extras, given, seen, names, told, 1.0 if step < until * steps else less)
         marks.loss.backward()
         optimiser.step(clock.share(step, steps))
-        right = {kind: marks.answers[kinds == kind].float().mean() for kind in np.unique(kinds)}
+        answers = marks.answers.float().cpu().numpy()
+        right = {kind: answers[kinds == kind].mean() for kind in np.unique(kinds)}
         clock.note(**marks.parts, **{kind: float(value) for kind, value in right.items()})
     model.eval()
 

@@ -22,7 +22,7 @@ def save(file: Path, **parts: Any) -> None:
 def load(file: Path) -> dict[str, Any] | None:
     if not file.exists():
         return None
-    parts: dict[str, Any] = torch.load(file, weights_only=False)
+    parts: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=False)
     torch_state, python_state = parts.pop("chance")
     torch.set_rng_state(torch_state)
     random.setstate(python_state)

@@ -21,12 +21,14 @@ class Look(NamedTuple):
     """Where attention should go from the token that ends at `end`: to these patches, counted over all frames.
 
     `sink`: and to the first token, which then gets as much as one patch; without patches it gets everything.
+    `says`: the words that the token should be near to after that look.
     """
 
     end: int
     head: int
     patches: np.ndarray
     sink: bool = False
+    says: tuple[str, ...] = ()
 
 
 class Subject(Protocol):
@@ -86,10 +88,17 @@ class Shapes:
         looks = []
         for end, part, which in question.points:
             if part == "centre":
-                looks.append(Look(end, 1, seen.centre[list(which)], sink=True))
+                looks.append(Look(end, 1, seen.centre[list(which)], sink=True, says=(question.answer,)))
+                continue
+            where = seen.glyph if part == "glyph" else seen.thing
+            if part == "glyph":
+                says = tuple(shown.glyphs[number].name for number in which)
             else:
-                where = seen.glyph if part == "glyph" else seen.thing
-                looks.append(Look(end, 0, np.flatnonzero(np.isin(where, which))))
+                of = [shown.things[number] for number in which[:1]]
+                says = tuple(word for one in of for word in (one.colour, one.shape, one.size))
+            if question.type == "existence":
+                says = (*says, question.answer)
+            looks.append(Look(end, 0, np.flatnonzero(np.isin(where, which)), says=says))
         return looks
 
     def tell(self, shown: Scene) -> dict[str, np.ndarray]:
@@ -142,7 +151,13 @@ class Motion:
                 parts[0] += visible[:1]
                 parts[1] += visible[-1:]
                 parts[2] += moving if act.what == "move" else []
-            looks += [Look(end, head, _joined(part)) for head, part in enumerate(parts)]
+            did = {"appear": "appears", "disappear": "disappears", "stay": "stays"}
+            says = [did.get(shown.acts[number].what, shown.acts[number].way) for number in which]
+            if question.type == "count":
+                says = [question.answer]
+            looks += [
+                Look(end, head, _joined(part), says=() if head else tuple(says)) for head, part in enumerate(parts)
+            ]
         return looks
 
     def tell(self, shown: motion.Clip) -> dict[str, np.ndarray]:

@@ -46,8 +46,8 @@ def dense(scenes: Sequence[Scene]) -> dict[str, Tensor]:
     rows: dict[str, list[np.ndarray]] = {name: [] for name in (*HEADS, "picture", "around")}
     for scene in scenes:
         seen = labels(replace(scene, numbers=()))
-        one = np.array([[_SHAPE.index(t.shape), _COLOUR.index(t.colour), _SIZE.index(t.size)] for t in scene.things])
-        one = np.concatenate([one, [[-1, -1, -1]]])  # what index -1 finds
+        known = [(_SHAPE.index(t.shape), _COLOUR.index(t.colour), _SIZE.index(t.size)) for t in scene.things]
+        one = np.array([*known, (-1, -1, -1)])  # the last is what index -1 finds
         shape, colour, size = one[seen.thing].T
         rows["shape"].append(shape)
         rows["colour"].append(colour)
@@ -117,32 +117,31 @@ def start(tower: nn.Module, sample: Tensor) -> None:
     that its attention falls there from the first step on. Patches become their principal components over `sample`, all
     equally loud: outlines would drown in plain colour. A tower finds this out by itself, but needs hours for it.
     """
-    core = tower.vision_model if hasattr(tower, "vision_model") else tower
-    width, side = core.embeddings.position_embedding.embedding_dim, sample.shape[-1] // PATCH
+    width, side = tower.embeddings.position_embedding.embedding_dim, sample.shape[-1] // PATCH
     waves = torch.tensor(_WAVES)
     row, column = torch.arange(side * side).div(side, rounding_mode="floor"), torch.arange(side * side) % side
     table = torch.cat([turn(place[:, None] * waves) for turn in (torch.sin, torch.cos) for place in (column, row)], 1)
     count = len(_WAVES)
     neighbours = [(x, y) for x in (-1, 0, 1) for y in (-1, 0, 1) if x or y]
     with torch.no_grad():
-        places = core.embeddings.position_embedding.weight
+        places = tower.embeddings.position_embedding.weight
         places.normal_(std=0.02)
         places[1:, : table.shape[1]] = table
         patches = F.unfold(sample, PATCH, stride=PATCH).transpose(1, 2).flatten(0, 1)
         strength, axes = torch.linalg.eigh(patches.T.cov())
         axes = (axes / (strength + 0.01).sqrt()).T.flip(0)[: width - table.shape[1]]
         loud = torch.cat([torch.zeros(table.shape[1], axes.shape[1]), 0.4 * axes])
-        core.embeddings.patch_embedding.weight.copy_(loud.view_as(core.embeddings.patch_embedding.weight))
+        tower.embeddings.patch_embedding.weight.copy_(loud.view_as(tower.embeddings.patch_embedding.weight))
         places[1:] -= loud @ patches.mean(0)
         places[1:, -4:] += torch.tensor([2.0, -2.0, 2.0, -2.0])  # dull and bright patches stay about as loud
-        for depth, layer in enumerate(core.encoder.layers):
+        for depth, layer in enumerate(tower.encoder.layers):
             attention = layer.self_attn
             size = attention.head_dim
             for linear in (attention.v_proj, attention.out_proj, layer.mlp.fc1, layer.mlp.fc2):
                 nn.init.normal_(linear.weight, std=0.6 * linear.in_features**-0.5)
             for linear in (attention.out_proj, layer.mlp.fc2):
                 linear.weight[: table.shape[1]] = 0  # positions stay readable in deeper layers
-            if depth == len(core.encoder.layers) - 1 or size < 16:
+            if depth == len(tower.encoder.layers) - 1 or size < 16:
                 continue
             for head in range(attention.num_heads):
                 reach = 1 + depth // 2 % 2
