@@ -1,11 +1,11 @@
-# Two commands: `make demo` shows what there is to see, `make test` runs the tests.
+# Two commands: `make demo` runs the main job on a small model, `make test` runs the tests.
 # Both make the environment in .venv first, if it is not there yet. PYTHON=python3.12 make ... chooses another Python.
 PYTHON ?= python3
 BIN := .venv/bin
 
 .PHONY: demo test lint
 demo: .venv/ready
-	@$(BIN)/python jobs/bench_compress.py
+	@$(BIN)/python jobs/eval_image.py
 
 test: .venv/ready
 	@$(BIN)/python -m pytest
