@@ -224,6 +224,7 @@ def draw(scene: Scene, noise: int = 0) -> np.ndarray:
     return canvas.clip(0, 255).astype(np.uint8)
 
 
+@lru_cache(maxsize=64)  # every question about a scene asks for them
 def labels(scene: Scene) -> Labels:
     side = scene.side // PATCH
     owner = np.full((scene.side, scene.side), -1)

@@ -6,6 +6,7 @@ A picture is a sequence of frames: one for an image, those that are sampled for 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from io import BytesIO
 from typing import Any, NamedTuple, Protocol
 
@@ -116,7 +117,7 @@ class Motion:
         return motion.clip(motion.dice("train", 0, number))
 
     def scenes(self, shown: motion.Clip) -> list[Scene]:
-        return [shown.at(int(frame)) for frame in np.linspace(0, shown.length - 1, FRAMES)]
+        return _sampled(shown)
 
     def crowd(self, rng: np.random.Generator) -> Scene:
         """A corner of a crowded picture of `shapes`: the same things, larger ones too."""
@@ -173,6 +174,11 @@ class Motion:
             for at, frame in enumerate(seen)
         ]
         return {"when": when, "act": np.concatenate(act)}
+
+
+@lru_cache(maxsize=16)
+def _sampled(shown: motion.Clip) -> list[Scene]:
+    return [shown.at(int(frame)) for frame in np.linspace(0, shown.length - 1, FRAMES)]
 
 
 def _joined(parts: list[np.ndarray]) -> np.ndarray:
