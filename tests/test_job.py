@@ -150,7 +150,7 @@ def test_a_job_from_files_to_mlflow(
     again = subprocess.run(asked, capture_output=True, text=True, cwd=ROOT, check=False)
     assert again.returncode == 0, again.stderr
     assert "nothing to do" in again.stdout
-    heavy = {"torch", "transformers", "ray", "mlflow", "pandas"}
+    heavy = {"torch", "transformers", "ray", "mlflow"}
     assert not heavy & set(again.stdout.splitlines()[-1].split())  # it takes a second, not half a minute
     assert run(config(checkpoint("llava"), data, tmp_path / "out")) == 1  # too many errors, said without a run
 
