@@ -155,6 +155,8 @@ class Lock:
 
     The lock is a file that says who holds it and that changes every few seconds. A holder on this machine is gone
     when its process is; one elsewhere, when the file has not changed for `patience` seconds. No clocks are compared.
+    A holder that was only asleep finds the lock gone or another's when it wakes: it leaves the lock alone, and its
+    `check` says so.
     """
 
     NAME = "lock.json"
@@ -164,7 +166,7 @@ class Lock:
         self.folder, self.patience = folder, patience
         self._me = {"host": socket.gethostname(), "boot": _boot(), "pid": os.getpid(), "token": uuid.uuid4().hex}
         self._me["born"] = _born(os.getpid())
-        self._stop = threading.Event()
+        self._stop, self._lost = threading.Event(), threading.Event()
         self._heart = threading.Thread(target=self._beats, name="run-lock", daemon=True)
 
     def __enter__(self) -> Self:
@@ -183,9 +185,25 @@ class Lock:
     def __exit__(self, *error: object) -> None:
         self._stop.set()
         self._heart.join()
-        holder = self._holder()
-        if holder is not None and holder.get("token") == self._me["token"]:
+        if self._held():
             self.folder.delete(self.NAME)
+
+    def check(self) -> None:
+        """Locked if the run is another's by now: who held it must not write there any more."""
+        with contextlib.suppress(OSError):  # a store that does not answer says nothing about who holds it
+            self._look()
+        if self._lost.is_set():
+            raise Locked(
+                f"{redacted(self.folder.uri)} was taken over by another process while this one did not move, or its"
+                f" {self.NAME} was deleted; this one stops, and what it has answered is kept"
+            )
+
+    def _look(self) -> None:
+        if not self._held():
+            self._lost.set()  # for good: what was written since may be another's
+
+    def _held(self) -> bool:
+        return (self._holder() or {}).get("token") == self._me["token"]
 
     def _take(self) -> bool:
         """Write the lock unless there is one."""
@@ -206,8 +224,7 @@ class Lock:
             return False
         self.folder.write(self.NAME, data)
         time.sleep(2)  # an object store has no "unless there is one": of two that wrote, the later one stays
-        holder = self._holder()
-        return holder is not None and holder.get("token") == self._me["token"]
+        return self._held()
 
     def _holder(self) -> dict[str, Any] | None:
         try:
@@ -222,7 +239,8 @@ class Lock:
         if holder.get("host") == self._me["host"] and holder.get("boot") == self._me["boot"]:
             return _born(int(holder.get("pid", 0))) != holder.get("born")
         print(
-            f"{self.folder.uri} has the lock of {holder.get('host')}: watching {self.patience:.0f} s if it is alive ..."
+            f"{redacted(self.folder.uri)} has the lock of {holder.get('host')}:"
+            f" watching {self.patience:.0f} s if it is alive ..."
         )
         end = time.monotonic() + self.patience
         while time.monotonic() < end:
@@ -245,6 +263,9 @@ class Lock:
         while not self._stop.wait(self.BEAT):
             beat += 1
             with contextlib.suppress(OSError):  # a store that does not answer now may do so at the next beat
+                self._look()
+                if self._lost.is_set():
+                    return
                 self.folder.write(self.NAME, json.dumps({**self._me, "beat": beat}).encode())
 
 

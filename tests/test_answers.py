@@ -6,7 +6,10 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -129,3 +132,44 @@ def test_a_writer_elsewhere_is_watched(folder: Folder, capsys: pytest.CaptureFix
     folder.write(Lock.NAME, json.dumps(there).encode())
     with pytest.raises(Locked, match="elsewhere"), Alive(folder, patience=0.3):
         pass
+
+
+def test_who_lost_the_lock_leaves_it_alone_and_is_told(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that slept longer than others are patient wakes up and finds a successor."""
+    monkeypatch.setattr(Lock, "BEAT", 0.02)
+    with Lock(folder) as sleeper:
+        sleeper.check()
+        until(lambda: holder(folder)["beat"] > 0)  # it is its own, so it beats
+        successor = json.dumps({"host": "elsewhere", "boot": "", "pid": 1, "token": "another", "beat": 7}).encode()
+        folder.write(Lock.NAME, successor)
+        until(lambda: not sleeper._heart.is_alive())
+        assert folder.read(Lock.NAME) == successor
+        with pytest.raises(Locked, match="taken over"):
+            sleeper.check()
+        folder.delete(Lock.NAME)  # the successor has done its work: the run is not the sleeper's again
+        with pytest.raises(Locked, match="taken over"):
+            sleeper.check()
+        folder.write(Lock.NAME, successor)
+    assert folder.read(Lock.NAME) == successor
+
+
+def test_a_store_that_does_not_answer_takes_no_lock_away(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def silent(self: Folder, name: str) -> bytes:
+        raise OSError("no answer")
+
+    with Lock(folder) as lock:
+        with monkeypatch.context() as patch:
+            patch.setattr(Folder, "read", silent)
+            lock.check()
+        lock.check()
+
+
+def holder(folder: Folder) -> Any:
+    return json.loads(folder.read(Lock.NAME))
+
+
+def until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
