@@ -7,7 +7,7 @@ alone, how many is known before, so nothing here waits for the device: what goes
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -31,6 +31,7 @@ class RowStats:
     index: dict[str, Tensor] | None  # which of the row's visual tokens each site left, ascending; if asked for
     compress_ms: float  # the batch's time divided by its rows
     cache_bytes: int  # keys and values of all layers after the last call, the batch's divided by its rows
+    media: Sequence[Medium] = field(repr=False, compare=False)  # their groups, in the order of `index`, and their grids
 
 
 class Shorter:
@@ -134,7 +135,7 @@ class Prefill:
         keep_index: bool,
         lost: Tensor | None = None,
     ) -> None:
-        self.method, self.model, self.seeds, self.device = method, model, seeds, device
+        self.media, self.method, self.model, self.seeds, self.device = rows, method, model, seeds, device
         self.batch, self.width = valid.shape  # of the prompt as it was given
         self.right = not bool(valid[:, -1].all())
         self.lost = lost if lost is not None and lost.any() else None
@@ -306,6 +307,7 @@ class Prefill:
                     index={s: torch.cat(i).cpu() for s, i in self.index[row].items()} if self.keep_index else None,
                     compress_ms=self.stopwatch.ms / self.batch,
                     cache_bytes=self.cache_bytes // self.batch,
+                    media=self.media[row],
                 )
             )
         return found

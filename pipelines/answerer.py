@@ -8,7 +8,6 @@ row. Only what no `except` sees, a worker that dies, is the ledger's business.
 from __future__ import annotations
 
 import gc
-import hashlib
 import os
 import sys
 import time
@@ -30,7 +29,7 @@ from apet.methods.base import Method
 from apet.models import load as load_model
 from pipelines.answers import Block
 from pipelines.benchmarks import benchmark
-from pipelines.generation import Clock, Sampler
+from pipelines.generation import Clock, Sampler, seed_of
 from pipelines.ledger import Desk, Done
 from pipelines.points import Point
 from pipelines.prepare import Collator, Recipe, blank, processor_of, unpacked
@@ -39,33 +38,6 @@ from pipelines.storage import Folder
 
 FLUSH = 15.0  # seconds after which answers go to disk though the block is not done
 Inputs = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Run:
-    """One point of the job, and where its answers go."""
-
-    point: Point
-    run_id: str
-    folder: Folder
-
-
-@dataclass(frozen=True)
-class Job:
-    """What every actor is told."""
-
-    recipe: Recipe
-    runs: tuple[Run, ...]
-    kind: Kind
-    split: str
-    model_name: str
-    dtype: str
-    attn: str | None
-    batch_size: int
-    max_new_tokens: int
-    temperature: float
-    seed: int
-    threads: int | None
 
 
 class Answerer:
@@ -203,7 +175,7 @@ class Answerer:
         self, method: Method, rows: Sequence[Prepared], inputs: Inputs, tokens: int | None = None
     ) -> list[dict[str, Any]]:
         """One batch under one method: what there is to say of each row's answer."""
-        clock, seeds = Clock(self.device), [self._seed(row.row_id) for row in rows]
+        clock, seeds = Clock(self.device), [seed_of(self.job.seed, row.row_id) for row in rows]
         luck = [Sampler(self.job.temperature, seeds)] if self.job.temperature else []
         with attach(self.model, method) as attached:
             attached.seeds = seeds
@@ -238,10 +210,6 @@ class Answerer:
             for text, stat, mask, answer in zip(texts, stats, inputs["attention_mask"], new.tolist(), strict=True)
         ]
 
-    def _seed(self, row_id: str) -> int:
-        """A row's own: what it draws depends on nothing else."""
-        return int.from_bytes(hashlib.sha256(f"{self.job.seed}/{row_id}".encode()).digest()[:6])
-
     def _warm_up(self) -> None:
         """One answer for each point before anything is measured."""
         content = [{"type": self.job.kind}, {"type": "text", "text": "?"}]
@@ -259,136 +227,3 @@ class Answerer:
 
     def _told(self, sheets: Sequence[Sheet]) -> None:
         self.desk.end([sheet.told() for sheet in sheets])
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A row as the CPU tasks hand it over."""
-
-    row: Row
-    prompt: str
-    inputs: bytes  # none if there is an error
-    tokens: int
-    error: str | None
-    wanted: tuple[int, ...]  # the places of the runs that lack it
-
-    SCHEMA = pa.schema(
-        [
-            ("row_id", pa.string()),
-            ("type", pa.string()),
-            ("question", pa.string()),
-            ("kinds", pa.list_(pa.string())),
-            ("media", pa.list_(pa.string())),
-            ("answers", pa.list_(pa.string())),
-            ("options", pa.list_(pa.string())),
-            ("meta", pa.map_(pa.string(), pa.string())),
-            ("prompt", pa.string()),
-            ("inputs", pa.large_binary()),
-            ("tokens", pa.int64()),
-            ("error", pa.string()),
-            ("wanted", pa.list_(pa.int16())),
-        ]
-    )
-
-    @property
-    def row_id(self) -> str:
-        return self.row.row_id
-
-    def fields(self) -> dict[str, Any]:
-        """As a row of a table with SCHEMA: media by name only, what they show is in `inputs`."""
-        row = self.row
-        return {
-            "row_id": row.row_id,
-            "type": row.type,
-            "question": row.question,
-            "kinds": [medium.kind for medium in row.media],
-            "media": [medium.name for medium in row.media],
-            "answers": row.answers,
-            "options": row.options,
-            "meta": list(row.meta.items()),
-            "prompt": self.prompt,
-            "inputs": self.inputs,
-            "tokens": self.tokens,
-            "error": self.error,
-            "wanted": self.wanted,
-        }
-
-    @classmethod
-    def of(cls, fields: dict[str, Any]) -> Prepared:
-        media = tuple(Medium(kind, path) for kind, path in zip(fields["kinds"], fields["media"], strict=True))
-        answers, options = tuple(fields["answers"]), tuple(fields["options"])
-        row = Row(fields["row_id"], media, fields["question"], answers, options, fields["type"], dict(fields["meta"]))
-        return cls(row, fields["prompt"], fields["inputs"], fields["tokens"], fields["error"], tuple(fields["wanted"]))
-
-
-class Sheet:
-    """The answers of one run to one block."""
-
-    def __init__(self, answerer: Answerer, run: Run, place: int, rows: Sequence[Prepared]) -> None:
-        self.answerer, self.run, self.place = answerer, run, place
-        self.method = answerer.methods[run.point.name]
-        self.block = Block(run.folder, [row.row_id for row in rows])
-        self.done = self.block.answered()
-        self._rows: list[dict[str, Any]] = []
-        self._flushed = time.monotonic()
-        self._done = Done(run.point.name)
-
-    def lacks(self, row: Prepared) -> bool:
-        return self.place in row.wanted and row.row_id not in self.done
-
-    def add(self, rows: Sequence[Prepared], answers: Sequence[dict[str, Any]], began: float) -> None:
-        self._done.spent_s += time.time() - began
-        self._done.began = self._done.began or began
-        for row, answer in zip(rows, answers, strict=True):
-            self._done.visual_tokens += answer["visual_tokens_in"]
-            try:
-                score, correct = self.answerer.benchmark.score(row.row, answer["prediction"])
-            except Exception as error:  # the answer is kept; what is wrong is the rule, or the row's reference
-                self._done.errors += 1
-                self._put(row, {**answer, "status": "error", "error": described(error)})
-                continue
-            self._put(row, {**answer, "score": score, "correct": correct, "status": "ok"})
-        if time.monotonic() - self._flushed > FLUSH:
-            self.flush()
-
-    def fail(self, row: Prepared, error: str) -> None:
-        if self.lacks(row):
-            self._done.errors += 1
-            self._put(row, {"status": "error", "error": error})
-
-    def _put(self, row: Prepared, answer: dict[str, Any]) -> None:
-        job, device = self.answerer.job, self.answerer.device
-        self.done.add(row.row_id)
-        self._done.rows += 1
-        self._rows.append(
-            {
-                "row_id": row.row_id,
-                "benchmark": job.recipe.benchmark,
-                "split": job.split,
-                "type": row.row.type,
-                "media": [medium.name for medium in row.row.media],
-                "question": row.row.question,
-                "prompt": row.prompt,
-                "reference": row.row.answers,
-                "options": row.row.options,
-                "meta": list(row.row.meta.items()),
-                "model": job.model_name,
-                "method": self.method.name,
-                "peak_memory_bytes": torch.cuda.max_memory_allocated() if device.type == "cuda" else None,
-                "answered_at": datetime.now(UTC),
-                "actor": self.answerer.worker,
-                "point": self.run.point.name,
-                "run_id": self.run.run_id,
-                **answer,
-            }
-        )
-
-    def flush(self) -> None:
-        self.block.write(self._rows)
-        self._rows = []
-        self._flushed = time.monotonic()
-
-    def told(self) -> Done:
-        """What was done since it was last told."""
-        done, self._done = self._done, Done(self.run.point.name)
-        return done

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -9,6 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor, StoppingCriteria
+
+
+def seed_of(seed: int, row_id: str) -> int:
+    """A row's own: what it draws depends on nothing else."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{row_id}".encode()).digest()[:6])
 
 
 class Clock(StoppingCriteria):  # type: ignore[misc]
