@@ -1,5 +1,7 @@
 """Intervals for the share of right answers, alone and against another run on the same rows.
 
+(`pipelines.significance` has the tests, `pipelines.comparison` brings both to a benchmark's answers.)
+
 Questions that share an image or a video fall together, so the unit that is drawn again is the *medium*: rows belong to
 one cluster if any medium links them. Where each cluster is one right-or-wrong question, Wilson's interval is exact
 enough and is used instead.
@@ -22,7 +24,7 @@ from numpy.typing import NDArray
 
 LEVEL = 0.95
 RESAMPLES = 2000
-_CELLS = 4_000_000  # of resamples x kinds held at once: 32 MB
+CELLS = 4_000_000  # of resamples x kinds held at once: 32 MB
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -34,6 +36,11 @@ class Interval(NamedTuple):
     value: float
     low: float
     high: float
+
+
+def named(name: str, interval: Interval) -> dict[str, float]:
+    """As metrics have it."""
+    return {name: interval.value, f"{name}_ci_low": interval.low, f"{name}_ci_high": interval.high}
 
 
 def clusters(media: pa.Array | pa.ChunkedArray) -> Ints:
@@ -55,8 +62,13 @@ def clusters(media: pa.Array | pa.ChunkedArray) -> Ints:
         spread = label.copy()
         np.minimum.at(spread, row, lowest[medium])
         if np.array_equal(spread, label):
-            return np.unique(label, return_inverse=True)[1].astype(np.int64)
+            return dense(label)
         label = spread
+
+
+def dense(cluster: Ints) -> Ints:
+    """The numbers of some rows' clusters, without gaps."""
+    return np.unique(cluster, return_inverse=True)[1].astype(np.int64)
 
 
 def wilson(right: float, rows: int, level: float = LEVEL) -> Interval:
@@ -118,6 +130,10 @@ class Parts(NamedTuple):
     above: Sequence[Floats]
     below: Sequence[Floats]
 
+    def among(self, rows: NDArray[np.bool_]) -> Parts:
+        """The number of some rows alone."""
+        return Parts(self.weights, [column[rows] for column in self.above], [column[rows] for column in self.below])
+
     def sums(self, cluster: Ints) -> Floats:
         """(2 parts, C)"""
         return np.stack([_totals(column, cluster) for column in (*self.above, *self.below)])
@@ -151,6 +167,14 @@ def combined_ratio(
     return _percentiles(value, above[below > 0] / below[below > 0], level)
 
 
+def average(found: Sequence[Interval]) -> Interval:
+    """The mean of numbers that know nothing of each other, as those of several benchmarks: squared arms add up."""
+    value = sum(each.value for each in found) / len(found)
+    below = sum((each.value - each.low) ** 2 for each in found) ** 0.5 / len(found)
+    above = sum((each.high - each.value) ** 2 for each in found) ** 0.5 / len(found)
+    return Interval(value, value - below, value + above)
+
+
 def _totals(values: Floats, cluster: Ints) -> Floats:
     return np.bincount(cluster, weights=values).astype(np.float64)
 
@@ -160,7 +184,7 @@ def _resample(totals: Floats, seed: int) -> Floats:
     kinds, counts = np.unique(totals, axis=1, return_counts=True)
     chances = counts / counts.sum()
     generator = np.random.default_rng(seed)
-    step = max(1, _CELLS // len(counts))
+    step = max(1, CELLS // len(counts))
     parts = [
         generator.multinomial(int(counts.sum()), chances, size=min(step, RESAMPLES - start)) @ kinds.T
         for start in range(0, RESAMPLES, step)

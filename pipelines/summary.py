@@ -5,7 +5,8 @@ What counts, once for all numbers:
 - Accuracy is the benchmark's headline as a share of the best there is: of most the mean of `score`, or of `correct`
   where a row has no score, over the rows that were answered and that have something to compare with. Rows that ended in
   an error are not wrong answers; they are counted apart. Whatever else the official scorer reports is beside it.
-- Intervals are for 95 % and over media (pipelines.statistics). Retention is paired: the same rows of both runs.
+- Intervals are for 95 % and over media (pipelines.statistics). What is said against the unmodified model is paired: the
+  same rows of both runs (pipelines.comparison).
 - Speed is that of the device: rows by the time one actor spent on prefill and decoding. Start-up, reading and the
   other methods that took turns in the same actor are not in it; `wall_s` is all of it.
 """
@@ -24,30 +25,14 @@ from numpy.typing import NDArray
 
 from pipelines import statistics
 from pipelines.benchmarks import figures
-from pipelines.benchmarks.figures import Figure, Sheet
-from pipelines.statistics import Interval, Parts
+from pipelines.benchmarks.figures import Figure, Scored, Sheet
+from pipelines.comparison import Pair
+from pipelines.statistics import Interval
 
 COLUMNS = (
     *(*figures.COLUMNS, "error", "budget", "visual_tokens_in"),
     *("prefill_ms", "decode_ms", "compress_ms", "peak_memory_bytes"),
 )  # what `summarise` and `errors` read, for who does not want to load more
-
-
-class Scored(Protocol):
-    """What is needed of a benchmark."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def headline(self) -> str: ...
-
-    @property
-    def most(self) -> float: ...
-
-    def figures(self, sheet: Sheet) -> dict[str, Figure]: ...
-
-    def chance(self, type: str) -> float | None: ...
 
 
 class Answers(Protocol):
@@ -78,9 +63,8 @@ def summarise(
         **_speed(good),
         **(timings or {}),
     }
-    kept = _retention(good, _table(vanilla), benchmark, seed) if vanilla is not None else None
-    if kept is not None:
-        metrics |= _named("accuracy_retention", kept)
+    if vanilla is not None:
+        metrics |= _against(Pair.of(table, _table(vanilla), benchmark, seed))
     return metrics
 
 
@@ -92,10 +76,6 @@ def _floats(column: pa.ChunkedArray) -> NDArray[np.float64]:
     return np.asarray(pc.fill_null(pc.cast(column, pa.float64()), float("nan")), dtype=np.float64)
 
 
-def _named(name: str, interval: Interval) -> dict[str, float]:
-    return {name: interval.value, f"{name}_ci_low": interval.low, f"{name}_ci_high": interval.high}
-
-
 def _accuracy(table: pa.Table, benchmark: Scored, seed: int) -> dict[str, float]:
     """The headline, what else the scorer reports, and each type of question beside the chance of guessing it."""
     sheet = Sheet(table)
@@ -104,14 +84,16 @@ def _accuracy(table: pa.Table, benchmark: Scored, seed: int) -> dict[str, float]
     found = {name: figure for name, figure in benchmark.figures(sheet).items() if figures.known(figure)}
     cluster = statistics.clusters(table["media"])
     headline = found.get(benchmark.headline)
-    metrics = _named("accuracy", _interval(headline, benchmark.most, cluster, seed)) if headline else {}
+    metrics = statistics.named("accuracy", _interval(headline, benchmark.most, cluster, seed)) if headline else {}
     metrics["rows_scored"] = int(sheet.scored.sum())
     reported = {name: figure for name, figure in found.items() if name != "accuracy" or benchmark.headline != name}
     metrics |= {_name(f"{benchmark.name}/{name}"): figures.value(figure) for name, figure in reported.items()}
     for kind in sorted(set(sheet.types[sheet.scored]) - {""}):
         mine = sheet.scored & (sheet.types == kind)
         prefix = _name(f"{benchmark.name}/{kind}")
-        metrics |= _named(f"{prefix}/accuracy", statistics.mean(sheet.worth[mine], _dense(cluster[mine]), seed))
+        metrics |= statistics.named(
+            f"{prefix}/accuracy", statistics.mean(sheet.worth[mine], statistics.dense(cluster[mine]), seed)
+        )
         metrics[f"{prefix}/rows"] = int(mine.sum())
         chance = benchmark.chance(kind)
         if chance is not None:
@@ -120,26 +102,10 @@ def _accuracy(table: pa.Table, benchmark: Scored, seed: int) -> dict[str, float]
 
 
 def _interval(figure: Figure, most: float, cluster: statistics.Ints, seed: int) -> Interval:
-    if (values := _mean(figure)) is not None:
+    if (values := figures.mean_of(figure)) is not None:
         among = figure[0].below > 0
-        return statistics.mean(values[among], _dense(cluster[among]), seed)
-    return Interval(*(each / most for each in statistics.combined(_parts(figure), cluster, seed)))
-
-
-def _mean(figure: Figure) -> NDArray[np.float64] | None:
-    """The values of a figure that is a plain mean over some rows; None if it is more."""
-    if len(figure) == 1 and figure[0].weight == 1 and np.isin(figure[0].below, (0.0, 1.0)).all():
-        return figure[0].above
-    return None
-
-
-def _parts(figure: Figure) -> Parts:
-    return Parts(*zip(*figure, strict=True))
-
-
-def _dense(cluster: statistics.Ints) -> statistics.Ints:
-    """Numbers of the clusters that are left, without gaps."""
-    return np.unique(cluster, return_inverse=True)[1].astype(np.int64)
+        return statistics.mean(values[among], statistics.dense(cluster[among]), seed)
+    return Interval(*(each / most for each in statistics.combined(figures.parts_of(figure), cluster, seed)))
 
 
 def _name(text: str) -> str:
@@ -147,23 +113,12 @@ def _name(text: str) -> str:
     return re.sub(r"[^\w\-. /:]+", "_", text).strip("/ ")[:200]
 
 
-def _retention(good: pa.Table, vanilla: pa.Table, benchmark: Scored, seed: int) -> Interval | None:
-    """The headline by that of the unmodified model, over the rows that both have answered."""
-    theirs = vanilla.filter(pc.equal(vanilla["status"], "ok"))
-    place = pc.index_in(good["row_id"], value_set=theirs["row_id"].combine_chunks())
-    both = good.filter(pc.is_valid(place))
-    pair = Sheet(both), Sheet(theirs.take(pc.drop_null(place)))
-    scored = pair[0].scored & pair[1].scored
-    if not scored.any():
-        return None
-    cluster = _dense(statistics.clusters(both["media"])[scored])
-    ours, reference = (benchmark.figures(Sheet(each.answers.filter(pa.array(scored)))) for each in pair)
-    one, other = ours[benchmark.headline], reference[benchmark.headline]
-    values, base = _mean(one), _mean(other)
-    if values is None or base is None:
-        return statistics.combined_ratio(_parts(one), _parts(other), cluster, seed)
-    among = one[0].below > 0
-    return statistics.ratio(values[among], base[among], _dense(cluster[among]), seed)
+def _against(pair: Pair) -> dict[str, float]:
+    """The run beside vanilla, and what each type of question keeps."""
+    metrics = pair.metrics()
+    for kind, kept in pair.retention_by_type().items():
+        metrics |= statistics.named(f"{_name(f'{pair.benchmark.name}/{kind}')}/accuracy_retention", kept)
+    return metrics
 
 
 def _tokens(good: pa.Table) -> dict[str, float]:

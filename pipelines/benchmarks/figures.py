@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+
+from pipelines.statistics import Parts
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -40,6 +42,18 @@ def value(figure: Figure) -> float:
 def known(figure: Figure) -> bool:
     """Is there a row that it is about?"""
     return any(term.below.any() for term in figure)
+
+
+def mean_of(figure: Figure) -> Floats | None:
+    """The values of a figure that is a plain mean over some rows; None if it is more."""
+    if len(figure) == 1 and figure[0].weight == 1 and np.isin(figure[0].below, (0.0, 1.0)).all():
+        return figure[0].above
+    return None
+
+
+def parts_of(figure: Figure) -> Parts:
+    """The figure as `pipelines.statistics` draws it again."""
+    return Parts(*zip(*figure, strict=True))
 
 
 def share(values: Floats | Bools, among: Bools) -> Figure:
@@ -130,3 +144,20 @@ def complete(sheet: Sheet, group: NDArray[np.int64]) -> tuple[Bools, Bools]:
     first = np.zeros(len(group), dtype=bool)
     first[np.unique(group, return_index=True)[1]] = True
     return first & (unknown == 0)[group], (wrong == 0)[group]
+
+
+class Scored(Protocol):
+    """What is needed of a benchmark to sum up its answers."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def headline(self) -> str: ...
+
+    @property
+    def most(self) -> float: ...
+
+    def figures(self, sheet: Sheet) -> dict[str, Figure]: ...
+
+    def chance(self, type: str) -> float | None: ...
