@@ -7,6 +7,7 @@ from apet.methods import METHODS
 from apet.methods.apet import ApET
 from apet.prefill import RowStats
 from apet.schedule import Budget, Schedule, Site
+from apet.towers import Towers
 
 __all__ = [
     "METHODS",
@@ -20,6 +21,7 @@ __all__ = [
     "RowStats",
     "Schedule",
     "Site",
+    "Towers",
     "attach",
     "compress",
     "prefill_flops",

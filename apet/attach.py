@@ -13,6 +13,7 @@ ordinary one with shorter layers.
 from __future__ import annotations
 
 from collections import abc
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Self
@@ -30,6 +31,7 @@ from apet.methods.base import Method, Model
 from apet.models import family_of
 from apet.models.base import Family
 from apet.prefill import Prefill, RowStats, Shorter
+from apet.towers import Towers
 from apet.view import DecoderSite, LayerInput, Sequence
 from apet.vision import Vision
 
@@ -37,12 +39,15 @@ MEDIA = ("pixel_values", "pixel_values_images", "pixel_values_videos", "mm_encod
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-def attach(model: PreTrainedModel, method: Method, *, keep_index: bool = False) -> Attachment:
+def attach(
+    model: PreTrainedModel, method: Method, *, keep_index: bool = False, towers: Towers | None = None
+) -> Attachment:
     """Compress the visual tokens of every prompt that `model` sees inside the `with` block.
 
     keep_index: let `stats` say which tokens were kept, too
+    towers: a memory that several attachments share; the same media are then encoded once for all of them
     """
-    return Attachment(family_of(model), method, keep_index)
+    return Attachment(family_of(model), method, keep_index, towers)
 
 
 @dataclass
@@ -65,10 +70,11 @@ class _Call:
 class Attachment:
     """An attached method. `stats` speaks of the latest prompts, one entry a row."""
 
-    def __init__(self, family: Family, method: Method, keep_index: bool) -> None:
-        self.family, self.method, self.keep_index = family, method, keep_index
+    def __init__(self, family: Family, method: Method, keep_index: bool, towers: Towers | None = None) -> None:
+        self.family, self.method, self.keep_index, self.towers = family, method, keep_index, towers
         self.seeds: abc.Sequence[int] | None = None  # a number for each row of the next prompts, for methods that draw
         self._hooks: list[RemovableHandle] = []
+        self._sharing = ExitStack()
         self._caches: WeakKeyDictionary[Cache, Prefill] = WeakKeyDictionary()
         self._latest: Prefill | None = None
         self._now: _Call | None = None
@@ -96,6 +102,8 @@ class Attachment:
             for depth, layer in enumerate(family.layers):
                 self._hooks.append(layer.register_forward_pre_hook(partial(self._layer, depth), with_kwargs=True))
             self._hooks.append(family.decoder.register_forward_hook(self._leave))
+            if self.towers is not None and not self._vision.inside:
+                self._sharing.enter_context(self.towers.shared([*(family.towers or [family.tower])]))
         except BaseException as error:
             self.__exit__(type(error), error, None)
             raise
@@ -105,6 +113,7 @@ class Attachment:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
+        self._sharing.close()
         self._caches.clear()
         self._vision.begin(0)
         self._now = None
