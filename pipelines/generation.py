@@ -1,15 +1,15 @@
-"""What `generate` is given along: a stopwatch, and sampling in which a row's luck is its own."""
+"""What goes along with `generate`: a stopwatch, sampling in which a row's luck is its own, and where answers end."""
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, StoppingCriteria
+from transformers import LogitsProcessor, PreTrainedModel, ProcessorMixin, StoppingCriteria
 
 
 def seed_of(seed: int, row_id: str) -> int:
@@ -62,3 +62,16 @@ class Sampler(LogitsProcessor):  # type: ignore[misc]
         width = scores.shape[1]
         noise = torch.stack([torch.empty(width).exponential_(generator=draw).log().neg() for draw in self._draws])
         return scores / self._temperature + noise.to(scores.device)
+
+
+def ends_of(model: PreTrainedModel, processor: ProcessorMixin) -> set[int]:
+    """The tokens that `generate` stops at: Qwen has two, of which its tokenizer names one."""
+    known = model.generation_config.eos_token_id
+    if known is None:
+        known = processor.tokenizer.eos_token_id
+    return {known} if isinstance(known, int) else set(known or ())
+
+
+def length(answer: Sequence[int], ends: Collection[int]) -> int:
+    """Tokens of an answer: all up to the first end and with it; what follows is padding."""
+    return next((at + 1 for at, token in enumerate(answer) if token in ends), len(answer))

@@ -23,9 +23,10 @@ from apet.models import load_processor
 from pipelines import media
 from pipelines.benchmarks import benchmark
 from pipelines.manifest import Manifest
-from pipelines.rows import Row, described
+from pipelines.rows import Kind, Row, described
 
 PIXELS = {"pixel_values", "pixel_values_images", "pixel_values_videos"}
+UNKNOWN_FPS = 24.0  # of a video that does not say: what transformers assumes, too
 VICUNA = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed,"
     " and polite answers to the user's questions. USER: {media}{question} ASSISTANT:"
@@ -60,14 +61,8 @@ class Preparer:
 
     def prompt(self, row: Row) -> str:
         """The row's conversation with the media's placeholders."""
-        question = self.benchmark.prompt(row)
-        if self.recipe.conversation == "vicuna_v1":
-            return VICUNA.format(media="".join(f"<{medium.kind}>\n" for medium in row.media), question=question)
-        content = [{"type": medium.kind} for medium in row.media] + [{"type": "text", "text": question}]
-        text: str = self.processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True
-        )
-        return text
+        kinds = [medium.kind for medium in row.media]
+        return conversation(self.processor, self.recipe.conversation, kinds, self.benchmark.prompt(row))
 
     def __call__(self, row: Row, manifest: Manifest) -> tuple[str, dict[str, Tensor]]:
         """The prompt and the model's inputs for it, pixels still bytes. Whatever is wrong is an exception."""
@@ -78,16 +73,7 @@ class Preparer:
         prompt = self.prompt(row)
         images = [media.image(manifest.fetch(medium)) for medium in row.media if medium.kind == "image"]
         clips = [media.video(manifest.fetch(each), self.recipe.frames) for each in row.media if each.kind == "video"]
-        given: dict[str, Any] = {}
-        if images:
-            given["images"] = images
-        if clips:
-            given["videos"] = [clip.frames for clip in clips]
-            given["video_metadata"] = [
-                {"fps": clip.fps, "total_num_frames": clip.total, "frames_indices": clip.indices} for clip in clips
-            ]
-            given["do_sample_frames"] = False
-        inputs = self.processor(text=[prompt], **given, return_tensors="pt", do_rescale=False, do_normalize=False)
+        inputs = encoded(self.processor, prompt, images, clips)
         if (images or clips) and not PIXELS & inputs.keys():
             raise ValueError(f"{self.recipe.model} takes no {'videos' if clips else 'images'}")
         tokens = inputs["input_ids"].shape[1]
@@ -96,7 +82,43 @@ class Preparer:
                 f"the prompt has {tokens} tokens with its media and the answer may need {self.recipe.room};"
                 f" the model reads at most {self.context}"
             )
-        return prompt, dict(inputs)
+        return prompt, inputs
+
+
+def conversation(processor: ProcessorMixin, style: str, kinds: Sequence[Kind], question: str) -> str:
+    """A question about media as the model is asked it, with the media's placeholders."""
+    if style == "vicuna_v1":
+        return VICUNA.format(media="".join(f"<{kind}>\n" for kind in kinds), question=question)
+    content = [{"type": kind} for kind in kinds] + [{"type": "text", "text": question}]
+    text: str = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    return text
+
+
+def encoded(
+    processor: ProcessorMixin, prompt: str, images: Sequence[media.Pixels], clips: Sequence[media.Clip]
+) -> dict[str, Tensor]:
+    """The model's inputs for one conversation, pixels still bytes."""
+    given: dict[str, Any] = {}
+    if images:
+        given["images"] = list(images)
+    if clips:
+        least = getattr(getattr(processor, "video_processor", None), "temporal_patch_size", 1)
+        given["videos"] = [_lasting(clip.frames, least) for clip in clips]
+        given["video_metadata"] = [
+            {"fps": clip.fps or UNKNOWN_FPS, "total_num_frames": clip.total, "frames_indices": list(clip.indices)}
+            for clip in clips
+        ]
+        given["do_sample_frames"] = False
+    begin = processor.tokenizer.bos_token
+    if begin is not None and prompt.startswith(begin):
+        given["add_special_tokens"] = False  # the template has written what the tokenizer would begin with
+    return dict(processor(text=[prompt], **given, return_tensors="pt", do_rescale=False, do_normalize=False))
+
+
+def _lasting(frames: media.Pixels, least: int) -> media.Pixels:
+    """At least so many frames, the last one repeated: Qwen3-VL refuses fewer than it puts into one patch."""
+    missing = max(0, least - len(frames))
+    return np.concatenate([frames, np.repeat(frames[-1:], missing, axis=0)]) if missing else frames
 
 
 class RowError(Exception):
@@ -190,7 +212,10 @@ def _normalised(pixels: Tensor, processor: Any) -> Tensor:
     return out.view(pixels.shape)
 
 
-def blank(processor: ProcessorMixin, kind: str, frames: int) -> dict[str, Any]:
-    """A grey medium to warm up with."""
-    grey = np.full((frames, 64, 64, 3) if kind == "video" else (64, 64, 3), 127, dtype=np.uint8)
-    return {"videos": [grey]} if kind == "video" else {"images": [grey]}
+def warm_up(processor: ProcessorMixin, recipe: Recipe, kind: Kind) -> dict[str, Tensor]:
+    """The inputs of a short question about something grey."""
+    prompt = conversation(processor, recipe.conversation, [kind], "?")
+    grey = np.full((recipe.frames, 64, 64, 3), 127, dtype=np.uint8)
+    if kind == "image":
+        return encoded(processor, prompt, [grey[0]], [])
+    return encoded(processor, prompt, [], [media.Clip(grey, list(range(len(grey))), len(grey), UNKNOWN_FPS)])

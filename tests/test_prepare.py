@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,14 @@ import pytest
 import tiny
 import torch
 from PIL import Image
+from transformers import PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
 
-from pipelines.generation import Sampler
+from pipelines import media
+from pipelines.generation import Sampler, ends_of, length
 from pipelines.manifest import Manifest
-from pipelines.prepare import Collator, Preparer, Recipe, packed, unpacked
-from pipelines.rows import Medium, Row
+from pipelines.prepare import Collator, Preparer, Recipe, conversation, encoded, packed, processor_of, unpacked, warm_up
+from pipelines.rows import Kind, Medium, Row
 
 CLIP = [{"fps": 2.0, "total_num_frames": 4, "frames_indices": [0, 1, 2, 3]}]
 CASES = [(family, "images") for family in tiny.FAMILIES] + [(family, "videos") for family in tiny.VIDEO_FAMILIES]
@@ -124,6 +128,90 @@ def test_frames_of_a_video(recipe: Any, tmp_path: Path) -> None:
     inputs = Preparer(recipe("video_llava"))(row, manifest)[1]
     assert inputs["pixel_values_videos"].shape[:2] == (1, 4)
     assert inputs["pixel_values_videos"].dtype == torch.uint8
+
+
+@pytest.mark.parametrize("written", [False, True], ids=["", "template writes it"])
+@pytest.mark.parametrize("added", [False, True], ids=["", "tokenizer adds it"])
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_a_text_begins_once(family: str, added: bool, written: bool) -> None:
+    """Whoever writes <s>, the template (some checkpoints), the tokenizer (LLaVA-1.5) or both, it is there once."""
+    processor = tiny.processor(family)
+    processor.tokenizer = tokenizer = tiny.tokenizer(begin=added)
+    processor.chat_template = (tokenizer.bos_token if written else "") + processor.chat_template
+    picture = tiny.image(40, 30)
+    inputs = encoded(processor, conversation(processor, "model", ["image"], "What?"), [np.array(picture)], [])
+    ids = inputs["input_ids"][0].tolist()
+    assert ids.count(tokenizer.bos_token_id) == (added or written)
+    said = [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": "What?"}]}]
+    theirs = processor.apply_chat_template(
+        said, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    assert ids == theirs["input_ids"][0].tolist()
+    vicuna = encoded(processor, conversation(processor, "vicuna_v1", [], "What?"), [], [])
+    assert vicuna["input_ids"][0].tolist().count(tokenizer.bos_token_id) == added
+
+
+@pytest.mark.parametrize("family", tiny.VIDEO_FAMILIES)
+def test_one_frame_is_a_video(family: str) -> None:
+    processor, model = tiny.processor(family), tiny.model(family)
+    prompt = conversation(processor, "model", ["video"], "What?")
+    for fps in (2.0, 0.0):  # and one that does not say how fast it is
+        clip = media.Clip(tiny.video(1, 40, 32), [0], 1, fps)
+        inputs = encoded(processor, prompt, [], [clip])
+        with torch.inference_mode():
+            assert len(model(**Collator(processor).normalised(inputs)).logits) == 1
+    if family != "qwen3_vl":  # which refuses it
+        theirs = processor(
+            text=[prompt],
+            videos=[tiny.video(1, 40, 32)],
+            video_metadata=[{"fps": 24.0, "total_num_frames": 1, "frames_indices": [0]}],
+            do_sample_frames=False,
+            return_tensors="pt",
+            do_rescale=False,
+            do_normalize=False,
+        )
+        assert theirs.keys() == inputs.keys()
+        assert all(torch.equal(theirs[name], value) for name, value in inputs.items())
+
+
+WARM = [(family, "image") for family in tiny.FAMILIES] + [(family, "video") for family in tiny.VIDEO_FAMILIES]
+
+
+@pytest.mark.parametrize(("family", "kind"), WARM)
+def test_warming_up(recipe: Any, family: str, kind: Kind) -> None:
+    made = recipe(family, frames=3)
+    processor = processor_of(made)
+    heard: list[logging.LogRecord] = []
+    listener = logging.Handler()
+    listener.emit = heard.append  # type: ignore[method-assign]
+    transformers_logging.warning_once.cache_clear()
+    logging.getLogger("transformers").addHandler(listener)
+    try:
+        inputs = warm_up(processor, made, kind)
+    finally:
+        logging.getLogger("transformers").removeHandler(listener)
+    if kind == "video":
+        assert [record.getMessage() for record in heard] == []
+    assert any(name.startswith("pixel_values") for name in inputs)
+    with torch.inference_mode():
+        assert len(tiny.model(family)(**Collator(tiny.processor(family)).normalised(inputs)).logits) == 1
+
+
+def test_an_answer_ends_at_any_of_the_models_ends() -> None:
+    model, processor = tiny.model("qwen2_5_vl"), tiny.processor("qwen2_5_vl")
+    words: PreTrainedTokenizerFast = processor.tokenizer
+    end, other = words.eos_token_id, words.convert_tokens_to_ids("<|im_end|>")
+    model.generation_config.eos_token_id = [other, end]
+    ends = ends_of(model, processor)
+    assert ends == {other, end}
+    assert [length(answer, ends) for answer in ([1, other, end, end], [1, 2, end], [other], [1, 2, 3], [])] == [
+        *(2, 3, 1, 3, 0)
+    ]
+    assert length([words.pad_token_id, end], ends) == 2  # said, not padded
+    model.generation_config.eos_token_id = end
+    assert ends_of(model, processor) == {end}
+    model.generation_config.eos_token_id = None
+    assert ends_of(model, processor) == {end}
 
 
 def test_sampling_is_the_rows_own_and_follows_the_softmax() -> None:
