@@ -123,10 +123,11 @@ def main() -> int:
             print(line(name, found[name]))
             _track(folder)
     except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {redacted(str(error))}", file=sys.stderr)
         return 2
     except (Unavailable, Locked, OSError) as error:
-        print(f"error: {error}. Replies so far are kept; the same command goes on from there.", file=sys.stderr)
+        said = redacted(str(error))
+        print(f"error: {said}. Replies so far are kept; the same command goes on from there.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; replies so far are kept, and the same command goes on from there", file=sys.stderr)

@@ -48,7 +48,7 @@ def main() -> int:
         for run in options.runs:
             _run(run, options)
     except (ValueError, FileNotFoundError) as error:
-        print(f"score.py: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"score.py: {redacted(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     return 0
 

@@ -267,5 +267,5 @@ def parse(kind: Kind, argv: Sequence[str]) -> EvalConfig:
 
 def refuse(kind: Kind, error: Exception | str) -> NoReturn:
     """One line on stderr, and the exit status of a wrong command."""
-    print(f"eval_{kind}.py: {' '.join(str(error).split())}", file=sys.stderr)
+    print(f"eval_{kind}.py: {redacted(' '.join(str(error).split()))}", file=sys.stderr)
     raise SystemExit(2)

@@ -10,17 +10,18 @@ from __future__ import annotations
 import functools
 import json
 import math
-import re
 import subprocess
 import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from pipelines.storage import Folder
+from pyarrow import fs
+
+from pipelines.storage import Folder, redacted, split
 
 NAME = "record.json"
 State = Literal["running", "finished", "failed", "killed"]
@@ -116,16 +117,20 @@ class Record:
         return cls(**{key: value for key, value in data.items() if key in known})  # a newer version may know more
 
 
-def without_secrets(text: str) -> str:
-    """A text without what stands before the @ of a URI and after its question mark."""
-    text = re.sub(r"([A-Za-z][A-Za-z0-9+.-]*://)[^/@\s]*@", r"\1***@", text)
-    return re.sub(r"([A-Za-z][A-Za-z0-9+.-]*://[^?\s]*)\?\S*", r"\1", text)
+def places(folder: str) -> Iterator[Folder]:
+    """Folders with a record, `folder` itself or anywhere below."""
+    system, path = split(folder)
+    base = Folder.of(folder)
+    for info in system.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True)):
+        if info.base_name == NAME:
+            inner = info.path[len(path.rstrip("/")) :].strip("/").rpartition("/")[0]
+            yield base.child(inner) if inner else base
 
 
 def _clean(value: Any) -> Any:
     """A deep copy as JSON would have it, without secrets."""
     if isinstance(value, str):
-        return without_secrets(value)
+        return redacted(value)
     if isinstance(value, Mapping):
         return {str(key): _clean(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
@@ -134,7 +139,7 @@ def _clean(value: Any) -> Any:
         return value if math.isfinite(value) else None
     if isinstance(value, int | None):
         return value
-    return without_secrets(str(value))
+    return redacted(str(value))
 
 
 def flat(config: Mapping[str, Any]) -> dict[str, str]:

@@ -9,6 +9,8 @@ from typing import Literal
 
 import pyarrow as pa
 
+from pipelines.storage import redacted
+
 Kind = Literal["image", "video"]
 
 
@@ -81,5 +83,5 @@ ANSWERS = pa.schema(
 
 
 def described(error: BaseException) -> str:
-    """Class and message of an error on one line, short enough for a table."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
+    """Class and message of an error on one line, without secrets, short enough for a table."""
+    return redacted(f"{type(error).__name__}: {' '.join(str(error).split())}")[:500]

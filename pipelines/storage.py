@@ -19,6 +19,11 @@ from typing import Any
 from pyarrow import NativeFile, fs
 
 _SCHEME = re.compile(r"^[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+_AFTER = r"(?<=[a-z0-9+.-]://)"
+# A password may hold anything, a slash or an @ as well, as keys of S3 do: it ends at the last @ before the next URI.
+# What looks like a port is none. Without a colon there is a user only, who ends before the first slash.
+_USER = re.compile(rf"{_AFTER}(?:[^/?\s:@]*:(?!\d{{1,5}}[/?])(?:(?!://)\S)*|[^/?\s]*)@", re.IGNORECASE)
+_QUERY = re.compile(rf"({_AFTER}(?:(?!://)[^?\s])*)\?\S*", re.IGNORECASE)
 SCHEMES = ("file", "s3", "gs", "gcs")
 
 
@@ -33,9 +38,9 @@ def split(uri: str) -> tuple[fs.FileSystem, str]:
     return system, path
 
 
-def redacted(uri: str) -> str:
-    """A URI as it may be shown: without a password, without what follows a question mark."""
-    return re.sub(r"//[^@?]*@", "//***@", uri).split("?")[0] if _SCHEME.match(uri) else uri
+def redacted(text: str) -> str:
+    """A text as it may be shown: its URIs without what stands before their @ and after their question mark."""
+    return _QUERY.sub(r"\1", _USER.sub("***@", text))
 
 
 @dataclass(frozen=True)

@@ -28,11 +28,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pyarrow import fs
-
 from pipelines.meter import Meter
-from pipelines.record import NAME, Record, flat, git_commit, without_secrets
-from pipelines.storage import Folder, split
+from pipelines.record import NAME, Record, flat, git_commit, places
+from pipelines.storage import Folder, redacted
 
 TAG = "apet.record"  # the run of a record
 STATUS = {"running": "RUNNING", "finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
@@ -172,15 +170,15 @@ def replay(
     """
     found: list[tuple[Record, Folder]] = []
     complete = True
-    for place in _places(folder):
+    for place in places(folder):
         try:
             found.append((Record.load(place), place))
         except (OSError, ValueError, TypeError) as error:
-            say(f"{without_secrets(place.uri)}/{NAME} cannot be read: {_short(error)}")
+            say(f"{redacted(place.uri)}/{NAME} cannot be read: {_short(error)}")
             complete = False
     found.sort(key=lambda item: item[0].parent is not None)
     if not found:
-        say(f"there is no {NAME} below {without_secrets(folder)}; give the folder that --output named")
+        say(f"there is no {NAME} below {redacted(folder)}; give the folder that --output named")
         return False
     servers: dict[tuple[str, str], _MLflow] = {}
     silent: set[tuple[str, str]] = set()
@@ -216,10 +214,10 @@ def replay(
 def dashboard(uri: str) -> str:
     """What a person types or opens to see the runs."""
     if uri.startswith(("http://", "https://")):
-        return without_secrets(uri)
+        return redacted(uri)
     program = Path(sys.executable).with_name("mlflow")
     near = program.relative_to(Path.cwd()) if program.is_relative_to(Path.cwd()) else program
-    return f"{near} ui --backend-store-uri {shlex.quote(without_secrets(uri))}"
+    return f"{near} ui --backend-store-uri {shlex.quote(redacted(uri))}"
 
 
 class ArtifactError(Exception):
@@ -231,7 +229,7 @@ class _MLflow:
 
     def __init__(self, uri: str, experiment: str) -> None:
         self.uri, self.experiment = uri, experiment
-        self.shown = without_secrets(uri)
+        self.shown = redacted(uri)
         self._client: Any = None
         self._experiment_id = ""
         self._runs: dict[str, str] = {}  # of records that were met, by their id
@@ -464,16 +462,6 @@ def _key(name: str) -> str:
     return re.sub(r"[^\w\-. /:]", "_", name)[:250]
 
 
-def _places(folder: str) -> Iterable[Folder]:
-    """Folders with a record, anywhere below."""
-    system, path = split(folder)
-    base = Folder.of(folder)
-    for info in system.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True)):
-        if info.base_name == NAME:
-            inner = info.path[len(path.rstrip("/")) :].strip("/").rpartition("/")[0]
-            yield base.child(inner) if inner else base
-
-
 def _origin() -> dict[str, str]:
     """Who ran what: the tags that MLflow's pages show."""
     tags = {"mlflow.source.name": Path(sys.argv[0]).name or "python", "mlflow.source.type": "LOCAL"}
@@ -486,7 +474,7 @@ def _origin() -> dict[str, str]:
 
 
 def _short(error: BaseException) -> str:
-    return without_secrets(" ".join(str(error).split()) or type(error).__name__)[:200]
+    return redacted(" ".join(str(error).split()) or type(error).__name__)[:200]
 
 
 def _to_stderr(text: str) -> None:
