@@ -444,8 +444,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "home").mkdir()
     (tmp_path / "demo/demo-llava").mkdir(parents=True)
     (tmp_path / "demo/demo-video-llava").mkdir()
-    (tmp_path / "work").mkdir()
-    monkeypatch.chdir(tmp_path / "work")
+    (tmp_path / "project").mkdir()
+    monkeypatch.chdir(tmp_path / "project")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setattr(paths, "DEMO", tmp_path / "demo")
@@ -457,11 +457,11 @@ def resolved(kind: Any = "image", **given: Any) -> EvalConfig:
 
 
 def test_paths_are_relative_to_the_user(here: Path) -> None:
-    config = resolved(data="../work/q.jsonl", media_root="s3://b/photos", output="out/")
-    assert config.data == f"{here}/work/q.jsonl"
+    config = resolved(data="../project/q.jsonl", media_root="s3://b/photos", output="out/")
+    assert config.data == f"{here}/project/q.jsonl"
     assert config.media_root == "s3://b/photos"
-    assert config.output == f"{here}/work/out"
-    assert config.tracking_uri == f"sqlite:///{here}/work/out/mlflow.db"
+    assert config.output == f"{here}/project/out"
+    assert config.tracking_uri == f"sqlite:///{here}/project/out/mlflow.db"
     assert config.model == f"{here}/demo/demo-llava"
     assert config.model_name == "demo-llava"
     assert resolved("video").model_name == "demo-video-llava"
@@ -469,8 +469,8 @@ def test_paths_are_relative_to_the_user(here: Path) -> None:
 
 
 def test_models_are_folders_or_names(here: Path) -> None:
-    (here / "work/mine").mkdir()
-    assert resolved(model="mine").model == f"{here}/work/mine"
+    (here / "project/mine").mkdir()
+    assert resolved(model="mine").model == f"{here}/project/mine"
     assert resolved(model="org/name").model == "org/name"
     with pytest.raises(ValueError, match="no such folder"):
         resolved(model="./nowhere")
@@ -482,11 +482,11 @@ def test_models_are_folders_or_names(here: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "environment", "found"),
     [
-        (None, None, "sqlite:///{here}/work/results/mlflow.db"),
+        (None, None, "sqlite:///{here}/project/results/mlflow.db"),
         (None, "http://host:5000", "http://host:5000"),
         ("http://other:1", "http://host:5000", "http://other:1"),
-        ("sqlite:///runs.db", None, "sqlite:///{here}/work/runs.db"),
-        ("runs.db", None, "sqlite:///{here}/work/runs.db"),
+        ("sqlite:///runs.db", None, "sqlite:///{here}/project/runs.db"),
+        ("runs.db", None, "sqlite:///{here}/project/runs.db"),
         ("sqlite:////abs/runs.db", None, "sqlite:////abs/runs.db"),
         ("databricks", None, "databricks"),
     ],
