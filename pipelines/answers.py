@@ -16,17 +16,19 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from itertools import repeat
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from pipelines.rows import ANSWERS, described
 from pipelines.storage import Folder, redacted
 
+Mask = NDArray[np.bool_]
 TORN = ".torn"  # what a part that cannot be read is renamed to end in
 
 
@@ -65,8 +67,8 @@ def settle(folder: Folder, *, retry_errors: bool = False) -> pa.Array:
     Only under the run's lock. Parts that cannot be read are set aside, and of rows that are there twice, which a
     worker cut off from the cluster can cause, one is kept. `retry_errors` forgets the rows that ended in an error.
     """
-    seen: list[pa.Array] = []
-    known: set[bytes] = set()
+    parts: list[tuple[str, Mask]] = []  # name, and which of its rows stay
+    seen: list[pa.Array] = []  # the row ids of those
     for name in folder.names():
         if name.startswith(".answers-") and name.endswith(".tmp"):
             folder.delete(name)
@@ -74,22 +76,36 @@ def settle(folder: Folder, *, retry_errors: bool = False) -> pa.Array:
             continue
         try:
             ids = _column(folder, name, "row_id")
-            good = pc.equal(_column(folder, name, "status"), "ok").to_pylist() if retry_errors else None
+            fine = pc.equal(_column(folder, name, "status"), "ok") if retry_errors else np.ones(len(ids))
         except Torn as error:
             print(f"{name} in {redacted(folder.uri)} cannot be read, its rows are asked again: {described(error)}")
             folder.rename(name, name + TORN)
             continue
-        keep = []
-        for row_id, fine in zip(ids.to_pylist(), good or repeat(True), strict=False):
-            digest = hashlib.blake2b(row_id.encode(), digest_size=10).digest()  # ten million texts would take gigabytes
-            keep.append(fine and digest not in known)
-            if fine:
-                known.add(digest)
-        if not all(keep):
+        keep = np.asarray(fine, dtype=bool)
+        parts.append((name, keep))
+        seen.append(ids if keep.all() else ids.filter(pa.array(keep)))
+    found = pa.chunked_array(seen, pa.string())
+    first, start = ~_repeated(found), 0
+    for name, keep in parts:
+        end = start + int(keep.sum())
+        keep[keep], start = first[start:end], end
+        if not keep.all():
             rest = _table(folder, name, None).filter(pa.array(keep))
             folder.write(name, _parquet(rest)) if rest.num_rows else folder.delete(name)
-        seen.append(ids.filter(pa.array(keep, pa.bool_())))
-    return pa.concat_arrays(seen) if seen else pa.array([], pa.string())
+    return (found if first.all() else found.filter(pa.array(first))).combine_chunks()
+
+
+def _repeated(ids: pa.ChunkedArray) -> Mask:
+    """Which ids were there before. Only those whose hashes meet are compared: a set of ten million takes gigabytes."""
+    hashes = np.fromiter((hash(text) for chunk in ids.chunks for text in chunk.to_pylist()), np.int64, len(ids))
+    ordered = np.sort(hashes)
+    meeting = np.isin(hashes, ordered[1:][ordered[1:] == ordered[:-1]])
+    found, known = np.zeros(len(ids), dtype=bool), set()
+    for place in np.flatnonzero(meeting):
+        row_id = ids[int(place)].as_py()
+        found[place] = row_id in known
+        known.add(row_id)
+    return found
 
 
 def read(folder: Folder, columns: Sequence[str] | None = None) -> pa.Table:
@@ -116,12 +132,14 @@ def _parts(folder: Folder) -> list[str]:
 
 
 def _table(folder: Folder, name: str, columns: Sequence[str] | None) -> pa.Table:
+    """A part; null is what it has no column for. `read_table` would import pandas, which a finished run need not."""
     with folder.open(name) as file:
-        return pq.read_table(file, columns=list(columns) if columns else None, schema=ANSWERS)
+        found = pq.ParquetFile(file, pre_buffer=True).read(columns=list(columns or ANSWERS.names))
+    return pa.concat_tables([_no_answers(columns), found], promote_options="default")
 
 
 def _no_answers(columns: Sequence[str] | None) -> pa.Table:
-    return pa.schema([ANSWERS.field(name) for name in columns or ANSWERS.names]).empty_table()
+    return pa.Table.from_batches([], schema=pa.schema([ANSWERS.field(name) for name in columns or ANSWERS.names]))
 
 
 class Torn(Exception):

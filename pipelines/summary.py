@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -32,7 +33,8 @@ from pipelines.statistics import Interval
 COLUMNS = (
     *(*figures.COLUMNS, "error", "budget", "visual_tokens_in"),
     *("prefill_ms", "decode_ms", "compress_ms", "peak_memory_bytes"),
-)  # what `summarise` and `errors` read, for who does not want to load more
+)  # what `summarise` reads, for who does not want to load more
+ERRORS = ("row_id", "status", "error")  # and `errors`
 
 
 class Answers(Protocol):
@@ -87,10 +89,10 @@ def _accuracy(table: pa.Table, benchmark: Scored, seed: int) -> dict[str, float]
     metrics = statistics.named("accuracy", _interval(headline, benchmark.most, cluster, seed)) if headline else {}
     metrics["rows_scored"] = int(sheet.scored.sum())
     reported = {name: figure for name, figure in found.items() if name != "accuracy" or benchmark.headline != name}
-    metrics |= {_name(f"{benchmark.name}/{name}"): figures.value(figure) for name, figure in reported.items()}
+    metrics |= {metric_name(f"{benchmark.name}/{name}"): figures.value(figure) for name, figure in reported.items()}
     for kind in sorted(set(sheet.types[sheet.scored]) - {""}):
         mine = sheet.scored & (sheet.types == kind)
-        prefix = _name(f"{benchmark.name}/{kind}")
+        prefix = metric_name(f"{benchmark.name}/{kind}")
         metrics |= statistics.named(
             f"{prefix}/accuracy", statistics.mean(sheet.worth[mine], statistics.dense(cluster[mine]), seed)
         )
@@ -108,7 +110,7 @@ def _interval(figure: Figure, most: float, cluster: statistics.Ints, seed: int) 
     return Interval(*(each / most for each in statistics.combined(figures.parts_of(figure), cluster, seed)))
 
 
-def _name(text: str) -> str:
+def metric_name(text: str) -> str:
     """A name that MLflow takes: letters, digits and _ - . space / :"""
     return re.sub(r"[^\w\-. /:]+", "_", text).strip("/ ")[:200]
 
@@ -117,7 +119,7 @@ def _against(pair: Pair) -> dict[str, float]:
     """The run beside vanilla, and what each type of question keeps."""
     metrics = pair.metrics()
     for kind, kept in pair.retention_by_type().items():
-        metrics |= statistics.named(f"{_name(f'{pair.benchmark.name}/{kind}')}/accuracy_retention", kept)
+        metrics |= statistics.named(f"{metric_name(f'{pair.benchmark.name}/{kind}')}/accuracy_retention", kept)
     return metrics
 
 
@@ -158,15 +160,19 @@ class Failure(NamedTuple):
     row_ids: tuple[str, ...]  # a few
 
 
-def errors(answers: pa.Table | Answers, examples: int = 3) -> list[Failure]:
-    """What went wrong, the most frequent first."""
-    table = _table(answers)
-    bad = table.filter(pc.not_equal(table["status"], "ok")).select(["row_id", "error"]).sort_by("row_id")
-    found: dict[str, tuple[str, list[str]]] = {}
-    for row_id, error in zip(bad["row_id"].to_pylist(), bad["error"].to_pylist(), strict=True):
-        kind, _, message = (error or "unknown").partition(": ")
-        found.setdefault(kind, (message, []))[1].append(row_id)
-    failures = [Failure(kind, len(ids), message, tuple(ids[:examples])) for kind, (message, ids) in found.items()]
+def errors(parts: Iterable[pa.Table], examples: int = 3) -> list[Failure]:
+    """What went wrong, the most frequent first, from the columns ERRORS of answers that need not fit into memory."""
+    count: Counter[str] = Counter()
+    first: dict[str, list[tuple[str, str]]] = {}
+    for part in parts:
+        bad = part.filter(pc.invert(pc.match_like(part["status"], "ok")))  # `pc.not_equal` would import pandas
+        for row_id, error in zip(bad["row_id"].to_pylist(), bad["error"].to_pylist(), strict=True):
+            kind, _, message = (error or "unknown").partition(": ")
+            count[kind] += 1
+            first[kind] = sorted([*first.get(kind, []), (row_id, message)])[:examples]
+    failures = [
+        Failure(kind, count[kind], rows[0][1], tuple(row_id for row_id, _ in rows)) for kind, rows in first.items()
+    ]
     return sorted(failures, key=lambda failure: (-failure.rows, failure.kind))
 
 

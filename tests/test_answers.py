@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 import time
@@ -11,10 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines import answers
 from pipelines.answers import Block, Lock, Locked, batches, read, settle
+from pipelines.rows import ANSWERS
 from pipelines.storage import Folder
 
 
@@ -42,6 +46,16 @@ def test_what_is_written_is_read(folder: Folder) -> None:
     assert settle(folder).to_pylist() == ["a", "b", "c"] or sorted(settle(folder).to_pylist()) == ["a", "b", "c"]
     assert read(folder)["row_id"].to_pylist() == ["a", "b", "c"]
     assert sorted(row for part in batches(folder, ["row_id"]) for row in part["row_id"].to_pylist()) == ["a", "b", "c"]
+
+
+def test_what_a_part_has_no_column_for_is_null(folder: Folder) -> None:
+    """As parts of an earlier version are."""
+    write(folder, "a")
+    assert folder.local is not None
+    pq.write_table(pa.table({"row_id": ["b"], "status": ["ok"], "since_dropped": [1]}), folder.local / "b.parquet")
+    assert settle(folder).to_pylist() == ["a", "b"]
+    assert read(folder, ["row_id", "error", "media"]).to_pylist()[1] == {"row_id": "b", "error": None, "media": None}
+    assert read(folder).schema.equals(ANSWERS)
 
 
 def test_a_second_attempt_at_a_block_finds_what_the_first_wrote(folder: Folder) -> None:
@@ -76,6 +90,29 @@ def test_a_row_that_is_there_twice_is_kept_once(folder: Folder) -> None:
     assert read(folder)["row_id"].to_pylist() == ["a", "b", "c"]
 
 
+def test_any_mixture_of_parts_is_settled_as_row_by_row(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Repeated rows within and across parts, errors among them; also where all hashes are the same."""
+    for flat in (False, True):
+        if flat:
+            monkeypatch.setattr(answers, "hash", lambda text: 7, raising=False)
+        for retry in (False, True):
+            dice, expected = random.Random(retry), []
+            for name in folder.names():
+                folder.delete(name)
+            for number in range(12):
+                rows = [answer(f"{dice.randrange(60)}", dice.choice(["ok", "error"])) for _ in range(10)]
+                Block(folder, [f"block {number}"]).write(rows)
+            for part in sorted(folder.names()):
+                table = pq.read_table(f"{folder.uri}/{part}", columns=["row_id", "status"])
+                rows = [row for row in table.to_pylist() if row["status"] == "ok" or not retry]
+                for row in rows:
+                    if row["row_id"] not in {one["row_id"] for one in expected}:
+                        expected.append(row)
+            assert settle(folder, retry_errors=retry).to_pylist() == [row["row_id"] for row in expected]
+            found = [row for part in batches(folder, ["row_id", "status"]) for row in part.to_pylist()]
+            assert found == expected
+
+
 def test_errors_are_taken_again_if_asked_for(folder: Folder) -> None:
     write(folder, "a", "b")
     write(folder, "c", status="error")
@@ -107,6 +144,7 @@ def test_a_dead_writers_lock_is_taken_over(folder: Folder) -> None:
     code = f"""
 import os, signal
 from pipelines.answers import Lock
+from pipelines.rows import ANSWERS
 from pipelines.storage import Folder
 Lock(Folder({folder.uri!r})).__enter__()
 os.kill(os.getpid(), signal.SIGKILL)

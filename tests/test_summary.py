@@ -9,6 +9,7 @@ import statistics as plain
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines import statistics, summary
+from pipelines.answers import Block
 from pipelines.benchmarks.figures import Figure, Sheet, share
 from pipelines.rows import ANSWERS
+from pipelines.storage import Folder
 
 scipy_stats = pytest.importorskip("scipy.stats")
 
@@ -263,7 +266,10 @@ def test_errors_by_class() -> None:
         answer(8, "b", None, error="ValueError: empty", **broken),
         answer(9, "b", None, error=None, **broken),
     ]
-    found = summary.errors(answers(rows))
+    random.Random(0).shuffle(rows)
+    table = answers(rows).select(summary.ERRORS)
+    found = summary.errors([table])
+    assert found == summary.errors(table.slice(start, 2) for start in range(0, len(table), 2))
     assert found[0] == ("OSError", 5, "file 2: gone", ("row-0002", "row-0003", "row-0004"))
     assert [(failure.kind, failure.rows) for failure in found[1:]] == [("ValueError", 1), ("unknown", 1)]
     lines = summary.error_lines(found).splitlines()
@@ -313,7 +319,17 @@ def test_a_million_rows_take_seconds() -> None:
     assert found.low < 1 < found.high
 
 
-def test_nothing_heavy_is_imported() -> None:
+def test_nothing_heavy_is_imported(tmp_path: Path) -> None:
+    """Neither by itself nor where there are errors to list."""
+    Block(Folder(str(tmp_path)), ["a", "b"]).write(
+        [{"row_id": "a", "status": "error"}, {"row_id": "b", "status": "ok"}]
+    )
     heavy = ("torch", "ray", "mlflow", "pandas")
-    code = f"import sys, pipelines.summary, pipelines.record; print([name for name in {heavy} if name in sys.modules])"
+    code = f"""
+import sys, pipelines.record
+from pipelines import answers, storage, summary
+assert len(summary.errors(answers.batches(storage.Folder({str(tmp_path)!r}), summary.ERRORS))) == 1
+assert answers.read(storage.Folder({str(tmp_path)!r})).num_rows == 2
+print([name for name in {heavy} if name in sys.modules])
+"""
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
