@@ -254,6 +254,21 @@ def test_a_run_that_goes_on_is_the_same_run(database: str, experiment: str, outp
     assert Path(client(database).download_artifacts(now.info.run_id, "config.yaml")).read_bytes() == b"model: another\n"
 
 
+def test_a_run_that_another_job_has_is_left_alone(database: str, experiment: str, output: Folder) -> None:
+    job, point = job_and_point(output)
+    tracker = Tracker(database, experiment, interval=0.05, say=lambda text: None)
+    for record in (job, point):
+        tracker.watch(record, output.child(record.name))
+    tracker.drop(point)
+    output.child(point.name).write("record.json", b"the other's")
+    point.log(1, {"rows_done": 1}, force=True)
+    job.end("failed", message="its run is another job's")
+    job.save(output.child(job.name))
+    assert tracker.stop(60)
+    assert output.child(point.name).read("record.json") == b"the other's"
+    assert runs(database, experiment).keys() >= {job.name}
+
+
 def test_a_missing_artifact_costs_nothing_else(database: str, experiment: str, output: Folder) -> None:
     record = Record("lonely", artifacts=["config.yaml", "figure.png"])
     folder = output.child(record.name)
