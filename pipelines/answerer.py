@@ -1,8 +1,8 @@
 """The actor: one loaded model that answers blocks of prepared rows under every point of the job.
 
-All points share the loaded model and the decoded rows. Whatever happens to one row is that row's answer: a batch that
-does not fit into memory is halved, a batch that fails is answered row by row, and a row that fails alone is an error
-row. Only what no `except` sees, a worker that dies, is the ledger's business.
+All points share the loaded model, the decoded rows and what the vision tower makes of them. Whatever happens to one row
+is that row's answer: a batch that does not fit into memory is halved, a batch that fails is answered row by row, and a
+row that fails alone is an error row. Only what no `except` sees, a worker that dies, is the ledger's business.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from itertools import groupby
 from typing import Any
 
 import pyarrow as pa
@@ -24,19 +23,17 @@ from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteriaList
 from transformers.utils import logging as transformers_logging
 
-from apet import attach
+from apet import Towers, attach
 from apet.methods.base import Method
 from apet.models import load as load_model
-from pipelines.answers import Block
-from pipelines.benchmarks import benchmark
-from pipelines.generation import Clock, Sampler, seed_of
-from pipelines.ledger import Desk, Done
-from pipelines.points import Point
-from pipelines.prepare import Collator, Recipe, blank, processor_of, unpacked
-from pipelines.rows import Kind, Medium, Row, described
-from pipelines.storage import Folder
+from pipelines.brief import Job, Section
+from pipelines.generation import Clock, Sampler, ends_of, length, seed_of
+from pipelines.handed import Prepared
+from pipelines.ledger import Desk
+from pipelines.prepare import Collator, processor_of, unpacked, warm_up
+from pipelines.rows import Row, described
+from pipelines.sheet import Sheet, Writer
 
-FLUSH = 15.0  # seconds after which answers go to disk though the block is not done
 Inputs = dict[str, Tensor]
 
 
@@ -48,13 +45,13 @@ class Answerer:
         self.job = job
         self.worker = (ray.is_initialized() and ray.get_runtime_context().get_actor_id()) or "alone"
         self.desk = Desk(ledger, self.worker)
-        self.desk.arrive()
+        careful = self.desk.arrive()
         self.device = torch.device("cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu")
-        self.processor = processor_of(job.recipe)
+        self.processor = processor_of(job.sections[0].recipe)
         self.collate = Collator(self.processor)
-        self.methods = {run.point.name: run.point.build() for run in job.runs}
-        self.benchmark = benchmark(job.recipe.benchmark)
-        self._ahead = ThreadPoolExecutor(1, thread_name_prefix="collate")
+        self.methods = {run.point: run.point.build() for section in job.sections for run in section.runs}
+        # a worker that died does nothing on the side any more: what it dies of next is what it was told to do
+        self._ahead = None if careful else ThreadPoolExecutor(1, thread_name_prefix="collate")
         self.load()
         self.desk.ready(time.monotonic() - began)
 
@@ -63,7 +60,7 @@ class Answerer:
         transformers_logging.disable_progress_bar()
         if self.job.threads:
             torch.set_num_threads(self.job.threads)
-        recipe = self.job.recipe
+        recipe = self.job.sections[0].recipe
         self.model = load_model(
             recipe.model,
             revision=recipe.revision,
@@ -72,33 +69,54 @@ class Answerer:
             device=self.device,
             trust_remote_code=recipe.trust_remote_code,
         )[0]
+        self.towers = Towers()
         self._warm_up()
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Answer the rows that each point still lacks."""
         rows = [Prepared.of(fields) for fields in block.to_pylist()]
-        sheets = [Sheet(self, run, place, rows) for place, run in enumerate(self.job.runs)]
+        for number, some in groupby(rows, key=lambda row: row.section):
+            self._section(self.job.sections[number], list(some))
+        return pa.table({"rows": [len(rows)]})
+
+    def _section(self, section: Section, rows: list[Prepared]) -> None:
+        """Answer rows of one benchmark."""
+        writer = Writer(self.worker, self.job.model_name, self.device)
+        sheets = [
+            Sheet(writer, section, place, self.methods[run.point], rows) for place, run in enumerate(section.runs)
+        ]
         for row in rows:
             if row.error is not None:
                 for sheet in sheets:
                     sheet.fail(row, row.error)
         fine = sorted((row for row in rows if row.error is None), key=lambda row: (row.tokens, row.row_id))
-        for batch, inputs in self._batches([row for row in fine if any(sheet.lacks(row) for sheet in sheets)]):
+        slowest = 0.0  # a batch under one method, in seconds
+        for batch, inputs in self._batches(fine, sheets):
             for some, its in self._safe(batch, inputs, sheets):
                 for sheet in sheets:
-                    self._answer(
-                        sheet, [row for row in some if sheet.lacks(row)], its if len(some) == len(batch) else None
-                    )
+                    if not any(map(sheet.lacks, some)):
+                        continue
+                    began = time.monotonic()
+                    self._answer(sheet, some, its if len(some) == len(batch) else None)
+                    slowest = max(slowest, time.monotonic() - began)
+                    for each in sheets:
+                        each.flush(within=slowest)
                 self._told(sheets)
         for sheet in sheets:
             sheet.flush()
         self._told(sheets)
-        return pa.table({"rows": [len(rows)]})
 
-    def _batches(self, rows: list[Prepared]) -> Iterator[tuple[list[Prepared], Inputs | None]]:
-        """Batches with their inputs on the device; the next one is made while this one is worked on."""
+    def _batches(self, rows: list[Prepared], sheets: list[Sheet]) -> Iterator[tuple[list[Prepared], Inputs | None]]:
+        """Batches with their inputs on the device; the next one is made while this one is worked on.
+
+        Of a batch that some rows are still wanted of, all are answered again: numbers depend on the company.
+        """
         size = self.job.batch_size
         batches = [rows[start : start + size] for start in range(0, len(rows), size)]
+        batches = [batch for batch in batches if any(sheet.lacks(row) for row in batch for sheet in sheets)]
+        if self._ahead is None:
+            yield from ((batch, None) for batch in batches)
+            return
         ahead: list[Future[Inputs]] = [self._ahead.submit(self._inputs, batches[0])] if batches else []
         for place, batch in enumerate(batches):
             inputs = ahead.pop()
@@ -120,34 +138,31 @@ class Answerer:
         self, batch: list[Prepared], inputs: Inputs | None, sheets: list[Sheet]
     ) -> Iterator[tuple[list[Prepared], Inputs | None]]:
         """The batch, once the ledger knows of it; rows that a worker died with come one by one, or not at all."""
-        suspects, lost = self.desk.begin([row.row_id for row in batch])
+        suspects, lost = self.desk.begin([row.key for row in batch])
         if not suspects and not lost:
             yield batch, inputs
             return
         for row in batch:
-            if row.row_id in lost:
+            if row.key in lost:
                 for sheet in sheets:
                     sheet.fail(row, "WorkerDied: the worker died each time it answered this row alone")
                     sheet.flush()
-        calm = [row for row in batch if row.row_id not in {*suspects, *lost}]
+        calm = [row for row in batch if row.key not in {*suspects, *lost}]
         if calm:
-            self.desk.begin([row.row_id for row in calm])
+            self.desk.begin([row.key for row in calm])
             yield calm, None
         for row in batch:
-            if row.row_id in suspects:
-                self.desk.alone(row.row_id)
+            if row.key in suspects:
+                self.desk.alone(row.key)
                 yield [row], None
                 for sheet in sheets:
                     sheet.flush()  # what is answered between two deaths stays answered
 
     def _answer(self, sheet: Sheet, rows: list[Prepared], inputs: Inputs | None) -> None:
         """Answer `rows` for one point, whatever it takes."""
-        if not rows:
-            return
         began = time.time()
         try:
-            whole = inputs is not None and len(inputs["input_ids"]) == len(rows)
-            found = self.generate(sheet.method, rows, inputs if whole else self._inputs(rows))
+            found = self.generate(sheet.section, sheet.method, rows, inputs or self._inputs(rows))
         except torch.OutOfMemoryError as error:
             trouble: Exception = error
             half = (len(rows) + 1) // 2
@@ -164,34 +179,37 @@ class Answerer:
             sheet.fail(rows[0], described(trouble))
             return
         del trouble  # its traceback holds the batch's tensors
+        self.towers.forget()
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+        rows = [row for row in rows if sheet.lacks(row)]
         for start in range(0, len(rows), half):
             self._answer(sheet, rows[start : start + half], None)
 
     @torch.inference_mode()
     def generate(
-        self, method: Method, rows: Sequence[Prepared], inputs: Inputs, tokens: int | None = None
+        self, section: Section, method: Method, rows: Sequence[Prepared], inputs: Inputs, tokens: int | None = None
     ) -> list[dict[str, Any]]:
         """One batch under one method: what there is to say of each row's answer."""
-        clock, seeds = Clock(self.device), [seed_of(self.job.seed, row.row_id) for row in rows]
-        luck = [Sampler(self.job.temperature, seeds)] if self.job.temperature else []
-        with attach(self.model, method) as attached:
+        clock, seeds = Clock(self.device), [seed_of(section.seed, row.row_id) for row in rows]
+        luck = [Sampler(section.temperature, seeds)] if section.temperature else []
+        with attach(self.model, method, towers=self.towers) as attached:
             attached.seeds = seeds
             clock.mark()
             out = self.model.generate(
                 **inputs,
                 do_sample=False,
-                max_new_tokens=tokens or self.job.max_new_tokens,
+                max_new_tokens=tokens or section.max_new_tokens,
                 logits_processor=LogitsProcessorList(luck),
                 stopping_criteria=StoppingCriteriaList([clock]),
             )
             prefill_ms, decode_ms = clock.read()
+            prefill_ms += self.towers.spared_ms()  # what this method would have spent alone
             stats = attached.stats
         new = out[:, inputs["input_ids"].shape[1] :]
         texts = self.processor.batch_decode(new, skip_special_tokens=True)
-        ends = {self.processor.tokenizer.eos_token_id, self.processor.tokenizer.pad_token_id}
+        ends = ends_of(self.model, self.processor)
         count = len(rows)
         return [
             {
@@ -201,7 +219,7 @@ class Answerer:
                 "visual_tokens_in": stat.visual_tokens,
                 "visual_tokens_kept": list(stat.kept.values()),
                 "prompt_tokens": int(mask.sum()),
-                "new_tokens": next((at + 1 for at, token in enumerate(answer) if token in ends), len(answer)),
+                "new_tokens": length(answer, ends),
                 "batch_rows": count,
                 "prefill_ms": prefill_ms / count,
                 "decode_ms": decode_ms / count,
@@ -212,18 +230,13 @@ class Answerer:
 
     def _warm_up(self) -> None:
         """One answer for each point before anything is measured."""
-        content = [{"type": self.job.kind}, {"type": "text", "text": "?"}]
-        text = f"<{self.job.kind}>\n?"
-        if self.processor.chat_template:
-            text = self.processor.apply_chat_template(
-                [{"role": "user", "content": content}], add_generation_prompt=True
-            )
-        given = blank(self.processor, self.job.kind, self.job.recipe.frames)
-        raw = self.processor(text=[text], **given, return_tensors="pt", do_rescale=False, do_normalize=False)
-        rows = [Prepared(Row("warm-up"), "", b"", 0, None, ())]
-        for method in self.methods.values():
-            inputs = {name: value.to(self.device) for name, value in self.collate.normalised(dict(raw)).items()}
-            self.generate(method, rows, inputs, tokens=2)
+        for kind, same in groupby(sorted(self.job.sections, key=lambda each: each.kind), key=lambda each: each.kind):
+            sections = list(same)
+            raw = warm_up(self.processor, sections[0].recipe, kind)
+            row = Prepared(0, Row("warm-up"), ())
+            for point in dict.fromkeys(run.point for section in sections for run in section.runs):
+                inputs = {name: value.to(self.device) for name, value in self.collate.normalised(raw).items()}
+                self.generate(sections[0], self.methods[point], [row], inputs, tokens=2)
 
     def _told(self, sheets: Sequence[Sheet]) -> None:
         self.desk.end([sheet.told() for sheet in sheets])

@@ -6,9 +6,14 @@ import logging
 import math
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from pipelines.ledger import Ledger
 
 STARTS = 3
 MOST_ACTORS = 8  # that we start by ourselves where there are no GPUs to count
@@ -50,30 +55,86 @@ def join(address: str | None) -> None:
             print("Ray did not start within its 30 seconds; trying again ...", file=sys.stderr)
 
 
+def ledger() -> Any:
+    """A new ledger, on this node: it is lost with the driver, and with nothing else."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return Ledger.options(scheduling_strategy=here).remote()
+
+
+class Node(NamedTuple):
+    """What a machine of the cluster has."""
+
+    cpus: float
+    gpus: float
+
+    def holds(self, cpus: float, gpus: float) -> int:
+        """How many actors of that size."""
+        each = [have / need for have, need in ((self.cpus, cpus), (self.gpus, gpus)) if need]
+        return math.floor(min(each) + 1e-9)
+
+
+def nodes() -> list[Node]:
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [Node(has.get("CPU", 0.0), has.get("GPU", 0.0)) for has in alive]
+
+
 def share(actors: tuple[int, int] | None, gpus_per_actor: float | None, cpus_per_actor: float | None) -> Share:
-    """The actors for this cluster; a ValueError if it has not what was asked for. None means what fits."""
-    total = ray.cluster_resources()
-    cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
+    """The actors for this cluster; a ValueError if it has not what was asked for. None means what fits.
+
+    An actor and a task are each on one machine: four with half a free GPU each hold no actor that needs a whole one.
+    """
+    machines = nodes()
+    cpus, gpus = (sum(each) for each in zip(*machines, strict=True))
     each_gpu = (1.0 if gpus else 0.0) if gpus_per_actor is None else gpus_per_actor
     if actors is None:
-        fit = math.floor(gpus / each_gpu) if each_gpu else min(MOST_ACTORS, int(cpus))
+        fit = sum(node.holds(0, each_gpu) for node in machines) if each_gpu else min(MOST_ACTORS, int(cpus))
         actors = (max(1, fit), max(1, fit))
     least, most = actors
-    prepare = 1.0 if cpus >= 2 else 0.5
+    prepare = 1.0 if max(node.cpus for node in machines) >= 2 else 0.5
     if cpus_per_actor is None:
-        cpus_per_actor = 1.0 if each_gpu else max(0.1, math.floor(10 * (cpus - prepare) / most) / 10)
-    if each_gpu * least > gpus:
+        cpus_per_actor = _cpus(machines, each_gpu, most, prepare)
+    if sum(node.holds(0, each_gpu) for node in machines if each_gpu) < least and each_gpu:
         raise ValueError(
-            f"{least} actors with {each_gpu:g} GPUs each need {each_gpu * least:g} GPUs, and the cluster has {gpus:g};"
-            " give fewer --actors, a smaller --gpus-per-actor (0 for none), or start more nodes first"
+            f"{least} actors with {each_gpu:g} GPUs each need {each_gpu * least:g} GPUs, and the cluster has {gpus:g}"
+            f"{_spread(machines, 'gpus')}; give fewer --actors, a smaller --gpus-per-actor (0 for none), or start more"
+            " nodes first"
         )
-    if cpus_per_actor * least + prepare > cpus + 1e-9:
+    room = _room(machines, cpus_per_actor, each_gpu, prepare)
+    if room < least:
         raise ValueError(
             f"{least} actors with {cpus_per_actor:g} CPUs each and {prepare:g} for reading need"
-            f" {cpus_per_actor * least + prepare:g} CPUs, and the cluster has {cpus:g}; without a free one the job"
-            " would wait for ever: give fewer --actors or a smaller --cpus-per-actor"
+            f" {cpus_per_actor * least + prepare:g} CPUs, and the cluster has {cpus:g}{_spread(machines, 'cpus')};"
+            " without a free one the job would wait for ever: give fewer --actors or a smaller --cpus-per-actor"
         )
+    if sum(node.holds(cpus_per_actor, each_gpu) for node in machines) > room:
+        most = min(most, room)  # or the last of them would take the CPU that reads
     if cpus_per_actor == prepare and not each_gpu:
         prepare -= 0.01  # Ray Data would fuse reading into actors of equal needs, and nothing would overlap
     threads = None if each_gpu else max(1, int(cpus / most))
     return Share(least, most, each_gpu, cpus_per_actor, prepare, threads)
+
+
+def _cpus(machines: Sequence[Node], gpus: float, actors: int, prepare: float) -> float:
+    """For an actor, where nobody says: an equal part, and no more than one beside a GPU, so that reading has room."""
+    if not gpus:
+        parts = [(sum(node.cpus for node in machines) - prepare) / actors]
+    else:
+        parts = [1.0, *((node.cpus - prepare) / held for node in machines if (held := node.holds(0, gpus)))]
+    return max(0.1, math.floor(10 * min(parts) + 1e-9) / 10)
+
+
+def _room(machines: Sequence[Node], cpus: float, gpus: float, prepare: float) -> int:
+    """How many actors fit while one machine keeps `prepare` CPUs free; -1: none has them."""
+    held = [node.holds(cpus, gpus) for node in machines]
+    rest = [
+        sum(held) - held[place] + Node(node.cpus - prepare, node.gpus).holds(cpus, gpus)
+        for place, node in enumerate(machines)
+        if node.cpus + 1e-9 >= prepare
+    ]
+    return max(rest, default=-1)
+
+
+def _spread(machines: Sequence[Node], what: str) -> str:
+    return f" on {len(machines)} machines, at most {max(getattr(node, what) for node in machines):g} on one" * (
+        len(machines) > 1
+    )

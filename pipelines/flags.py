@@ -101,8 +101,8 @@ def from_argv(made: argparse.ArgumentParser, argv: Sequence[str], flags: Sequenc
     return {each.field: _value(each, given[each.field], each.option) for each in flags if each.field in given}, file
 
 
-def from_yaml(path: Path, kind: Kind, flags: Sequence[Flag]) -> dict[str, Any]:
-    """The values that a file gives, by field. Keys are names of fields or of flags; null is the default."""
+def read_yaml(path: Path) -> dict[str, Any]:
+    """What a file of keys and values holds."""
     import yaml
 
     try:
@@ -115,18 +115,29 @@ def from_yaml(path: Path, kind: Kind, flags: Sequence[Flag]) -> dict[str, Any]:
         raise ValueError(f"--config {path}: is no YAML: {error}") from None
     if not isinstance(read, dict):
         raise ValueError(f"--config {path}: holds no keys and values; write lines such as 'budget: 64'")
+    return read
+
+
+def from_yaml(path: Path, kind: Kind, flags: Sequence[Flag]) -> dict[str, Any]:
+    """The values that a file gives, by field."""
+    read = read_yaml(path)
     if (other := read.pop("kind", kind)) != kind:
         raise ValueError(f"--config {path}: is for kind '{other}', and this job for {kind}s; use the other job")
+    return from_mapping(read, flags, str(path))
+
+
+def from_mapping(read: Mapping[str, Any], flags: Sequence[Flag], where: str) -> dict[str, Any]:
+    """The values that keys give, by field. Keys are names of fields or of flags; null is the default."""
     known = {name: each for each in flags for name in (each.field, each.key)}
     given: dict[str, Any] = {}
     for key, value in read.items():
         each = known.get(str(key).replace("-", "_"))
         if each is None:
-            raise ValueError(f"{path}: there is no key '{key}'{instead(str(key), known)}")
+            raise ValueError(f"{where}: there is no key '{key}'{instead(str(key), known)}")
         if each.field in given:
-            raise ValueError(f"{path}: '{key}' is there twice, under two names; give it once")
+            raise ValueError(f"{where}: '{key}' is there twice, under two names; give it once")
         if value is not None and value != []:
-            given[each.field] = _value(each, value, f"{path}: {key}")
+            given[each.field] = _value(each, value, f"{where}: {key}")
     return given
 
 
@@ -140,7 +151,7 @@ def instead(given: str, known: Iterable[str]) -> str:
 
 def _value(flag: Flag, given: Any, where: str) -> Any:
     """What texts or YAML's scalars say; `where` they stand begins the message if one is wrong."""
-    several = given if isinstance(given, list) else [given]
+    several = list(given) if isinstance(given, list | tuple) else [given]
     if (len(several) > 1 and not flag.many) or any(isinstance(one, dict | list) for one in several):
         raise ValueError(f"{where}: give one value, not {json.dumps(given, default=str)}")
     texts = [str(one).lower() if isinstance(one, bool) else str(one) for one in several]

@@ -22,9 +22,9 @@ DEATHS = 10  # of workers in a row without an answer between, after which the jo
 
 @dataclass
 class Done:
-    """What a worker has done for one point since it last said so."""
+    """What a worker has done for one run since it last said so."""
 
-    point: str
+    run: str
     rows: int = 0
     errors: int = 0
     spent_s: float = 0.0
@@ -36,13 +36,13 @@ class Done:
 class Progress:
     """What the job has done so far, of all its workers."""
 
-    answered: Counter[str] = field(default_factory=Counter)  # rows by point
+    answered: Counter[str] = field(default_factory=Counter)  # rows by run
     errors: Counter[str] = field(default_factory=Counter)
-    workers: int = 0  # ready to answer
+    workers: set[str] = field(default_factory=set)  # that have been ready to answer
     deaths: int = 0
     load_s: float = 0.0  # the slowest worker's
-    spent_s: Counter[str] = field(default_factory=Counter)  # by point: seconds of workers' time in batches
-    visual_tokens: Counter[str] = field(default_factory=Counter)  # by point: that the models would have seen
+    spent_s: Counter[str] = field(default_factory=Counter)  # by run: seconds of workers' time in batches
+    visual_tokens: Counter[str] = field(default_factory=Counter)  # by run: that the models would have seen
     started: float = 0.0  # seconds since the epoch, of the first answer's batch
     latest: float = 0.0  # and of the last answer
 
@@ -58,8 +58,8 @@ class Book:
         self._last = ""
         self.progress = Progress()
 
-    def arrive(self, worker: str) -> str | None:
-        """A worker starts, perhaps again after it died. Returns why the job should stop, if it should."""
+    def arrive(self, worker: str) -> tuple[bool, str]:
+        """A worker starts. Returns whether it died before, and why the job should stop, if it should."""
         died = self._open.pop(worker, None)
         if died is not None:
             self.progress.deaths += 1
@@ -70,11 +70,11 @@ class Book:
             self._last = ", ".join(died[:3]) or "no row yet"
         self._open[worker] = []  # from here on its end is noticed
         if self._barren[worker] >= DEATHS:
-            return (
+            return True, (
                 f"a worker died {self._barren[worker]} times without an answer between, last while answering"
                 f" {self._last}; look for its end in Ray's logs (killed for memory? a driver's error?)"
             )
-        return None
+        return died is not None, ""
 
     def leave(self, worker: str) -> None:
         """A worker has done all it came for."""
@@ -88,8 +88,8 @@ class Book:
             del self._suspects[rows[0]], self._alone[rows[0]]
             del self._barren[worker]
 
-    def ready(self, load_s: float) -> None:
-        self.progress.workers += 1
+    def ready(self, worker: str, load_s: float) -> None:
+        self.progress.workers.add(worker)
         self.progress.load_s = max(self.progress.load_s, load_s)
 
     def begin(self, worker: str, rows: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -113,10 +113,10 @@ class Book:
             if part.rows > part.errors:
                 self._barren.clear()
             if part.rows:
-                told.answered[part.point] += part.rows
-                told.errors[part.point] += part.errors
-                told.spent_s[part.point] += part.spent_s
-                told.visual_tokens[part.point] += part.visual_tokens
+                told.answered[part.run] += part.rows
+                told.errors[part.run] += part.errors
+                told.spent_s[part.run] += part.spent_s
+                told.visual_tokens[part.run] += part.visual_tokens
                 told.latest = max(told.latest, now)
             if part.began:
                 told.started = min(told.started or part.began, part.began)
@@ -130,8 +130,8 @@ class Published(Book):
 
     def __init__(self) -> None:
         super().__init__()
-        self._rows = metrics.Counter("apet_rows", "Answers written.", tag_keys=("point", "status"))
-        self._tokens = metrics.Counter("apet_visual_tokens", "Visual tokens of the answered rows.", tag_keys=("point",))
+        self._rows = metrics.Counter("apet_rows", "Answers written.", tag_keys=("run", "status"))
+        self._tokens = metrics.Counter("apet_visual_tokens", "Visual tokens of the answered rows.", tag_keys=("run",))
         self._workers = metrics.Gauge("apet_workers", "Workers that have loaded the model.")
         self._deaths = metrics.Gauge("apet_worker_deaths", "Workers that died and were started again.")
 
@@ -140,10 +140,10 @@ class Published(Book):
         for part in done:
             for status, count in (("ok", part.rows - part.errors), ("error", part.errors)):
                 if count:
-                    self._rows.inc(count, {"point": part.point, "status": status})
+                    self._rows.inc(count, {"run": part.run, "status": status})
             if part.visual_tokens:
-                self._tokens.inc(part.visual_tokens, {"point": part.point})
-        self._workers.set(self.progress.workers)
+                self._tokens.inc(part.visual_tokens, {"run": part.run})
+        self._workers.set(len(self.progress.workers))
         self._deaths.set(self.progress.deaths)
 
 
@@ -156,14 +156,15 @@ class Desk:
     def __init__(self, ledger: Any, worker: str) -> None:
         self._ledger, self.worker = ledger, worker
 
-    def arrive(self) -> None:
-        """Start, or start again. RuntimeError if the job has no hope."""
-        stop = self._ask("arrive", self.worker)
+    def arrive(self) -> bool:
+        """Start; True if it is again, after a death. RuntimeError if the job has no hope."""
+        again, stop = self._ask("arrive", self.worker)
         if stop:
             raise RuntimeError(stop)
+        return bool(again)
 
     def ready(self, load_s: float) -> None:
-        self._ask("ready", load_s)
+        self._ask("ready", self.worker, load_s)
 
     def begin(self, rows: Sequence[str]) -> tuple[list[str], list[str]]:
         suspects, lost = self._ask("begin", self.worker, rows)

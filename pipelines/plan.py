@@ -9,67 +9,68 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 
 from pipelines import cluster
-from pipelines.answerer import Answerer, Job, Prepared, Run
-from pipelines.config import EvalConfig
-from pipelines.ledger import Desk, Ledger, Progress
-from pipelines.manifest import Manifest
-from pipelines.prepare import Recipe, error_of, packed, preparer
+from pipelines.answerer import Answerer
+from pipelines.brief import Section, job_of
+from pipelines.handed import Prepared
+from pipelines.ledger import Desk, Progress
+from pipelines.prepare import error_of, packed, preparer
 from pipelines.rows import Row
+from pipelines.run import answers_of
+from pipelines.work import Unit, Work
 
-if TYPE_CHECKING:
-    from pipelines.run import Unit
-
-BLOCKS = 4000  # of rows, at most: their number is what the driver's memory and Ray's bookkeeping grow with
-BATCHES = 4  # a block has, where there are rows enough: work for an actor while the next block comes
-BLOCK_BYTES = 64 << 20
+TASKS = 4000  # that read rows, at most: their number is what the driver's memory and Ray's bookkeeping grow with
+BATCHES = 4  # handed to an actor at once, where there are rows enough: work for it while the next rows come
+BLOCK_BYTES = 64 << 20  # of prepared rows, at most
 TICK = 2.0
 
 
 class Pipeline:
-    """The cluster, the plan and the watch over it, for one job."""
+    """The cluster, the plan and the watch over it, for works that share a model."""
 
-    def __init__(
-        self, config: EvalConfig, manifest: Manifest, units: Sequence[Unit], worker: type[Answerer] = Answerer
-    ) -> None:
-        self.config, self.manifest, self.units, self.worker = config, manifest, units, worker
+    def __init__(self, works: Sequence[Work], worker: type[Answerer] = Answerer) -> None:
+        self.works, self.worker = works, worker
+        config = works[0].config
         cluster.join(config.ray_address)
         self.share = cluster.share(config.actors, config.gpus_per_actor, config.cpus_per_actor)
-        self.ledger = Ledger.remote()
+        self.ledger = cluster.ledger()
+        self._units = [unit for work in works for unit in work.open]
         self._wanted = 0  # answers
-        self._had = {unit.point.name: dict(unit.record.rows) for unit in units if unit.record}
+        self._had = {unit.run_id: dict(unit.record.rows) for unit in self._units if unit.record}
         print(f"{self.share}; batches of {config.batch_size} rows", flush=True)
-        runs = [Run(unit.point, unit.run_id, unit.folder) for unit in units]
-        self.job = job_of(config, runs, self.share.threads)
+        self.job = job_of(works, self.share.threads)
 
-    def answer(self, todo: pa.Table) -> None:
-        """Answer these rows; returns when each has been tried."""
-        self._wanted = self._wanted or sum(len(wanted) for wanted in todo["wanted"].to_pylist())
-        with Watch(self.ledger, self.units, self._wanted, self._had):
+    def answer(self, todo: Sequence[pa.Table]) -> Iterator[None]:
+        """Answer what of these rows is wanted, a table for each of the works; yields as it gets on."""
+        self._wanted = self._wanted or sum(map(answers_of, todo))
+        with Watch(self.ledger, self._units, self._wanted, self._had):
             for _ in self._plan(todo).iter_batches(batch_size=None, batch_format="pyarrow"):
-                pass
+                yield
 
-    def _plan(self, todo: pa.Table) -> ray.data.Dataset:
+    def _plan(self, todo: Sequence[pa.Table]) -> ray.data.Dataset:
         context = DataContext.get_current()
         context.enable_progress_bars = False
         context.print_on_execution_start = False
         context.target_max_block_size = BLOCK_BYTES
         logging.getLogger("ray.data").setLevel(logging.ERROR)
-        size = rows_per_block(len(todo), self.share.most, self.config.batch_size)
-        share = self.share
+        share, batch = self.share, self.job.batch_size
+        size = rows_per_task(sum(map(len, todo)), share.most, batch)
+        pointers = [part for number, rows in enumerate(todo) for part in self._parts(number, rows, size)]
         gpus = {"num_gpus": share.gpus} if share.gpus else {}
         return (
-            ray.data.from_arrow([todo.slice(start, size) for start in range(0, len(todo), size)])
+            ray.data.from_arrow(pointers)
             .map_batches(
                 prepared,
-                fn_kwargs={"recipe": self.job.recipe, "manifest": self.manifest, "ledger": self.ledger},
+                fn_kwargs={"sections": self.job.sections, "ledger": self.ledger, "size": min(size, batch * BATCHES)},
                 batch_size=None,
                 batch_format="pyarrow",
                 num_cpus=share.prepare_cpus,
@@ -77,7 +78,7 @@ class Pipeline:
             .map_batches(
                 self.worker,
                 fn_constructor_kwargs={"job": self.job, "ledger": self.ledger},
-                batch_size=size,
+                batch_size=None,  # a block as it comes: at most BLOCK_BYTES, and never of two sections
                 batch_format="pyarrow",
                 compute=ActorPoolStrategy(min_size=share.least, max_size=share.most),
                 num_cpus=share.cpus,
@@ -85,67 +86,60 @@ class Pipeline:
             )
         )
 
+    def _parts(self, number: int, rows: pa.Table, size: int) -> Iterator[pa.Table]:
+        """The rows of a section that have to be looked at, a task's share at a time.
 
-def job_of(config: EvalConfig, runs: Sequence[Run], threads: int | None) -> Job:
-    """What the workers are told of a config."""
-    return Job(
-        recipe=Recipe(
-            model=config.model,
-            revision=config.revision,
-            trust_remote_code=config.trust_remote_code,
-            benchmark=config.benchmark,
-            conversation=config.conversation,
-            frames=config.frames,
-            min_pixels=config.min_pixels,
-            max_pixels=config.max_pixels,
-            room=config.max_new_tokens,
-        ),
-        runs=tuple(runs),
-        kind=config.kind,
-        split=config.split,
-        model_name=config.model_name,
-        dtype=config.dtype,
-        attn=config.attn,
-        batch_size=config.batch_size,
-        max_new_tokens=config.max_new_tokens,
-        temperature=config.temperature,
-        seed=config.seed,
-        threads=threads,
-    )
+        A batch is made of the same rows however often the job was interrupted, answered ones among them, so that its
+        numbers are the same to the last bit. Errors alone are asked again alone: they lie too far apart.
+        """
+        rows = rows.append_column("section", pa.array(np.full(len(rows), number, np.int16)))
+        for start in range(0, len(rows), size):
+            part = rows.slice(start, size)
+            if answers_of(part):
+                alone = self.works[number].config.retry_errors
+                yield part.filter(pc.greater(pc.list_value_length(part["wanted"]), 0)) if alone else part
 
 
-def rows_per_block(rows: int, actors: int, batch_size: int) -> int:
+def rows_per_task(rows: int, actors: int, batch_size: int) -> int:
     """Few enough that all actors have work and answers come soon, many enough that the plan stays small."""
     batches = min(BATCHES, rows // (batch_size * actors * BATCHES))
-    return max(batch_size * max(1, batches), math.ceil(rows / BLOCKS))
+    return max(batch_size * max(1, batches), math.ceil(rows / TASKS))
 
 
-def prepared(block: pa.Table, recipe: Recipe, manifest: Manifest, ledger: Any) -> pa.Table:
-    """A task: read the rows that these pointers lie at, decode their media, make the model's inputs."""
-    ids = block["row_id"].to_pylist()
-    desk = Desk(ledger, "prepare " + hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16])
+def prepared(pointers: pa.Table, sections: Sequence[Section], ledger: Any, size: int) -> Iterator[pa.Table]:
+    """A task: read the rows that these pointers lie at, decode their media, make the model's inputs; `size` at once."""
+    for start in range(0, len(pointers), size):
+        yield _prepared(pointers.slice(start, size), sections, ledger)
+
+
+def _prepared(pointers: pa.Table, sections: Sequence[Section], ledger: Any) -> pa.Table:
+    number = pointers["section"][0].as_py()
+    section = sections[number]
+    keys = [f"{number}/{row_id}" for row_id in pointers["row_id"].to_pylist()]
+    desk = Desk(ledger, "prepare " + hashlib.sha256("\n".join(keys).encode()).hexdigest()[:16])
     desk.arrive()
-    suspects, lost = desk.begin(ids)
+    suspects, lost = desk.begin(keys)
+    rows = zip(keys, section.manifest.read(pointers), pointers["wanted"].to_pylist(), strict=True)
     out = []
-    for row, places in zip(manifest.read(block), block["wanted"].to_pylist(), strict=True):
-        if row.row_id in lost:
+    for key, row, wanted in rows:
+        if key in lost:
             error = "WorkerDied: the worker died each time it read this row"
-            out.append(Prepared(row, "", b"", 0, error, tuple(places)))
+            out.append(Prepared(number, row, tuple(wanted), error=error))
             continue
         if suspects or lost:
-            desk.alone(row.row_id)
-        out.append(_prepared(row, recipe, manifest, tuple(places)))
+            desk.alone(key)
+        out.append(_ready(number, section, row, tuple(wanted)))
     desk.leave()
     return pa.Table.from_pylist([row.fields() for row in out], schema=Prepared.SCHEMA)
 
 
-def _prepared(row: Row, recipe: Recipe, manifest: Manifest, wanted: tuple[int, ...]) -> Prepared:
-    ready = preparer(recipe)
+def _ready(number: int, section: Section, row: Row, wanted: tuple[int, ...]) -> Prepared:
+    prepare = preparer(section.recipe)
     try:
-        prompt, inputs = ready(row, manifest)
+        prompt, inputs = prepare(row, section.manifest)
     except Exception as error:  # whatever a row does wrong is its own answer
-        return Prepared(row, "", b"", 0, error_of(error), wanted)
-    return Prepared(row, prompt, packed(inputs), inputs["input_ids"].shape[1], None, wanted)
+        return Prepared(number, row, wanted, error=error_of(error))
+    return Prepared(number, row, wanted, prompt, packed(inputs), inputs["input_ids"].shape[1])
 
 
 class Watch:
@@ -196,7 +190,7 @@ class Watch:
             if not progress.workers
             else "starting"
         )
-        text = f"{done}/{self._wanted} answers  {rate:.1f}/s  {errors} errors  {progress.workers} actors  {left}"
+        text = f"{done}/{self._wanted} answers  {rate:.1f}/s  {errors} errors  {len(progress.workers)} actors  {left}"
         if progress.deaths:
             text += f"  {progress.deaths} workers died"
         print(
@@ -207,7 +201,7 @@ class Watch:
         )
 
     def _note(self, unit: Unit, progress: Progress, last: bool) -> None:
-        record, name = unit.record, unit.point.name
+        record, name = unit.record, unit.run_id
         if record is None:
             return
         done, errors = self._had[name]["done"], self._had[name]["error"]

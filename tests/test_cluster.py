@@ -3,70 +3,85 @@
 from __future__ import annotations
 
 import pytest
-import ray
 
-from pipelines.cluster import Share, share
+from pipelines.cluster import Node, Share, share
 from pipelines.ledger import ALONE, DEATHS, Book, Desk, Done
-from pipelines.plan import rows_per_block
+from pipelines.plan import rows_per_task
 
 
 @pytest.fixture
-def resources(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
-    has: dict[str, float] = {}
-    monkeypatch.setattr(ray, "cluster_resources", lambda: has)
+def machines(monkeypatch: pytest.MonkeyPatch) -> list[Node]:
+    has: list[Node] = []
+    monkeypatch.setattr("pipelines.cluster.nodes", lambda: has)
     return has
 
 
 @pytest.mark.parametrize(
     ("has", "actors", "cpus", "gpus"),
     [
-        ({"CPU": 1}, 1, 0.5, 0),
-        ({"CPU": 2}, 2, 0.5, 0),
-        ({"CPU": 64}, 8, 7.8, 0),
-        ({"CPU": 16, "GPU": 1}, 1, 1, 1),
-        ({"CPU": 64, "GPU": 8}, 8, 1, 1),
+        ([Node(1, 0)], 1, 0.5, 0),
+        ([Node(2, 0)], 2, 0.5, 0),
+        ([Node(64, 0)], 8, 7.8, 0),
+        ([Node(16, 1)], 1, 1, 1),
+        ([Node(64, 8)], 8, 1, 1),
+        ([Node(8, 8)], 8, 0.8, 1),
+        ([Node(4, 2), Node(8, 0), Node(16, 1)], 3, 1, 1),
     ],
 )
-def test_what_fits(resources: dict[str, float], has: dict[str, float], actors: int, cpus: float, gpus: float) -> None:
-    resources.update(has)
+def test_what_fits(machines: list[Node], has: list[Node], actors: int, cpus: float, gpus: float) -> None:
+    machines += has
     found = share(None, None, None)
     assert (found.least, found.most, found.cpus, found.gpus) == (actors, actors, cpus, gpus)
-    assert found.most * found.cpus + found.prepare_cpus <= has["CPU"]
+    assert found.most * found.cpus + found.prepare_cpus <= sum(node.cpus for node in has)
 
 
-def test_fractions_of_a_gpu(resources: dict[str, float]) -> None:
-    resources.update({"CPU": 16, "GPU": 2})
+def test_fractions_of_a_gpu(machines: list[Node]) -> None:
+    machines.append(Node(16, 2))
     assert share(None, 0.25, None).most == 8
     assert share((1, 4), 0.5, 2.0) == Share(1, 4, 0.5, 2.0, 1.0, None)
 
 
-def test_reading_is_never_fused_into_the_actors(resources: dict[str, float]) -> None:
-    resources.update({"CPU": 4})
+def test_a_pool_that_grows_leaves_a_cpu_for_reading(machines: list[Node]) -> None:
+    machines.append(Node(4, 0))
+    assert share((1, 4), None, 1.0).most == 3
+    assert share((1, 8), None, 0.5).most == 6
+
+
+def test_reading_is_never_fused_into_the_actors(machines: list[Node]) -> None:
+    machines.append(Node(4, 0))
     found = share((2, 2), None, 1.0)
     assert found.prepare_cpus != found.cpus
 
 
 @pytest.mark.parametrize(
-    ("actors", "gpus", "cpus", "says"),
+    ("has", "actors", "gpus", "cpus", "says"),
     [
-        ((4, 4), None, 1.0, "need 5 CPUs, and the cluster has 4"),
-        ((1, 1), None, 3.5, "need 4.5 CPUs"),
-        ((1, 1), 1.0, None, "need 1 GPUs, and the cluster has 0"),
+        ([Node(4, 0)], (4, 4), None, 1.0, "need 5 CPUs, and the cluster has 4"),
+        ([Node(4, 0)], (1, 1), None, 3.5, "need 4.5 CPUs"),
+        ([Node(4, 0)], (1, 1), 1.0, None, "need 1 GPUs, and the cluster has 0"),
+        ([Node(8, 1), Node(8, 1)], (1, 1), 2.0, None, "has 2 on 2 machines, at most 1 on one"),
+        ([Node(4, 0), Node(4, 0)], (1, 1), None, 5.0, "has 8 on 2 machines, at most 4 on one"),
+        ([Node(2, 0), Node(2, 0)], (2, 2), None, 1.5, "need 4 CPUs, and the cluster has 4"),
     ],
 )
 def test_too_small(
-    resources: dict[str, float], actors: tuple[int, int], gpus: float | None, cpus: float | None, says: str
+    machines: list[Node],
+    has: list[Node],
+    actors: tuple[int, int],
+    gpus: float | None,
+    cpus: float | None,
+    says: str,
 ) -> None:
-    resources.update({"CPU": 4})
+    machines += has
     with pytest.raises(ValueError, match=says):
         share(actors, gpus, cpus)
 
 
-def test_blocks_suit_the_length_of_the_job() -> None:
-    assert rows_per_block(10, actors=2, batch_size=16) == 16
-    assert rows_per_block(200, actors=1, batch_size=16) == 48
-    assert rows_per_block(10_000, actors=2, batch_size=16) == 64
-    assert rows_per_block(10_000_000, actors=8, batch_size=16) == 2500
+def test_tasks_suit_the_length_of_the_job() -> None:
+    assert rows_per_task(10, actors=2, batch_size=16) == 16
+    assert rows_per_task(200, actors=1, batch_size=16) == 48
+    assert rows_per_task(10_000, actors=2, batch_size=16) == 64
+    assert rows_per_task(10_000_000, actors=8, batch_size=16) == 2500
 
 
 def test_a_row_that_kills_its_worker_is_found_and_given_up() -> None:
@@ -82,7 +97,7 @@ def test_a_row_that_kills_its_worker_is_found_and_given_up() -> None:
 
     while len(answered) < 3 and deaths < 10:
         desk = Desk(book, "w1")
-        desk.arrive()
+        assert desk.arrive() is bool(deaths)
         suspects, lost = desk.begin([row for row in rows if row not in answered])
         batches = [[row] for row in suspects] if suspects else [[r for r in rows if r not in (*answered, *lost)]]
         for batch in batches:

@@ -150,7 +150,7 @@ def test_a_job_from_files_to_mlflow(
     again = subprocess.run(asked, capture_output=True, text=True, cwd=ROOT, check=False)
     assert again.returncode == 0, again.stderr
     assert "nothing to do" in again.stdout
-    heavy = {"torch", "transformers", "ray", "mlflow"}
+    heavy = {"torch", "transformers", "ray", "mlflow", "pandas"}
     assert not heavy & set(again.stdout.splitlines()[-1].split())  # it takes a second, not half a minute
     assert run(config(checkpoint("llava"), data, tmp_path / "out")) == 1  # too many errors, said without a run
 
@@ -218,7 +218,7 @@ class Fragile(Answerer):
     """Dies with the row that is named `poison`, raises on the one named `wrong`."""
 
     def generate(
-        self, method: Any, rows: Sequence[Any], inputs: Any, tokens: int | None = None
+        self, section: Any, method: Any, rows: Sequence[Any], inputs: Any, tokens: int | None = None
     ) -> list[dict[str, Any]]:
         names = {row.row_id for row in rows}
         if "poison" in names:
@@ -227,7 +227,7 @@ class Fragile(Answerer):
             raise ArithmeticError("this row is wrong")
         if len(rows) > 2:
             raise torch.OutOfMemoryError("too many rows at once")
-        return super().generate(method, rows, inputs, tokens)
+        return super().generate(section, method, rows, inputs, tokens)
 
 
 def test_one_bad_row_takes_no_other_with_it(cluster: str, checkpoint: Checkpoint, tmp_path: Path) -> None:

@@ -1,0 +1,109 @@
+"""The answers of one run to one block of rows, on their way to the disk."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+
+from apet.methods.base import Method
+from pipelines.answers import Block
+from pipelines.benchmarks import benchmark
+from pipelines.brief import Run, Section
+from pipelines.handed import Prepared
+from pipelines.ledger import Done
+from pipelines.rows import described
+
+FLUSH = 15.0  # seconds after which answers go to disk though the block is not done
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Who answers, as the answers say it."""
+
+    name: str
+    model: str
+    device: torch.device
+
+
+class Sheet:
+    """The answers of one run to one block."""
+
+    def __init__(self, writer: Writer, section: Section, place: int, method: Method, rows: Sequence[Prepared]) -> None:
+        self.writer, self.section, self.place, self.method = writer, section, place, method
+        self.run: Run = section.runs[place]
+        self.benchmark = benchmark(section.recipe.benchmark)
+        self.block = Block(self.run.folder, [row.row_id for row in rows])
+        self.done = self.block.answered()
+        self._rows: list[dict[str, Any]] = []
+        self._since = 0.0  # when the oldest of them came
+        self._done = Done(self.run.run_id)
+
+    def lacks(self, row: Prepared) -> bool:
+        return self.place in row.wanted and row.row_id not in self.done
+
+    def add(self, rows: Sequence[Prepared], answers: Sequence[dict[str, Any]], began: float) -> None:
+        """What a batch has brought; of rows that were answered before, nothing."""
+        self._done.spent_s += time.time() - began
+        self._done.began = self._done.began or began
+        for row, answer in zip(rows, answers, strict=True):
+            if not self.lacks(row):
+                continue
+            self._done.visual_tokens += answer["visual_tokens_in"]
+            try:
+                score, correct = self.benchmark.score(row.row, answer["prediction"])
+            except Exception as error:  # the answer is kept; what is wrong is the rule, or the row's reference
+                self._done.errors += 1
+                self._put(row, {**answer, "status": "error", "error": described(error)})
+                continue
+            self._put(row, {**answer, "score": score, "correct": correct, "status": "ok"})
+
+    def fail(self, row: Prepared, error: str) -> None:
+        if self.lacks(row):
+            self._done.errors += 1
+            self._put(row, {"status": "error", "error": error})
+
+    def _put(self, row: Prepared, answer: dict[str, Any]) -> None:
+        section, writer = self.section, self.writer
+        if not self._rows:
+            self._since = time.monotonic()
+        self.done.add(row.row_id)
+        self._done.rows += 1
+        self._rows.append(
+            {
+                "row_id": row.row_id,
+                "benchmark": section.recipe.benchmark,
+                "split": section.split,
+                "type": row.row.type,
+                "media": [medium.name for medium in row.row.media],
+                "question": row.row.question,
+                "prompt": row.prompt,
+                "reference": row.row.answers,
+                "options": row.row.options,
+                "meta": list(row.row.meta.items()),
+                "model": writer.model,
+                "method": self.method.name,
+                "peak_memory_bytes": torch.cuda.max_memory_allocated() if writer.device.type == "cuda" else None,
+                "answered_at": datetime.now(UTC),
+                "actor": writer.name,
+                "point": self.run.point.name,
+                "run_id": self.run.run_id,
+                **answer,
+            }
+        )
+
+    def flush(self, within: float | None = None) -> None:
+        """Write what there is; with `within` only if that time would make it wait too long."""
+        if within is not None and (not self._rows or time.monotonic() + within - self._since < FLUSH):
+            return
+        self.block.write(self._rows)
+        self._rows = []
+
+    def told(self) -> Done:
+        """What was done since it was last told."""
+        done, self._done = self._done, Done(self.run.run_id)
+        return done

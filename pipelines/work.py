@@ -1,0 +1,241 @@
+"""What there is to do: the questions of one benchmark, the runs that want answers to them, and how far each run is.
+
+A job is one or more of these; a sweep has one for each model and benchmark. What is written down about a run, from its
+first moment to its end, is written here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines import answers, summary
+from pipelines.benchmarks import benchmark
+from pipelines.benchmarks.base import Benchmark
+from pipelines.config import EvalConfig, to_yaml
+from pipelines.manifest import Manifest
+from pipelines.paths import model_fingerprint
+from pipelines.points import Point
+from pipelines.record import Record, State, git_commit
+from pipelines.rows import described
+from pipelines.storage import Folder, redacted
+
+CONFIG, SAMPLE = "config.yaml", "answers.table.json"
+
+
+@dataclass(eq=False)
+class Unit:
+    """The run of one point: where its answers are, and how it stands."""
+
+    point: Point
+    identity: dict[str, Any]
+    run_id: str
+    folder: Folder
+    record: Record | None = None  # None: nobody has begun it
+    error: str = ""  # why it cannot be done
+
+    def load(self) -> None:
+        """What an earlier job left."""
+        with contextlib.suppress(FileNotFoundError):
+            self.record = Record.load(self.folder)
+
+    def finished(self, config: EvalConfig) -> bool:
+        """Does what is there answer all that is asked for?"""
+        record = self.record
+        if record is None or record.state != "finished" or (config.retry_errors and record.rows["error"]):
+            return False
+        had = record.config.get("limit")
+        return had == "all" or (config.limit is not None and config.limit <= had)
+
+
+@dataclass
+class Work:
+    """One benchmark's questions to one model: found by `of`, written down from `begin` to `end`."""
+
+    config: EvalConfig
+    bench: Benchmark
+    manifest: Manifest
+    units: list[Unit]
+    open: list[Unit] = field(default_factory=list)  # that lack answers; what `wanted` counts
+
+    @classmethod
+    def of(cls, config: EvalConfig) -> Work:
+        """What this config asks for; a ValueError or FileNotFoundError if its data is not what it says."""
+        bench = benchmark(config.benchmark)
+        manifest = _manifest(config, bench)
+        digest = (bench.digest(config.split) if config.data is None else None) or manifest.digest()
+        fingerprint = _fingerprint(config.model, config.revision)
+        output, units = Folder.of(config.output), []
+        for point in config.points:
+            identity = config.identity(point, digest, fingerprint, bench.version)
+            run_id = config.run_name(point, identity)
+            units.append(Unit(point, identity, run_id, output.child(run_id)))
+        work = cls(config, bench, manifest, units)
+        work.look()
+        return work
+
+    @functools.cached_property
+    def index(self) -> pa.Table:
+        """Where each row lies that is asked for; a ValueError if two have one id."""
+        return self.manifest.index(self.config.limit)
+
+    def look(self) -> None:
+        """Find out which runs lack answers."""
+        for unit in self.units:
+            unit.load()
+        self.open = [unit for unit in self.units if not unit.error and not unit.finished(self.config)]
+
+    def refuse(self, *, one_by_one: bool = False) -> None:
+        """Find wrong options, and budgets that are out of the model's reach, before anything starts.
+
+        A ValueError says what is wrong; with `one_by_one` it is that run's `error` instead, and the others go on.
+        """
+        from pipelines.reach import reach  # torch comes with it
+
+        config = self.config
+        known = reach(
+            config.model, config.revision, config.trust_remote_code, config.frames if config.kind == "video" else 1
+        )
+        for unit in self.open:
+            try:
+                unit.point.build(*known)
+            except ValueError as error:
+                if not one_by_one:
+                    raise
+                unit.error = described(error)
+        self.open = [unit for unit in self.open if not unit.error]
+
+    def begin(self, job: Record) -> None:
+        """Under the runs' locks: write down that they are worked on."""
+        self.look()  # another job may have ended just before we had the locks
+        for unit in self.units:
+            if unit in self.open or unit.error:
+                unit.record = self._started(unit, job)
+                unit.folder.write(CONFIG, to_yaml(self.config).encode())
+            assert unit.record is not None
+            unit.record.parent = {"id": job.id, "name": job.name}  # the latest job that a run is part of
+            unit.record.save(unit.folder)
+
+    def missing(self, *, retry_errors: bool = False) -> pa.Table:
+        """All rows, with the places of the open runs that lack an answer in `wanted`."""
+        lacks = np.stack(
+            [
+                ~np.asarray(
+                    pc.is_in(self.index["row_id"], value_set=answers.settle(unit.folder, retry_errors=retry_errors))
+                )
+                for unit in self.open
+            ]
+        ).T  # (rows, runs)
+        offsets = np.concatenate([[0], lacks.sum(axis=1).cumsum()]).astype(np.int32)
+        places = np.nonzero(lacks)[1].astype(np.int16)
+        wanted = pa.ListArray.from_arrays(pa.array(offsets), pa.array(places))
+        return self.index.append_column("wanted", wanted)
+
+    def end(self, state: State, message: str, wall_s: float) -> None:
+        """Write down what became of the runs, whatever became of the job; the first thing that fails is raised last."""
+        failed: Exception | None = None
+        vanilla = next((unit for unit in self.units if unit.point.method == "vanilla" and unit.record), None)
+        for unit in self.units:
+            try:
+                if unit in self.open:
+                    self._ended(unit, vanilla, state, message, wall_s)
+                elif unit.error:
+                    assert unit.record is not None
+                    unit.record.end("failed", message=unit.error)
+                    unit.record.save(unit.folder)
+                elif vanilla in self.open and unit.record:  # what it is compared with has changed
+                    self._ended(unit, vanilla, unit.record.state, unit.record.message, None)
+            except Exception as error:
+                failed = failed or error
+        if failed is not None:
+            raise failed
+
+    def _started(self, unit: Unit, job: Record) -> Record:
+        config, options = self.config, dict(unit.point.options)
+        record = unit.record or Record(name=unit.run_id)
+        record.resume()
+        record.identity = unit.identity
+        record.point = {"name": unit.point.name, "method": unit.point.method, **options}
+        record.config = {**config.to_dict(), "point": unit.point.name, "method": unit.point.method, **options}
+        record.tags = {**tags(config), "method": unit.point.method, "point": unit.point.name}
+        if "budget" in options:
+            record.tags["budget"] = str(options["budget"])
+        record.dataset = {
+            "name": config.benchmark,
+            "digest": str(unit.identity["manifest"])[:32],
+            "source": redacted(self.manifest.data),
+        }
+        record.rows = {**record.rows, "wanted": len(self.index)}
+        return record
+
+    def _ended(self, unit: Unit, vanilla: Unit | None, state: State, message: str, wall_s: float | None) -> None:
+        record, config = unit.record, self.config
+        assert record is not None
+        table = self._answered(unit)
+        had = {name: record.metrics[name] for name in ("load_s", "wall_s") if name in record.metrics}
+        timings = had if wall_s is None else {**had, "wall_s": wall_s}
+        some = answers.sample(unit.folder)
+        with contextlib.suppress(Exception):  # a figure for the tables; nothing hangs on it
+            from pipelines.reach import prefill_tflops
+
+            good = some.filter(pc.equal(some["status"], "ok"))
+            cost = prefill_tflops(config.model, config.revision, config.trust_remote_code, good)
+            timings |= {} if cost is None else {"prefill_tflops": cost}
+        compared = self._answered(vanilla) if vanilla and vanilla is not unit else None
+        metrics = summary.summarise(table, compared, self.bench, timings, config.seed)
+        wanted = len(self.index) if unit in self.open else record.rows["wanted"]
+        record.rows = {"wanted": wanted, "done": len(table), "error": int(metrics["rows_error"])}
+        record.artifacts = [CONFIG, SAMPLE]
+        unit.folder.write(SAMPLE, summary.sample(some))
+        if unit in self.open and len(table) == wanted:
+            state, message = "finished", ""  # whatever became of others
+        record.end(state, metrics, message)
+        record.save(unit.folder)
+
+    def _answered(self, unit: Unit) -> pa.Table:
+        """The answers to what was asked: a run may have more of an earlier job with a larger limit."""
+        table = answers.read(unit.folder, summary.COLUMNS)
+        if unit not in self.open:
+            return table
+        return table.filter(pc.is_in(table["row_id"], value_set=self.index["row_id"].combine_chunks()))
+
+
+@functools.cache
+def _fingerprint(model: str, revision: str | None) -> str:
+    return model_fingerprint(model, revision)
+
+
+def _manifest(config: EvalConfig, bench: Benchmark) -> Manifest:
+    if bench.kind is not None and bench.kind != config.kind:
+        raise ValueError(f"{bench.name} is about {bench.kind}s; run jobs/eval_{bench.kind}.py")
+    data = config.data or bench.manifest(config.split, config.limit)
+    if data is None:
+        raise ValueError(
+            f"--benchmark {bench.name} needs --data: the folder with its files; docs/benchmarks.md says which"
+        )
+    return bench.rows(
+        str(data),
+        config.split,
+        media_root=config.media_root,
+        allow_outside=config.allow_outside,
+        kind=config.kind,
+        question=config.question,
+    ).ready()
+
+
+def tags(config: EvalConfig) -> dict[str, str]:
+    found = {"model": config.model_name, "benchmark": config.benchmark, "split": config.split}
+    commit = git_commit()
+    return {**found, "git_commit": commit} if commit else found
+
+
+def records(works: Sequence[Work]) -> list[tuple[Work, Unit, Record]]:
+    """All runs of which there is a record."""
+    return [(work, unit, unit.record) for work in works for unit in work.units if unit.record]
