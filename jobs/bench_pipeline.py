@@ -4,8 +4,9 @@
     python jobs/bench_pipeline.py --rows 500 --no-memory
 
 (a) a worker that answers nothing, on image files: what reading, preparing, moving and writing cost;
-(b) the demo model: what is left of its own speed. Start-up is shown apart: rates are from the first answer on.
-The plain loop runs in one process, without Ray, on all the cores that the pipeline has.
+(b) the demo model: what is left of its own speed. Start-up is shown apart: nothing is read until all workers have
+loaded, and rates are from that moment to the last answer. The plain loop calls the same functions one after the other
+in one process, without Ray, on all the cores that the pipeline has.
 Then the same with one worker and with two, and the driver's memory on manifests of growing length.
 """
 
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -70,14 +72,18 @@ def child(name: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def measured(args: argparse.Namespace, part: str, way: str) -> dict[str, Any]:
-    """Rows a second from the end of the first batch to the end of the last, by the answers' own times."""
-    from pipelines import answers
+    """Rows a second from the moment that all workers have loaded to the last answer."""
+    from pipelines import answers, work
+    from pipelines.answerer import Answerer
     from pipelines.config import EvalConfig
     from pipelines.run import run
 
     began = time.time()
     with tempfile.TemporaryDirectory() as folder:
+        gate = Path(folder, "loaded")
+        gate.mkdir()
         data = images(Path(folder), args.rows) if part == "idle" else None
+        count = {"loop": 1, "one": 1, "two": 2}[way]
         config = EvalConfig.of(
             "image",
             model=args.model,
@@ -85,20 +91,45 @@ def measured(args: argparse.Namespace, part: str, way: str) -> dict[str, Any]:
             methods=("vanilla",),
             limit=None if data else args.model_rows,
             output=f"{folder}/out",
-            actors={"one": (1, 1), "two": (2, 2)}.get(way),
+            actors=(count, count),
             cpus_per_actor={"one": 1.0, "two": 0.5}.get(way),
             **({"benchmark": "shapes"} if part == "model" else {}),
         )
-        worker = idle() if part == "idle" else None
+        worker = counted(idle() if part == "idle" else Answerer, gate)
+        find = work._manifest
+        work._manifest = lambda *given: held(find(*given), gate, count)
         if way == "loop":
             loop(config, worker)
         elif run(config, worker):
             raise SystemExit("the job failed")
+        ready = max(path.stat().st_mtime for path in gate.iterdir())
         tables = [answers.read(each) for each in runs(Path(folder, "out"))]
-        times = sorted(moment.timestamp() for table in tables for moment in table["answered_at"].to_pylist())
-    first = times[0]
-    steady = [moment for moment in times if moment > first + 0.05]
-    return {"rate": len(steady) / (times[-1] - first), "startup_s": first - began, "rows": len(times)}
+        times = [moment.timestamp() for table in tables for moment in table["answered_at"].to_pylist()]
+    return {"rate": len(times) / (max(times) - ready), "startup_s": ready - began, "rows": len(times)}
+
+
+def counted(worker: Any, gate: Path) -> Any:
+    """A worker that leaves a file when it has loaded."""
+
+    class Counted(worker):  # type: ignore[misc]
+        def load(self) -> None:
+            super().load()
+            Path(gate, uuid.uuid4().hex).touch()
+
+    return Counted
+
+
+def held(manifest: Any, gate: Path, count: int) -> Any:
+    """A manifest whose media cannot be had until so many workers have loaded: nothing is prepared in advance."""
+    from pipelines.manifest import Manifest
+
+    class Held(Manifest):
+        def fetch(self, medium: Any) -> Any:
+            while len(os.listdir(gate)) < count:
+                time.sleep(0.01)
+            return super().fetch(medium)
+
+    return Held(**vars(manifest))
 
 
 def runs(output: Path) -> list[Any]:
@@ -109,31 +140,25 @@ def runs(output: Path) -> list[Any]:
 
 def loop(config: Any, worker: Any) -> None:
     """The same functions one after the other in this process: read, prepare, answer, write."""
-    import pyarrow as pa
     import torch
 
-    from pipelines import run as job
-    from pipelines.answerer import Answerer, Run
+    from pipelines.brief import job_of
     from pipelines.ledger import Book
     from pipelines.paths import resolve_paths
-    from pipelines.plan import job_of, prepared
+    from pipelines.plan import BATCHES, prepared
     from pipelines.prepare import preparer
+    from pipelines.record import Record
+    from pipelines.work import Work
 
-    config = resolve_paths(config)
-    bench = job.benchmark(config.benchmark)
-    manifest = job._manifest(config, bench)
-    units = job._units(config, bench, manifest)
-    index = manifest.index(config.limit)
-    todo = job._missing(units, index)
-    for unit in units:
-        unit.folder.write("config.yaml", b"")
-    plan = job_of(config, [Run(unit.point, unit.run_id, unit.folder) for unit in units], threads=os.cpu_count())
+    work = Work.of(resolve_paths(config))
+    work.begin(Record("loop"))
+    plan = job_of([work], threads=os.cpu_count())
     book = Book()
-    answerer = (worker or Answerer)(plan, book)
-    preparer(plan.recipe)
+    preparer(plan.sections[0].recipe)
+    answerer = worker(plan, book)
     torch.set_num_threads(os.cpu_count() or 1)  # in a task it takes one
-    for start in range(0, len(todo), 4 * config.batch_size):
-        block: pa.Table = prepared(todo.slice(start, 4 * config.batch_size), plan.recipe, manifest, book)
+    rows = work.missing().append_column("section", [[0] * len(work.index)])
+    for block in prepared(rows, plan.sections, book, BATCHES * config.batch_size):
         answerer(block)
 
 
@@ -145,7 +170,7 @@ def idle() -> Any:
         def load(self) -> None:
             pass
 
-        def generate(self, method: Any, rows: Sequence[Any], inputs: Any, tokens: int | None = None) -> list[Any]:
+        def generate(self, section: Any, method: Any, rows: Sequence[Any], *_: Any) -> list[Any]:
             return [{"prediction": "", "visual_tokens_in": 0} for _ in rows]
 
     return Idle

@@ -6,6 +6,20 @@ DESCRIPTION = (
     "What does dropping visual tokens do? A model answers questions about {kind}s, unmodified and under each method and"
     " budget. Every answer goes to Parquet, every number to MLflow."
 )
+SWEEP = (
+    "How far can one go? Every model answers every benchmark under every method and budget. What points share is done"
+    " once: reading, decoding, preprocessing, loading the model, and the vision encoder for all methods behind it."
+)
+SWEEP_AFTER = """\
+examples:
+  python jobs/sweep.py                              the demo: small models, all methods, three budgets, two CPU cores
+  python jobs/sweep.py --model llava-hf/llava-1.5-7b-hf --benchmark pope --data pope --method vanilla --method apet \\
+      --budget 192,128,64
+  python jobs/sweep.py sweep.yaml --limit 500       flags override the file; docs/sweeps.md shows what it may hold
+
+The plan is shown first. The same command again goes on where the last one stopped: finished points are skipped, failed
+ones are tried again. Exit status: 0 if all went well, 1 if a point failed, 2 if the command is wrong.
+"""
 BUDGETS = """\
 what a budget is:
   the visual tokens that a layer of the language model sees, averaged over its layers. LLaVA-1.5 has 576 an image:

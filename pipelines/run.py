@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -89,10 +89,16 @@ def job_record(config: EvalConfig, name: str, asked: Mapping[str, Any], tagged: 
     return record
 
 
-def carry_out(groups: Sequence[Sequence[Work]], job: Record, worker: type[Answerer] | None = None) -> State:
+def carry_out(
+    groups: Sequence[Sequence[Work]],
+    job: Record,
+    worker: type[Answerer] | None = None,
+    finish: Callable[[Folder], list[str]] | None = None,
+) -> State:
     """Answer what the runs lack, one group after the other, and write down how it went. A group shares its workers.
 
     What one group fails with is said, and the next one is begun; only an interruption ends all.
+    finish: writes what is to be seen of all runs into the job's folder; returns the names of the files
     """
     from pipelines.tracking import Tracker
 
@@ -116,6 +122,8 @@ def carry_out(groups: Sequence[Sequence[Work]], job: Record, worker: type[Answer
             state, message = _answer(group, locks, worker)
             worst = "killed" if state == "killed" else "failed" if "failed" in (state, worst) else worst
             messages += [message] if message else []
+        if finish is not None and worst != "killed":
+            job.artifacts = finish(folder)
         _close(works, job, folder, worst, "; ".join(messages), tracker)
         for line in messages:
             print(line, file=sys.stderr)

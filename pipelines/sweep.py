@@ -1,0 +1,133 @@
+"""A sweep from its grid to its exit status: a plan, what is left of it, and one report of all points."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import traceback
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from pipelines.config import EvalConfig
+from pipelines.grid import Grid, model_groups
+from pipelines.paths import resolve_paths
+from pipelines.record import State, git_commit
+from pipelines.rows import described
+from pipelines.run import carry_out, conclude, guarded, job_record, status_of
+from pipelines.storage import Folder, redacted
+from pipelines.work import Work, records
+
+if TYPE_CHECKING:
+    from pipelines.answerer import Answerer
+
+
+PAGE, QUERIES = "report.html", "queries.sql"
+
+
+@dataclass(frozen=True)
+class Hopeless:
+    """A job of the grid that cannot begin, and why."""
+
+    config: EvalConfig
+    error: str
+
+
+def sweep(grid: Grid, worker: type[Answerer] | None = None) -> int:
+    """Do the sweep, or what is left of it. Returns the exit status: 0, 1 failed, 2 wrong use, 130 interrupted."""
+    with guarded() as status:
+        status.code = _sweep(grid, worker)
+    return status.code
+
+
+def _sweep(grid: Grid, worker: type[Answerer] | None) -> int:
+    works, hopeless = prepare(grid)
+    print(plan(works, hopeless))
+    if not works:
+        raise ValueError("no job of this sweep can begin")
+    if grid.only_plan:
+        return 0
+    digest = hashlib.sha256("\n".join(sorted(unit.run_id for work in works for unit in work.units)).encode())
+    job = job_record(
+        works[0].config,
+        f"{grid.name}-{digest.hexdigest()[:8]}",
+        {"jobs": [work.config.to_dict() for work in works]},
+        {"git_commit": git_commit() or "unknown", "kind": "sweep"},
+    )
+    state: State = "finished"
+    if any(work.open for work in works):
+        groups = [
+            [work for work in works if work.config in group] for group in model_groups(work.config for work in works)
+        ]
+        state = carry_out(groups, job, worker, partial(_report, works))
+    else:
+        print("\nEvery point is answered already; nothing to do.")
+    conclude(works)
+    folder = Folder.of(works[0].config.output).child(job.name)
+    if folder.exists(PAGE):
+        print(f"the report of all points:\n  {redacted(folder.child(PAGE).uri)}")
+    for one in hopeless:
+        print(f"not done: {one.error}", file=sys.stderr)
+    if state == "killed":
+        return 130
+    return 1 if hopeless or state != "finished" else status_of(works)
+
+
+def _report(works: Sequence[Work], folder: Folder) -> list[str]:
+    """Write the report of all runs that have answers; a report that fails is said, and stops nothing."""
+    from pipelines.report.write import report
+
+    folders = [unit.folder.uri for _, unit, record in records(works) if record.rows["done"]]
+    if not folders:
+        return []
+    try:
+        report(folders, folder.uri)
+    except Exception:
+        traceback.print_exc()
+        print("the report could not be written; python jobs/report.py <output> writes it later", file=sys.stderr)
+        return []
+    return [PAGE, QUERIES]
+
+
+def prepare(grid: Grid) -> tuple[list[Work], list[Hopeless]]:
+    """The jobs of a grid, and those that cannot begin, which stop no other."""
+    works, hopeless = [], []
+    for job in grid.jobs:
+        try:
+            config = resolve_paths(job)
+            work = Work.of(config)
+            if work.open:
+                work.refuse(leave_out=True)
+            assert len(work.index) >= 0  # read now: what is wrong with the ids is wrong before anything starts
+        except (ValueError, OSError) as error:
+            hopeless.append(Hopeless(job, f"{job.benchmark} with {job.model_name}: {described(error)}"))
+        else:
+            works.append(work)
+    ids = [unit.run_id for work in works for unit in work.units]
+    if twice := [run_id for run_id, times in Counter(ids).items() if times > 1]:
+        raise ValueError(f"{', '.join(twice[:3])}: asked for twice; name each model and benchmark once")
+    return works, hopeless
+
+
+def plan(works: Sequence[Work], hopeless: Sequence[Hopeless]) -> str:
+    """What the sweep will do, and what it costs: in rows read and decoded, and in answers made of them."""
+    lines = [f"{'model':24}{'benchmark':16}{'points':>8}{'rows':>12}{'answers':>14}{'there already':>16}"]
+    total = there = 0
+    for work in works:
+        rows, points = len(work.index), work.units
+        done = sum(
+            rows if unit not in work.open else min(rows, unit.record.rows["done"]) if unit.record else 0
+            for unit in points
+        )
+        total, there = total + rows * len(points), there + done
+        name = work.config.model_name[:23]
+        lines.append(
+            f"{name:24}{work.config.benchmark:16}{len(points):>8}{rows:>12,}{rows * len(points):>14,}{done:>16,}"
+        )
+        lines += [f"    left out: {reason}" for reason in work.left_out]
+    lines += [f"    cannot begin: {one.error}" for one in hopeless]
+    lines.append(f"{'':24}{'':16}{'':8}{sum(len(work.index) for work in works):>12,}{total:>14,}{there:>16,}")
+    lines.append("each row is read, decoded and encoded once for all points that share its model")
+    return "\n".join(lines)
