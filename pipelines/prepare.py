@@ -149,6 +149,11 @@ def processor_of(recipe: Recipe) -> ProcessorMixin:
     processor = load_processor(recipe.model, revision=recipe.revision, trust_remote_code=recipe.trust_remote_code)
     if recipe.conversation == "model" and not processor.chat_template:
         raise ValueError(f"{recipe.model} brings no chat template; choose --conversation vicuna_v1")
+    if recipe.conversation == "vicuna_v1" and processor.image_token != "<image>":
+        raise ValueError(
+            f"{recipe.model} marks an image by {processor.image_token}, and --conversation vicuna_v1 by <image>:"
+            " leave it out"
+        )
     limits = {"shortest_edge": recipe.min_pixels, "longest_edge": recipe.max_pixels}
     if any(limits.values()):
         size = processor.image_processor.size

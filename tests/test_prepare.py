@@ -89,6 +89,11 @@ def test_a_row_from_its_files(recipe: Any, tmp_path: Path) -> None:
     assert vicuna.prompt(row).endswith("ASSISTANT:")
 
 
+def test_a_conversation_is_refused_whose_media_the_model_does_not_know(recipe: Any) -> None:
+    with pytest.raises(ValueError, match=r"image_pad.*: leave it out"):
+        Preparer(recipe("qwen2_5_vl", conversation="vicuna_v1"))
+
+
 @pytest.mark.parametrize(
     ("question", "room", "error"),
     [
