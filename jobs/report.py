@@ -1,0 +1,45 @@
+"""Write the report of runs: the paper's tables and figures with your numbers, from the answers alone.
+
+    python jobs/report.py results                          # all runs of an output folder
+    python jobs/report.py results/gqa-* results/pope-*     # some of them
+    python jobs/report.py s3://bucket/results --out report
+
+It makes, in `report` beside the runs or in the folder of --out:
+
+    report.html      one page that needs nothing else: open it, send it, print it
+    tables/          each table as CSV, Markdown and LaTeX
+    queries.sql      for DuckDB: how each number comes from its rows
+
+Runs of the same model, benchmark and settings are compared row by row; runs of other settings have tables of their own.
+Without a vanilla run there is accuracy, but not what is kept of it. Pictures that jobs/visualize.py has left in
+`pictures` beside the runs are on the page. The same runs give the same tables, byte for byte. No model is loaded, and
+nothing of the runs is changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from pipelines.report.write import report
+from pipelines.storage import redacted
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs, or folders that hold some")
+    parser.add_argument("--out", metavar="FOLDER", help="where to write it (report, beside the first run)")
+    options = parser.parse_args()
+    try:
+        page, *others = report(options.runs, options.out)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"report.py: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    print(
+        f"{redacted(page)}\nand {len(others)} files beside it: the tables as CSV, Markdown and LaTeX, and the queries"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,153 @@
+"""Tables about rows: which types of question suffer, which rows went lost, which were slow, which have no answer."""
+
+from __future__ import annotations
+
+from pipelines.report import names, queries
+from pipelines.report.measure import Findings
+from pipelines.report.table import Cell, Row, Table, number, percent
+from pipelines.summary import metric_name
+
+LONGEST = 160  # characters of a text in a table
+
+
+def types(each: Findings) -> Table | None:
+    """What each type of question keeps, run by run."""
+    bench = each.study.benchmark
+    base = each.vanilla
+    compared = [result for result in each.results if result.changed]
+    kinds = sorted({kind for result in compared for kind in result.changed} - {""})
+    if base is None or not kinds:
+        return None
+    rows = []
+    for kind in kinds:
+        prefix = metric_name(f"{bench.name}/{kind}")
+        chance = base.metrics.get(f"{prefix}/chance")
+        cells: list[Cell] = [
+            number(base.metrics.get(f"{prefix}/rows"), 0),
+            None if chance is None else number(100 * chance),
+            percent(base.metrics, f"{prefix}/accuracy"),
+            *(percent(result.metrics, f"{prefix}/accuracy_retention") for result in compared),
+        ]
+        rows.append(Row((kind, *cells)))
+    return Table(
+        f"types-{each.study.column}",
+        f"Accuracy kept by type of question: {each.study.title}",
+        ("Type", "Rows", "Chance %", "Vanilla %", *(f"{result.run.point} kept %" for result in compared)),
+        tuple(rows),
+        f"{names.INTERVALS} Kept is accuracy by vanilla's on the same rows. Many types and runs are compared here: some"
+        " of their intervals miss the truth.",
+        queries.vanilla_types(each.study) + "\n" + queries.types(each.study),
+    )
+
+
+def changed(each: Findings) -> Table | None:
+    """Where accuracy is lost: rows by type that vanilla has right and a run wrong, and the other way."""
+    compared = [result for result in each.results if result.changed]
+    kinds = sorted({kind for result in compared for kind in result.changed})
+    if not kinds:
+        return None
+    rows = []
+    for kind in kinds:
+        cells: list[Cell] = []
+        for result in compared:
+            found = result.changed.get(kind)
+            cells += [number(found.lost, 0), number(found.gained, 0)] if found else [None, None]
+        rows.append(Row((kind or "(no type)", *cells)))
+    columns = [f"{result.run.point} {what}" for result in compared for what in ("lost", "gained")]
+    return Table(
+        f"changed-{each.study.column}",
+        f"Where accuracy is lost: {each.study.title}",
+        ("Type", *columns),
+        tuple(rows),
+        "Rows that are worth less than vanilla's (lost), and more (gained).",
+        queries.types(each.study),
+    )
+
+
+def lost(each: Findings) -> Table | None:
+    """The rows that most runs got wrong and vanilla right."""
+    if not each.lost:
+        return None
+    runs = sum(bool(result.changed) for result in each.results)
+    rows = [
+        Row(
+            (
+                row["row_id"],
+                row["type"] or None,
+                f"{row['lost_by']} of {runs}",
+                _cut(row["question"]),
+                _cut(" | ".join(row["reference"] or [])),
+                _cut(row["prediction"]),
+                _cut(f"{row['point']}: {row['said']}"),
+            )
+        )
+        for row in each.lost
+    ]
+    return Table(
+        f"lost-{each.study.column}",
+        f"Rows that most runs lost: {each.study.title}",
+        ("Row", "Type", "Lost by", "Question", "Reference", "Vanilla said", "A run said"),
+        tuple(rows),
+        query=queries.lost_rows(each.study),
+    )
+
+
+def slowest(each: Findings) -> Table | None:
+    if not each.slowest:
+        return None
+    rows = [
+        Row(
+            (
+                row["row_id"],
+                row["point"],
+                number(row["device_ms"]),
+                number(row["prefill_ms"]),
+                number(row["decode_ms"]),
+                number(row["compress_ms"], 2),
+                number(row["visual_tokens_in"], 0),
+                number(row["new_tokens"], 0),
+                number(row["batch_rows"], 0),
+            )
+        )
+        for row in each.slowest
+    ]
+    return Table(
+        f"slowest-{each.study.column}",
+        f"Slowest rows: {each.study.title}",
+        ("Row", "Run", "Device ms", "Prefill ms", "Decode ms", "Compress ms", "Visual tokens", "New tokens", "Batch"),
+        tuple(rows),
+        "A batch's time divided by its rows.",
+        queries.slowest(each.study),
+    )
+
+
+def errors(each: Findings) -> Table | None:
+    """Rows without an answer, by what went wrong."""
+    rows = [
+        Row(
+            (
+                result.run.point,
+                failure.kind,
+                number(failure.rows, 0),
+                _cut(failure.message),
+                _cut(", ".join(failure.row_ids) + (", ..." if failure.rows > len(failure.row_ids) else "")),
+            )
+        )
+        for result in each.results
+        for failure in result.failures
+    ]
+    if not rows:
+        return None
+    return Table(
+        f"errors-{each.study.column}",
+        f"Rows without an answer: {each.study.title}",
+        ("Run", "Error", "Rows", "The first one's message", "Which"),
+        tuple(rows),
+        "They are in no accuracy. The same job with --retry-errors asks them again.",
+        queries.errors(each.study),
+    )
+
+
+def _cut(text: str | None) -> str:
+    text = " ".join((text or "").split())
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."

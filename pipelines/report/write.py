@@ -1,0 +1,95 @@
+"""A report of runs, written: the page, the tables in three formats, and the queries.
+
+report(["results"])  # results/report/report.html, tables/*.csv, *.md, *.tex, queries.sql
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from pipelines.report import charts, queries
+from pipelines.report.accuracy import accuracy, hard, judged, retention
+from pipelines.report.efficiency import ablations, efficiency
+from pipelines.report.formats import as_csv, as_latex, as_markdown
+from pipelines.report.gather import Chapter, gather
+from pipelines.report.measure import Findings, measure
+from pipelines.report.page import Section, page
+from pipelines.report.pictures import pictures
+from pipelines.report.rows import changed, errors, lost, slowest, types
+from pipelines.report.table import Table, slug
+from pipelines.storage import Folder
+
+PAGE, TABLES, QUERIES = "report.html", "tables", "queries.sql"
+FORMATS = {"csv": as_csv, "md": as_markdown, "tex": as_latex}
+
+
+def report(uris: Sequence[str], out: str | None = None) -> list[str]:
+    """The files written, the page first; into the folder `out`, else `report` beside the runs."""
+    chapters, notes = gather(uris)
+    findings = [[measure(study) for study in chapter.studies] for chapter in chapters]
+    tables = [_tables(chapter, mine, len(chapters) > 1) for chapter, mine in zip(chapters, findings, strict=True)]
+    shown, missing = pictures(list(dict.fromkeys([*uris, *(_above(chapter) for chapter in chapters)])))
+    setup = queries.setup(chapters)
+    speed = [Section(title, [svg], []) for title, svg in charts.kernels(chapters, findings)]
+    sections = [_section(*each) for each in zip(chapters, findings, tables, strict=True)]
+    text = page(_title(chapters), [*_facts(chapters, findings), *notes, *missing], [*sections, *speed], shown, setup)
+    folder = Folder.of(out or _above(chapters[0])).child("report") if out is None else Folder.of(out)
+    every = [table for each in tables for table in each]
+    files = {PAGE: text, QUERIES: _sql(setup, every)}
+    for name, data in files.items():
+        folder.write(name, data.encode())
+    written = [folder.child(name).uri for name in files]
+    for table in every:
+        for ending, form in FORMATS.items():
+            folder.child(TABLES).write(f"{table.name}.{ending}", form(table).encode())
+            written.append(folder.child(TABLES).child(f"{table.name}.{ending}").uri)
+    return written
+
+
+def _above(chapter: Chapter) -> str:
+    """The folder in which a chapter's first run lies."""
+    uri = chapter.studies[0].runs[0].folder.uri
+    base, mark, query = uri.partition("?")
+    return base.rpartition("/")[0] + mark + query
+
+
+def _tables(chapter: Chapter, findings: Sequence[Findings], several: bool) -> list[Table]:
+    whole = [accuracy(chapter, findings), retention(chapter, findings), judged(chapter, findings)]
+    whole += [*ablations(chapter, findings), hard(chapter, findings)]
+    for each in findings:
+        whole += [types(each), changed(each), lost(each), efficiency(chapter, each), slowest(each), errors(each)]
+    names = [table and slug(f"{table.name} {chapter.title}" if several else table.name) for table in whole]
+    return [replace(table, name=name) for table, name in zip(whole, names, strict=True) if table and name]
+
+
+def _section(chapter: Chapter, findings: Sequence[Findings], tables: Sequence[Table]) -> Section:
+    known = charts.marks(chapter)
+    drawn = [svg for svg in (charts.budgets(each, known) for each in findings) if svg]
+    return Section(chapter.title, drawn, tables, charts.legend(known) if drawn else "")
+
+
+def _title(chapters: Sequence[Chapter]) -> str:
+    models = list(dict.fromkeys(chapter.model for chapter in chapters))
+    return f"What dropping visual tokens does to {' and '.join(models)}"
+
+
+def _facts(chapters: Sequence[Chapter], findings: Sequence[Sequence[Findings]]) -> list[str]:
+    results = [result for mine in findings for each in mine for result in each.results]
+    rows = sum(int(result.metrics["rows_total"]) for result in results)
+    errors = sum(int(result.metrics["rows_error"]) for result in results)
+    benchmarks = {study.benchmark.name for chapter in chapters for study in chapter.studies}
+    said = (
+        f"{_many(len(results), 'run')} on {_many(len(benchmarks), 'benchmark')}: {rows:,} answers, {errors:,} of them"
+    )
+    return [f"{said} errors. Ranges are 95 % intervals; what is the paper's and not ours is marked as published."]
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"
+
+
+def _sql(setup: queries.Setup, tables: Sequence[Table]) -> str:
+    parts = [f"-- in {setup.base or 'any folder'}\n{setup.sql}"]
+    parts += [f"-- {' '.join(table.title.split())}\n{table.query}" for table in tables if table.query]
+    return "\n\n".join(parts) + "\n"
