@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 from ray.util import metrics
+
+from pipelines.meter import device
 
 ALONE = 2  # deaths while answering a row by itself, after which it is given up
 DEATHS = 10  # of workers in a row without an answer between, after which the job is
@@ -45,6 +47,13 @@ class Progress:
     visual_tokens: Counter[str] = field(default_factory=Counter)  # by run: that the models would have seen
     started: float = 0.0  # seconds since the epoch, of the first answer's batch
     latest: float = 0.0  # and of the last answer
+    devices: dict[str, dict[str, float]] = field(default_factory=dict)  # by worker: how busy its GPU is
+
+    def device(self) -> dict[str, float]:
+        """The mean over the workers' GPUs; on a hundred, a line for each would be too many."""
+        names = {name for each in self.devices.values() for name in each}
+        known = {name: [each[name] for each in self.devices.values() if name in each] for name in names}
+        return {name: sum(values) / len(values) for name, values in known.items()}
 
 
 class Book:
@@ -104,8 +113,9 @@ class Book:
         self._survived(worker)
         self._open[worker] = [row]
 
-    def end(self, worker: str, done: Sequence[Done], now: float) -> None:
+    def end(self, worker: str, done: Sequence[Done], now: float, device: Mapping[str, float]) -> None:
         """A worker has answered what it began."""
+        self.progress.devices[worker] = dict(device)
         self._survived(worker)
         self._open[worker] = []
         told = self.progress
@@ -135,8 +145,8 @@ class Published(Book):
         self._workers = metrics.Gauge("apet_workers", "Workers that have loaded the model.")
         self._deaths = metrics.Gauge("apet_worker_deaths", "Workers that died and were started again.")
 
-    def end(self, worker: str, done: Sequence[Done], now: float) -> None:
-        super().end(worker, done, now)
+    def end(self, worker: str, done: Sequence[Done], now: float, device: Mapping[str, float]) -> None:
+        super().end(worker, done, now, device)
         for part in done:
             for status, count in (("ok", part.rows - part.errors), ("error", part.errors)):
                 if count:
@@ -174,7 +184,7 @@ class Desk:
         self._ask("alone", self.worker, row)
 
     def end(self, done: Sequence[Done]) -> None:
-        self._ask("end", self.worker, done, time.time())
+        self._ask("end", self.worker, done, time.time(), device())
 
     def leave(self) -> None:
         self._ask("leave", self.worker)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -46,3 +47,19 @@ def _ticks() -> tuple[int, int] | None:
     user, nice, system, idle, waiting, *rest = (int(word) for word in _STAT.read_text().splitlines()[0].split()[1:9])
     whole = user + nice + system + idle + waiting + sum(rest)
     return whole - idle - waiting, whole
+
+
+def device() -> dict[str, float]:
+    """Of this process's GPU; nothing without one. How busy it is takes nvidia-ml-py, which the extra `gpu` brings."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return {}
+    free, total = torch.cuda.mem_get_info()
+    found = {
+        "system/gpu_memory_usage_megabytes": (total - free) / 1e6,
+        "system/gpu_memory_usage_percentage": 100 * (total - free) / total,
+    }
+    with contextlib.suppress(ImportError, RuntimeError):
+        found["system/gpu_utilization_percentage"] = float(torch.cuda.utilization())
+    return found

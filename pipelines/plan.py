@@ -208,7 +208,7 @@ class Watch:
         rows, spent = progress.answered[name], progress.spent_s[name]
         record.rows = {**record.rows, "done": done + rows, "error": errors + progress.errors[name]}
         record.metrics = {**record.metrics, "load_s": progress.load_s}
-        values = {"rows_done": float(done + rows), "rows_error": float(record.rows["error"])}
+        values = {"rows_done": float(done + rows), "rows_error": float(record.rows["error"]), **progress.device()}
         if spent:
             values |= {"rows_per_s": rows / spent, "visual_tokens_per_s": progress.visual_tokens[name] / spent}
         if rows and record.log(done + rows, values, force=last):

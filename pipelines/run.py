@@ -119,7 +119,7 @@ def carry_out(
         for group in groups:
             if worst == "killed":
                 break
-            state, message = _answer(group, locks, worker)
+            state, message = _answer(group, locks, tracker, worker)
             worst = "killed" if state == "killed" else "failed" if "failed" in (state, worst) else worst
             messages += [message] if message else []
         if finish is not None and worst != "killed":
@@ -130,7 +130,9 @@ def carry_out(
     return worst
 
 
-def _answer(group: Sequence[Work], locks: Sequence[answers.Lock], worker: type[Answerer] | None) -> tuple[State, str]:
+def _answer(
+    group: Sequence[Work], locks: Sequence[answers.Lock], tracker: Tracker, worker: type[Answerer] | None
+) -> tuple[State, str]:
     """Answer what the runs of a group lack; how that ended, and a line on it unless it ended well."""
     began, state, message = time.time(), "failed", ""
     try:
@@ -140,6 +142,8 @@ def _answer(group: Sequence[Work], locks: Sequence[answers.Lock], worker: type[A
     except KeyboardInterrupt:
         state, message = "killed", "interrupted; the same command goes on from here"
     except answers.Locked as error:  # whoever has the runs now writes down how they end
+        for _, _, record in records(group):
+            tracker.drop(record)
         return "failed", str(error)
     except Exception as error:
         message = f"{_raised(error)}; what is answered is kept, and {AGAIN}"
@@ -162,6 +166,11 @@ def _raised(error: Exception) -> str:
 
 def _work(group: Sequence[Work], locks: Sequence[answers.Lock], worker: type[Answerer] | None) -> int:
     """Run the pipeline until nothing is missing, or no pass brings anything. Returns the answers still missing."""
+
+    def check() -> None:
+        for lock in locks:
+            lock.check()
+
     todo = [work.missing(retry_errors=work.config.retry_errors) for work in group]
     for attempt in range(PASSES):
         if not any(map(answers_of, todo)):
@@ -171,8 +180,8 @@ def _work(group: Sequence[Work], locks: Sequence[answers.Lock], worker: type[Ans
 
             pipeline = Pipeline(group, **({"worker": worker} if worker else {}))
         for _ in pipeline.answer(todo):
-            for lock in locks:
-                lock.check()
+            check()
+        check()
         before, todo = todo, [work.missing() for work in group]
         if sum(map(answers_of, todo)) == sum(map(answers_of, before)):
             break
