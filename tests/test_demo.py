@@ -11,13 +11,13 @@ import torch
 import transformers as hf
 
 from apet import ApET, attach
-from pipelines.benchmarks import shapes
+from pipelines.benchmarks import motion, shapes
 from pipelines.training.exam import Report, load, sit
 
 DEMO = Path(__file__).parents[1] / "demo"
-ASKED = 200
-# A little below what the committed checkpoint scores on these questions.
-FLOOR = {"vanilla": 0.60, "apet": 0.58}
+ASKED, ASKED_OF_VIDEOS = 200, 60
+# A little below what the committed checkpoints score on these questions.
+FLOOR = {"vanilla": 0.60, "apet": 0.58, "vanilla, videos": 0.73, "apet, videos": 0.62}
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +59,14 @@ def test_accuracy_of_apet(student: tuple[hf.PreTrainedModel, hf.ProcessorMixin],
     _check(sit(model, processor, manifest, method=lambda: attach(model, ApET(budget=192))), "apet")
 
 
-def _check(report: Report, name: str) -> None:
-    assert report.total.asked == ASKED
+def test_accuracy_on_videos(tmp_path: Path) -> None:
+    model, processor = load(DEMO / "demo-video-llava")
+    manifest = motion.make(tmp_path, "test", ASKED_OF_VIDEOS)
+    _check(sit(model, processor, manifest), "vanilla, videos", ASKED_OF_VIDEOS)
+    apet = sit(model, processor, manifest, method=lambda: attach(model, ApET(budget="12.5%")))
+    _check(apet, "apet, videos", ASKED_OF_VIDEOS)
+
+
+def _check(report: Report, name: str, asked: int = ASKED) -> None:
+    assert report.total.asked == asked
     assert report.total.accuracy >= FLOOR[name], "\n".join(f"{kind}: {mark}" for kind, mark in report.types.items())

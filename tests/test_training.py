@@ -71,6 +71,15 @@ def test_looks_and_names_are_about_what_is_asked(subject: Subject) -> None:
                 if question.type in ("colour", "mover") and len(frames):
                     (thing,) = {int(seen[frame][place]) for frame, place in zip(frames, places, strict=True)}
                     assert shown.things[thing].colour == question.answer
+            where = [look.where for look in subject.looks(shown, question) if look.where]
+            if question.type == "relation":
+                (x, y), (other_x, other_y) = where
+                assert {"left": x < other_x, "right": x > other_x, "above": y < other_y, "below": y > other_y}[
+                    question.answer
+                ]
+            if question.type == "order":
+                (begin, end), (other_begin, other_end) = where
+                assert end < other_begin if question.answer == "before" else other_end < begin
         for scene, thing in zip(scenes, seen, strict=True):
             shape = named(scene)[:, 0].numpy()
             assert ((shape < 5) == (thing >= 0)).all()

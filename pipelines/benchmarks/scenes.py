@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from math import hypot
 from typing import NamedTuple
 
 import numpy as np
@@ -152,7 +153,7 @@ def fits(one: Thing, others: Sequence[Thing], side: int) -> bool:
     margin = one.radius + 1
     inside = margin <= one.x <= side - margin and margin <= one.y <= side - margin
     return inside and all(
-        np.hypot(one.x - other.x, one.y - other.y) >= 0.85 * (one.radius + other.radius) for other in others
+        hypot(one.x - other.x, one.y - other.y) >= 0.85 * (one.radius + other.radius) for other in others
     )
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from math import hypot
 from pathlib import Path
 
 import numpy as np
@@ -85,14 +86,14 @@ def dice(split: str, seed: int, number: int) -> np.random.Generator:
 def scene(rng: np.random.Generator, crowd: bool = False) -> Scene:
     """Three to six things of few colours and shapes, so that they share them, and up to two free glyphs.
 
-    `crowd` makes it many of everything, for a tower that learns from patches: it sees more of them at once.
+    `crowd` makes it full, of things or of glyphs, for a tower that learns from patches: it sees more of them at once.
     """
     palette = rng.choice(list(COLOURS), 4, replace=False)
     forms = rng.choice(SHAPES, 3, replace=False)
     things: list[Thing] = []
     wanted = int(rng.integers(3, 7))
     if crowd:
-        palette, forms, wanted = np.array(list(COLOURS)), np.array(SHAPES), int(rng.integers(14, 22))
+        palette, forms, wanted = np.array(list(COLOURS)), np.array(SHAPES), int(rng.integers(6, 22))
     for _ in range(20 * wanted):
         if len(things) == wanted:
             break
@@ -106,10 +107,10 @@ def scene(rng: np.random.Generator, crowd: bool = False) -> Scene:
         Glyph(_glyph(rng), things[number].x, things[number].y, number, sum(things[number].tint) < 380)
         for number in carriers
     ]
-    for _ in range(40 if crowd else int(rng.integers(0, 3))):
+    for _ in range(150 if crowd else int(rng.integers(0, 3))):
         x, y = (float(value) for value in rng.integers(8, SIDE - 8, 2))
-        clear = all(np.hypot(x - one.x, y - one.y) > one.radius + 10 for one in things)
-        if clear and all(np.hypot(x - one.x, y - one.y) > 20 for one in written):
+        clear = all(hypot(x - one.x, y - one.y) > one.radius + 10 for one in things)
+        if clear and all(hypot(x - one.x, y - one.y) > 20 for one in written):
             written.append(Glyph(_glyph(rng), x, y, None, bool(rng.random() < 0.5)))
     return Scene(SIDE, tuple(things), tuple(written), int(rng.integers(2**31)))
 

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 _KIND = {"demo-llava": "LLaVA-1.5, 576 visual tokens an image", "demo-video-llava": "Video-LLaVA, 8 frames a clip"}
 
 
+# a tower of the same make, if it is there, saves the second model the first hours
+_BEGUN = {"demo-llava": "", "demo-video-llava": ", begun with what demo-llava's knew after its first round"}
+
+
 def write(file: Path, name: str, benchmark: Any, this: Round, report: Report) -> None:
     rows = "\n".join(
         f"| {kind} | {_percent(mark.accuracy)} | {_percent(mark.interval[0])} to {_percent(mark.interval[1])} |"
@@ -54,10 +58,12 @@ float32. Intervals are Wilson's; questions that share a picture are not independ
 `python jobs/train_demo.py --model {name}`, on generated pictures of the training split, whose seeds the test split
 does not share.
 
-1. The vision tower, {this.tower_steps:,} steps on dense labels: what each patch shows.
+1. The vision tower, {this.tower_steps:,} steps on dense labels: what each patch shows{_BEGUN[name]}.
 2. Its features of {this.pictures:,} pictures, computed once; the tower does not change any more.
 3. Projector and decoder, {this.steps:,} steps of twelve questions a picture, with few visual tokens first and all of
    them at the end; on the side they are told which words each patch deserves and where to look.
+
+The recipe was changed on the way; docs/demo.md of the project tells when.
 
 {datetime.now(UTC):%Y-%m-%d}, {device}, torch {torch.__version__.split("+")[0]} and
 transformers {transformers.__version__}.

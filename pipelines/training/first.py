@@ -22,7 +22,7 @@ _EARLY = 2  # after so many layers outlines must be known
 
 
 def run(subject: Subject, network: nn.Module, file: Path, clock: Clock, steps: int, elder: Path | None = None) -> None:
-    """Train `network`, in place, until `steps` are done; the last sixth of them on whole pictures.
+    """Train `network`, in place, until `steps` are done; the last tenth of them on whole pictures.
 
     A new one begins with what the `elder` knows, the state of a tower of the same make for larger pictures.
     """
@@ -50,7 +50,7 @@ def run(subject: Subject, network: nn.Module, file: Path, clock: Clock, steps: i
 
     network.train()
     for step in clock.steps("tower", done, steps, keep):
-        whole = side <= _WINDOW or step >= steps * 5 // 6
+        whole = side <= _WINDOW or step >= steps * 9 // 10
         pictures, places, truth = _batch(subject, step, side, whole)
         pictures, places = pictures.to(device), places.to(device)
         truth = {name: label.to(device) for name, label in truth.items()}
@@ -76,7 +76,7 @@ def inherit(network: nn.Module, heads: nn.Module, elder: dict[str, Any]) -> None
 
 def _batch(subject: Subject, step: int, side: int, whole: bool) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     rng = state.dice(2, step)
-    crowded = step % (2 if whole else 4) > 0
+    crowded = not whole or step % 2 > 0
     scenes = [
         subject.crowd(rng) if crowded else subject.scenes(subject.show(_PICTURES * step + number))[-1]
         for number in range(_PICTURES)

@@ -34,6 +34,8 @@ class Lesson:
     looks: Tensor  # (L, 4): row, column, head of attention, and 1 for the layer after the one that looks at patches
     aim: Tensor  # (L, T): where such a look should fall
     says: Tensor  # (S, 3): row, column, and a token that the look there should bring to mind
+    spots: Tensor  # (P, 2): row, column of looks that should tell where
+    where: Tensor  # (P, 2): what these should tell
 
     @property
     def mask(self) -> Tensor:
@@ -70,6 +72,7 @@ def lesson(
     looks: list[tuple[int, int, int, int]] = []
     aims: list[np.ndarray] = []
     says: list[tuple[int, int, int]] = []
+    places: list[tuple[int, int, float, float]] = []
     for number, questions in enumerate(asked):
         ids = [*before, *([0] * count), *after]
         block, position, target = [0] * first, list(range(first)), [IGNORED] * first
@@ -83,6 +86,7 @@ def lesson(
                 looks.append((number, column, look.head, 0))
                 aims.append(_aim(look, kept[number], patches, first))
                 says += [(number, column, _token(words, word)) for word in look.says]
+                places += [(number, column, *look.where)] if look.where else []
                 ends += [column] if column not in ends else []
             for head, column in enumerate(ends):  # who answers looks at the phrases that looked
                 looks.append((number, len(ids) + prompt - 1, head, 1))
@@ -101,7 +105,10 @@ def lesson(
     aim = torch.zeros(len(aims), length)
     for number, one in enumerate(aims):
         aim[number, : len(one)] = torch.from_numpy(one)
-    return Lesson(ids, block, position, target, seen, torch.tensor(looks), aim, torch.tensor(says))
+    spots, where = torch.tensor(places).reshape(-1, 4).split(2, 1)
+    return Lesson(
+        ids, block, position, target, seen, torch.tensor(looks), aim, torch.tensor(says), spots.long(), where.float()
+    )
 
 
 @cache

@@ -7,7 +7,10 @@ look one up by the other, and how to say what it found. Each is taught directly,
 - `looks`: in one layer, one head of the last token of `the red circle` must attend to the red circle's patches, and
   another, where things are counted, to their centres; one layer on, the prompt's last token to that of the phrase;
 - `says`: after its look, the phrase's token must be near the words for what it saw;
-- `told`: what else a subject has to say of patches, read from the decoder by linear heads that are thrown away.
+- `where`: and a linear head must read from it where that is (in a clip: when), so that two phrases can be compared;
+- `told`: what else a subject has to say of patches, read from the decoder by linear heads.
+
+The linear heads are thrown away in the end.
 """
 
 from __future__ import annotations
@@ -30,12 +33,14 @@ _SAID = [*SHAPES, *COLOURS, *SIZES, *GLYPHS, "yes", "no", "appears", "disappears
 _WORDS = {"shape": list(SHAPES), "colour": list(COLOURS), "size": list(SIZES), "glyph": list(GLYPHS)}
 
 
-class Extras(nn.ModuleDict):
-    """What reads, from the decoder's patches, what a subject tells of them; thrown away in the end."""
+class Extras(nn.Module):
+    """What reads, from the decoder's patches, what a subject tells of them, and from phrases where things are."""
 
     def __init__(self, told: dict[str, tuple[int, int]], width: int) -> None:
-        super().__init__({name: nn.Linear(width, kinds) for name, (_, kinds) in told.items()})
+        super().__init__()
+        self.patch = nn.ModuleDict({name: nn.Linear(width, kinds) for name, (_, kinds) in told.items()})
         self.depth = {name: depth for name, (depth, _) in told.items()}
+        self.where = nn.Linear(width, 2)
 
 
 class Marks(NamedTuple):
@@ -69,13 +74,15 @@ def study(
     for depth, layer in enumerate(decoder.layers):
         if depth in (LOOKING, LOOKING + 1):
             looking = looking + _looking(layer, hidden, turns, mask, lesson, depth - LOOKING)
-        for name, head in extras.items():
+        for name, head in extras.patch.items():
             if depth == extras.depth[name]:
                 said = head(hidden[:, lesson.seen]).flatten(0, 1)
                 reading = reading + F.cross_entropy(said, told[name].flatten(), ignore_index=-1)
         hidden = layer(hidden, attention_mask=mask, position_ids=lesson.position, position_embeddings=turns)
         if depth == LOOKING:
             saying = _saying(decoder, words["said"], hidden, lesson)
+            told_of = extras.where(hidden[tuple(lesson.spots.T)])
+            placing = _mean(F.smooth_l1_loss(told_of, lesson.where, reduction="none", beta=0.1).mean(-1))
     where = lesson.target != IGNORED
     said = model.lm_head(decoder.norm(hidden[where]))
     target = lesson.target[where]
@@ -83,10 +90,10 @@ def study(
     naming = _naming(decoder.embed_tokens.weight, words, seen, names)
     firsts = (said.argmax(-1) == target)[_first(lesson, where)]
     parts = {"answer": float(answering.detach()), "look": float(looking.detach()), "name": float(naming.detach())}
-    parts["say"] = float(saying.detach())
-    if extras:
+    parts |= {"say": float(saying.detach()), "where": float(placing.detach())}
+    if extras.patch:
         parts["told"] = float(reading.detach())
-    return Marks(answering + side * (looking + naming + reading + saying), firsts, parts)
+    return Marks(answering + side * (looking + naming + reading + saying + 5 * placing), firsts, parts)
 
 
 def _first(lesson: Lesson, where: Tensor) -> Tensor:

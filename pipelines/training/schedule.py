@@ -43,5 +43,5 @@ class Clock:
 
     @staticmethod
     def share(step: int, steps: int) -> float:
-        """Of the learning rate: a short rise, then level, and falling over the last third."""
-        return min(1.0, (step + 1) / 50, max(0.02, 3 * (steps - step) / steps))
+        """Of the learning rate: a short rise, then falling all the way; most is learned at low rates."""
+        return min((step + 1) / 50, max(0.02, (steps - step) / steps))

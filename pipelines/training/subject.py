@@ -22,7 +22,8 @@ class Look(NamedTuple):
     """Where attention should go from the token that ends at `end`: to these patches, counted over all frames.
 
     `sink`: and to the first token, which then gets as much as one patch; without patches it gets everything.
-    `says`: the words that the token should be near to after that look.
+    `says`: the words that the token should be near to after that look; `where`: two numbers that it should know then,
+    the place of what is meant, or in a clip when it begins and ends to do what it does.
     """
 
     end: int
@@ -30,6 +31,7 @@ class Look(NamedTuple):
     patches: np.ndarray
     sink: bool = False
     says: tuple[str, ...] = ()
+    where: tuple[float, float] | None = None
 
 
 class Subject(Protocol):
@@ -94,12 +96,14 @@ class Shapes:
             where = seen.glyph if part == "glyph" else seen.thing
             if part == "glyph":
                 says = tuple(shown.glyphs[number].name for number in which)
+                place = None
             else:
                 of = [shown.things[number] for number in which[:1]]
                 says = tuple(word for one in of for word in (one.colour, one.shape, one.size))
+                place = (of[0].x / shown.side - 0.5, of[0].y / shown.side - 0.5) if len(which) == 1 else None
             if question.type == "existence":
                 says = (*says, question.answer)
-            looks.append(Look(end, 0, np.flatnonzero(np.isin(where, which)), says=says))
+            looks.append(Look(end, 0, np.flatnonzero(np.isin(where, which)), says=says, where=place))
         return looks
 
     def tell(self, shown: Scene) -> dict[str, np.ndarray]:
@@ -156,9 +160,10 @@ class Motion:
             says = [did.get(shown.acts[number].what, shown.acts[number].way) for number in which]
             if question.type == "count":
                 says = [question.answer]
-            looks += [
-                Look(end, head, _joined(part), says=() if head else tuple(says)) for head, part in enumerate(parts)
-            ]
+            acts = [shown.acts[number] for number in which]
+            times = (acts[0].begin - 0.5, acts[0].end - 0.5) if len(acts) == 1 and acts[0].what != "stay" else None
+            looks.append(Look(end, 0, _joined(parts[0]), says=tuple(says), where=times))
+            looks += [Look(end, head, _joined(parts[head])) for head in (1, 2)]
         return looks
 
     def tell(self, shown: motion.Clip) -> dict[str, np.ndarray]:

@@ -88,9 +88,9 @@ def loss(heads: Heads, early: Tensor, hidden: Tensor, truth: dict[str, Tensor]) 
     near = truth["around"].any(-1)
     total = total + 4 * sketch[near].mean() + sketch[~near].mean()
     right["sketch"] = float(sketch[near].mean().detach())
-    for name, where in (("kind", thing), ("glyph", glyph)):
+    for name, where, times in (("kind", thing, 1), ("glyph", glyph, 2)):  # glyphs are learned last
         if where.any():
-            total = total + F.cross_entropy(said[name][where], truth[name][where])
+            total = total + times * F.cross_entropy(said[name][where], truth[name][where])
         total = total + F.cross_entropy(said[name][~where], truth[name][~where])
         right[name] = float((said[name][where].argmax(-1) == truth[name][where]).float().mean())
         right[f"no {name}"] = float((said[name][~where].argmax(-1) == 0).float().mean())
