@@ -24,7 +24,6 @@ from pipelines.manifest import Manifest
 from pipelines.paths import model_fingerprint
 from pipelines.points import Point
 from pipelines.record import Record, State, git_commit
-from pipelines.rows import described
 from pipelines.storage import Folder, redacted
 
 CONFIG, SAMPLE = "config.yaml", "answers.table.json"
@@ -39,7 +38,6 @@ class Unit:
     run_id: str
     folder: Folder
     record: Record | None = None  # None: nobody has begun it
-    error: str = ""  # why it cannot be done
 
     def load(self) -> None:
         """What an earlier job left."""
@@ -64,6 +62,7 @@ class Work:
     manifest: Manifest
     units: list[Unit]
     open: list[Unit] = field(default_factory=list)  # that lack answers; what `wanted` counts
+    left_out: list[str] = field(default_factory=list)  # points that the model cannot do, and why
 
     @classmethod
     def of(cls, config: EvalConfig) -> Work:
@@ -90,12 +89,12 @@ class Work:
         """Find out which runs lack answers."""
         for unit in self.units:
             unit.load()
-        self.open = [unit for unit in self.units if not unit.error and not unit.finished(self.config)]
+        self.open = [unit for unit in self.units if not unit.finished(self.config)]
 
-    def refuse(self, *, one_by_one: bool = False) -> None:
-        """Find wrong options, and budgets that are out of the model's reach, before anything starts.
+    def refuse(self, *, leave_out: bool = False) -> None:
+        """Find wrong options, and budgets out of the model's reach, before anything starts: a ValueError says which.
 
-        A ValueError says what is wrong; with `one_by_one` it is that run's `error` instead, and the others go on.
+        leave_out: go on without the points that are out of reach
         """
         from pipelines.reach import reach  # torch comes with it
 
@@ -103,20 +102,22 @@ class Work:
         known = reach(
             config.model, config.revision, config.trust_remote_code, config.frames if config.kind == "video" else 1
         )
-        for unit in self.open:
+        for unit in list(self.open):
+            unit.point.build()
             try:
                 unit.point.build(*known)
             except ValueError as error:
-                if not one_by_one:
+                if not leave_out:
                     raise
-                unit.error = described(error)
-        self.open = [unit for unit in self.open if not unit.error]
+                self.left_out.append(str(error))
+                self.units.remove(unit)
+        self.look()
 
     def begin(self, job: Record) -> None:
         """Under the runs' locks: write down that they are worked on."""
         self.look()  # another job may have ended just before we had the locks
         for unit in self.units:
-            if unit in self.open or unit.error:
+            if unit in self.open:
                 unit.record = self._started(unit, job)
                 unit.folder.write(CONFIG, to_yaml(self.config).encode())
             assert unit.record is not None
@@ -146,10 +147,6 @@ class Work:
             try:
                 if unit in self.open:
                     self._ended(unit, vanilla, state, message, wall_s)
-                elif unit.error:
-                    assert unit.record is not None
-                    unit.record.end("failed", message=unit.error)
-                    unit.record.save(unit.folder)
                 elif vanilla in self.open and unit.record:  # what it is compared with has changed
                     self._ended(unit, vanilla, unit.record.state, unit.record.message, None)
             except Exception as error:
