@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint
+.PHONY: demo test lint audit
 demo: .venv/ready
 	@$(BIN)/python jobs/eval_image.py
 
@@ -14,6 +14,13 @@ lint: .venv/ready
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+# Known weaknesses of the versions in constraints.txt; not part of `test`, because it asks a server.
+audit: .venv/ready
+	@$(BIN)/python -c "from urllib.request import urlopen; urlopen('https://api.osv.dev/v1/query', b'{\"package\": {\"name\": \"jinja2\", \"ecosystem\": \"PyPI\"}}', timeout=20)" \
+		2>/dev/null || { echo 'Nothing was audited: https://api.osv.dev cannot be reached from here.' >&2; exit 1; }
+	@$(BIN)/uv tool run --quiet pip-audit@2.10.1 --vulnerability-service osv --no-deps --disable-pip \
+		--requirement constraints.txt
 
 # The versions of constraints.txt, installed by uv because pip takes three times as long.
 .venv/ready: pyproject.toml constraints.txt
