@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,10 +23,12 @@ from mlflow import MlflowClient
 from PIL import Image
 from ray import cloudpickle
 
-from pipelines import answers
+from pipelines import answers, work
 from pipelines.answerer import Answerer
 from pipelines.config import EvalConfig
+from pipelines.manifest import Manifest
 from pipelines.record import Record
+from pipelines.rows import Medium
 from pipelines.run import run
 from pipelines.storage import Folder
 
@@ -230,16 +233,33 @@ class Fragile(Answerer):
         return super().generate(section, method, rows, inputs, tokens)
 
 
-def test_one_bad_row_takes_no_other_with_it(cluster: str, checkpoint: Checkpoint, tmp_path: Path) -> None:
+class Deadly(Manifest):
+    """The process that reads `deadly.png` dies, as a decoder may."""
+
+    def fetch(self, medium: Medium) -> bytes | Path:
+        if medium.path == "deadly.png":
+            os._exit(11)
+        return super().fetch(medium)
+
+
+def test_one_bad_row_takes_no_other_with_it(
+    cluster: str, checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = rows_of(tmp_path, 16)
-    rows[5]["id"], rows[9]["id"] = "poison", "wrong"
-    job = config(checkpoint("llava"), write(tmp_path, rows), tmp_path / "out", max_error_rate=0.2)
-    assert run(job, Fragile) == 0
+    rows[5]["id"], rows[9]["id"], rows[13]["id"] = "poison", "wrong", "crash"
+    shutil.copy(tmp_path / rows[13]["media"], tmp_path / "deadly.png")
+    rows[13]["media"] = "deadly.png"
+    job = config(checkpoint("llava"), write(tmp_path, rows), tmp_path / "out", max_error_rate=0.3)
+    find = work._manifest
+    with monkeypatch.context() as patch:
+        patch.setattr(work, "_manifest", lambda *given: Deadly(**vars(find(*given))))
+        assert run(job, Fragile) == 0
     for folder in runs(tmp_path / "out").values():
         assert unique(folder) == sorted(row["id"] for row in rows)
         table = answers.read(folder)
         errors = dict(zip(table["row_id"].to_pylist(), table["error"].to_pylist(), strict=True))
-        assert {row for row, error in errors.items() if error} == {"poison", "wrong"}
+        assert {row for row, error in errors.items() if error} == {"poison", "wrong", "crash"}
+        assert errors["crash"].startswith("WorkerDied")
         assert errors["poison"].startswith("WorkerDied")
         assert errors["wrong"] == "ArithmeticError: this row is wrong"
         assert max(filter(None, table["batch_rows"].to_pylist())) <= 2
