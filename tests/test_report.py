@@ -18,6 +18,7 @@ import pytest
 import reported
 from PIL import Image
 from reported import rows_of, run
+from test_stores import bucket
 
 from jobs import report as job
 from pipelines import answers, comparison, significance, summary
@@ -32,12 +33,13 @@ from pipelines.report.measure import Findings, measure
 from pipelines.report.rows import changed, errors, lost, slowest, types
 from pipelines.report.table import Number, Row, Table
 from pipelines.report.write import report
+from pipelines.storage import Folder
 
-ROOT = Path(__file__).parent.parent
+__all__ = ["bucket"]  # the S3 server of those tests
 HEADLINES = ("shapes", "pope", "mme", "mmbench", "scienceqa")  # one of each kind of headline
 
 
-def three(output: Path, name: str, **more: Any) -> None:
+def three(output: Path | str, name: str, **more: Any) -> None:
     """Vanilla, ApET with two budgets and a down-sampled control."""
     for seed, (method, budget, right) in enumerate(
         [("vanilla", None, 0.9), ("apet", "64", 0.7), ("apet", "128", 0.8), ("downsample", "64", 0.5)]
@@ -120,21 +122,22 @@ def test_the_other_tables_are_their_queries(tmp_path: Path) -> None:
     first, second = (f"{part};" for part in table.query.split(";")[:2])
     base = {line["type"]: line for line in asked(tmp_path, first)}
     mine = {(line["type"], line["point"]): line for line in asked(tmp_path, second)}
-    for row in table.rows:
-        kind, rows, _, vanilla, *kept = row.cells
-        assert isinstance(rows, Number)
-        assert isinstance(vanilla, Number)
-        assert (rows.value, vanilla.value) == pytest.approx((base[kind]["rows"], base[kind]["accuracy"]))
-        for name, cell in zip(table.columns[4:], kept, strict=True):
-            assert isinstance(cell, Number)
-            assert cell.value == pytest.approx(mine[kind, name.removesuffix(" kept %")]["kept"])
+    said = {(row.group, row.cells[0]): row.cells[1:] for row in table.rows}
+    whole = "All visual tokens"
+    for place, kind in enumerate(table.columns[1:]):
+        assert said[whole, "Rows"][place].value == base[kind]["rows"]  # type: ignore[union-attr]
+        assert said[whole, "Vanilla's accuracy %"][place].value == pytest.approx(base[kind]["accuracy"])  # type: ignore[union-attr]
+        for (group, method), point in list(POINTS.items())[1:]:
+            kept = said[group, f"{method} kept %"][place]
+            assert isinstance(kept, Number)
+            assert kept.value == pytest.approx(mine[kind, point]["kept"])
     table = changed(each)
     assert table is not None
     for row in table.rows:
         for name, cell in zip(table.columns[1:], row.cells[1:], strict=True):
-            point, what = name.rsplit(" ", 1)
+            kind, what = name.rsplit(" ", 1)
             assert isinstance(cell, Number)
-            assert cell.value == mine[row.cells[0], point][what]
+            assert cell.value == mine[kind, POINTS[row.group, str(row.cells[0])]][what]
     table = efficiency(chapter, each)
     cost = {line["point"]: line for line in asked(tmp_path, table.query)}
     columns = {"Tokens": "tokens", "Share %": "share", "Total s": "total_s", "Prefill ms": "prefill_ms"}
@@ -223,6 +226,7 @@ def test_ablations_where_apet_differs_in_one_option(tmp_path: Path) -> None:
     for seed, options in enumerate([{}, {"basis": 5}, {"basis": 14}, {"sampling": "dpc"}]):
         more: Any = {"budget": "64", "options": options, "model": "llava-1.5-7b-hf"}
         run(tmp_path, "pope", "apet", rows_of("pope", seed, 0.8), **more)
+    run(tmp_path, "gqa", "apet", rows_of("gqa", 1, 0.8), budget="64", model="llava-1.5-7b-hf")  # in no ablation
     [chapter], _ = gather([str(tmp_path)])
     sampling, basis = ablations(chapter, measured(tmp_path))
     ours = [row.cells[0] for row in basis.rows if not row.published]
@@ -476,3 +480,21 @@ def test_the_helper_makes_what_a_job_makes() -> None:
     assert {benchmark(name).headline for name in BENCHMARKS} == {benchmark(name).headline for name in HEADLINES}
     assert set(queries.HEADLINES) == {benchmark(name).headline for name in HEADLINES}
     assert reported.rows_of("pope", 1, 0.5) == reported.rows_of("pope", 1, 0.5)
+
+
+@pytest.mark.filterwarnings("default")  # the server's own
+def test_runs_on_an_object_store(bucket: str, tmp_path: Path) -> None:
+    """Reads them and writes there, without the store's address or keys in anything that is written."""
+    three(tmp_path / "here", "shapes")
+    three(f"s3://apet/results?{bucket}", "shapes")
+    report([str(tmp_path / "here")])
+    page, *_ = report([f"s3://apet/results?{bucket}"])
+    there = Folder.of(page.replace("/report.html", ""))
+    names = there.child("tables").names()
+    assert "accuracy.csv" in names
+    for name in names:
+        assert there.child("tables").read(name) == (tmp_path / "here" / "report" / "tables" / name).read_bytes()
+    for name in ("report.html", "queries.sql"):
+        text = there.read(name).decode()
+        assert "endpoint_override" not in text
+        assert "s3://apet/results/" in text

@@ -1,6 +1,7 @@
 """Figure 1 as SVG: accuracy by budget, and prefill time with and without flash attention.
 
-Colours are Okabe and Ito's, which differ for every eye, and each method has a marker and a dash of its own as well.
+Colours are Okabe and Ito's (their yellow darker, to be seen on white), which differ for every eye; each method has a
+marker and a dash of its own as well.
 """
 
 from __future__ import annotations
@@ -190,19 +191,21 @@ def kernels(chapters: Sequence[Chapter], findings: Sequence[Sequence[Findings]])
 
 def _beside(flash: Findings, other: Findings, kernel: str, chapter: Chapter) -> Bars:
     times = [
-        {result.run.point: result.metrics.get("prefill_ms_p50") for result in each.results} for each in (flash, other)
+        {
+            result.run.point: result.metrics.get("prefill_ms_p50")
+            for result in each.results
+            if not result.run.options  # those of methods would make it long and say little about speed
+        }
+        for each in (flash, other)
     ]
-    points = [result.run.point for result in other.results if result.run.point in times[0]]
-    points += [point for point in times[0] if point not in points] + [
-        point for point in times[1] if point not in points
-    ]
+    points = list(dict.fromkeys([*times[1], *times[0]]))
     without = str(chapter.settings.get("attn") or "the model's own kernel")
     return Bars(points, (kernel, without), [[times[at].get(point) for point in points] for at in (0, 1)])
 
 
 def _bars(bars: Bars, title: str) -> str:
     most = max(value for values in bars.values for value in values if value is not None)
-    left, row = 118, 34
+    left, row = 124, 34
     height = 34 + row * len(bars.names) + 6
     parts = []
     for at, kernel in enumerate(bars.kernels):
@@ -210,14 +213,14 @@ def _bars(bars: Bars, title: str) -> str:
         parts.append(_text(26 + 170 * at, 16, kernel, "start"))
     for place, name in enumerate(bars.names):
         top = 30 + row * place
-        parts.append(_text(left - 6, top + 18, name if len(name) < 19 else f"{name[:17]}..", "end"))
+        parts.append(_text(left - 6, top + 18, name if len(name) < 18 else f"{name[:16]}..", "end"))
         for at, values in enumerate(bars.values):
             value = values[place]
             y = top + 13 * at
             if value is None:
                 parts.append(_text(left + 4, y + 10, "not run", "start"))
                 continue
-            wide = max(1.0, (WIDTH - left - 50) * value / most)
+            wide = max(1.0, (WIDTH - left - 66) * value / most)
             parts.append(f'<rect x="{left}" y="{y}" width="{wide:.1f}" height="11" {_fill(at)}/>')
             parts.append(_text(left + wide + 4, y + 10, f"{value:,.1f} ms", "start"))
     return _svg(parts, "", title, height)

@@ -22,24 +22,27 @@ def ablations(chapter: Chapter, findings: Sequence[Findings]) -> list[Table]:
     """Runs of ApET that differ in nothing but how its basis is chosen, where there are such."""
     tables = []
     for option, (title, own) in ABLATED.items():
+        varied = _varied(chapter, option)
+        others = [run for lines in varied.values() for value, runs in lines.items() if value != own for run in runs]
+        asked = [each for each in findings if each.of(others)]  # benchmarks with ApET's own choice alone say nothing
         rows: list[Row] = []
-        for (budget, rest), lines in _varied(chapter, option).items():
+        for (budget, rest), lines in varied.items():
             group = ", ".join([names.group(budget), *rest])
             for value in sorted(lines, key=lambda text: (len(text), text)):
-                cells = [cell(each, lines[value]) for each in findings]
+                cells = [cell(each, lines[value]) for each in asked]
                 rows.append(Row((f"{value} (ApET's own)" if value == own else value, *cells), group))
-            rows += () if rest else paper.ablation(chapter, option, budget, [each.study for each in findings])
+            rows += () if rest else paper.ablation(chapter, option, budget, [each.study for each in asked])
         if rows:
             said = f" Published figures are the paper's Table {5 if option == 'sampling' else 6}."
             tables.append(
                 Table(
                     f"ablation-{option}",
                     f"{title}: {chapter.title}",
-                    (title, *(names.column(each.study) for each in findings)),
+                    (title, *(names.column(each.study) for each in asked)),
                     together(rows),
                     f"{names.INTERVALS} ApET with nothing else changed."
                     + (said if any(row.published for row in rows) else ""),
-                    "\n".join(queries.accuracy(each.study) for each in findings),
+                    "\n".join(queries.accuracy(each.study) for each in asked),
                 )
             )
     return tables

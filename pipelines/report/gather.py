@@ -69,7 +69,8 @@ class Run:
         """In tables: the unmodified model, then from the largest budget to the smallest; ApET last, as the paper."""
         found = re.match(r"[\d.]+", self.budget)
         amount = (0, -float(found[0])) if found else (1, 0.0)
-        return (self.method != "vanilla", *amount, self.budget, self.method.startswith("apet"), self.label, self.id)
+        apet = self.method.startswith("apet"), self.method == "apet"
+        return (self.method != "vanilla", *amount, self.budget, *apet, self.label, self.id)
 
 
 @dataclass(frozen=True)

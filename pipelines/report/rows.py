@@ -11,28 +11,27 @@ LONGEST = 160  # characters of a text in a table
 
 
 def types(each: Findings) -> Table | None:
-    """What each type of question keeps, run by run."""
-    bench = each.study.benchmark
-    base = each.vanilla
+    """What each run keeps of each type of question."""
+    bench, base = each.study.benchmark, each.vanilla
     compared = [result for result in each.results if result.changed]
     kinds = sorted({kind for result in compared for kind in result.changed} - {""})
     if base is None or not kinds:
         return None
-    rows = []
-    for kind in kinds:
-        prefix = metric_name(f"{bench.name}/{kind}")
-        chance = base.metrics.get(f"{prefix}/chance")
-        cells: list[Cell] = [
-            number(base.metrics.get(f"{prefix}/rows"), 0),
-            None if chance is None else number(100 * chance),
-            percent(base.metrics, f"{prefix}/accuracy"),
-            *(percent(result.metrics, f"{prefix}/accuracy_retention") for result in compared),
-        ]
-        rows.append(Row((kind, *cells)))
+    prefixes = [metric_name(f"{bench.name}/{kind}") for kind in kinds]
+    whole = names.group("")
+    chances = [base.metrics.get(f"{prefix}/chance") for prefix in prefixes]
+    rows = [
+        Row(("Rows", *(number(base.metrics.get(f"{prefix}/rows"), 0) for prefix in prefixes)), whole),
+        Row(("Chance %", *(None if chance is None else number(100 * chance) for chance in chances)), whole),
+        Row(("Vanilla's accuracy %", *(percent(base.metrics, f"{prefix}/accuracy") for prefix in prefixes)), whole),
+    ]
+    for result in compared:
+        kept = [percent(result.metrics, f"{prefix}/accuracy_retention") for prefix in prefixes]
+        rows.append(Row((f"{names.method(result.run.label)} kept %", *kept), names.group(result.run.budget)))
     return Table(
         f"types-{each.study.column}",
         f"Accuracy kept by type of question: {each.study.title}",
-        ("Type", "Rows", "Chance %", "Vanilla %", *(f"{result.run.point} kept %" for result in compared)),
+        ("Method", *kinds),
         tuple(rows),
         f"{names.INTERVALS} Kept is accuracy by vanilla's on the same rows. Many types and runs are compared here: some"
         " of their intervals miss the truth.",
@@ -47,17 +46,15 @@ def changed(each: Findings) -> Table | None:
     if not kinds:
         return None
     rows = []
-    for kind in kinds:
+    for result in compared:
         cells: list[Cell] = []
-        for result in compared:
-            found = result.changed.get(kind)
+        for found in (result.changed.get(kind) for kind in kinds):
             cells += [number(found.lost, 0), number(found.gained, 0)] if found else [None, None]
-        rows.append(Row((kind or "(no type)", *cells)))
-    columns = [f"{result.run.point} {what}" for result in compared for what in ("lost", "gained")]
+        rows.append(Row((names.method(result.run.label), *cells), names.group(result.run.budget)))
     return Table(
         f"changed-{each.study.column}",
         f"Where accuracy is lost: {each.study.title}",
-        ("Type", *columns),
+        ("Method", *(f"{kind or 'Rows'} {what}" for kind in kinds for what in ("lost", "gained"))),
         tuple(rows),
         "Rows that are worth less than vanilla's (lost), and more (gained).",
         queries.types(each.study),

@@ -34,7 +34,7 @@ def report(uris: Sequence[str], out: str | None = None) -> list[str]:
     speed = [Section(title, [svg], []) for title, svg in charts.kernels(chapters, findings)]
     sections = [_section(*each) for each in zip(chapters, findings, tables, strict=True)]
     text = page(_title(chapters), [*_facts(chapters, findings), *notes, *missing], [*sections, *speed], shown, setup)
-    folder = Folder.of(out or _above(chapters[0])).child("report") if out is None else Folder.of(out)
+    folder = Folder.of(out) if out else Folder.of(_above(chapters[0])).child("report")
     every = [table for each in tables for table in each]
     files = {PAGE: text, QUERIES: _sql(setup, every)}
     for name, data in files.items():
