@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines import significance, statistics
@@ -55,6 +55,7 @@ def test_wilson_is_statsmodels(rows: int, data: st.DataObject) -> None:
     assert statistics.wilson(right, rows)[1:] == pytest.approx((low, high), abs=1e-12)
 
 
+@settings(max_examples=20)  # statsmodels collects garbage each time, which takes a while beside torch
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
 def test_holm_is_statsmodels(found: list[float]) -> None:
     assert significance.holm(found) == pytest.approx(multitest.multipletests(found, method="holm")[1], abs=1e-12)

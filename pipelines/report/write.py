@@ -59,8 +59,8 @@ def _tables(chapter: Chapter, findings: Sequence[Findings], several: bool) -> li
     whole += [*ablations(chapter, findings), hard(chapter, findings)]
     for each in findings:
         whole += [types(each), changed(each), lost(each), efficiency(chapter, each), slowest(each), errors(each)]
-    names = [table and slug(f"{table.name} {chapter.title}" if several else table.name) for table in whole]
-    return [replace(table, name=name) for table, name in zip(whole, names, strict=True) if table and name]
+    end = f" {chapter.title}" if several else ""
+    return [replace(table, name=slug(table.name + end)) for table in whole if table is not None]
 
 
 def _section(chapter: Chapter, findings: Sequence[Findings], tables: Sequence[Table]) -> Section:
