@@ -22,7 +22,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines import answers, scoring, summary
-from pipelines.benchmarks import BENCHMARKS, benchmark
+from pipelines.benchmarks import BENCHMARKS, SPLITS, benchmark
 from pipelines.benchmarks.base import Benchmark
 from pipelines.record import Record
 from pipelines.storage import Folder, redacted
@@ -38,7 +38,7 @@ def main() -> int:
         "--benchmark", choices=BENCHMARKS, metavar="NAME", help=f"of --answers: {', '.join(BENCHMARKS)}"
     )
     parser.add_argument("--data", metavar="FOLDER", help="of --answers: the benchmark's files; no media are needed")
-    parser.add_argument("--split", metavar="NAME", default="test", help="of the benchmark (test)")
+    parser.add_argument("--split", metavar="NAME", help="of the benchmark (test; dev of MMBench)")
     parser.add_argument("--submission", metavar="FILE", help="write what the benchmark's server takes")
     options = parser.parse_args()
     try:
@@ -64,14 +64,15 @@ def _check(options: argparse.Namespace) -> None:
 
 def _elsewhere(options: argparse.Namespace) -> None:
     bench = benchmark(options.benchmark)
-    manifest = bench.rows(options.data, options.split)
-    table, report = scoring.joined(bench, manifest, scoring.elsewhere(options.answers), options.split)
+    split = options.split or SPLITS.get(bench.name, "test")
+    manifest = bench.rows(options.data, split)
+    table, report = scoring.joined(bench, manifest, scoring.elsewhere(options.answers), split)
     if not report.matched:
         raise ValueError(f"none of the answers is to a row of {options.data}: {' '.join(report.lines())}")
     if options.submission:
         _submit(options.submission, bench, table, options.data)
     counts = {kind: getattr(report, kind) for kind in ("rows", "matched", "missing", "duplicate", "unknown")}
-    _say(options.answers, bench, options.split, table, counts, report.lines())
+    _say(options.answers, bench, split, table, counts, report.lines())
 
 
 def _run(run: str, options: argparse.Namespace) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 from pipelines import guide, values
-from pipelines.benchmarks import BENCHMARKS
+from pipelines.benchmarks import BENCHMARKS, SPLITS
 from pipelines.flags import flag, flags_of, from_argv, from_yaml, parser
 from pipelines.paths import model_fingerprint, resolve_paths
 from pipelines.points import Point, known_methods, points
@@ -59,7 +59,7 @@ class EvalConfig:
         "questions and media: a .jsonl, .csv, .tsv or .parquet file, or a folder of Parquet files, of WebDataset .tar"
         " files or of media; of an official benchmark its folder (docs/benchmarks.md); local, s3:// or gs://",
     )
-    split: str = flag(WHAT, values.text, "NAME", "of the benchmark", "test")
+    split: str = flag(WHAT, values.text, "NAME", "of the benchmark", "test", shown="test; dev of MMBench")
     media_root: str | None = flag(
         WHAT, values.text, "FOLDER", "what relative paths in the data are relative to", shown="where the data is"
     )
@@ -162,6 +162,7 @@ class EvalConfig:
         """With the defaults that depend on the kind of job and on what else was given."""
         demo = DEMO_BENCHMARK[kind]
         filled: dict[str, Any] = {"benchmark": demo if given.get("data") is None else "manifest"}
+        filled["split"] = SPLITS.get(given.get("benchmark", demo), "test")
         filled["budgets"] = () if given.get("schedule") else (DEMO_BUDGET[kind],)
         if given.get("model", "demo") == "demo":
             filled["max_new_tokens"] = DEMO_TOKENS

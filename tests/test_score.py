@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import official
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from official import LAYOUTS, SHORT
+from official import LAYOUTS, files, folders, hub
+from official.rows import CLIPS, GQA, MME, SHORT, TEXT, VIZ, VQA
 
 from jobs import score
 from pipelines import spreadsheet
@@ -64,7 +64,7 @@ def llava(name: str, folder: Path, said: Mapping[str, str] | None = None) -> Pat
             more = {"category": row.type, "question": question}
         lines.append({"question_id": ids, **more, "text": text, "answer_id": "x", "model_id": "m", "metadata": {}})
     random.Random(0).shuffle(lines)
-    official.jsonl(folder / "answers.jsonl", lines)
+    files.jsonl(folder / "answers.jsonl", lines)
     return folder / "answers.jsonl"
 
 
@@ -97,7 +97,7 @@ def test_what_does_not_match_is_counted_and_never_shifted(
     lines.sort(key=lambda line: int(line["question_id"]))
     gone, *rest = lines
     rest += [{**rest[0], "text": "Yes"}, {**rest[0], "question_id": 777}]
-    official.jsonl(file, rest)
+    files.jsonl(file, rest)
     given = ["--answers", str(file), "--benchmark", "pope", "--data", str(folder)]
     found = scored(capsys, monkeypatch, *given)
     assert (found["rows"], found["matched"], found["missing"]) == (6, 5, 1)
@@ -118,7 +118,7 @@ def test_what_counts_together_is_missing_together(
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     gone = next(line for line in lines if line["question_id"] == "1000241" or "c++" in line.get("prompt", ""))
     lines.remove(gone)
-    official.jsonl(file, lines)
+    files.jsonl(file, lines)
     found = scored(capsys, monkeypatch, "--answers", str(file), "--benchmark", name, "--data", str(tmp_path / "data"))
     assert (found["missing"], found["metrics"]["rows_error"]) == (1, 1)
     assert found["value"] == value
@@ -217,10 +217,10 @@ def test_submissions(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
 
 
 FORMATS: dict[str, tuple[str, Any]] = {
-    "gqa": ("gqa", [{"questionId": id, "prediction": answer} for id, _, _, answer, *_ in official.GQA]),
-    "vqav2 val": ("vqav2", [{"question_id": row[0], "answer": row[3][-1]} for row in official.VQA]),
-    "vizwiz val": ("vizwiz", [{"image": row[0].format("val"), "answer": row[2][0]} for row in official.VIZ]),
-    "msvd": ("msvd", [{"id": id, "question": q, "answer": "x", "pred": answer} for _, id, q, answer in official.CLIPS]),
+    "gqa": ("gqa", [{"questionId": id, "prediction": answer} for id, _, _, answer, *_ in GQA]),
+    "vqav2 val": ("vqav2", [{"question_id": row[0], "answer": row[3][-1]} for row in VQA]),
+    "vizwiz val": ("vizwiz", [{"image": row[0].format("val"), "answer": row[2][0]} for row in VIZ]),
+    "msvd": ("msvd", [{"id": id, "question": q, "answer": "x", "pred": answer} for _, id, q, answer in CLIPS]),
 }
 
 
@@ -241,24 +241,24 @@ def test_an_id_of_several_rows_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The hub's ids of POPE begin anew in each split."""
-    official.pope_hub(tmp_path)
-    official.jsonl(tmp_path / "a.jsonl", [{"question_id": "1", "text": "yes"}])
+    hub.pope(tmp_path)
+    files.jsonl(tmp_path / "a.jsonl", [{"question_id": "1", "text": "yes"}])
     given = ["--answers", str(tmp_path / "a.jsonl"), "--benchmark", "pope", "--data", str(tmp_path)]
     assert "none of the answers is to a row" in refused(capsys, monkeypatch, *given)
-    official.vizwiz(tmp_path / "v")
+    folders.vizwiz(tmp_path / "v")
     lines = [
         {**json.loads(line), "question_id": 0} for line in (tmp_path / "v/llava_test.jsonl").read_text().splitlines()
     ]
-    official.jsonl(tmp_path / "v" / "llava_test.jsonl", lines)
-    official.jsonl(tmp_path / "a.jsonl", [{"question_id": 0, "text": "yes"}])
+    files.jsonl(tmp_path / "v" / "llava_test.jsonl", lines)
+    files.jsonl(tmp_path / "a.jsonl", [{"question_id": 0, "text": "yes"}])
     given = ["--answers", str(tmp_path / "a.jsonl"), "--benchmark", "vizwiz", "--data", str(tmp_path / "v")]
     assert "the answer to '0' could be to several rows" in refused(capsys, monkeypatch, *given)
 
 
 def test_mmes_own_format(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    official.mme(tmp_path)
+    folders.mme(tmp_path)
     (tmp_path / "mine").mkdir()
-    for subtask, image, question, answer in official.MME:
+    for subtask, image, question, answer in MME:
         with (tmp_path / "mine" / f"{subtask}.txt").open("a", encoding="utf-8") as file:
             file.write(f"{image}\t{question} Please answer yes or no.\t{answer}\t{answer}, because\n")
     given = ["--answers", str(tmp_path / "mine"), "--benchmark", "mme", "--data", str(tmp_path)]
@@ -268,13 +268,13 @@ def test_mmes_own_format(tmp_path: Path, capsys: pytest.CaptureFixture[str], mon
 def test_old_prompts_of_textvqa(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    official.textvqa(tmp_path)
-    first, second = official.TEXT
+    folders.textvqa(tmp_path)
+    first, second = TEXT
     lines = [
         {"question_id": first[1], "prompt": f"OCR tokens: a, b. Question: {first[2]} Short answer:", "text": "Dakota"},
         {"question_id": second[1], "prompt": f"Reference OCR token: x\n{second[2]}{SHORT}", "text": "nothing"},
     ]
-    official.jsonl(tmp_path / "a.jsonl", lines)
+    files.jsonl(tmp_path / "a.jsonl", lines)
     given = ["--answers", str(tmp_path / "a.jsonl"), "--benchmark", "textvqa", "--data", str(tmp_path)]
     assert scored(capsys, monkeypatch, *given)["value"] == 1
 
@@ -316,7 +316,7 @@ def test_answers_that_cannot_be_read(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    official.pope(tmp_path)
+    folders.pope(tmp_path)
     (tmp_path / name).write_bytes(content)
     given = ["--answers", str(tmp_path / name), "--benchmark", "pope", "--data", str(tmp_path)]
     assert said in refused(capsys, monkeypatch, *given)

@@ -11,8 +11,10 @@ import pyarrow.fs
 import pytest
 import tiny
 from moto.server import ThreadedMotoServer
+from official import LAYOUTS
 
 from pipelines import answers
+from pipelines.benchmarks import benchmark
 from pipelines.config import EvalConfig
 from pipelines.record import Record
 from pipelines.run import run
@@ -55,6 +57,22 @@ def test_one_writer_at_a_time(bucket: str) -> None:
     with answers.Lock(folder), pytest.raises(answers.Locked), answers.Lock(folder):
         pass
     assert folder.names() == []
+
+
+@pytest.mark.parametrize("name", ["gqa", "gqa of the hub", "mmbench", "mme", "scienceqa", "msvd"])
+def test_an_official_folder_on_an_object_store(name: str, bucket: str, tmp_path: Path) -> None:
+    """One of each way in which rows and media lie in a folder: the same rows, with the same media."""
+    bench, split_of_it, write = LAYOUTS[name]
+    write(tmp_path)
+    system, _ = split(f"s3://apet/x?{bucket}")
+    pyarrow.fs.copy_files(str(tmp_path), "apet/data", destination_filesystem=system)
+    here = benchmark(bench).rows(str(tmp_path), split_of_it).ready()
+    there = benchmark(bench).rows(f"s3://apet/data?{bucket}", split_of_it).ready()
+    rows = here.read(here.index())
+    assert there.read(there.index()) == rows
+    for medium in (medium for row in rows for medium in row.media):
+        data, original = there.fetch(medium), here.fetch(medium)
+        assert data == (original.read_bytes() if isinstance(original, Path) else original)
 
 
 def test_a_job_on_an_object_store(cluster: str, checkpoint: Callable[[str], Path], bucket: str, tmp_path: Path) -> None:

@@ -20,6 +20,11 @@ class Score(NamedTuple):
     score: float | None  # None: the metric is not per row, or there is nothing to compare with
     correct: bool | None
 
+    @classmethod
+    def of(cls, correct: bool) -> Score:
+        """All or nothing."""
+        return cls(float(correct), correct)
+
 
 class Benchmark(ABC):
     """One benchmark. `version` changes with its rows, its prompt or its score: it is part of a run's identity."""

@@ -40,14 +40,13 @@ class Clips(Benchmark):
         self.name, self.home, self.homes = name, f"{folder}_Zero_Shot_QA", homes
 
     def rows(self, data: str, split: str = "test", **how: Any) -> Official:
-        place = Place.of(self.name, data, kind="video")
+        place = Place.of(self.name, data, how, kind="video")
         found = place.find("questions", "test_q.json", f"{self.home}/test_q.json", named=True)
         home = found.rpartition("/")[0]
         answers = place.find("answers", f"{home}/test_a.json".lstrip("/"))
         return place.rows(
-            (place.open(found),),
             "JSON",
-            how,
+            place.open(found),
             shape=shape,
             expected=("video_name", "question_id", "question"),
             truth=(place.open(answers),),
@@ -60,5 +59,4 @@ class Clips(Benchmark):
 
     def score(self, row: Row, prediction: str) -> Score:
         [verdict] = OFFLINE.judge([Item(row.question, row.answers, prediction)])
-        correct = bool(verdict.correct)
-        return Score(float(correct), correct)
+        return Score.of(bool(verdict.correct))

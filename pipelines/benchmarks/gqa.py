@@ -54,16 +54,15 @@ class GQA(Benchmark):
     kind = "image"
 
     def rows(self, data: str, split: str = "test", **how: Any) -> Official:
-        place = Place.of(self.name, data, "lmms-lab/GQA")
+        place = Place.of(self.name, data, how, "lmms-lab/GQA")
         if tables := place.shards("testdev", config=(f"{TIER}_instructions",), columns=("imageId", "types")):
             album = place.shards("testdev", config=(f"{TIER}_images",))
-            return place.rows(tables, "Parquet", how, shape=hub, expected=("id", "imageId", "answer"), album=album)
+            return place.rows("Parquet", *tables, shape=hub, expected=("id", "imageId", "answer"), album=album)
         questions = place.find("questions", f"llava_gqa_{TIER}.jsonl", named=True)
         answers = place.find("answers", *(f"{home}{TIER}_questions.json" for home in HOMES))
         return place.rows(
-            (place.open(questions),),
             "JSON",
-            how,
+            place.open(questions),
             shape=llava,
             expected=("question_id", "image", "text"),
             truth=(place.open(answers, under="*"),),
@@ -74,8 +73,7 @@ class GQA(Benchmark):
         return row.question + SHORT
 
     def score(self, row: Row, prediction: str) -> Score:
-        correct = prediction.rstrip(".").lower() == row.answers[0]
-        return Score(float(correct), correct)
+        return Score.of(prediction.rstrip(".").lower() == row.answers[0])
 
     def figures(self, sheet: Sheet) -> dict[str, Figure]:
         structure = sheet.types

@@ -29,8 +29,7 @@ class ManifestBenchmark(Benchmark):
         said, texts = plain(prediction), [plain(option) for option in row.options]
         chosen = texts.index(said) if said in texts else letter(prediction, len(texts)) if texts else None
         given = {said} if chosen is None else {texts[chosen], chr(ord("a") + chosen)}
-        correct = bool((given & right) - {""})
-        return Score(float(correct), correct)
+        return Score.of(bool((given & right) - {""}))
 
 
 BENCHMARK = ManifestBenchmark()

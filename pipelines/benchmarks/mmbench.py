@@ -35,9 +35,17 @@ LATE = 4  # words from the end among which a letter is an answer
 NOTHING = {"", "#N/A", "<NA>", "N/A", "NA", "NULL", "n/a", "null"}  # what a table reader takes for an empty cell
 
 
-def index(record: Record) -> str | None:
-    value = record.get("index")
-    return str(int(float(value))) if value not in (None, "") else None
+class Index:
+    """A row's id; a file of another split than was asked for is refused."""
+
+    def __init__(self, split: str) -> None:
+        self.split = split
+
+    def __call__(self, record: Record) -> str | None:
+        if (said := cell(record, "split")) not in ("", self.split):
+            raise ValueError(f"there are rows of the split '{said}', and asked for is '{self.split}'; see --split")
+        value = record.get("index")
+        return str(int(float(value))) if value not in (None, "") else None
 
 
 def cell(record: Record, name: str) -> str:
@@ -99,17 +107,16 @@ class MMBench(Benchmark):
     def __init__(self, name: str, config: str, suffix: str, files: Mapping[str, tuple[str, ...]]) -> None:
         self.name, self.config, self.suffix, self.files = name, config, suffix, files
 
-    def rows(self, data: str, split: str = "test", **how: Any) -> Official:
-        place = Place.of(self.name, data, f"lmms-lab/MMBench, {self.config}")
-        wanted = "dev" if split == "test" and not any(map(place.has, self.files["test"])) else split
-        if wanted not in self.files:
+    def rows(self, data: str, split: str = "dev", **how: Any) -> Official:
+        place = Place.of(self.name, data, how, f"lmms-lab/MMBench, {self.config}", splits=True)
+        if split not in self.files:
             raise ValueError(f"{self.name} has no split '{split}'; it has {' and '.join(self.files)}")
-        known: dict[str, Any] = {"identity": index, "keys": ("index",), "columns": COLUMNS}
+        known: dict[str, Any] = {"identity": Index(split), "keys": ("index",), "columns": COLUMNS}
         expected = ("index", "question", "A", "B", "image")
-        if tables := place.shards(wanted, config=(self.config,), **known):
-            return place.rows(tables, "Parquet", how, shape=row, expected=expected)
-        table = place.open(place.find("questions", *self.files[wanted], named=True), **known)
-        return place.rows((table,), "CSV", how, shape=row, expected=expected)
+        if tables := place.shards(split, config=(self.config,), **known):
+            return place.rows("Parquet", *tables, shape=row, expected=expected)
+        table = place.open(place.find("questions", *self.files[split], named=True), **known)
+        return place.rows("CSV", table, shape=row, expected=expected)
 
     def prompt(self, row: Row) -> str:
         lines = [row.meta["hint"]] if "hint" in row.meta else []
@@ -119,8 +126,7 @@ class MMBench(Benchmark):
     def score(self, row: Row, prediction: str) -> Score:
         if not row.answers:
             return Score(None, None)
-        correct = chosen(prediction, dict(zip(LETTERS, row.options, strict=False))) == row.answers[0]
-        return Score(float(correct), correct)
+        return Score.of(chosen(prediction, dict(zip(LETTERS, row.options, strict=False))) == row.answers[0])
 
     def figures(self, sheet: Sheet) -> dict[str, Figure]:
         numbers = np.array([int(row_id) for row_id in sheet.ids], dtype=np.int64)

@@ -79,13 +79,13 @@ class MME(Benchmark):
     most = 2800.0
 
     def rows(self, data: str, split: str = "test", **how: Any) -> Official:
-        place = Place.of(self.name, data, "lmms-lab/MME")
+        place = Place.of(self.name, data, how, "lmms-lab/MME")
         if tables := place.shards("test", keys=("question_id", "question"), identity=hub_id):
-            return place.rows(tables, "Parquet", how, shape=hub, expected=("question", "answer", "category"))
+            return place.rows("Parquet", *tables, shape=hub, expected=("question", "answer", "category"))
         for home in HOMES:
             if any(place.type(f"{home}/{each}".lstrip("/")) == fs.FileType.Directory for each in SUBTASKS):
                 folder = place.open(home, identity=line_id) if home else place.itself(identity=line_id)
-                return place.rows((folder,), "pairs", how, shape=release, homes=(home,), suffixes=SUFFIXES)
+                return place.rows("pairs", folder, shape=release, homes=(home,), suffixes=SUFFIXES)
         raise FileNotFoundError(
             f"{self.name}: there are no subtasks; looked for folders such as {RELEASE}/{PERCEPTION[0]} in {place},"
             " and for the Parquet files of lmms-lab/MME"
@@ -101,8 +101,7 @@ class MME(Benchmark):
     def score(self, row: Row, prediction: str) -> Score:
         start = prediction.lower()[:4]
         said = "yes" if "yes" in start else "no" if "no" in start else "other"
-        correct = said == row.answers[0]
-        return Score(float(correct), correct)
+        return Score.of(said == row.answers[0])
 
     def figures(self, sheet: Sheet) -> dict[str, Figure]:
         images = np.array(["/".join(str(row_id).split("/")[:2]) for row_id in sheet.ids], dtype=object)

@@ -152,24 +152,33 @@ class Place:
     """A folder that `--data` names, or the file of it that it names, and what a benchmark looks for there."""
 
     benchmark: str
+    how: Mapping[str, Any]  # as in `Manifest.of`: where media are, other than there
     hub: str  # the data set that has it in Parquet
     folder: Folder
     file: str | None
     kind: Kind
-    splits: bool = False  # there are several
+    splits: bool  # there are several
 
     @classmethod
-    def of(cls, benchmark: str, data: str, hub: str = "", kind: Kind = "image", splits: bool = False) -> Place:
+    def of(
+        cls,
+        benchmark: str,
+        data: str,
+        how: Mapping[str, Any],
+        hub: str = "",
+        kind: Kind = "image",
+        splits: bool = False,
+    ) -> Place:
         folder = Folder.of(data)
         system, path = place(folder.uri)
         found = system.get_file_info(path).type
         if found == fs.FileType.NotFound:
             raise FileNotFoundError(f"there is no file or folder {redacted(data)}")
         if found == fs.FileType.Directory:
-            return cls(benchmark, hub, folder, None, kind, splits)
+            return cls(benchmark, how, hub, folder, None, kind, splits)
         base, mark, query = folder.uri.partition("?")
         parent, _, name = base.rpartition("/")
-        return cls(benchmark, hub, Folder(parent + mark + query), name, kind, splits)
+        return cls(benchmark, how, hub, Folder(parent + mark + query), name, kind, splits)
 
     def has(self, name: str) -> bool:
         return self.type(name) == fs.FileType.File
@@ -221,13 +230,14 @@ class Place:
                 return tuple(self.open(path, prefix=prefix, **how) for path, prefix in paths.items())
         return ()
 
-    def rows(self, files: tuple[File, ...], layout: str, how: Mapping[str, Any], **more: Any) -> Official:
-        """The benchmark's rows in these files; `homes` are where its media may lie."""
-        homes = more.pop("homes", ())
-        root, without = how.get("media_root"), ()
+    def rows(
+        self, layout: str, *files: File, shape: Callable[[Record], Record], homes: Sequence[str] = (), **more: Any
+    ) -> Official:
+        """The benchmark's rows in these files; `homes` are where its media may lie, `more` is Official's."""
+        root, without = self.how.get("media_root"), ()
         if root is None:
             there = next((home for home in homes if not home or self.type(home) == fs.FileType.Directory), None)
-            without = homes if there is None else ()
+            without = tuple(homes) if there is None else ()
             root = self.folder.child(there).uri if there else self.folder.uri
         return Official(
             data=self.folder.uri,
@@ -235,8 +245,9 @@ class Place:
             layout=layout,
             files=files,
             kind=self.kind,
-            allow_outside=how.get("allow_outside", False),
-            without=tuple(without),
+            allow_outside=self.how.get("allow_outside", False),
+            without=without,
+            shape=shape,
             **more,
         )
 

@@ -67,9 +67,9 @@ class POPE(Benchmark):
     headline = "f1"
 
     def rows(self, data: str, split: str = "test", **how: Any) -> Official:
-        place = Place.of(self.name, data, "lmms-lab/POPE")
+        place = Place.of(self.name, data, how, "lmms-lab/POPE")
         if tables := place.shards("test", keys=("category", "question_id", "question"), identity=hub_id):
-            return place.rows(tables, "Parquet", how, shape=hub, expected=("question", "answer", "category"))
+            return place.rows("Parquet", *tables, shape=hub, expected=("question", "answer", "category"))
         questions = place.find("questions", "llava_pope_test.jsonl", named=True)
         labels = []
         for each in SPLITS:
@@ -77,9 +77,8 @@ class POPE(Benchmark):
             found = place.find(f"labels of the {each} split", f"coco/{name}", name, f"output/coco/{name}")
             labels.append(place.open(found, identity=Label(each)))
         return place.rows(
-            (place.open(questions, identity=question_id),),
             "JSON",
-            how,
+            place.open(questions, identity=question_id),
             shape=llava,
             expected=("question_id", "image", "text", "category"),
             truth=tuple(labels),
@@ -98,8 +97,7 @@ class POPE(Benchmark):
 
     def score(self, row: Row, prediction: str) -> Score:
         words = prediction.partition(".")[0].replace(",", "").split(" ")
-        correct = ("no" if NO & set(words) else "yes") == row.answers[0]
-        return Score(float(correct), correct)
+        return Score.of(("no" if NO & set(words) else "yes") == row.answers[0])
 
     def figures(self, sheet: Sheet) -> dict[str, Figure]:
         found: dict[str, Figure] = {}

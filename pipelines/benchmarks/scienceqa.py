@@ -93,17 +93,16 @@ class ScienceQA(Benchmark):
     headline = "img"
 
     def rows(self, data: str, split: str = "test", **how: Any) -> Official:
-        place = Place.of(self.name, data, "lmms-lab/ScienceQA")
+        place = Place.of(self.name, data, how, "lmms-lab/ScienceQA")
         wanted = ("question", "choices", "answer")
         known: dict[str, Any] = {"identity": by_number, "keys": (NUMBER,), "columns": COLUMNS}
         if tables := place.shards("test", config=("ScienceQA-FULL", "ScienceQA-IMG"), **known):
-            return place.rows(tables, "Parquet", how, shape=hub, expected=wanted)
+            return place.rows("Parquet", *tables, shape=hub, expected=wanted)
         questions = place.find("questions", "llava_test_CQM-A.json", named=True)
         problems = [name for name in ("problems.json", "data/problems.json") if place.has(name)]
         return place.rows(
-            (place.open(questions),),
             "JSON",
-            how,
+            place.open(questions),
             shape=llava,
             expected=("id", "conversations"),
             truth=tuple(place.open(name, under="*") for name in problems[:1]),
@@ -115,8 +114,7 @@ class ScienceQA(Benchmark):
         return "\n".join([row.question, *lines]) + LETTER
 
     def score(self, row: Row, prediction: str) -> Score:
-        correct = chosen(prediction) == row.answers[0]
-        return Score(float(correct), correct)
+        return Score.of(chosen(prediction) == row.answers[0])
 
     def figures(self, sheet: Sheet) -> dict[str, Figure]:
         image, text = sheet.meta("image") == "yes", sheet.meta("text") == "yes"

@@ -36,8 +36,7 @@ class Synthetic(Benchmark):
         return row.question
 
     def score(self, row: Row, prediction: str) -> Score:
-        correct = plain(prediction) in {plain(answer) for answer in row.answers}
-        return Score(float(correct), correct)
+        return Score.of(plain(prediction) in {plain(answer) for answer in row.answers})
 
     def chance(self, type: str) -> float | None:
         return self.chances.get(type)

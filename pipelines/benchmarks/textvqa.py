@@ -57,15 +57,14 @@ class TextVQA(Annotated):
     name = "textvqa"
 
     def rows(self, data: str, split: str = "test", **how: Any) -> Official:
-        place = Place.of(self.name, data, "lmms-lab/textvqa")
+        place = Place.of(self.name, data, how, "lmms-lab/textvqa")
         if tables := place.shards("validation", "val", columns=("ocr_tokens",)):
-            return place.rows(tables, "Parquet", how, shape=hub, expected=("question_id", "question", "answers"))
+            return place.rows("Parquet", *tables, shape=hub, expected=("question_id", "question", "answers"))
         questions = place.find("questions", "llava_textvqa_val_v051_ocr.jsonl", named=True)
         answers = place.find("answers", "TextVQA_0.5.1_val.json")
         return place.rows(
-            (place.open(questions, identity=question_id),),
             "JSON",
-            how,
+            place.open(questions, identity=question_id),
             shape=llava,
             expected=("question_id", "image", "text"),
             truth=(place.open(answers, under="data", identity=truth_id),),

@@ -49,18 +49,17 @@ class VizWiz(Annotated):
     name = "vizwiz"
 
     def rows(self, data: str, split: str = "test", **how: Any) -> Official:
-        place = Place.of(self.name, data, "lmms-lab/VizWiz-VQA", splits=True)
+        place = Place.of(self.name, data, how, "lmms-lab/VizWiz-VQA", splits=True)
         if split not in ("test", "val"):
             raise ValueError(f"vizwiz has no split '{split}'; it has test and val")
         if tables := place.shards(split, columns=("answer_type",)):
-            return place.rows(tables, "Parquet", how, shape=hub, expected=("question_id", "question"))
+            return place.rows("Parquet", *tables, shape=hub, expected=("question_id", "question"))
         lists = ("llava_test.jsonl",) if split == "test" else ()
         found = place.find("questions", *lists, f"{split}.json", f"Annotations/{split}.json", named=True)
         from_llava = found.endswith(".jsonl")
         return place.rows(
-            (place.open(found, identity=image),),
             "JSON",
-            how,
+            place.open(found, identity=image),
             shape=llava if from_llava else own,
             expected=("question_id", "image", "text") if from_llava else ("image", "question"),
             homes=(split, f"images/{split}"),

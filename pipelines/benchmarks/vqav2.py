@@ -50,22 +50,21 @@ class VQAv2(Annotated):
     name = "vqav2"
 
     def rows(self, data: str, split: str = "test", **how: Any) -> Official:
-        place = Place.of(self.name, data, "lmms-lab/VQAv2", splits=True)
+        place = Place.of(self.name, data, how, "lmms-lab/VQAv2", splits=True)
         columns = ("question_type", "answer_type")
         if tables := place.shards(*(("validation", "val") if split == "val" else (split,)), columns=columns):
-            return place.rows(tables, "Parquet", how, shape=hub, expected=("question_id", "question"))
+            return place.rows("Parquet", *tables, shape=hub, expected=("question_id", "question"))
         if split == "test":
             questions = place.find("questions", *LISTS, named=True)
             expected, homes = ("question_id", "image", "text"), ("test2015",)
-            return place.rows((place.open(questions),), "JSON", how, shape=llava, expected=expected, homes=homes)
+            return place.rows("JSON", place.open(questions), shape=llava, expected=expected, homes=homes)
         if split != "val":
             raise ValueError(f"vqav2 has no split '{split}'; it has test and val")
         questions = place.find("questions", "v2_OpenEnded_mscoco_val2014_questions.json")
         answers = place.find("answers", "v2_mscoco_val2014_annotations.json")
         return place.rows(
-            (place.open(questions, under="questions"),),
             "JSON",
-            how,
+            place.open(questions, under="questions"),
             shape=own,
             expected=("question_id", "image_id", "question"),
             truth=(place.open(answers, under="annotations"),),
@@ -76,7 +75,7 @@ class VQAv2(Annotated):
         """A list of {question_id, answer} for all of test2015, with an empty answer where none was asked for."""
         if data is None:
             raise ValueError(f"--submission needs --data: the folder with {LISTS[1]}, the list of all questions")
-        place = Place.of(self.name, data)
+        place = Place.of(self.name, data, {})
         every = place.open(place.find("all questions of test2015", LISTS[1]))
         said = dict(zip(*(answers[name].to_pylist() for name in ("row_id", "prediction")), strict=True))
         ids = places("JSON", (every,))["row_id"].to_pylist()

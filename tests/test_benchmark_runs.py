@@ -1,0 +1,106 @@
+"""Ten rows of each benchmark from its files to its scores, in each layout, with a demo model on a real pipeline.
+
+One of each kind goes through the command that a user types. The others share that command's machinery and the workers,
+as in a sweep: a worker that is started anew imports torch and transformers, which takes longer than all the answers.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+import pytest
+from mlflow import MlflowClient
+from official import LAYOUTS
+from official.rows import SUFFIX, TEN
+
+from jobs import eval_image, eval_video, score
+from pipelines import answers
+from pipelines.benchmarks import benchmark
+from pipelines.config import EvalConfig
+from pipelines.paths import resolve_paths
+from pipelines.record import Record
+from pipelines.rows import Kind
+from pipelines.run import carry_out, job_record
+from pipelines.storage import Folder
+from pipelines.work import Work
+
+pytestmark = pytest.mark.filterwarnings("default")  # Ray and MLflow warn of themselves
+SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed,"
+    " and polite answers to the user's questions. USER: "
+)
+TYPED = {"pope": eval_image, "msvd": eval_video}
+
+
+def kind_of(name: str) -> Kind:
+    found = benchmark(LAYOUTS[name][0]).kind
+    assert found
+    return found
+
+
+def asked(name: str, folder: Path, model: str) -> dict[str, Any]:
+    """The flags of a job of ten rows, whose files are written."""
+    bench, split, write = LAYOUTS[name]
+    write(folder / "data" / name, TEN[bench])
+    return {
+        "model": model,
+        "benchmark": bench,
+        "data": str(folder / "data" / name),
+        "split": split,
+        "conversation": "vicuna_v1",
+        "output": str(folder / name),
+        "tracking_uri": f"sqlite:///{folder}/mlflow.db",
+        "max_new_tokens": 4,
+    }
+
+
+@pytest.fixture(scope="module")
+def results(cluster: str, checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of all results, one a layout."""
+    folder = tmp_path_factory.mktemp("results")
+    models: dict[Kind, str] = {"image": "demo", "video": str(checkpoint("video_llava"))}
+    groups: dict[Kind, list[Work]] = {"image": [], "video": []}
+    for name in LAYOUTS:
+        kind = kind_of(name)
+        given = asked(name, folder, models[kind])
+        if name not in TYPED:
+            config = EvalConfig.of(kind, **given, methods=("vanilla",), actors=(1, 1))
+            groups[kind].append(Work.of(resolve_paths(config)))
+            continue
+        argv = [part for flag, value in given.items() for part in (f"--{flag.replace('_', '-')}", str(value))]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["eval.py", *argv, "--method", "vanilla", "--actors", "1"])
+            assert TYPED[name].main() == 0
+    job = job_record(groups["image"][0].config, "job-all", {}, {})
+    assert carry_out(list(groups.values()), job) == "finished"
+    return folder
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_ten_rows_from_files_to_scores(
+    name: str, results: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [path] = {path.parent for path in (results / name).glob("*/*.parquet")}
+    table, record = answers.read(Folder.of(str(path))), Record.load(Folder.of(str(path)))
+    assert table.num_rows == len(set(table["row_id"].to_pylist())) == 10
+    assert pc.all(pc.equal(table["status"], "ok")).as_py()
+    assert record.rows == {"wanted": 10, "done": 10, "error": 0}
+    assert set(table["split"].to_pylist()) == {LAYOUTS[name][1]}
+    for prompt, media in zip(table["prompt"].to_pylist(), table["media"].to_pylist(), strict=True):
+        assert prompt.startswith(SYSTEM + f"<{kind_of(name)}>\n" * len(media))
+        assert prompt.endswith(f"{SUFFIX[LAYOUTS[name][0]]} ASSISTANT:")
+
+    monkeypatch.setattr(sys, "argv", ["score.py", str(path)])
+    assert score.main() == 0
+    scored = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (scored["rows"], scored["matched"], scored["duplicate"], scored["changed"]) == (10, 10, 0, 0)
+    assert scored["metrics"]["rows_total"] == 10
+    assert scored["metrics"] == {name: record.metrics[name] for name in scored["metrics"]}
+    assert ("accuracy" in scored["metrics"]) == (name not in ("vqav2 test", "vizwiz test"))
+    logged = MlflowClient(record.mlflow["uri"]).get_run(record.mlflow["run_id"]).data.metrics
+    assert scored["metrics"] == {name: logged[name] for name in scored["metrics"]}
