@@ -1,0 +1,190 @@
+"""Pictures of what a model was shown and what was left of it, made again from the records of real runs.
+
+`visualize` reads runs (record.json, config.yaml and the answers), finds the rows to draw (`cases`), asks the model
+again about them (`seen`, `rankings`), and draws (`figures`, on `page`). What the model answers now is compared with
+what the run has: a picture of something else says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import yaml
+
+from apet.methods.apet import ApET
+from pipelines.benchmarks import benchmark
+from pipelines.config import EvalConfig
+from pipelines.manifest import Manifest
+from pipelines.paths import model_fingerprint
+from pipelines.pictures import cases, figures
+from pipelines.pictures.cases import Case, Run
+from pipelines.pictures.page import GREY, INK, Line
+from pipelines.pictures.rankings import Ranking, rankings
+from pipelines.pictures.seen import Eye, Prompt
+from pipelines.rows import Row
+from pipelines.storage import Folder
+
+FOLDER, LIST = "pictures", "pictures.json"
+ASKED = (  # of a job's config: how its rows are found, read and asked
+    *("model", "revision", "trust_remote_code", "benchmark", "data", "split", "media_root", "allow_outside"),
+    *("question", "limit", "frames", "min_pixels", "max_pixels", "conversation", "temperature", "max_new_tokens"),
+    *("seed", "dtype", "attn"),
+)
+
+
+def visualize(
+    uris: Sequence[str],
+    rows: Sequence[str] | None = None,
+    count: int = 4,
+    output: str | None = None,
+    say: Callable[[str], None] = print,
+) -> list[dict[str, str]]:
+    """Draw rows of runs; returns {"file", "title", "caption"} of each picture, as pictures.json has them.
+
+    rows:   ids; None: `count` rows on which the runs disagree
+    output: the folder below which `pictures` lie; None: the one that the first run is in
+    """
+    found = cases.runs(uris)
+    chosen = cases.chosen(found, rows, count)
+    config = _config(found[0])
+    eye = Eye(config)
+    if model_fingerprint(config.model, config.revision) != found[0].record.identity["model"]:
+        say(f"{config.model} is not what it was when the runs were made; answers may differ")
+    manifest, read = _read(config, [case.row_id for case in chosen])
+    base, mark, query = found[0].folder.uri.partition("?")
+    folder = Folder.of(output or f"{base.rpartition('/')[0]}{mark}{query}").child(FOLDER)
+    made: list[dict[str, str]] = []
+    for case, row in zip(chosen, read, strict=True):
+        for entry, png in _drawn(eye, eye.read(row, manifest), row, case, say):
+            folder.write(entry["file"], png)
+            made.append(entry)
+            say(f"{folder.uri}/{entry['file']}")
+    listed(folder, made)
+    return made
+
+
+def _config(run: Run) -> EvalConfig:
+    """How the run asked; of its job's config, since a point's options may hide it in the record."""
+    try:
+        given = yaml.safe_load(run.folder.read("config.yaml"))
+    except FileNotFoundError:
+        given = run.record.config
+    known = {name: given[name] for name in ASKED if given.get(name) is not None}
+    if known.get("limit") == "all":
+        del known["limit"]
+    return EvalConfig.of(given["kind"], **known)
+
+
+def _read(config: EvalConfig, row_ids: Sequence[str]) -> tuple[Manifest, list[Row]]:
+    """The rows as they lie in the data, in this order."""
+    bench = benchmark(config.benchmark)
+    data = config.data or bench.manifest(config.split, config.limit)
+    manifest = bench.rows(
+        str(data),
+        config.split,
+        media_root=config.media_root,
+        allow_outside=config.allow_outside,
+        kind=config.kind,
+        question=config.question,
+    ).ready()
+    index = manifest.index(config.limit)
+    places = pc.index_in(pa.array(row_ids, pa.string()), value_set=index["row_id"].combine_chunks())
+    if places.null_count:
+        gone = row_ids[places.is_null().index(True).as_py()]
+        raise ValueError(f"row {gone!r} is not in the data any more; the runs cannot be drawn")
+    return manifest, manifest.read(index.take(places))
+
+
+def _drawn(
+    eye: Eye, prompt: Prompt, row: Row, case: Case, say: Callable[[str], None]
+) -> list[tuple[dict[str, str], bytes]]:
+    """A row's two figures."""
+    told = []
+    for run in case.runs:
+        stored = run.rows([row.row_id])[row.row_id]
+        told.append(figures.Told(run.name, stored, eye.ask(prompt, run.point.build())))
+        if not told[-1].same:
+            say(
+                f"{row.row_id}: {run.name} answers {told[-1].came.answer!r} here and {stored['prediction']!r} in the"
+                " run: alone and in a batch, or on another machine, sums round differently"
+            )
+    like = next((m for run in case.runs if isinstance(m := run.point.build(), ApET)), ApET(budget=1))
+    maps = list(rankings(eye, prompt, like))
+    for note in maps:
+        if isinstance(note, str):
+            say(f"{row.row_id}: {note}")
+    ranked = [each for each in maps if isinstance(each, Ranking)]
+    names = " and ".join(each.name for each in told if each.came.sites)
+    where = f"{eye.config.benchmark}, row {row.row_id}"
+    answers = "; ".join(f"{each.name} answers {_quoted(each.row['prediction'])}{_so(each)}" for each in told)
+    asked = f"{where}: {_quoted(row.question)} {_reference(row)}"
+    return [
+        (
+            {
+                "file": _file(eye, case, "kept"),
+                "title": f"Tokens kept by {names or 'the model'}, {row.row_id}",
+                "caption": f"{asked} {answers}. {case.why}".strip(),
+            },
+            figures.kept(prompt, told, _head(where, row)),
+        ),
+        (
+            {
+                "file": _file(eye, case, "ranked"),
+                "title": f"Attention beside the approximation error, {row.row_id}",
+                "caption": f"{where}. " + " ".join(f"{_capital(each.name)}: {each.meaning}." for each in ranked),
+            },
+            figures.ranked(prompt, ranked, _head(where, row)),
+        ),
+    ]
+
+
+def _head(where: str, row: Row) -> list[Line]:
+    kind = f", {row.type}" if row.type else ""
+    options = f"The options are {_listed(row.options)}." if row.options else ""
+    about = f"{_reference(row)} {options}".strip()
+    lines = [Line(f"{where}{kind}", 15, GREY, most=1), Line(row.question, 23, INK, bold=True)]
+    return [*lines, Line(about, 17, GREY)] if about else lines
+
+
+def _reference(row: Row) -> str:
+    return f"The reference answer is {_listed(row.answers, ' or ')}." if row.answers else ""
+
+
+def _listed(texts: Sequence[str], between: str = ", ") -> str:
+    return between.join(map(_quoted, dict.fromkeys(texts)))
+
+
+def _so(told: figures.Told) -> str:
+    return (f", {told.verdict}" if told.verdict else "") + (
+        "" if told.same else f" (alone {_quoted(told.came.answer)})"
+    )
+
+
+def _quoted(text: Any) -> str:
+    plain = " ".join(str(text or "").split())
+    return f"“{plain[:200]}{'…' if len(plain) > 200 else ''}”"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _file(eye: Eye, case: Case, what: str) -> str:
+    """A name of its own for a row and the runs that are put side by side."""
+    exact = "\n".join([case.row_id, *(run.record.name for run in case.runs)])
+    plain = re.sub(r"[^A-Za-z0-9_.-]", "_", f"{eye.config.benchmark}-{eye.config.model_name}-{case.row_id}")
+    return f"{plain[:80]}-{hashlib.sha256(exact.encode()).hexdigest()[:8]}-{what}.png"
+
+
+def listed(folder: Folder, made: Sequence[dict[str, str]]) -> None:
+    """Add to what earlier calls have drawn."""
+    earlier = json.loads(folder.read(LIST)) if folder.exists(LIST) else []
+    files = {entry["file"] for entry in made}
+    there = [entry for entry in earlier if entry["file"] not in files and folder.exists(entry["file"])]
+    folder.write(LIST, json.dumps([*there, *made], indent=1, ensure_ascii=False).encode())
