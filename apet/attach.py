@@ -4,7 +4,8 @@
         model.generate(**inputs)
     run.stats
 
-Hooks only: no class is replaced, no forward is copied, and leaving the block leaves the model as it was. Every site
+Hooks only: no class is replaced, no forward is copied, and leaving the block leaves the model as it was. (Vision towers
+that share their work, `apet/towers.py`, are the one exception.) Every site
 is the same act at another depth: choose among the visual tokens of each row, gather the rows of the sequence that
 stay, and let all later layers and decode steps see the shorter sequence. The cache that `generate` returns is an
 ordinary one with shorter layers.

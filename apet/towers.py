@@ -5,8 +5,9 @@
         with attach(model, method, towers=towers):
             model.generate(**inputs)  # the same inputs: their towers run once
 
-Each block of a tower answers from memory while all that entered the first one is, to the last bit, what it was. What
-hooks see at a block's entry and exit is the same. A method that drops tokens between the blocks takes no part.
+Each block of a tower answers from memory while all that entered the first one is, to the last bit, what it was, under
+the same modes of torch. What hooks see at a block's entry and exit is the same; inside a block nothing happens. A
+method that drops tokens between the blocks takes no part. For inference: of weights that change it knows nothing.
 """
 
 from __future__ import annotations
@@ -23,14 +24,13 @@ from torch import Tensor, nn
 from apet.stopwatch import Stopwatch
 
 PASSES = 2  # of a tower that are remembered: a prompt's images, and its videos
-Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 @dataclass
 class Pass:
     """One call of a tower."""
 
-    given: Call  # to its first block
+    given: tuple[Any, ...]  # to its first block, and the modes it ran in
     stopwatch: Stopwatch
     made: list[Any] = field(default_factory=list)  # of each block
 
@@ -71,11 +71,18 @@ class Towers:
 
     def _block(self, tower: Tower, depth: int, compute: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if depth == 0:
+            given = (
+                args,
+                kwargs,
+                torch.is_grad_enabled(),
+                torch.is_inference_mode_enabled(),
+                torch.is_autocast_enabled(),
+            )
             whole = (known for known in tower.passes if len(known.made) == tower.blocks)
-            tower.again = next((known for known in whole if same(known.given, (args, kwargs))), None)
+            tower.again = next((known for known in whole if same(known.given, given)), None)
             if tower.again is None:
                 first = args[0] if args else kwargs["hidden_states"]
-                tower.passes = [*tower.passes[1 - PASSES :], Pass((args, kwargs), Stopwatch(first.device))]
+                tower.passes = [*tower.passes[1 - PASSES :], Pass(given, Stopwatch(first.device))]
             else:
                 self._spared += tower.again.stopwatch.ms
         if tower.again is not None:

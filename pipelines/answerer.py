@@ -32,7 +32,7 @@ from pipelines.handed import Prepared
 from pipelines.ledger import Desk
 from pipelines.prepare import Collator, processor_of, unpacked, warm_up
 from pipelines.rows import Row, described
-from pipelines.sheet import Sheet, Writer
+from pipelines.sheet import FLUSH, Sheet, Writer
 
 Inputs = dict[str, Tensor]
 
@@ -46,7 +46,8 @@ class Answerer:
         self.worker = (ray.is_initialized() and ray.get_runtime_context().get_actor_id()) or "alone"
         self.desk = Desk(ledger, self.worker)
         careful = self.desk.arrive()
-        self.device = torch.device("cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu")
+        mine = not ray.is_initialized() or ray.get_gpu_ids()
+        self.device = torch.device("cuda" if torch.cuda.is_available() and mine else "cpu")
         self.processor = processor_of(job.sections[0].recipe)
         self.collate = Collator(self.processor)
         self.methods = {run.point: run.point.build() for section in job.sections for run in section.runs}
@@ -69,7 +70,7 @@ class Answerer:
             device=self.device,
             trust_remote_code=recipe.trust_remote_code,
         )[0]
-        self.towers = Towers()
+        self.towers, self.sharing = Towers(), False
         self._warm_up()
 
     def __call__(self, block: pa.Table) -> pa.Table:
@@ -81,7 +82,7 @@ class Answerer:
 
     def _section(self, section: Section, rows: list[Prepared]) -> None:
         """Answer rows of one benchmark."""
-        writer = Writer(self.worker, self.job.model_name, self.device)
+        writer = Writer(self.worker, self.job.model_name)
         sheets = [
             Sheet(writer, section, place, self.methods[run.point], rows) for place, run in enumerate(section.runs)
         ]
@@ -92,15 +93,18 @@ class Answerer:
         fine = sorted((row for row in rows if row.error is None), key=lambda row: (row.tokens, row.row_id))
         slowest = 0.0  # a batch under one method, in seconds
         for batch, inputs in self._batches(fine, sheets):
-            for some, its in self._safe(batch, inputs, sheets):
-                for sheet in sheets:
-                    if not any(map(sheet.lacks, some)):
-                        continue
+            for some, alone in self._safe(batch, sheets):
+                its = inputs if len(some) == len(batch) and inputs is not None else self._made(some)
+                lacking = [sheet for sheet in sheets if any(map(sheet.lacks, some))]
+                self.sharing = len(lacking) > 1
+                for sheet in lacking:
                     began = time.monotonic()
-                    self._answer(sheet, some, its if len(some) == len(batch) else None)
+                    self._answer(sheet, some, its)
                     slowest = max(slowest, time.monotonic() - began)
                     for each in sheets:
-                        each.flush(within=slowest)
+                        # what is answered before a row takes its worker down stays answered
+                        each.flush(within=FLUSH if alone else slowest)
+                self.towers.forget()
                 self._told(sheets)
         for sheet in sheets:
             sheet.flush()
@@ -125,8 +129,15 @@ class Answerer:
             try:
                 ready: Inputs | None = inputs.result()
             except Exception:
-                ready = None  # `_answer` makes them again, and deals with what is wrong
+                ready = None
             yield batch, ready
+
+    def _made(self, rows: Sequence[Prepared]) -> Inputs | None:
+        """The inputs of these rows; None if they cannot be made, for then `_answer` finds out why."""
+        try:
+            return self._inputs(rows)
+        except Exception:
+            return None
 
     def _inputs(self, rows: Sequence[Prepared]) -> Inputs:
         batch = self.collate([unpacked(row.inputs) for row in rows])
@@ -134,29 +145,32 @@ class Answerer:
             batch = {name: value.pin_memory().to(self.device, non_blocking=True) for name, value in batch.items()}
         return self.collate.normalised(batch)
 
-    def _safe(
-        self, batch: list[Prepared], inputs: Inputs | None, sheets: list[Sheet]
-    ) -> Iterator[tuple[list[Prepared], Inputs | None]]:
+    def _safe(self, batch: list[Prepared], sheets: list[Sheet]) -> Iterator[tuple[list[Prepared], bool]]:
         """The batch, once the ledger knows of it; rows that a worker died with come one by one, or not at all."""
         suspects, lost = self.desk.begin([row.key for row in batch])
         if not suspects and not lost:
-            yield batch, inputs
+            yield batch, False
             return
         for row in batch:
-            if row.key in lost:
-                for sheet in sheets:
-                    sheet.fail(row, "WorkerDied: the worker died each time it answered this row alone")
-                    sheet.flush()
+            if row.key in lost and self._given_up(row, sheets):
+                suspects.append(row.key)
         calm = [row for row in batch if row.key not in {*suspects, *lost}]
         if calm:
             self.desk.begin([row.key for row in calm])
-            yield calm, None
+            yield calm, False
         for row in batch:
             if row.key in suspects:
                 self.desk.alone(row.key)
-                yield [row], None
-                for sheet in sheets:
-                    sheet.flush()  # what is answered between two deaths stays answered
+                yield [row], True
+
+    def _given_up(self, row: Prepared, sheets: list[Sheet]) -> bool:
+        """A row that its worker died of: an error under the method that it died in. May the others still try?"""
+        lacking = [sheet for sheet in sheets if sheet.lacks(row)]
+        others = bool(lacking) and self.desk.pardon(row.key)
+        for sheet in lacking[:1] if others else lacking:
+            sheet.fail(row, "WorkerDied: the worker died each time it answered this row alone")
+            sheet.flush()
+        return others and len(lacking) > 1
 
     def _answer(self, sheet: Sheet, rows: list[Prepared], inputs: Inputs | None) -> None:
         """Answer `rows` for one point, whatever it takes."""
@@ -179,10 +193,11 @@ class Answerer:
             sheet.fail(rows[0], described(trouble))
             return
         del trouble  # its traceback holds the batch's tensors
-        self.towers.forget()
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        if half > 1:
+            self.towers.forget()
+            gc.collect()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
         rows = [row for row in rows if sheet.lacks(row)]
         for start in range(0, len(rows), half):
             self._answer(sheet, rows[start : start + half], None)
@@ -192,9 +207,12 @@ class Answerer:
         self, section: Section, method: Method, rows: Sequence[Prepared], inputs: Inputs, tokens: int | None = None
     ) -> list[dict[str, Any]]:
         """One batch under one method: what there is to say of each row's answer."""
+        self.towers.spared_ms()  # of a batch that failed
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
         clock, seeds = Clock(self.device), [seed_of(section.seed, row.row_id) for row in rows]
         luck = [Sampler(section.temperature, seeds)] if section.temperature else []
-        with attach(self.model, method, towers=self.towers) as attached:
+        with attach(self.model, method, towers=self.towers if self.sharing else None) as attached:
             attached.seeds = seeds
             clock.mark()
             out = self.model.generate(
@@ -224,19 +242,26 @@ class Answerer:
                 "prefill_ms": prefill_ms / count,
                 "decode_ms": decode_ms / count,
                 "compress_ms": stat.compress_ms,
+                "peak_memory_bytes": torch.cuda.max_memory_allocated() if self.device.type == "cuda" else None,
             }
             for text, stat, mask, answer in zip(texts, stats, inputs["attention_mask"], new.tolist(), strict=True)
         ]
 
     def _warm_up(self) -> None:
         """One answer for each point before anything is measured."""
+        failed: list[Exception] = []
         for kind, same in groupby(sorted(self.job.sections, key=lambda each: each.kind), key=lambda each: each.kind):
             sections = list(same)
             raw = warm_up(self.processor, sections[0].recipe, kind)
             row = Prepared(0, Row("warm-up"), ())
             for point in dict.fromkeys(run.point for section in sections for run in section.runs):
                 inputs = {name: value.to(self.device) for name, value in self.collate.normalised(raw).items()}
-                self.generate(sections[0], self.methods[point], [row], inputs, tokens=2)
+                try:
+                    self.generate(sections[0], self.methods[point], [row], inputs, tokens=2)
+                except Exception as error:
+                    failed.append(error)  # its rows will say so, and the other points' will not
+        if len(failed) == len(self.methods):
+            raise failed[0]
 
     def _told(self, sheets: Sequence[Sheet]) -> None:
         self.desk.end([sheet.told() for sheet in sheets])

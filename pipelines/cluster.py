@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -39,6 +41,13 @@ def join(address: str | None) -> None:
     """Join the cluster at `address` or of this Ray job, or start one on this machine; once a process."""
     if ray.is_initialized():
         return
+    stop = signal.getsignal(signal.SIGTERM)
+    _join(address)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, stop)  # Ray has put its own there, which ends the process on the spot
+
+
+def _join(address: str | None) -> None:
     where = address or os.environ.get("RAY_ADDRESS") or "local"
     if where != "local":
         ray.init(address=where, logging_level=logging.ERROR)

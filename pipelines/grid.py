@@ -29,12 +29,14 @@ from pipelines.config import EvalConfig
 from pipelines.flags import Flag, flags_of, from_argv, from_mapping, parser, read_yaml
 from pipelines.points import known_methods
 from pipelines.rows import Kind
+from pipelines.storage import redacted
 from pipelines.values import near
 
 SHARES = ["33%", "22%", "11%"]  # of the visual tokens, whatever the model: the paper's three of LLaVA-1.5
 DEMO: dict[Kind, list[str]] = {"image": ["192", "128", "64"], "video": ["25%", "12.5%", "6.25%"]}
-DEMO_ROWS, DEMO_BATCH = 300, 32
+DEMOS, DEMO_ROWS, DEMO_BATCH = ("shapes", "motion"), 300, 32
 LISTS = {"models": "model", "benchmarks": "benchmark"}
+WHOLE = ("output", "tracking_uri", "experiment", "ray_address")  # of the sweep, never of one of its jobs
 
 
 @dataclass(frozen=True)
@@ -83,11 +85,19 @@ def grid(read: Mapping[str, Any], typed: Mapping[str, Any], name: str = "sweep",
             given: dict[str, Any] = {}
             for part, where in ((asked, name), (model, f"{name}: model"), (bench, f"{name}: benchmark")):
                 own = {key: value for key, value in part.items() if key != "kind"}
-                given |= from_mapping(_of_kind(own, kind), flags, where)
+                _over(given, from_mapping(_of_kind(own, kind), flags, where))
             fields = {flag.field for flag in flags} - set(LISTS.values())
-            given |= {field: value for field, value in typed.items() if field in fields}
+            _over(given, {field: value for field, value in typed.items() if field in fields})
             jobs.append(EvalConfig.of(kind, **_defaults(kind, given), **given))
     return Grid(name, tuple(jobs), only_plan)
+
+
+def _over(given: dict[str, Any], later: dict[str, Any]) -> None:
+    """What comes later has the last word; a schedule replaces budgets, and budgets a schedule."""
+    for one, other in (("budgets", "schedule"), ("schedule", "budgets")):
+        if one in later:
+            given.pop(other, None)
+    given |= later
 
 
 def _defaults(kind: Kind, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -97,7 +107,8 @@ def _defaults(kind: Kind, given: Mapping[str, Any]) -> dict[str, Any]:
     if "schedule" not in given:
         found["budgets"] = tuple(DEMO[kind] if demo else SHARES)
     if demo:
-        found |= {"limit": DEMO_ROWS, "batch_size": DEMO_BATCH}
+        found |= {"batch_size": DEMO_BATCH}
+        found |= {"limit": DEMO_ROWS} if given.get("data") is None and given.get("benchmark") in DEMOS else {}
     return {field: value for field, value in found.items() if field not in given}
 
 
@@ -113,6 +124,8 @@ def _entries(listed: Any, key: str, one: str, typed: Mapping[str, Any]) -> list[
     for entry in found:
         if one not in entry and not (one == "benchmark" and "data" in entry):
             raise ValueError(f"{key}: an entry with {', '.join(map(str, entry))} names no {one}; add '{one}: ...'")
+        if wrong := [name for name in map(str, entry) if name.replace("-", "_") in WHOLE]:
+            raise ValueError(f"{key}: {', '.join(wrong)} is of the whole sweep; give it at the top, or as a flag")
     return found
 
 
@@ -156,5 +169,5 @@ def model_groups(jobs: Iterable[EvalConfig]) -> list[list[EvalConfig]]:
 
 def refuse(error: Exception) -> NoReturn:
     """One line on stderr, and the exit status of a wrong command."""
-    print(f"sweep.py: {' '.join(str(error).split())}", file=sys.stderr)
+    print(f"sweep.py: {redacted(' '.join(str(error).split()))}", file=sys.stderr)
     raise SystemExit(2)

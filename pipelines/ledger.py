@@ -19,6 +19,7 @@ from ray.util import metrics
 from pipelines.meter import device
 
 ALONE = 2  # deaths while answering a row by itself, after which it is given up
+PARDONS = 1  # of a row that was given up: it may have died of one method alone
 DEATHS = 10  # of workers in a row without an answer between, after which the job is
 
 
@@ -63,6 +64,7 @@ class Book:
         self._open: dict[str, list[str]] = {}  # by worker: the rows it is answering
         self._suspects: Counter[str] = Counter()  # rows that were in a batch whose worker died
         self._alone: Counter[str] = Counter()
+        self._pardoned: Counter[str] = Counter()
         self._barren: Counter[str] = Counter()  # by worker: its deaths since any worker's last answer
         self._last = ""
         self.progress = Progress()
@@ -113,6 +115,14 @@ class Book:
         self._survived(worker)
         self._open[worker] = [row]
 
+    def pardon(self, row: str) -> bool:
+        """May a row that was given up be tried again, by another method? Once: then it is the row that kills."""
+        self._pardoned[row] += 1
+        if self._pardoned[row] > PARDONS:
+            return False
+        self._alone[row] = 0
+        return True
+
     def end(self, worker: str, done: Sequence[Done], now: float, device: Mapping[str, float]) -> None:
         """A worker has answered what it began."""
         self.progress.devices[worker] = dict(device)
@@ -136,7 +146,7 @@ class Book:
 
 
 class Published(Book):
-    """The book in a process of its own, with its numbers among Ray's metrics: `ray_apet_rows` and so on."""
+    """The book in a process of its own, with its numbers among Ray's metrics: `ray_apet_rows_total` and so on."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -182,6 +192,9 @@ class Desk:
 
     def alone(self, row: str) -> None:
         self._ask("alone", self.worker, row)
+
+    def pardon(self, row: str) -> bool:
+        return bool(self._ask("pardon", row))
 
     def end(self, done: Sequence[Done]) -> None:
         self._ask("end", self.worker, done, time.time(), device())

@@ -115,7 +115,7 @@ def prepared(pointers: pa.Table, sections: Sequence[Section], ledger: Any, size:
 def _prepared(pointers: pa.Table, sections: Sequence[Section], ledger: Any) -> pa.Table:
     number = pointers["section"][0].as_py()
     section = sections[number]
-    keys = [f"{number}/{row_id}" for row_id in pointers["row_id"].to_pylist()]
+    keys = [f"reading {number}/{row_id}" for row_id in pointers["row_id"].to_pylist()]
     desk = Desk(ledger, "prepare " + hashlib.sha256("\n".join(keys).encode()).hexdigest()[:16])
     desk.arrive()
     suspects, lost = desk.begin(keys)

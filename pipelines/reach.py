@@ -2,35 +2,50 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText
 
+from apet.attach import attach
 from apet.flops import prefill_flops, shape_of
 from apet.methods.base import Model
+from apet.models import family_of
 from apet.schedule import Schedule
+from pipelines.points import Point
 
 COUNTED = 500  # rows, evenly spread, that a mean is taken over
 
 
-def reach(
-    name: str, revision: str | None = None, trust_remote_code: bool = False, frames: int = 1
-) -> tuple[Model, int | None]:
-    """The model's depth, and the visual tokens of an image or of a video of so many frames; None if sizes vary.
+@dataclass(frozen=True)
+class Reach:
+    """What a model can do."""
+
+    model: Model
+    visual_tokens: int | None  # of an image, or of a video; None if sizes vary
+    shell: Any  # the model, without weights
+
+    def refuse(self, point: Point) -> None:
+        """A ValueError for a wrong option, a budget out of reach, or a method that the family cannot serve."""
+        attach(self.shell, point.build(self.model, self.visual_tokens))
+
+
+@cache
+def reach(name: str, revision: str | None = None, trust_remote_code: bool = False, frames: int = 1) -> Reach:
+    """The model's depth, and the visual tokens of an image or of a video of so many frames.
 
     The model is built without memory for its weights, so that the family's own description answers.
     """
-    import torch
-    from transformers import AutoConfig, AutoModelForImageTextToText
-
-    from apet.models import family_of
-
     config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     with torch.device("meta"):
-        family = family_of(AutoModelForImageTextToText.from_config(config, trust_remote_code=trust_remote_code))
+        shell = AutoModelForImageTextToText.from_config(config, trust_remote_code=trust_remote_code)
+    family = family_of(shell)
     model = Model(len(family.layers), family.tower_layers, family.first_decoder_site, family.encoder_only)
-    return model, _tokens(config, frames)
+    return Reach(model, _tokens(config, frames), shell)
 
 
 def _tokens(config: Any, frames: int) -> int | None:
@@ -42,8 +57,6 @@ def _tokens(config: Any, frames: int) -> int | None:
 
 def prefill_tflops(name: str, revision: str | None, trust_remote_code: bool, answers: pa.Table) -> float | None:
     """The mean prefill of answered rows in teraflops, counted from what each site kept; None without any."""
-    from transformers import AutoConfig
-
     if not len(answers):
         return None
     shape = shape_of(AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code))

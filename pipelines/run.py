@@ -10,6 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from pipelines.tracking import Tracker
 
 PASSES = 3  # over rows that were lost on the way, with workers, before the job says that it cannot answer them
-AGAIN = "the same command goes on from there"
+AGAIN = "the same command goes on from here"
 
 
 def run(config: EvalConfig, worker: type[Answerer] | None = None) -> int:
@@ -49,6 +50,7 @@ def _run(config: EvalConfig, worker: type[Answerer] | None) -> int:
         conclude([work])
         return status_of([work])
     work.refuse()
+    work.index  # noqa: B018  read now: what is wrong with the ids is said before anything starts
     digest = hashlib.sha256("\n".join(unit.run_id for unit in work.units).encode()).hexdigest()[:8]
     job = job_record(config, f"job-{config.benchmark}-{digest}", config.to_dict(), tags(config))
     state = carry_out([[work]], job, worker)
@@ -72,7 +74,7 @@ def guarded() -> Iterator[Status]:
         with _terminable():
             yield status
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        print(f"interrupted; {AGAIN}", file=sys.stderr)
         status.code = 130
     except (ValueError, FileNotFoundError, answers.Locked) as error:
         print(f"error: {redacted(str(error))}", file=sys.stderr)
@@ -84,7 +86,6 @@ def job_record(config: EvalConfig, name: str, asked: Mapping[str, Any], tagged: 
     record = Record(name=name)
     with contextlib.suppress(FileNotFoundError):
         record = Record.load(Folder.of(config.output).child(name))
-    record.resume()
     record.config, record.tags = dict(asked), {**record.tags, **tagged}
     return record
 
@@ -104,43 +105,68 @@ def carry_out(
 
     config = groups[0][0].config  # where all of it runs and is tracked
     works = [work for group in groups for work in group]
-    with contextlib.ExitStack() as held:
-        locks = [held.enter_context(answers.Lock(unit.folder)) for work in works for unit in work.units]
-        for work in works:
-            work.begin(job)
-        folder = Folder.of(config.output).child(job.name)
+    folder = Folder.of(config.output).child(job.name)
+    worst: State = "finished"
+    messages = []
+    with answers.Lock(folder):
+        job.resume()
         job.save(folder)
         tracker = Tracker(config.tracking_uri, config.experiment)
-        tracker.watch(job, folder)
-        for _, unit, record in records(works):
-            tracker.watch(record, unit.folder)
-        worst: State = "finished"
-        messages = []
-        for group in groups:
-            if worst == "killed":
-                break
-            state, message = _answer(group, locks, tracker, worker)
-            worst = "killed" if state == "killed" else "failed" if "failed" in (state, worst) else worst
-            messages += [message] if message else []
-        if finish is not None and worst != "killed":
-            job.artifacts = finish(folder)
-        _close(works, job, folder, worst, "; ".join(messages), tracker)
-        for line in messages:
-            print(line, file=sys.stderr)
+        try:
+            tracker.watch(job, folder)
+            for group in groups:
+                state, message = _group(group, job, tracker, worker)
+                messages += [message] if message else []
+                worst = state if "killed" in (state, worst) or worst == "finished" else worst
+                if worst == "killed":
+                    break
+            if finish is not None and worst != "killed":
+                job.artifacts = finish(folder)
+        except KeyboardInterrupt:
+            worst, messages = "killed", [*messages, f"interrupted; {AGAIN}"]
+        finally:
+            _close(works, job, folder, worst, "; ".join(messages), tracker)
+    for line in messages:
+        print(line, file=sys.stderr)
     return worst
+
+
+def _group(group: Sequence[Work], job: Record, tracker: Tracker, worker: type[Answerer] | None) -> tuple[State, str]:
+    """Answer what the runs of a group lack; how that ended, and a line on it unless it ended well."""
+    with contextlib.ExitStack() as held:
+        try:
+            locks = _locked(group, held)
+            for work in group:
+                work.begin(job)
+        except (ValueError, OSError, answers.Locked) as error:
+            return "failed", redacted(str(error))
+        for _, unit, record in records(group):
+            tracker.watch(record, unit.folder)
+        return _answer(group, locks, tracker, worker)
+
+
+def _locked(group: Sequence[Work], held: contextlib.ExitStack) -> list[answers.Lock]:
+    """The locks of all runs, side by side: a dead owner on another machine is watched for a minute."""
+    locks = [answers.Lock(unit.folder) for work in group for unit in work.units]
+    with ThreadPoolExecutor(max(1, len(locks))) as pool:
+        taken = [pool.submit(held.enter_context, lock) for lock in locks]
+    for each in taken:
+        each.result()
+    return locks
 
 
 def _answer(
     group: Sequence[Work], locks: Sequence[answers.Lock], tracker: Tracker, worker: type[Answerer] | None
 ) -> tuple[State, str]:
-    """Answer what the runs of a group lack; how that ended, and a line on it unless it ended well."""
-    began, state, message = time.time(), "failed", ""
+    began = time.time()
+    state: State = "failed"
+    message = ""
     try:
         lost = _work(group, locks, worker)
         state = "failed" if lost else "finished"
         message = f"{lost} answers could not be had; run the same command again" if lost else ""
     except KeyboardInterrupt:
-        state, message = "killed", "interrupted; the same command goes on from here"
+        state, message = "killed", f"interrupted; {AGAIN}"
     except answers.Locked as error:  # whoever has the runs now writes down how they end
         for _, _, record in records(group):
             tracker.drop(record)
@@ -154,7 +180,8 @@ def _answer(
             work.end(state, message, time.time() - began)
         except Exception as error:
             print(redacted(traceback.format_exc()), file=sys.stderr)
-            state, message = "failed", message or f"{described(error)}; {AGAIN}"
+            state = "killed" if state == "killed" else "failed"
+            message = message or f"{described(error)}; {AGAIN}"
     return state, message
 
 
@@ -167,9 +194,14 @@ def _raised(error: Exception) -> str:
 def _work(group: Sequence[Work], locks: Sequence[answers.Lock], worker: type[Answerer] | None) -> int:
     """Run the pipeline until nothing is missing, or no pass brings anything. Returns the answers still missing."""
 
-    def check() -> None:
-        for lock in locks:
-            lock.check()
+    checked = time.monotonic()
+
+    def check(least: float = 0.0) -> None:
+        nonlocal checked
+        if time.monotonic() - checked >= least:
+            checked = time.monotonic()
+            for lock in locks:
+                lock.check()
 
     todo = [work.missing(retry_errors=work.config.retry_errors) for work in group]
     for attempt in range(PASSES):
@@ -180,7 +212,7 @@ def _work(group: Sequence[Work], locks: Sequence[answers.Lock], worker: type[Ans
 
             pipeline = Pipeline(group, **({"worker": worker} if worker else {}))
         for _ in pipeline.answer(todo):
-            check()
+            check(answers.Lock.BEAT)
         check()
         before, todo = todo, [work.missing() for work in group]
         if sum(map(answers_of, todo)) == sum(map(answers_of, before)):
@@ -222,18 +254,20 @@ def conclude(works: Sequence[Work]) -> None:
     print(f"compare the runs:\n  {dashboard(works[0].config.tracking_uri)}")
 
 
+def too_many_errors(record: Record, config: EvalConfig) -> bool:
+    return record.rows["error"] > config.max_error_rate * record.rows["done"]
+
+
 def status_of(works: Sequence[Work]) -> int:
     """1 if too many rows of a run ended in an error."""
-    for work, unit, record in records(works):
-        rows, most = record.rows, work.config.max_error_rate
-        if rows["error"] > most * rows["done"]:
-            print(
-                f"\n{unit.point.name}: {rows['error']} of {rows['done']} rows ended in an error, more than"
-                f" --max-error-rate {most:g}; --retry-errors takes them again",
-                file=sys.stderr,
-            )
-            return 1
-    return 0
+    failed = [(work, unit, record) for work, unit, record in records(works) if too_many_errors(record, work.config)]
+    for work, unit, record in failed:
+        print(
+            f"\n{unit.point.name}: {record.rows['error']} of {record.rows['done']} rows ended in an error, more than"
+            f" --max-error-rate {work.config.max_error_rate:g}; --retry-errors takes them again",
+            file=sys.stderr,
+        )
+    return 1 if failed else 0
 
 
 @contextlib.contextmanager

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-import torch
-
 from apet.methods.base import Method
 from pipelines.answers import Block
 from pipelines.benchmarks import benchmark
@@ -27,7 +25,6 @@ class Writer:
 
     name: str
     model: str
-    device: torch.device
 
 
 class Sheet:
@@ -87,7 +84,6 @@ class Sheet:
                 "meta": list(row.row.meta.items()),
                 "model": writer.model,
                 "method": self.method.name,
-                "peak_memory_bytes": torch.cuda.max_memory_allocated() if writer.device.type == "cuda" else None,
                 "answered_at": datetime.now(UTC),
                 "actor": writer.name,
                 "point": self.run.point.name,

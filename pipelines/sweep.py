@@ -7,16 +7,16 @@ import sys
 import traceback
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipelines.config import EvalConfig
 from pipelines.grid import Grid, model_groups
 from pipelines.paths import resolve_paths
 from pipelines.record import State, git_commit
 from pipelines.rows import described
-from pipelines.run import carry_out, conclude, guarded, job_record, status_of
+from pipelines.run import carry_out, conclude, guarded, job_record, status_of, too_many_errors
 from pipelines.storage import Folder, redacted
 from pipelines.work import Work, records
 
@@ -53,11 +53,11 @@ def _sweep(grid: Grid, worker: type[Answerer] | None) -> int:
     job = job_record(
         works[0].config,
         f"{grid.name}-{digest.hexdigest()[:8]}",
-        {"jobs": [work.config.to_dict() for work in works]},
+        _common([work.config.to_dict() for work in works]),
         {"git_commit": git_commit() or "unknown", "kind": "sweep"},
     )
     state: State = "finished"
-    if any(work.open for work in works):
+    if any(work.open for work in works) or job.state != "finished":
         groups = [
             [work for work in works if work.config in group] for group in model_groups(work.config for work in works)
         ]
@@ -73,6 +73,16 @@ def _sweep(grid: Grid, worker: type[Answerer] | None) -> int:
     if state == "killed":
         return 130
     return 1 if hopeless or state != "finished" else status_of(works)
+
+
+def _common(jobs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The jobs' configs as one: of what they differ in, all values."""
+    found: dict[str, Any] = {}
+    for key in dict.fromkeys(key for job in jobs for key in job):
+        values = [job[key] for job in jobs if key in job]
+        different = [value for at, value in enumerate(values) if value not in values[:at]]
+        found[key] = values[0] if len(different) == 1 else [str(value) for value in different]
+    return found
 
 
 def _report(works: Sequence[Work], folder: Folder) -> list[str]:
@@ -96,12 +106,13 @@ def prepare(grid: Grid) -> tuple[list[Work], list[Hopeless]]:
     works, hopeless = [], []
     for job in grid.jobs:
         try:
-            config = resolve_paths(job)
-            work = Work.of(config)
+            work = Work.of(resolve_paths(job))
+            if any(unit.record and too_many_errors(unit.record, work.config) for unit in work.units):
+                work = Work.of(replace(work.config, retry_errors=True))  # a point that failed is tried again
             if work.open:
                 work.refuse(leave_out=True)
-            assert len(work.index) >= 0  # read now: what is wrong with the ids is wrong before anything starts
-        except (ValueError, OSError) as error:
+            work.index  # noqa: B018  read now: what is wrong with the ids is said before anything starts
+        except Exception as error:  # whatever is wrong with one model or benchmark is no other's business
             hopeless.append(Hopeless(job, f"{job.benchmark} with {job.model_name}: {described(error)}"))
         else:
             works.append(work)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from pipelines import answers, summary
 from pipelines.benchmarks import benchmark
@@ -27,6 +28,7 @@ from pipelines.record import Record, State, git_commit
 from pipelines.storage import Folder, redacted
 
 CONFIG, SAMPLE = "config.yaml", "answers.table.json"
+PART = 1 << 16  # rows of a table that is made in parts
 
 
 @dataclass(eq=False)
@@ -105,7 +107,7 @@ class Work:
         for unit in list(self.open):
             unit.point.build()
             try:
-                unit.point.build(*known)
+                known.refuse(unit.point)
             except ValueError as error:
                 if not leave_out:
                     raise
@@ -126,29 +128,28 @@ class Work:
 
     def missing(self, *, retry_errors: bool = False) -> pa.Table:
         """All rows, with the places of the open runs that lack an answer in `wanted`."""
-        lacks = np.stack(
-            [
-                ~np.asarray(
-                    pc.is_in(self.index["row_id"], value_set=answers.settle(unit.folder, retry_errors=retry_errors))
-                )
-                for unit in self.open
-            ]
-        ).T  # (rows, runs)
-        offsets = np.concatenate([[0], lacks.sum(axis=1).cumsum()]).astype(np.int32)
-        places = np.nonzero(lacks)[1].astype(np.int16)
-        wanted = pa.ListArray.from_arrays(pa.array(offsets), pa.array(places))
-        return self.index.append_column("wanted", wanted)
+        if not self.open:
+            return self.index.append_column("wanted", _places(np.zeros((len(self.index), 0), bool)))
+        lacks = []
+        for unit in self.open:
+            settled = answers.settle(unit.folder, retry_errors=retry_errors)
+            lacks.append(~np.asarray(pc.is_in(self.index["row_id"], value_set=settled)))
+            if unit.record:  # an earlier job may have written it before its last answers
+                errors = 0 if retry_errors else unit.record.rows["error"]
+                unit.record.rows = {**unit.record.rows, "done": int((~lacks[-1]).sum()), "error": errors}
+        return self.index.append_column("wanted", _places(np.stack(lacks).T))
 
     def end(self, state: State, message: str, wall_s: float) -> None:
         """Write down what became of the runs, whatever became of the job; the first thing that fails is raised last."""
         failed: Exception | None = None
         vanilla = next((unit for unit in self.units if unit.point.method == "vanilla" and unit.record), None)
+        baseline = self._answered(vanilla) if vanilla else None
         for unit in self.units:
             try:
                 if unit in self.open:
-                    self._ended(unit, vanilla, state, message, wall_s)
+                    self._ended(unit, None if unit is vanilla else baseline, state, message, wall_s)
                 elif vanilla in self.open and unit.record:  # what it is compared with has changed
-                    self._ended(unit, vanilla, unit.record.state, unit.record.message, None)
+                    self._ended(unit, baseline, unit.record.state, unit.record.message, None)
             except Exception as error:
                 failed = failed or error
         if failed is not None:
@@ -172,12 +173,13 @@ class Work:
         record.rows = {**record.rows, "wanted": len(self.index)}
         return record
 
-    def _ended(self, unit: Unit, vanilla: Unit | None, state: State, message: str, wall_s: float | None) -> None:
+    def _ended(self, unit: Unit, vanilla: pa.Table | None, state: State, message: str, wall_s: float | None) -> None:
         record, config = unit.record, self.config
         assert record is not None
         table = self._answered(unit)
-        had = {name: record.metrics[name] for name in ("load_s", "wall_s") if name in record.metrics}
-        timings = had if wall_s is None else {**had, "wall_s": wall_s}
+        timings = {name: record.metrics[name] for name in ("load_s", "wall_s") if name in record.metrics}
+        if wall_s is not None:
+            timings["wall_s"] = timings.get("wall_s", 0.0) + wall_s  # of the job, however often it was interrupted
         some = answers.sample(unit.folder)
         with contextlib.suppress(Exception):  # a figure for the tables; nothing hangs on it
             from pipelines.reach import prefill_tflops
@@ -185,8 +187,7 @@ class Work:
             good = some.filter(pc.equal(some["status"], "ok"))
             cost = prefill_tflops(config.model, config.revision, config.trust_remote_code, good)
             timings |= {} if cost is None else {"prefill_tflops": cost}
-        compared = self._answered(vanilla) if vanilla and vanilla is not unit else None
-        metrics = summary.summarise(table, compared, self.bench, timings, config.seed)
+        metrics = summary.summarise(table, vanilla, self.bench, timings, config.seed)
         wanted = len(self.index) if unit in self.open else record.rows["wanted"]
         record.rows = {"wanted": wanted, "done": len(table), "error": int(metrics["rows_error"])}
         record.artifacts = [CONFIG, SAMPLE]
@@ -225,6 +226,16 @@ def _manifest(config: EvalConfig, bench: Benchmark) -> Manifest:
         kind=config.kind,
         question=config.question,
     ).ready()
+
+
+def _places(lacks: NDArray[np.bool_]) -> pa.ChunkedArray:
+    """For each row (rows, runs) the places of the runs that lack it, a part at a time: indices are large."""
+    parts = []
+    for start in range(0, max(1, len(lacks)), PART):
+        part = lacks[start : start + PART]
+        offsets = np.concatenate([[0], part.sum(axis=1).cumsum()]).astype(np.int32)
+        parts.append(pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.nonzero(part)[1].astype(np.int16))))
+    return pa.chunked_array(parts)
 
 
 def tags(config: EvalConfig) -> dict[str, str]:

@@ -401,9 +401,9 @@ def test_wrong_options_of_a_method_are_refused(given: str, said: str) -> None:
 def test_a_model_is_known_without_its_weights(family: str, tmp_path: Path) -> None:
     model = tiny.model(family)
     model.config.save_pretrained(tmp_path)  # config.json alone
-    known, tokens = reach(str(tmp_path), frames=4)
-    assert known == attach(model, METHODS["vanilla"]())._model
-    assert tokens == {"llava": 4 * 36, "video_llava": 4 * 36}.get(family)
+    known = reach(str(tmp_path), frames=4)
+    assert known.model == attach(model, METHODS["vanilla"]())._model
+    assert known.visual_tokens == {"llava": 4 * 36, "video_llava": 4 * 36}.get(family)
 
 
 def test_a_budget_out_of_reach_is_refused_with_the_smallest_possible() -> None:

@@ -57,6 +57,16 @@ def test_flags_override_the_file(tmp_path: Path) -> None:
     assert (job.model, job.benchmark, job.limit, job.dtype) == ("other", "shapes", 5, "auto")
 
 
+def test_a_schedule_and_budgets_replace_each_other(tmp_path: Path) -> None:
+    text = (
+        "schedule: encoder=64\nmethods: [apet]\nbenchmarks: [shapes, {benchmark: shapes, split: train, budgets: [128]}]"
+    )
+    first, second = jobs(tmp_path, text).jobs
+    assert (first.schedule, first.budgets) == ("encoder=64", ())
+    assert (second.schedule, second.budgets) == (None, ("128",))
+    assert [job.budgets for job in jobs(tmp_path, text, "--budget", "32").jobs] == [("32",), ("32",)]
+
+
 def test_without_arguments_it_is_the_demo() -> None:
     images, videos = parse_grid([]).jobs
     assert (images.benchmark, videos.benchmark) == ("shapes", "motion")
@@ -83,6 +93,7 @@ def test_models_of_which_little_is_known_get_shares() -> None:
         ("method: [nothing]", "no method 'nothing'"),
         ("- 1", "holds no keys and values"),
         ("budgets: [64]\nschedule: encoder=64", "exclude each other"),
+        ("models: [{model: demo, output: elsewhere}]", "output is of the whole sweep"),
         ("benchmarks: [{data: x.jsonl, kind: audio}]", "'audio' is none of image, video"),
     ],
 )

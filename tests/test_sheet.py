@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from pipelines import answers
 from pipelines.brief import Run, Section
@@ -46,7 +45,7 @@ def sheet(folder: Path, given: list[Prepared]) -> Sheet:
         temperature=0.0,
         seed=0,
     )
-    return Sheet(Writer("worker", "model", torch.device("cpu")), section, 0, point.build(), given)
+    return Sheet(Writer("worker", "model"), section, 0, point.build(), given)
 
 
 def on_disk(folder: Path) -> list[str]:
