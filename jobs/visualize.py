@@ -39,7 +39,7 @@ def main() -> int:
         from pipelines.pictures import visualize  # torch comes with it
 
         visualize(options.runs, rows, count, options.output)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         print(f"visualize.py: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0

@@ -305,9 +305,14 @@ def test_pictures_of_several_calls_are_listed_once_each(tmp_path: Path) -> None:
     assert json.loads(folder.read("pictures.json")) == [other, {**one, "title": "again"}]
 
 
-def test_a_row_that_the_data_has_no_more(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_what_the_data_has_no_more(checkpoint: Checkpoint, tmp_path: Path) -> None:
     one_image(checkpoint("llava"), tmp_path)
     config = asked(checkpoint("llava"), tmp_path / "rows.jsonl")
-    run = stored(tmp_path, config, APET, {"gone": ("a", True)})
+    run = stored(tmp_path, config, APET, {"gone": ("a", True), "0-0": ("a", True)})
     with pytest.raises(ValueError, match="row 'gone' is not in the data any more"):
         visualize([run], ["gone"])
+    (tmp_path / "0.png").unlink()
+    said: list[str] = []
+    with pytest.raises(ValueError, match="none of the rows could be drawn"):
+        visualize([run], ["0-0"], say=said.append)
+    assert any("0-0 cannot be drawn: FileNotFoundError: there is no 0.png" in line for line in said)

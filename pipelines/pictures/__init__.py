@@ -27,8 +27,9 @@ from pipelines.pictures.cases import Case, Run
 from pipelines.pictures.page import GREY, INK, Line
 from pipelines.pictures.rankings import Ranking, rankings
 from pipelines.pictures.seen import Eye, Prompt
+from pipelines.prepare import RowError, error_of
 from pipelines.rows import Row
-from pipelines.storage import Folder
+from pipelines.storage import Folder, redacted
 
 FOLDER, LIST = "pictures", "pictures.json"
 ASKED = (  # of a job's config: how its rows are found, read and asked
@@ -61,10 +62,17 @@ def visualize(
     folder = Folder.of(output or f"{base.rpartition('/')[0]}{mark}{query}").child(FOLDER)
     made: list[dict[str, str]] = []
     for case, row in zip(chosen, read, strict=True):
-        for entry, png in _drawn(eye, eye.read(row, manifest), row, case, say):
+        try:
+            pictures = _drawn(eye, eye.read(row, manifest), row, case, say)
+        except (ValueError, OSError, RowError) as error:  # a picture that is gone takes no other with it
+            say(f"{row.row_id} cannot be drawn: {error_of(error)}")
+            continue
+        for entry, png in pictures:
             folder.write(entry["file"], png)
             made.append(entry)
-            say(f"{folder.uri}/{entry['file']}")
+            say(f"{redacted(folder.uri)}/{entry['file']}")
+    if not made:
+        raise ValueError("none of the rows could be drawn")
     listed(folder, made)
     return made
 
@@ -137,7 +145,7 @@ def _drawn(
             {
                 "file": _file(eye, case, "ranked"),
                 "title": f"Attention beside the approximation error, {row.row_id}",
-                "caption": f"{where}. " + " ".join(f"{_capital(each.name)}: {each.meaning}." for each in ranked),
+                "caption": f"{asked} " + " ".join(f"{_capital(each.name)}: {each.meaning}." for each in ranked),
             },
             figures.ranked(prompt, ranked, _head(where, row)),
         ),
