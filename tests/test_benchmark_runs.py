@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +42,12 @@ def kind_of(name: str) -> Kind:
     return found
 
 
-def asked(name: str, folder: Path, model: str) -> dict[str, Any]:
+def asked(name: str, folder: Path) -> dict[str, Any]:
     """The flags of a job of ten rows, whose files are written."""
     bench, split, write = LAYOUTS[name]
     write(folder / "data" / name, TEN[bench])
     return {
-        "model": model,
+        "model": "demo",
         "benchmark": bench,
         "data": str(folder / "data" / name),
         "split": split,
@@ -60,14 +59,13 @@ def asked(name: str, folder: Path, model: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def results(cluster: str, checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def results(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of all results, one a layout."""
     folder = tmp_path_factory.mktemp("results")
-    models: dict[Kind, str] = {"image": "demo", "video": str(checkpoint("video_llava"))}
     groups: dict[Kind, list[Work]] = {"image": [], "video": []}
     for name in LAYOUTS:
         kind = kind_of(name)
-        given = asked(name, folder, models[kind])
+        given = asked(name, folder)
         if name not in TYPED:
             config = EvalConfig.of(kind, **given, methods=("vanilla",), actors=(1, 1))
             groups[kind].append(Work.of(resolve_paths(config)))

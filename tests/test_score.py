@@ -212,6 +212,9 @@ def test_submissions(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     assert [row["prediction"] for row in rows] == ["B", "\ud7ff 狗", "A. <thin> & thick"]
     given = ["--answers", str(sheet), "--benchmark", "mmbench", "--data", str(tmp_path / "bench")]
     assert scored(capsys, monkeypatch, *given)["matched"] == 3
+    files.jsonl(tmp_path / "some.jsonl", [{"question_id": 241, "text": "B"}])
+    given = ["--answers", str(tmp_path / "some.jsonl"), *given[2:], "--submission", str(sheet)]
+    assert "made.xlsx: 1 answers for the server" in scored(capsys, monkeypatch, *given)["out"]
     run = run_of("pope", tmp_path / "pope", tmp_path / "4", ["Yes"] * 6)
     assert "pope has no server" in refused(capsys, monkeypatch, str(run), "--submission", str(made))
 

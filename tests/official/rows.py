@@ -82,7 +82,7 @@ CLIPS = [
 ]
 
 TEN: dict[str, list[Any]] = {  # by benchmark
-    "gqa": [(f"2{n}", f"n{n}", f"Is it {n}?", "yes" if n % 2 else "no", "verify", "global") for n in range(10)],
+    "gqa": [(f"2{n}", f"n{n}", f"Is it {n}?", "large" if n % 2 else "small", "verify", "global") for n in range(10)],
     "pope": [
         (n + 10_000_000 * (n % 3), SPLITS[n % 3], f"{n // 6}.jpg", f"thing {n}", "yes" if n % 2 else "no")
         for n in range(10)
@@ -95,10 +95,10 @@ TEN: dict[str, list[Any]] = {  # by benchmark
         (n // 2 + 1_000_000 * (n % 2), "nan", f"Which {n // 2}?", ["x", "y"][:: 1 - n % 2 * 2], "AB"[n % 2], "kind")
         for n in range(10)
     ],
-    "vqav2": [(n, n // 2, f"What is {n}?", ["red"] * n + ["blue"] * (10 - n), "what is", "other") for n in range(10)],
-    "textvqa": [(n, f"{n // 2}", f"What is {n}?", ["A", "b"], ["red"] * 10) for n in range(10)],
-    "vizwiz": [(f"VizWiz_{{}}_{n:08}.jpg", f"What is {n}?", ["red"] * 10, "other") for n in range(10)],
-    "clips": [(f"clip{n // 2}", f"q{n}", f"what is {n}?", "red") for n in range(10)],
+    "vqav2": [(n, n // 2, f"What is {n}?", ["large"] * n + ["small"] * (10 - n), "what", "other") for n in range(10)],
+    "textvqa": [(n, f"{n // 2}", f"What is {n}?", ["A", "b"], ["large"] * 10) for n in range(10)],
+    "vizwiz": [(f"VizWiz_{{}}_{n:08}.jpg", f"What is {n}?", ["large"] * 10, "other") for n in range(10)],
+    "clips": [(f"clip{n // 2}", f"q{n}", f"what is {n}?", "3") for n in range(10)],
 }
 TEN["mmbench_cn"] = TEN["mmbench"]
 TEN |= dict.fromkeys(("tgif", "msvd", "msrvtt"), TEN.pop("clips"))
