@@ -41,6 +41,7 @@ class Extras(nn.Module):
         self.patch = nn.ModuleDict({name: nn.Linear(width, kinds) for name, (_, kinds) in told.items()})
         self.depth = {name: depth for name, (depth, _) in told.items()}
         self.where = nn.Linear(width, 2)
+        nn.init.zeros_(self.where.weight)  # its errors are too loud at first, for a decoder that knows something
 
 
 class Marks(NamedTuple):
@@ -81,8 +82,8 @@ def study(
         hidden = layer(hidden, attention_mask=mask, position_ids=lesson.position, position_embeddings=turns)
         if depth == LOOKING:
             saying = _saying(decoder, words["said"], hidden, lesson)
-            told_of = extras.where(hidden[tuple(lesson.spots.T)])
-            placing = _mean(F.smooth_l1_loss(told_of, lesson.where, reduction="none", beta=0.1).mean(-1))
+            placed = extras.where(decoder.norm(hidden[tuple(lesson.spots.T)]))
+            placing = _mean(F.smooth_l1_loss(placed, lesson.where, reduction="none", beta=0.1).mean(-1))
     where = lesson.target != IGNORED
     said = model.lm_head(decoder.norm(hidden[where]))
     target = lesson.target[where]
@@ -119,7 +120,9 @@ def _looking(
     query, key = apply_rotary_pos_emb(query, key, *turns)
     scores = (query[row, head, column][:, None] @ key[row, head].mT)[:, 0] * attention.scaling
     spread = (scores + mask[row, 0, column]).log_softmax(-1)
-    return F.kl_div(spread.clamp(min=-30), lesson.aim[mine], reduction="batchmean")
+    each = F.kl_div(spread.clamp(min=-30), lesson.aim[mine], reduction="none").sum(-1)
+    weight = 1 + 2.0 * (head > 0) * (which == 0)  # what is counted, and when it moves, is found last
+    return (weight * each).mean()
 
 
 def _saying(decoder: nn.Module, words: Tensor, hidden: Tensor, lesson: Lesson) -> Tensor:
