@@ -6,13 +6,14 @@
 
 Each row gives two pictures:
 
-kept    the picture as the model sees it, and for each run the patches whose tokens it keeps: bright to the end, dim up
-        to a layer of the decoder, dark where dropped before it; with the question and the answers
+kept    the picture as the model sees it, and for each run the patches whose tokens it keeps: clear those that are kept
+        to the end, half faded those dropped inside the decoder, faded those dropped before it; with the answers
 ranked  what each patch is worth: the vision tower's attention, the decoder's attention and ApET's approximation error
 
 Runs are folders of one model and one benchmark, as the jobs print them. The model is loaded again and asked these rows
-again, one by one; where its answer is not the run's, picture and output say so. Media are read from where the runs read
-them. The pictures and pictures.json, a list of file, title and caption, are put into <output>/pictures.
+again, one by one; where its answer is not the run's, picture and output say so: sums round differently alone, in a
+batch and on another machine, or the model has changed. Media are read from where the runs read them. The pictures and
+pictures.json, a list of file, title and caption, are put into <output>/pictures.
 
 Without --rows, rows are taken on which two runs of the same budget disagree: one is right and the other wrong, both
 ways round in turn. The caption says how often each happens.

@@ -118,10 +118,8 @@ def _drawn(
         stored = run.rows([row.row_id])[row.row_id]
         told.append(figures.Told(run.name, stored, eye.ask(prompt, run.point.build())))
         if not told[-1].same:
-            say(
-                f"{row.row_id}: {run.name} answers {told[-1].came.answer!r} here and {stored['prediction']!r} in the"
-                " run: alone and in a batch, or on another machine, sums round differently"
-            )
+            here, there = told[-1].came.answer, stored["prediction"]
+            say(f"{row.row_id}: {run.name} answers {here!r} here and {there!r} in the run")
     like = next((m for run in case.runs if isinstance(m := run.point.build(), ApET)), ApET(budget=1))
     maps = list(rankings(eye, prompt, like))
     for note in maps:

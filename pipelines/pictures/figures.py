@@ -162,7 +162,7 @@ def _edges(values: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def _bar() -> Pixels:
-    ramp = np.broadcast_to(np.linspace(0, 1, 130), (14, 130))
+    ramp = np.broadcast_to(np.linspace(0, 1, 96), (14, 96))
     return (255 * colormaps[HEAT](ramp)[..., :3]).astype(np.uint8)
 
 
