@@ -51,6 +51,7 @@ class Answerer:
         self.processor = processor_of(job.sections[0].recipe)
         self.collate = Collator(self.processor)
         self.methods = {run.point: run.point.build() for section in job.sections for run in section.runs}
+        self.towers, self.sharing = Towers(), False
         # a worker that died does nothing on the side any more: what it dies of next is what it was told to do
         self._ahead = None if careful else ThreadPoolExecutor(1, thread_name_prefix="collate")
         self.load()
@@ -70,7 +71,6 @@ class Answerer:
             device=self.device,
             trust_remote_code=recipe.trust_remote_code,
         )[0]
-        self.towers, self.sharing = Towers(), False
         self._warm_up()
 
     def __call__(self, block: pa.Table) -> pa.Table:

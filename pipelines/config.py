@@ -111,7 +111,9 @@ class EvalConfig:
     max_new_tokens: int = flag(
         ASK, values.whole(1), "N", "of an answer", 128, shown=f"{DEMO_TOKENS} for the demo model, else 128"
     )
-    seed: int = flag(ASK, values.whole(0, 1), "N", "of tokens drawn at a temperature, and of the bootstrap", 0)
+    seed: int = flag(
+        ASK, values.whole(0, 1), "N", "of tokens drawn at a temperature, of what random keeps, and of the bootstrap", 0
+    )
     dtype: str = flag(
         ASK,
         values.choice("auto", "float32", "float16", "bfloat16"),
@@ -208,7 +210,7 @@ class EvalConfig:
             "max_pixels": self.max_pixels,
             "conversation": self.conversation,
             "temperature": self.temperature,
-            "seed": self.seed if self.temperature else None,
+            "seed": self.seed,  # of what `random` keeps, at any temperature
             "max_new_tokens": self.max_new_tokens,
             "method": point.method,
             "options": dict(point.options),
