@@ -2,7 +2,7 @@
 
     python jobs/report.py results                          # all runs of an output folder
     python jobs/report.py results/gqa-* results/pope-*     # some of them
-    python jobs/report.py s3://bucket/results --out report
+    python jobs/report.py s3://bucket/results --output report
 
 It makes, in `report` beside the runs or in the folder of --out:
 
@@ -28,12 +28,12 @@ from pipelines.storage import redacted
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs, or folders that hold some")
-    parser.add_argument("--out", metavar="FOLDER", help="where to write it (report, beside the first run)")
+    parser.add_argument("--output", metavar="FOLDER", help="where to write it (report, beside the first run)")
     options = parser.parse_args()
     try:
-        page, *others = report(options.runs, options.out)
+        page, *others = report(options.runs, options.output)
     except (ValueError, FileNotFoundError) as error:
-        print(f"report.py: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"report.py: {redacted(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     print(
         f"{redacted(page)}\nand {len(others)} files beside it: the tables as CSV, Markdown and LaTeX, and the queries"

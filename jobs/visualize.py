@@ -25,6 +25,7 @@ import argparse
 import sys
 
 from pipelines import values
+from pipelines.storage import redacted
 
 
 def main() -> int:
@@ -41,7 +42,7 @@ def main() -> int:
 
         visualize(options.runs, rows, count, options.output)
     except (ValueError, OSError) as error:
-        print(f"visualize.py: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"visualize.py: {redacted(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     return 0
 

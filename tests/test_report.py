@@ -456,7 +456,7 @@ def test_the_job_writes_where_it_is_told(
 ) -> None:
     three(tmp_path / "runs", "shapes")
     folders = [str(folder) for folder in (tmp_path / "runs").iterdir()]
-    monkeypatch.setattr(sys, "argv", ["report.py", *folders, "--out", str(tmp_path / "out")])
+    monkeypatch.setattr(sys, "argv", ["report.py", *folders, "--output", str(tmp_path / "out")])
     assert job.main() == 0
     assert str(tmp_path / "out" / "report.html") in capsys.readouterr().out
     assert (tmp_path / "out" / "queries.sql").read_text().count("-- ") > 8
