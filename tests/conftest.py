@@ -53,3 +53,22 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
         return Path(tiny.save(family, tmp_path_factory.mktemp(family)))
 
     return saved
+
+
+@pytest.fixture
+def bucket() -> Iterator[str]:
+    """An S3 server with an empty bucket, `apet`: the query string with which URIs find it."""
+    from moto.s3.models import s3_backends
+    from moto.server import ThreadedMotoServer
+
+    from pipelines.storage import split
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    s3_backends.reset()  # all servers of a process share what they hold
+    host, port = server.get_host_and_port()
+    query = f"endpoint_override={host}:{port}&scheme=http&allow_bucket_creation=true"
+    system, _ = split(f"s3://apet/x?{query}")
+    system.create_dir("apet")
+    yield query
+    server.stop()

@@ -18,7 +18,6 @@ import pytest
 import reported
 from PIL import Image
 from reported import rows_of, run
-from test_stores import bucket
 
 from jobs import report as job
 from pipelines import answers, comparison, significance, summary

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.fs
 import pytest
 import tiny
-from moto.server import ThreadedMotoServer
 from official import LAYOUTS
 
 from pipelines import answers
@@ -21,19 +20,6 @@ from pipelines.run import run
 from pipelines.storage import Folder, split
 
 pytestmark = pytest.mark.filterwarnings("default")
-
-
-@pytest.fixture
-def bucket() -> Iterator[str]:
-    """The query string with which URIs find the server; its bucket is `apet`."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    query = f"endpoint_override={host}:{port}&scheme=http&allow_bucket_creation=true"
-    system, _ = split(f"s3://apet/x?{query}")
-    system.create_dir("apet")
-    yield query
-    server.stop()
 
 
 def test_folders(bucket: str) -> None:
