@@ -34,7 +34,6 @@ from pipelines.report.table import Number, Row, Table
 from pipelines.report.write import report
 from pipelines.storage import Folder
 
-__all__ = ["bucket"]  # the S3 server of those tests
 HEADLINES = ("shapes", "pope", "mme", "mmbench", "scienceqa")  # one of each kind of headline
 
 
