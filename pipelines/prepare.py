@@ -20,9 +20,10 @@ from torch.nn import functional as F
 from transformers import AutoConfig, ProcessorMixin
 
 from apet.models import load_processor
-from pipelines import media
 from pipelines.benchmarks import benchmark
 from pipelines.manifest import Manifest
+from pipelines.media import images, videos
+from pipelines.media.content import Pixels
 from pipelines.rows import Kind, Row, described
 
 PIXELS = {"pixel_values", "pixel_values_images", "pixel_values_videos"}
@@ -71,10 +72,10 @@ class Preparer:
         if not row.question.strip():
             raise ValueError("the question is empty")
         prompt = self.prompt(row)
-        images = [media.image(manifest.fetch(medium)) for medium in row.media if medium.kind == "image"]
-        clips = [media.video(manifest.fetch(each), self.recipe.frames) for each in row.media if each.kind == "video"]
-        inputs = encoded(self.processor, prompt, images, clips)
-        if (images or clips) and not PIXELS & inputs.keys():
+        pictures = [images.decode(manifest.fetch(each)) for each in row.media if each.kind == "image"]
+        clips = [videos.decode(manifest.fetch(each), self.recipe.frames) for each in row.media if each.kind == "video"]
+        inputs = encoded(self.processor, prompt, pictures, clips)
+        if (pictures or clips) and not PIXELS & inputs.keys():
             raise ValueError(f"{self.recipe.model} takes no {'videos' if clips else 'images'}")
         tokens = inputs["input_ids"].shape[1]
         if self.context is not None and tokens + self.recipe.room > self.context:
@@ -95,12 +96,12 @@ def conversation(processor: ProcessorMixin, style: str, kinds: Sequence[Kind], q
 
 
 def encoded(
-    processor: ProcessorMixin, prompt: str, images: Sequence[media.Pixels], clips: Sequence[media.Clip]
+    processor: ProcessorMixin, prompt: str, pictures: Sequence[Pixels], clips: Sequence[videos.Clip]
 ) -> dict[str, Tensor]:
     """The model's inputs for one conversation, pixels still bytes."""
     given: dict[str, Any] = {}
-    if images:
-        given["images"] = list(images)
+    if pictures:
+        given["images"] = list(pictures)
     if clips:
         least = getattr(getattr(processor, "video_processor", None), "temporal_patch_size", 1)
         given["videos"] = [_lasting(clip.frames, least) for clip in clips]
@@ -115,7 +116,7 @@ def encoded(
     return dict(processor(text=[prompt], **given, return_tensors="pt", do_rescale=False, do_normalize=False))
 
 
-def _lasting(frames: media.Pixels, least: int) -> media.Pixels:
+def _lasting(frames: Pixels, least: int) -> Pixels:
     """At least so many frames, the last one repeated: Qwen3-VL refuses fewer than it puts into one patch."""
     missing = max(0, least - len(frames))
     return np.concatenate([frames, np.repeat(frames[-1:], missing, axis=0)]) if missing else frames
@@ -223,4 +224,4 @@ def warm_up(processor: ProcessorMixin, recipe: Recipe, kind: Kind) -> dict[str, 
     grey = np.full((recipe.frames, 64, 64, 3), 127, dtype=np.uint8)
     if kind == "image":
         return encoded(processor, prompt, [grey[0]], [])
-    return encoded(processor, prompt, [], [media.Clip(grey, list(range(len(grey))), len(grey), UNKNOWN_FPS)])
+    return encoded(processor, prompt, [], [videos.Clip(grey, list(range(len(grey))), len(grey), UNKNOWN_FPS)])

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines import media
+from pipelines.media import images, videos
 
 BARS = 10  # a frame shows its number in binary: white bars are ones
 SIZE = (80, 48)
@@ -79,25 +79,25 @@ def test_orientation_is_applied(orientation: int) -> None:
         7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
         8: lambda a: a[:, ::-1].transpose(1, 0, 2),
     }[orientation]
-    assert np.array_equal(media.image(saved(corners(), "PNG", exif=exif)), turned(np.array(corners())))
+    assert np.array_equal(images.decode(saved(corners(), "PNG", exif=exif)), turned(np.array(corners())))
 
 
 def test_modes() -> None:
     deep = Image.fromarray(np.array([[0, 256, 65535]], np.uint16))
-    assert media.image(saved(deep, "PNG"))[0, :, 0].tolist() == [0, 1, 255]
+    assert images.decode(saved(deep, "PNG"))[0, :, 0].tolist() == [0, 1, 255]
     clear = Image.new("RGBA", (2, 1), (200, 0, 0, 0))
     clear.putpixel((1, 0), (200, 0, 0, 255))
     for picture in (clear, clear.quantize(4)):
-        assert media.image(saved(picture, "PNG"))[0].tolist() == [
+        assert images.decode(saved(picture, "PNG"))[0].tolist() == [
             [255, 255, 255],
             [200, 0, 0],
         ]
-    inks = media.image(saved(Image.new("CMYK", (4, 4), (0, 255, 255, 0)), "JPEG"))
+    inks = images.decode(saved(Image.new("CMYK", (4, 4), (0, 255, 255, 0)), "JPEG"))
     assert abs(inks.astype(int) - [255, 0, 0]).max() < 8
-    assert media.image(saved(Image.new("1", (3, 2), 1), "PNG")).tolist() == [[[255] * 3] * 3] * 2
+    assert images.decode(saved(Image.new("1", (3, 2), 1), "PNG")).tolist() == [[[255] * 3] * 3] * 2
     real = Image.fromarray(np.array([[0.0, 0.5, 1.0]], np.float32))
-    assert media.image(saved(real, "TIFF"))[0, :, 1].tolist() == [0, 127, 255]
-    first = media.image(
+    assert images.decode(saved(real, "TIFF"))[0, :, 1].tolist() == [0, 127, 255]
+    first = images.decode(
         saved(Image.new("RGB", (4, 4), "red"), "GIF", save_all=True, append_images=[Image.new("RGB", (4, 4), "blue")])
     )
     assert first[0, 0].tolist() == [255, 0, 0]
@@ -105,10 +105,10 @@ def test_modes() -> None:
 
 def test_files_and_bytes_are_the_same(tmp_path: Path) -> None:
     (tmp_path / "a.webp").write_bytes(data := saved(corners(), "WEBP", lossless=True))
-    assert np.array_equal(media.image(tmp_path / "a.webp"), media.image(data))
-    assert np.array_equal(media.image(data), np.array(corners()))
+    assert np.array_equal(images.decode(tmp_path / "a.webp"), images.decode(data))
+    assert np.array_equal(images.decode(data), np.array(corners()))
     with pytest.raises(FileNotFoundError):
-        media.image(tmp_path / "missing.png")
+        images.decode(tmp_path / "missing.png")
 
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
@@ -130,7 +130,7 @@ NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), d
 )
 def test_what_is_no_image(data: bytes, text: str) -> None:
     with pytest.raises(ValueError, match=text):
-        media.image(data)
+        images.decode(data)
 
 
 def test_bombs_are_refused_before_they_go_off() -> None:
@@ -142,9 +142,9 @@ def test_bombs_are_refused_before_they_go_off() -> None:
 
     for size in ((10_000, 10_001), (50_000, 50_000), (2**31 - 1, 2**31 - 1)):
         with pytest.raises(ValueError, match="pixels"):
-            media.image(png(*size))
+            images.decode(png(*size))
     with pytest.raises(ValueError, match=r"64 x 64 pixels; at most 4,095"):
-        media.image(saved(NOISE, "PNG"), max_pixels=4095)
+        images.decode(saved(NOISE, "PNG"), max_pixels=4095)
 
 
 def test_damaged_bytes_never_crash() -> None:
@@ -155,7 +155,7 @@ def test_damaged_bytes_never_crash() -> None:
             data = whole.copy()
             data[rng.integers(0, len(data), 8)] = rng.integers(0, 256, 8)
             try:
-                pixels = media.image(data.tobytes()[: rng.integers(1, len(data))])
+                pixels = images.decode(data.tobytes()[: rng.integers(1, len(data))])
             except ValueError:
                 continue
             assert pixels.dtype == np.uint8
@@ -180,23 +180,23 @@ def test_frames_are_those_of_a_full_decode(tmp_path: Path, name: str, options: d
     every = decoded(path)
     assert [number(frame) for frame in every] == list(range(60))
     for count in (1, 2, 7, 60, 90):
-        clip = media.video(path, count)
+        clip = videos.decode(path, count)
         assert clip.indices == np.linspace(0, 59, count, dtype=int).tolist()
         assert np.array_equal(clip.frames, np.stack([every[place] for place in clip.indices]))
         assert (clip.total, clip.fps) == (60, 25.0)
-    assert np.array_equal(media.video(path.read_bytes(), 7).frames, media.video(path, 7).frames)
+    assert np.array_equal(videos.decode(path.read_bytes(), 7).frames, videos.decode(path, 7).frames)
 
 
 def test_few_frames_are_found_without_decoding_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = encode(tmp_path / "long.mp4", frames=400, keys=20)
     taken = []
-    due = media._due
-    monkeypatch.setattr(media, "_due", lambda frame, time: taken.append(1) or due(frame, time))
-    clip = media.video(path, 8)
+    due = videos._due
+    monkeypatch.setattr(videos, "_due", lambda frame, time: taken.append(1) or due(frame, time))
+    clip = videos.decode(path, 8)
     assert [number(frame) for frame in clip.frames] == clip.indices
     assert len(taken) < 100  # a full pass decodes 400
-    monkeypatch.setattr(media, "SEEK", 10_000)
-    assert np.array_equal(media.video(path, 8).frames, clip.frames)
+    monkeypatch.setattr(videos, "SEEK", 10_000)
+    assert np.array_equal(videos.decode(path, 8).frames, clip.frames)
 
 
 def test_a_wrong_header_is_not_believed(tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_a_wrong_header_is_not_believed(tmp_path: Path) -> None:
     for place in (data.index(b"avih") + 8 + 16, data.index(b"strh") + 8 + 32):  # dwTotalFrames, dwLength
         assert struct.unpack_from("<I", data, place)[0] == 30
         struct.pack_into("<I", data, place, 3000)
-    clip = media.video(bytes(data), 4)
+    clip = videos.decode(bytes(data), 4)
     assert (clip.total, clip.indices) == (30, [0, 9, 19, 29])
     assert [number(frame) for frame in clip.frames] == clip.indices
 
@@ -213,19 +213,19 @@ def test_a_wrong_header_is_not_believed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("turns", [1, 2, 3])
 def test_rotation_is_applied(tmp_path: Path, turns: int) -> None:
     path = encode(tmp_path / "phone.mp4", frames=5)
-    upright = media.video(path, 2).frames
+    upright = videos.decode(path, 2).frames
     data = bytearray(path.read_bytes())
     one = 1 << 16
     matrix = {1: (0, one, -one, 0), 2: (-one, 0, 0, -one), 3: (0, -one, one, 0)}[turns]  # clockwise quarter turns
     a, b, c, d = matrix
     struct.pack_into(">9i", data, data.index(b"tkhd") + 44, a, b, 0, c, d, 0, 0, 0, 1 << 30)
-    assert np.array_equal(media.video(bytes(data), 2).frames, np.rot90(upright, -turns, axes=(1, 2)))
+    assert np.array_equal(videos.decode(bytes(data), 2).frames, np.rot90(upright, -turns, axes=(1, 2)))
 
 
 def test_a_clip_that_changes_its_size(tmp_path: Path) -> None:
     small, large = encode(tmp_path / "a.ts", frames=12), encode(tmp_path / "b.ts", frames=12, size=(160, 96))
     with pytest.raises(ValueError, match="changes its size from 80 x 48 to 160 x 96"):
-        media.video(small.read_bytes() + large.read_bytes(), 8)
+        videos.decode(small.read_bytes() + large.read_bytes(), 8)
 
 
 def test_what_is_no_video(tmp_path: Path) -> None:
@@ -250,26 +250,26 @@ def test_what_is_no_video(tmp_path: Path) -> None:
         ((tmp_path / "sound.mp4").read_bytes(), "no video stream, only audio"),
     ]:
         with pytest.raises(ValueError, match=text):
-            media.video(data, 4)
+            videos.decode(data, 4)
     with pytest.raises(ValueError, match="at least 1"):
-        media.video(whole, 0)
+        videos.decode(whole, 0)
     with pytest.raises(FileNotFoundError):
-        media.video(tmp_path / "missing.mp4", 4)
+        videos.decode(tmp_path / "missing.mp4", 4)
 
 
 def test_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = encode(tmp_path / "a.mp4", frames=20)
-    monkeypatch.setattr(media, "MAX_FRAMES", 19)
+    monkeypatch.setattr(videos, "MAX_FRAMES", 19)
     with pytest.raises(ValueError, match="more than 19 frames"):
-        media.video(path, 4)
+        videos.decode(path, 4)
     monkeypatch.undo()
-    monkeypatch.setattr(media, "MAX_BYTES", 4 * 80 * 48 * 3 - 1)
+    monkeypatch.setattr(videos, "MAX_BYTES", 4 * 80 * 48 * 3 - 1)
     with pytest.raises(ValueError, match="4 frames of 80 x 48 pixels"):
-        media.video(path, 4)
+        videos.decode(path, 4)
     monkeypatch.undo()
-    monkeypatch.setattr(media, "MAX_PIXELS", 80 * 48 - 1)
+    monkeypatch.setattr(videos, "MAX_PIXELS", 80 * 48 - 1)
     with pytest.raises(ValueError, match="80 x 48 pixels; at most 3,839"):
-        media.video(path, 4)
+        videos.decode(path, 4)
 
 
 def test_damaged_videos_never_crash(tmp_path: Path) -> None:
@@ -280,7 +280,7 @@ def test_damaged_videos_never_crash(tmp_path: Path) -> None:
             data = whole.copy()
             data[rng.integers(0, len(data), 12)] = rng.integers(0, 256, 12)
             try:
-                clip = media.video(data.tobytes(), 4)
+                clip = videos.decode(data.tobytes(), 4)
             except ValueError:
                 continue
             assert clip.frames.shape[0] == 4

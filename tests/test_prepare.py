@@ -16,9 +16,9 @@ from PIL import Image
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from pipelines import media
 from pipelines.generation import Sampler, ends_of, length
 from pipelines.manifest import Manifest
+from pipelines.media import videos
 from pipelines.prepare import Collator, Preparer, Recipe, conversation, encoded, packed, processor_of, unpacked, warm_up
 from pipelines.rows import Kind, Medium, Row
 
@@ -161,7 +161,7 @@ def test_one_frame_is_a_video(family: str) -> None:
     processor, model = tiny.processor(family), tiny.model(family)
     prompt = conversation(processor, "model", ["video"], "What?")
     for fps in (2.0, 0.0):  # and one that does not say how fast it is
-        clip = media.Clip(tiny.video(1, 40, 32), [0], 1, fps)
+        clip = videos.Clip(tiny.video(1, 40, 32), [0], 1, fps)
         inputs = encoded(processor, prompt, [], [clip])
         with torch.inference_mode():
             assert len(model(**Collator(processor).normalised(inputs)).logits) == 1

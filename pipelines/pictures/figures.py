@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib import colormaps
 from numpy.typing import NDArray
 
-from pipelines.media import Pixels
+from pipelines.media.content import Pixels
 from pipelines.pictures.page import GREY, INK, RIGHT, WRONG, Line, Panel, drawn, room, scaled
 from pipelines.pictures.rankings import Ranking
 from pipelines.pictures.seen import Came, Prompt, Shown

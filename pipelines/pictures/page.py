@@ -20,7 +20,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from pipelines.media import Pixels
+from pipelines.media.content import Pixels
 
 WIDTH = 1240
 MARGIN, GAP, SLIT = 28, 20, 8

@@ -22,11 +22,11 @@ from apet.methods import build
 from apet.methods.base import Method
 from apet.models import family_of, load
 from apet.models.base import Group
-from pipelines import media
 from pipelines.config import EvalConfig
 from pipelines.generation import Sampler, seed_of
 from pipelines.manifest import Manifest
-from pipelines.media import Pixels
+from pipelines.media import images, videos
+from pipelines.media.content import Pixels
 from pipelines.prepare import PIXELS, Collator, Preparer, Recipe
 from pipelines.rows import Medium, Row
 
@@ -157,7 +157,7 @@ def _in_tiles(groups: Sequence[Group], of: Medium, image: str, tiles: Pixels, pa
 
 def _whole(groups: Sequence[Group], of: Medium, image: str, data: Any, frames: int) -> Iterator[Shown]:
     """Groups that are of the whole image, or of one frame or some of a video."""
-    pictures = media.image(data)[None] if of.kind == "image" else media.video(data, frames).frames
+    pictures = images.decode(data)[None] if of.kind == "image" else videos.decode(data, frames).frames
     each = ceil(len(pictures) / len(groups))
     for place, group in enumerate(groups):
         pixels = pictures[min(place * each, len(pictures) - 1)]

@@ -16,7 +16,7 @@ import torch
 import transformers as hf
 from PIL import Image
 
-from pipelines.media import video
+from pipelines.media import videos
 from pipelines.training.students import FRAMES
 
 
@@ -110,7 +110,7 @@ def _inputs(processor: hf.ProcessorMixin, home: Path, rows: list[dict[str, Any]]
         for row in rows
     ]
     if clip:
-        media: dict[str, Any] = {"videos": [np.asarray(video(home / row["media"], FRAMES).frames) for row in rows]}
+        media: dict[str, Any] = {"videos": [np.asarray(videos.decode(home / row["media"], FRAMES).frames) for row in rows]}
     else:
         media = {"images": [Image.open(home / row["media"]).convert("RGB") for row in rows]}
     return processor(text=texts, **media, padding=True, return_tensors="pt")

@@ -1,86 +1,27 @@
-"""Images and videos as pixels. What comes in is not trusted: whatever is wrong with it is a ValueError that says so.
+"""Videos as some of their frames: known containers alone, since FFmpeg reads other files and addresses for a playlist.
 
-Only known image formats and containers are opened: a file named `.mp4` that is really a playlist would make FFmpeg read
-other files and addresses. Sizes are looked at before memory is asked for.
+Sizes are looked at before memory is asked for, and no header is believed that counts frames.
 """
 
 from __future__ import annotations
 
 import io
-import warnings
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
-Pixels = NDArray[np.uint8]
+from pipelines.media.content import Content, Pixels, check, start
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,h264,hevc,m4v,ivf"
 MAX_FRAMES = 1_000_000  # nine hours at 30 frames a second
 MAX_PIXELS = 36_000_000  # of one frame: 8K
 MAX_BYTES = 4 << 30  # of the frames of one clip together
 BY_DECODING = ("mpegts", "mpeg", "flv")  # containers that seek by decoding times, which differ where there are B-frames
 SEEK = 8  # frames that could be decoded in the time of one seek
-UPRIGHT = {  # EXIF orientation: how to turn the pixels
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-
-def image(data: bytes | Path, max_pixels: int = 100_000_000) -> Pixels:
-    """An image as (H, W, 3): upright, transparency over white, 16 bits as 8; of an animation the first picture."""
-    _known(data)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"PIL\.")  # on metadata, and on sizes, which are checked here
-            with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=FORMATS) as picture:
-                width, height = picture.size
-                if width * height > max_pixels:
-                    raise ValueError(f"it has {width} x {height} pixels; at most {max_pixels:,} are decoded")
-                picture.load()
-                return _pixels(picture)
-    except UnidentifiedImageError:
-        raise ValueError(f"it is no image of a known format ({', '.join(FORMATS)}); {_start(data)}") from None
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"it has too many pixels: {error}") from error
-    except (MemoryError, ValueError):
-        raise
-    except Exception as error:  # decoders raise nearly anything on bytes that were made up
-        raise ValueError(f"the image is cut or damaged: {error}") from error
-
-
-def _pixels(picture: Image.Image) -> Pixels:
-    try:
-        turn = UPRIGHT.get(picture.getexif().get(0x0112, 1))
-    except Exception:  # damaged metadata says nothing about the pixels
-        turn = None
-    if turn is not None:
-        picture = picture.transpose(turn)
-    if picture.mode.startswith("I;16"):
-        return np.repeat((np.array(picture) >> 8).astype(np.uint8)[..., None], 3, axis=2)
-    if picture.mode in ("I", "F"):  # no scale is written down: 0 to 1, 0 to 255 or 0 to 65535
-        values = np.array(picture, dtype=np.float64)
-        top = np.nanmax(values, initial=0.0)
-        unit = 255.0 if picture.mode == "F" and top <= 1 else 1.0 if top <= 255 else 1 / 256
-        grey = np.nan_to_num(values * unit).clip(0, 255).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=2)
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        picture = Image.alpha_composite(white, picture)
-    return np.array(picture.convert("RGB"))
 
 
 @dataclass(frozen=True)
@@ -93,7 +34,7 @@ class Clip:
     fps: float  # of the video
 
 
-def video(data: bytes | Path, frames: int) -> Clip:
+def decode(data: Content, frames: int) -> Clip:
     """`frames` frames, evenly over the video from its first to its last, upright; a short video repeats some.
 
     The packets are listed first, without decoding: their times say how many frames there are, whatever the header
@@ -103,7 +44,7 @@ def video(data: bytes | Path, frames: int) -> Clip:
     """
     if frames < 1:
         raise ValueError(f"{frames} frames of a video were asked for; at least 1")
-    _known(data)
+    check(data)
     try:
         listed = _listed(data)
         for short in (True, False) if listed.reliable else ():
@@ -113,11 +54,11 @@ def video(data: bytes | Path, frames: int) -> Clip:
                 continue
         return _by_count(data, listed, frames)
     except av.error.FFmpegError as error:
-        raise ValueError(f"the video is cut or damaged: {error.strerror}; {_start(data)}") from error
+        raise ValueError(f"the video is cut or damaged: {error.strerror}; {start(data)}") from error
     except (MemoryError, OSError, ValueError):
         raise
     except Exception as error:  # a container that says nonsense can fail outside FFmpeg, too
-        raise ValueError(f"the video is cut or damaged: {error}; {_start(data)}") from error
+        raise ValueError(f"the video is cut or damaged: {error}; {start(data)}") from error
 
 
 class _Unreliable(Exception):
@@ -135,7 +76,7 @@ class _Listed:
     fps: float
 
 
-def _listed(data: bytes | Path) -> _Listed:
+def _listed(data: Content) -> _Listed:
     packets: list[tuple[int | None, int | None, bool]] = []
     with _opened(data) as container:
         stream = _stream(container)
@@ -166,7 +107,7 @@ def _listed(data: bytes | Path) -> _Listed:
     return _Listed(times, keys, starts, reliable, float(rate or 0))
 
 
-def _by_time(data: bytes | Path, listed: _Listed, count: int, short: bool) -> Clip:
+def _by_time(data: Content, listed: _Listed, count: int, short: bool) -> Clip:
     kept = _Kept(len(listed.times), count)
     with _opened(data) as container:
         stream = _stream(container)
@@ -200,7 +141,7 @@ def _due(frame: av.VideoFrame, time: int) -> bool:
     return bool(frame.pts == time)
 
 
-def _by_count(data: bytes | Path, listed: _Listed, count: int) -> Clip:
+def _by_count(data: Content, listed: _Listed, count: int) -> Clip:
     total = sum(1 for _ in _decoded(data))
     if not total:
         raise ValueError("the video has no frames that can be decoded")
@@ -212,7 +153,7 @@ def _by_count(data: bytes | Path, listed: _Listed, count: int) -> Clip:
     return kept.clip(listed.fps)
 
 
-def _decoded(data: bytes | Path) -> Iterator[av.VideoFrame]:
+def _decoded(data: Content) -> Iterator[av.VideoFrame]:
     size = None
     with _opened(data) as container:
         for frame in container.decode(_stream(container)):
@@ -256,7 +197,7 @@ def _same(size: tuple[int, int], frame: av.VideoFrame) -> None:
         raise ValueError(f"the video changes its size from {size[0]} x {size[1]} to {frame.width} x {frame.height}")
 
 
-def _opened(data: bytes | Path) -> Any:
+def _opened(data: Content) -> Any:
     source = io.BytesIO(data) if isinstance(data, bytes) else str(data.absolute())
     options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
     return av.open(source, options=options, buffer_size=1 << 20)
@@ -277,25 +218,3 @@ def _stream(container: Any) -> Any:
     codec.options = {"max_pixels": str(MAX_PIXELS)}  # whatever the packets say later
     codec.thread_count = 1  # as many clips are decoded at once as there are CPUs
     return stream
-
-
-def _known(data: bytes | Path) -> None:
-    head = _head(data)
-    if not head:
-        raise ValueError("it has no bytes")
-    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<svg", b"<error")):
-        raise ValueError(f"it is a web page or XML; {_start(data)}")
-    if text.startswith(b"version https://git-lfs"):
-        raise ValueError("it is a Git LFS pointer and not the file itself; `git lfs pull` gets it")
-
-
-def _head(data: bytes | Path) -> bytes:
-    if isinstance(data, bytes):
-        return data[:256]
-    with open(data, "rb") as file:
-        return file.read(256)
-
-
-def _start(data: bytes | Path) -> str:
-    return f"it starts with {_head(data)[:48]!r}"
