@@ -16,8 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import manifest as module
+from pipelines import manifest as manifests
+from pipelines.index import INDEX
 from pipelines.manifest import Manifest
+from pipelines.media import root as roots
 from pipelines.rows import Kind, Medium, Row
 from pipelines.sources import base, jsonl
 
@@ -82,7 +84,7 @@ def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 def test_every_layout_gives_the_same_rows(tmp_path: Path, write: Callable[[Path], Path]) -> None:
     manifest = pickle.loads(pickle.dumps(Manifest.of(str(write(tmp_path)))))
     index = manifest.index()
-    assert index.schema == module.INDEX
+    assert index.schema == INDEX
     assert manifest.read(index) == EXPECTED
     some = [40, 3, 3 + 1, 17, 49, 0]
     assert manifest.read(index.take(some)) == [EXPECTED[place] for place in some]
@@ -413,9 +415,9 @@ def test_another_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     (tmp_path / "bucket" / "set" / "a.jpg").write_bytes(b"inside")
     (tmp_path / "bucket" / "other.jpg").write_bytes(b"other")
     remote = pa.fs.SubTreeFileSystem(str(tmp_path), pa.fs.LocalFileSystem())
-    monkeypatch.setattr(module, "place", lambda uri: (remote, uri.removeprefix("s3://").split("?")[0]))
-    monkeypatch.setattr(base, "place", module.place)
-    monkeypatch.setattr(module, "REMOTE", {remote.type_name: ("s3",)})
+    for module in (base, manifests, roots):
+        monkeypatch.setattr(module, "place", lambda uri: (remote, uri.removeprefix("s3://").split("?")[0]))
+    monkeypatch.setattr(roots, "REMOTE", {remote.type_name: ("s3",)})
     manifest = Manifest.of("s3://bucket/set/m.jsonl?region=x")
     assert manifest.read(manifest.index()) == EXPECTED
     for path in ("a.jpg", "s3://bucket/set/a.jpg", "b/../a.jpg"):
@@ -428,7 +430,7 @@ def test_another_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     whole = Manifest.of("s3://bucket/set", media_root="s3://bucket")
     assert whole.read(whole.index()) == EXPECTED
     assert whole.fetch(Medium("image", "other.jpg")) == b"other"
-    monkeypatch.setattr(module, "LARGEST", 5)
+    monkeypatch.setattr(roots, "LARGEST", 5)
     with pytest.raises(ValueError, match="6 bytes; at most 5"):
         manifest.fetch(Medium("image", "a.jpg"))
 

@@ -19,7 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import fs
 
-from pipelines.manifest import INDEX, Manifest, places, records
+from pipelines.index import INDEX, places, records, repeated
+from pipelines.manifest import Manifest
 from pipelines.rows import Kind, Medium, Row, described
 from pipelines.sources.base import File, Record, place
 from pipelines.storage import Folder, redacted
@@ -67,9 +68,7 @@ class Official(Manifest):
         if not self.truth or not len(table):
             return table
         truths = places(self.truth_layout, self.truth)
-        if pc.count_distinct(truths["row_id"]).as_py() < len(truths):
-            counted = truths["row_id"].value_counts()
-            twice = counted.filter(pc.greater(counted.field("counts"), 1)).field("values")
+        if len(twice := repeated(truths["row_id"])):
             raise ValueError(
                 f"{self.truth[0].name} has several answers to {len(twice):,} questions:"
                 f" {', '.join(twice[:3].to_pylist())}; which one is right is not known"

@@ -15,7 +15,7 @@ import pyarrow as pa
 from pipelines.benchmarks.annotated import Annotated, people
 from pipelines.benchmarks.official import SHORT, Official, Place, asked, embedded_row
 from pipelines.benchmarks.vqa import normalised
-from pipelines.manifest import places
+from pipelines.index import places
 from pipelines.sources.base import Record
 
 CHANCE = {"yes/no": 0.5}

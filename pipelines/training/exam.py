@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import transformers as hf
 from PIL import Image
@@ -110,7 +109,7 @@ def _inputs(processor: hf.ProcessorMixin, home: Path, rows: list[dict[str, Any]]
         for row in rows
     ]
     if clip:
-        media: dict[str, Any] = {"videos": [np.asarray(videos.decode(home / row["media"], FRAMES).frames) for row in rows]}
+        media: dict[str, Any] = {"videos": [videos.decode(home / row["media"], FRAMES).frames for row in rows]}
     else:
         media = {"images": [Image.open(home / row["media"]).convert("RGB") for row in rows]}
     return processor(text=texts, **media, padding=True, return_tensors="pt")
