@@ -4,9 +4,10 @@
     python jobs/report.py results/gqa-* results/pope-*     # some of them
     python jobs/report.py s3://bucket/results --output report
 
-It makes, in `report` beside the runs or in the folder of --out:
+It makes, in `report` beside the runs or in the folder of --output:
 
     report.html      one page that needs nothing else: open it, send it, print it
+    figures/         its charts as SVG
     tables/          each table as CSV, Markdown and LaTeX
     queries.sql      for DuckDB: how each number comes from its rows
 
@@ -31,13 +32,12 @@ def main() -> int:
     parser.add_argument("--output", metavar="FOLDER", help="where to write it (report, beside the first run)")
     options = parser.parse_args()
     try:
-        page, *others = report(options.runs, options.output)
+        folder, names = report(options.runs, options.output)
     except (ValueError, FileNotFoundError) as error:
         print(f"report.py: {redacted(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
-    print(
-        f"{redacted(page)}\nand {len(others)} files beside it: the tables as CSV, Markdown and LaTeX, and the queries"
-    )
+    print(redacted(folder.child(names[0]).uri))
+    print(f"and {len(names) - 1} files beside it: the tables as CSV, Markdown and LaTeX, the charts, and the queries")
     return 0
 
 

@@ -243,10 +243,11 @@ class Experiment:
                 content = folder.read(name)
                 digest = hashlib.sha256(content).hexdigest()[:16]
                 if state["artifacts"].get(name) != digest:
+                    inside, _, last = name.rpartition("/")
                     with tempfile.TemporaryDirectory() as here:
-                        file = Path(here, name)
+                        file = Path(here, last)
                         file.write_bytes(content)
-                        self._connect().log_artifact(run_id, str(file))
+                        self._connect().log_artifact(run_id, str(file), inside or None)
                     state["artifacts"] = {**state["artifacts"], name: digest}
             except Exception as error:
                 problem = problem or error

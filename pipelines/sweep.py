@@ -15,6 +15,7 @@ from pipelines.config import EvalConfig
 from pipelines.grid import Grid, model_groups
 from pipelines.paths import resolve_paths
 from pipelines.record import State, git_commit
+from pipelines.report.write import PAGE, report
 from pipelines.rows import described
 from pipelines.run import carry_out, conclude, guarded, job_record, status_of, too_many_errors
 from pipelines.storage import Folder, redacted
@@ -22,9 +23,6 @@ from pipelines.work import Work, records
 
 if TYPE_CHECKING:
     from pipelines.answerer import Answerer
-
-
-PAGE, QUERIES = "report.html", "queries.sql"
 
 
 @dataclass(frozen=True)
@@ -87,18 +85,15 @@ def _common(jobs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _report(works: Sequence[Work], folder: Folder) -> list[str]:
     """Write the report of all runs that have answers; a report that fails is said, and stops nothing."""
-    from pipelines.report.write import report
-
     folders = [unit.folder.uri for _, unit, record in records(works) if record.rows["done"]]
     if not folders:
         return []
     try:
-        report(folders, folder.uri)
+        return report(folders, folder.uri)[1]
     except Exception:
         traceback.print_exc()
         print("the report could not be written; python jobs/report.py <output> writes it later", file=sys.stderr)
         return []
-    return [PAGE, QUERIES]
 
 
 def prepare(grid: Grid) -> tuple[list[Work], list[Hopeless]]:

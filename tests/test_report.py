@@ -12,6 +12,7 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pyarrow as pa
 import pytest
@@ -32,7 +33,6 @@ from pipelines.report.measure import Findings, measure
 from pipelines.report.rows import changed, errors, lost, slowest, types
 from pipelines.report.table import Number, Row, Table
 from pipelines.report.write import report
-from pipelines.storage import Folder
 
 HEADLINES = ("shapes", "pope", "mme", "mmbench", "scienceqa")  # one of each kind of headline
 
@@ -400,6 +400,21 @@ def test_a_judge_gives_accuracy_and_score(tmp_path: Path) -> None:
     assert paper.cells[1:3] == (Number(70.4), Number(3.94, digits=2))
 
 
+def test_charts_are_files_as_well(tmp_path: Path) -> None:
+    """With their legend, and nothing of the page around them."""
+    three(tmp_path, "shapes", question=EVIL)
+    folder, names = report([str(tmp_path)])
+    [name] = [name for name in names if name.startswith("figures/")]
+    assert name.endswith(".svg")
+    drawn = ElementTree.fromstring(folder.read(name))
+    assert drawn.tag == "{http://www.w3.org/2000/svg}svg"
+    texts = [element.text for element in drawn.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"ApET", "downsample", "vanilla", "accuracy, %"} <= set(texts)
+    _, _, wide, high = map(float, drawn.attrib["viewBox"].split())
+    legend = [float(inner.attrib["y"]) + 14 for inner in drawn if "x" in inner.attrib and "viewBox" in inner.attrib]
+    assert 0 < max(legend) <= high < wide
+
+
 def test_pictures_that_cannot_be_shown_are_named(tmp_path: Path) -> None:
     three(tmp_path, "shapes")
     pictures = tmp_path / "pictures"
@@ -486,8 +501,7 @@ def test_runs_on_an_object_store(bucket: str, tmp_path: Path) -> None:
     three(tmp_path / "here", "shapes")
     three(f"s3://apet/results?{bucket}", "shapes")
     report([str(tmp_path / "here")])
-    page, *_ = report([f"s3://apet/results?{bucket}"])
-    there = Folder.of(page.replace("/report.html", ""))
+    there, _ = report([f"s3://apet/results?{bucket}"])
     names = there.child("tables").names()
     assert "accuracy.csv" in names
     for name in names:

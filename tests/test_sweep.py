@@ -120,7 +120,8 @@ def test_points_share_their_work_and_one_that_fails_stops_no_other(
     children = [run for run in logged if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
     assert len(children) == 10
     assert all({"method", "point", "model", "benchmark"} <= run.data.params.keys() for run in children)
-    assert "report.html" in {item.path for item in client.list_artifacts(parent.info.run_id)}
+    files = {item.path for item in client.list_artifacts(parent.info.run_id)}
+    assert files == {"report.html", "queries.sql", "figures", "tables"}
 
     assert sweep(parse_grid(grid(checkpoint("llava"), tmp_path, tmp_path / "out", "--retry-errors"))) == 1
     for folder in runs(tmp_path / "out").values():

@@ -270,7 +270,7 @@ def test_a_run_that_another_job_has_is_left_alone(database: str, experiment: str
 
 
 def test_a_missing_artifact_costs_nothing_else(database: str, experiment: str, output: Folder) -> None:
-    record = Record("lonely", artifacts=["config.yaml", "figure.png"])
+    record = Record("lonely", artifacts=["config.yaml", "figures/accuracy.svg"])
     folder = output.child(record.name)
     folder.write("config.yaml", b"")
     record.end("finished", {"accuracy": 1.0})
@@ -280,9 +280,11 @@ def test_a_missing_artifact_costs_nothing_else(database: str, experiment: str, o
     assert "artifacts" in (tracker.problem or "")
     run = runs(database, experiment)["lonely"]
     assert (run.info.status, run.data.metrics["accuracy"]) == ("FINISHED", 1.0)
-    folder.write("figure.png", b"PNG")
+    folder.child("figures").write("accuracy.svg", b"<svg/>")
     assert replay(output.uri, say=lambda text: None)
-    assert {entry.path for entry in client(database).list_artifacts(run.info.run_id)} == set(record.artifacts)
+    there = client(database)
+    assert {entry.path for entry in there.list_artifacts(run.info.run_id)} == {"config.yaml", "figures"}
+    assert [entry.path for entry in there.list_artifacts(run.info.run_id, "figures")] == ["figures/accuracy.svg"]
 
 
 def alive(uri: str) -> bool:

@@ -7,6 +7,7 @@ marker and a dash of its own as well.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
@@ -51,13 +52,38 @@ def marks(chapter: Chapter) -> dict[str, Mark]:
     }
 
 
-def legend(known: dict[str, Mark]) -> str:
-    items = []
+class Entry(NamedTuple):
+    """A line of the legend."""
+
+    svg: str
+    name: str
+
+
+def legend(known: dict[str, Mark]) -> list[Entry]:
+    entries = []
     for label, mark in known.items():
         line = f'<path d="M0 7H34" stroke="{mark.colour}" stroke-width="1.5" stroke-dasharray="{mark.dash}"/>'
         key = f'<svg viewBox="0 0 34 14" width="34" height="14" aria-hidden="true">{line}{mark.svg(17, 7)}</svg>'
-        items.append(f"<li>{key} {escape(names.method(label))}</li>")
-    return f'<ul class="legend">{"".join(items)}</ul>' if items else ""
+        entries.append(Entry(key, names.method(label)))
+    return entries
+
+
+def alone(svg: str, entries: Sequence[Entry]) -> str:
+    """A chart as a file of its own, the legend below: what the page's style says stands in it."""
+    viewed = re.match(rf'<svg viewBox="0 0 {WIDTH} ([0-9.]+)"', svg)
+    assert viewed, "made by _svg"
+    height = float(viewed[1])
+    across, line = WIDTH // 2, 18
+    parts = [svg.replace("<svg ", f'<svg width="{WIDTH}" height="{height:g}" ', 1)]
+    for at, entry in enumerate(entries):
+        x, y = LEFT // 2 + at % 2 * across, height + at // 2 * line
+        parts.append(entry.svg.replace("<svg ", f'<svg x="{x}" y="{y:g}" ', 1))
+        parts.append(_text(x + 40, y + 11, entry.name, "start"))
+    height += math.ceil(len(entries) / 2) * line + 6
+    size = f'viewBox="0 0 {WIDTH} {height:g}" width="{2 * WIDTH}" height="{2 * height:g}"'
+    style = "<style>text { font: 12px sans-serif; fill: #333 } .name { font-weight: 600 }</style>"
+    back = '<rect width="100%" height="100%" fill="#fff"/>'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{style}{back}{"".join(parts)}</svg>\n'
 
 
 def budgets(each: Findings, known: dict[str, Mark]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import NamedTuple
 
+from pipelines.report.charts import Entry
 from pipelines.report.pictures import Picture
 from pipelines.report.queries import Setup
 from pipelines.report.table import Cell, Number, Table, slug
@@ -41,13 +42,20 @@ figcaption { font-size: .9rem; max-width: 50rem } @media print { .scroll { overf
 """
 
 
+class Figure(NamedTuple):
+    """A chart."""
+
+    title: str
+    svg: str  # ours and safe
+
+
 class Section(NamedTuple):
     """A chapter as it is shown."""
 
     title: str
-    figures: Sequence[str]  # SVG, ours and safe
+    figures: Sequence[Figure]
     tables: Sequence[Table]
-    legend: str = ""  # of the figures
+    legend: Sequence[Entry] = ()  # of the figures
 
 
 def page(
@@ -74,8 +82,10 @@ def page(
 
 
 def _section(section: Section) -> str:
-    figures = f'<div class="charts">{"".join(section.figures)}</div>' if section.figures else ""
-    parts = [f'<h2 id="{slug(section.title)}">{escape(section.title)}</h2>', section.legend, figures]
+    figures = f'<div class="charts">{"".join(figure.svg for figure in section.figures)}</div>'
+    legend = f'<ul class="legend">{"".join(f"<li>{key} {escape(name)}</li>" for key, name in section.legend)}</ul>'
+    parts = [f'<h2 id="{slug(section.title)}">{escape(section.title)}</h2>']
+    parts += [legend if section.legend else "", figures if section.figures else ""]
     return _lines(filter(None, [*parts, *map(_table, section.tables)]))
 
 

@@ -1,6 +1,6 @@
-"""A report of runs, written: the page, the tables in three formats, and the queries.
+"""A report of runs, written: the page, the figures, the tables in three formats, and the queries.
 
-report(["results"])  # results/report/report.html, tables/*.csv, *.md, *.tex, queries.sql
+report(["results"])  # results/report/report.html, figures/*.svg, tables/*.csv, *.md, *.tex, queries.sql
 """
 
 from __future__ import annotations
@@ -8,43 +8,42 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from pipelines.report import charts, queries
+from pipelines.report import charts, names, queries
 from pipelines.report.accuracy import accuracy, hard, judged, retention
 from pipelines.report.efficiency import ablations, efficiency
 from pipelines.report.formats import as_csv, as_latex, as_markdown
 from pipelines.report.gather import Chapter, gather
 from pipelines.report.measure import Findings, measure
-from pipelines.report.page import Section, page
+from pipelines.report.page import Figure, Section, page
 from pipelines.report.pictures import pictures
 from pipelines.report.rows import changed, errors, lost, slowest, types
 from pipelines.report.table import Table, slug
 from pipelines.storage import Folder
 
-PAGE, TABLES, QUERIES = "report.html", "tables", "queries.sql"
+PAGE, FIGURES, TABLES, QUERIES = "report.html", "figures", "tables", "queries.sql"
 FORMATS = {"csv": as_csv, "md": as_markdown, "tex": as_latex}
 
 
-def report(uris: Sequence[str], out: str | None = None) -> list[str]:
-    """The files written, the page first; into the folder `out`, else `report` beside the runs."""
+def report(uris: Sequence[str], out: str | None = None) -> tuple[Folder, list[str]]:
+    """Its folder (`out`, else `report` beside the runs) and the names of its files, the page first."""
     chapters, notes = gather(uris)
     findings = [[measure(study) for study in chapter.studies] for chapter in chapters]
     tables = [_tables(chapter, mine, len(chapters) > 1) for chapter, mine in zip(chapters, findings, strict=True)]
     shown, missing = pictures(list(dict.fromkeys([*uris, *(_above(chapter) for chapter in chapters)])))
     setup = queries.setup(chapters)
-    speed = [Section(title, [svg], []) for title, svg in charts.kernels(chapters, findings)]
-    sections = [_section(*each) for each in zip(chapters, findings, tables, strict=True)]
+    speed = [Section(title, [Figure(title, svg)], []) for title, svg in charts.kernels(chapters, findings)]
+    sections = [_section(*each, len(chapters) > 1) for each in zip(chapters, findings, tables, strict=True)]
     text = page(_title(chapters), [*_facts(chapters, findings), *notes, *missing], [*sections, *speed], shown, setup)
     folder = Folder.of(out) if out else Folder.of(_above(chapters[0])).child("report")
     every = [table for each in tables for table in each]
     files = {PAGE: text, QUERIES: _sql(setup, every)}
-    for name, data in files.items():
-        folder.write(name, data.encode())
-    written = [folder.child(name).uri for name in files]
-    for table in every:
-        for ending, form in FORMATS.items():
-            folder.child(TABLES).write(f"{table.name}.{ending}", form(table).encode())
-            written.append(folder.child(TABLES).child(f"{table.name}.{ending}").uri)
-    return written
+    drawn = [(figure, section.legend) for section in [*sections, *speed] for figure in section.figures]
+    files |= {f"{FIGURES}/{slug(figure.title)}.svg": charts.alone(figure.svg, legend) for figure, legend in drawn}
+    files |= {f"{TABLES}/{table.name}.{ending}": form(table) for table in every for ending, form in FORMATS.items()}
+    for name, content in files.items():
+        inside, _, last = name.rpartition("/")
+        (folder.child(inside) if inside else folder).write(last, content.encode())
+    return folder, list(files)
 
 
 def _above(chapter: Chapter) -> str:
@@ -63,10 +62,12 @@ def _tables(chapter: Chapter, findings: Sequence[Findings], several: bool) -> li
     return [replace(table, name=slug(table.name + end)) for table in whole if table is not None]
 
 
-def _section(chapter: Chapter, findings: Sequence[Findings], tables: Sequence[Table]) -> Section:
+def _section(chapter: Chapter, findings: Sequence[Findings], tables: Sequence[Table], several: bool) -> Section:
     known = charts.marks(chapter)
-    drawn = [svg for svg in (charts.budgets(each, known) for each in findings) if svg]
-    return Section(chapter.title, drawn, tables, charts.legend(known) if drawn else "")
+    end = f" {chapter.title}" if several else ""
+    drawn = [Figure(f"accuracy {names.column(each.study)}{end}", charts.budgets(each, known)) for each in findings]
+    drawn = [figure for figure in drawn if figure.svg]
+    return Section(chapter.title, drawn, tables, charts.legend(known) if drawn else ())
 
 
 def _title(chapters: Sequence[Chapter]) -> str:
