@@ -75,7 +75,7 @@ class Pipeline:
                 batch_format="pyarrow",
                 num_cpus=share.prepare_cpus,
             )
-            .map_batches(
+            .map_batches_internal(  # `map_batches` wants a number with GPUs, and would join small blocks to reach it
                 self.worker,
                 fn_constructor_kwargs={"job": self.job, "ledger": self.ledger},
                 batch_size=None,  # a block as it comes: at most BLOCK_BYTES, and never of two sections
