@@ -17,9 +17,9 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoConfig, ProcessorMixin
+from transformers import ProcessorMixin
 
-from apet.models import load_processor
+from apet.models import load_config, load_processor
 from pipelines.benchmarks import benchmark
 from pipelines.manifest import Manifest
 from pipelines.media import images, videos
@@ -55,9 +55,7 @@ class Preparer:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe, self.benchmark = recipe, benchmark(recipe.benchmark)
         self.processor = processor_of(recipe)
-        config = AutoConfig.from_pretrained(
-            recipe.model, revision=recipe.revision, trust_remote_code=recipe.trust_remote_code
-        )
+        config = load_config(recipe.model, revision=recipe.revision, trust_remote_code=recipe.trust_remote_code)
         self.context: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
 
     def prompt(self, row: Row) -> str:

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText
 
 from apet.attach import attach
 from apet.flops import prefill_flops, shape_of
 from apet.methods.base import Model
-from apet.models import family_of
+from apet.models import family_of, load_config
 from apet.schedule import Schedule
 from pipelines.points import Point
 
@@ -40,7 +40,7 @@ def reach(name: str, revision: str | None = None, trust_remote_code: bool = Fals
 
     The model is built without memory for its weights, so that the family's own description answers.
     """
-    config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    config = load_config(name, revision=revision, trust_remote_code=trust_remote_code)
     with torch.device("meta"):
         shell = AutoModelForImageTextToText.from_config(config, trust_remote_code=trust_remote_code)
     family = family_of(shell)
@@ -59,7 +59,7 @@ def prefill_tflops(name: str, revision: str | None, trust_remote_code: bool, ans
     """The mean prefill of answered rows in teraflops, counted from what each site kept; None without any."""
     if not len(answers):
         return None
-    shape = shape_of(AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code))
+    shape = shape_of(load_config(name, revision=revision, trust_remote_code=trust_remote_code))
     some = np.unique(np.linspace(0, len(answers) - 1, COUNTED).astype(int))
     rows = answers.select(["schedule", "visual_tokens_in", "prompt_tokens"]).take(pa.array(some)).to_pylist()
     total = 0.0

@@ -61,6 +61,14 @@ def test_an_unknown_model_type(folder: Path, kind: str) -> None:
         load(folder)
 
 
+def test_no_such_model(tmp_path: Path) -> None:
+    for name in ("nobody/nothing", tmp_path):
+        with pytest.raises(
+            FileNotFoundError, match=rf"^no model {name}: give a folder .* or a name on the hub such as"
+        ):
+            load(name)
+
+
 def test_weights_that_could_hold_code(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     torch.save({}, folder / "pytorch_model.bin")

@@ -71,12 +71,26 @@ def load(
 
 def load_processor(name: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> ProcessorMixin:
     """A model's processor alone, as `load` gives it, for who prepares inputs elsewhere."""
-    known, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
-    _known(known.get("model_type"))
     source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    config = load_config(name, **source)
     processor: ProcessorMixin = AutoProcessor.from_pretrained(name, **source)
-    _agree(processor, AutoConfig.from_pretrained(name, **source))
+    _agree(processor, config)
     return processor
+
+
+def load_config(name: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """A model's config: a FileNotFoundError if there is no such model, a ValueError if it is of another family."""
+    try:
+        known, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
+    except OSError as error:
+        why = str(error).strip().splitlines()[0]
+        raise FileNotFoundError(
+            f"no model {name}: give a folder with a config.json, or a name on the hub such as"
+            f" llava-hf/llava-1.5-7b-hf ({why})"
+        ) from error
+    _known(known.get("model_type"))
+    config: PreTrainedConfig = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    return config
 
 
 def _known(kind: str | None) -> str:
