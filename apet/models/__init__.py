@@ -80,14 +80,16 @@ def load_processor(name: str | Path, *, revision: str | None = None, trust_remot
 
 def load_config(name: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedConfig:
     """A model's config: a FileNotFoundError if there is no such model, a ValueError if it is of another family."""
+    why = "it has none"
     try:
         known, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
     except OSError as error:
-        why = str(error).strip().splitlines()[0]
+        known, why = {}, str(error).strip().splitlines()[0]
+    if not known:
         raise FileNotFoundError(
             f"no model {name}: give a folder with a config.json, or a name on the hub such as"
             f" llava-hf/llava-1.5-7b-hf ({why})"
-        ) from error
+        )
     _known(known.get("model_type"))
     config: PreTrainedConfig = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     return config
