@@ -6,31 +6,12 @@ import base64
 import csv
 from pathlib import Path
 
+from official import rows as by_hand
 from official.files import as_json, clip, jsonl, media, png
-from official.rows import (
-    BENCH,
-    CLIPS,
-    GQA,
-    MME,
-    POPE,
-    SCIENCE,
-    SHORT,
-    SPLITS,
-    SUBJECT,
-    TEXT,
-    UNANSWERABLE,
-    VIZ,
-    VQA,
-    YES_NO,
-    Table,
-    cells,
-    gqa_types,
-    grade,
-    people,
-)
+from official.rows import SHORT, SPLITS, SUBJECT, UNANSWERABLE, YES_NO, Table, cells, gqa_types, grade, people
 
 
-def gqa(folder: Path, rows: Table = GQA) -> None:
+def gqa(folder: Path, rows: Table = by_hand.GQA) -> None:
     lines = [
         {"question_id": id, "image": f"{image}.jpg", "text": text + SHORT, "category": "default"}
         for id, image, text, *_ in rows
@@ -44,7 +25,7 @@ def gqa(folder: Path, rows: Table = GQA) -> None:
     media(folder / "data" / "images", *(f"{image}.jpg" for _, image, *_ in rows))
 
 
-def pope(folder: Path, rows: Table = POPE) -> None:
+def pope(folder: Path, rows: Table = by_hand.POPE) -> None:
     lines = [
         {"question_id": id, "image": image, "text": f"Is there a {thing} in the image?{SHORT}", "category": split}
         for id, split, image, thing, _ in rows
@@ -65,7 +46,7 @@ def pope(folder: Path, rows: Table = POPE) -> None:
     media(folder / "val2014", *{image for _, _, image, *_ in rows})
 
 
-def mme(folder: Path, rows: Table = MME) -> None:
+def mme(folder: Path, rows: Table = by_hand.MME) -> None:
     home = folder / "MME_Benchmark_release_version"
     for place, (subtask, image, question, answer) in enumerate(rows):
         nested = subtask == "artwork"
@@ -79,7 +60,7 @@ def mme(folder: Path, rows: Table = MME) -> None:
     (home / "eval_tool" / "LaVIN" / "existence.txt").write_text(f"000006.jpg\tIs there a car?{YES_NO}\tYes\tyes\n")
 
 
-def scienceqa(folder: Path, rows: Table = SCIENCE) -> None:
+def scienceqa(folder: Path, rows: Table = by_hand.SCIENCE) -> None:
     questions = []
     for id, image, hint, question, choices, answer in rows:
         lines = [*([f"Context: {hint}"] if hint else []), question]
@@ -94,7 +75,7 @@ def scienceqa(folder: Path, rows: Table = SCIENCE) -> None:
     media(folder / "images" / "test", *(f"{id}/image.png" for id, image, *_ in rows if image))
 
 
-def mmbench(folder: Path, rows: Table = BENCH, name: str = "mmbench_dev_20230712.tsv") -> None:
+def mmbench(folder: Path, rows: Table = by_hand.BENCH, name: str = "mmbench_dev_20230712.tsv") -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / name).open("w", newline="", encoding="utf-8") as file:
         lines = [{**cells(*row), "image": base64.b64encode(png(row[0] % 100)).decode()} for row in rows]
@@ -103,7 +84,7 @@ def mmbench(folder: Path, rows: Table = BENCH, name: str = "mmbench_dev_20230712
         writer.writerows(lines)
 
 
-def vqav2(folder: Path, rows: Table = VQA) -> None:
+def vqav2(folder: Path, rows: Table = by_hand.VQA) -> None:
     lines = [{"question_id": id, "image_id": image, "question": question} for id, image, question, *_ in rows]
     as_json(folder / "v2_OpenEnded_mscoco_val2014_questions.json", {"info": {"n": [1]}, "questions": lines, "n": 3})
     truth = [
@@ -114,7 +95,7 @@ def vqav2(folder: Path, rows: Table = VQA) -> None:
     media(folder / "val2014", *{f"COCO_val2014_{image:012}.jpg" for _, image, *_ in rows})
 
 
-def vqav2_test(folder: Path, rows: Table = VQA) -> None:
+def vqav2_test(folder: Path, rows: Table = by_hand.VQA) -> None:
     lines = [
         {"question_id": id, "image": f"COCO_test2015_{image:012}.jpg", "text": question + SHORT, "category": "default"}
         for id, image, question, *_ in rows
@@ -124,7 +105,7 @@ def vqav2_test(folder: Path, rows: Table = VQA) -> None:
     media(folder / "test2015", *{row["image"] for row in lines})
 
 
-def textvqa(folder: Path, rows: Table = TEXT) -> None:
+def textvqa(folder: Path, rows: Table = by_hand.TEXT) -> None:
     lines = [
         {
             "question_id": image,
@@ -143,7 +124,7 @@ def textvqa(folder: Path, rows: Table = TEXT) -> None:
     media(folder / "train_images", *{f"{image}.jpg" for _, image, *_ in rows})
 
 
-def vizwiz(folder: Path, rows: Table = VIZ) -> None:
+def vizwiz(folder: Path, rows: Table = by_hand.VIZ) -> None:
     lines = [
         {"question_id": place, "image": image.format("test"), "text": question + UNANSWERABLE + SHORT, "category": "d"}
         for place, (image, question, *_) in enumerate(rows)
@@ -152,7 +133,7 @@ def vizwiz(folder: Path, rows: Table = VIZ) -> None:
     media(folder / "test", *(row["image"] for row in lines))
 
 
-def vizwiz_val(folder: Path, rows: Table = VIZ) -> None:
+def vizwiz_val(folder: Path, rows: Table = by_hand.VIZ) -> None:
     lines = [
         {
             "image": image.format("val"),
@@ -167,7 +148,7 @@ def vizwiz_val(folder: Path, rows: Table = VIZ) -> None:
     media(folder / "val", *(row["image"] for row in lines))
 
 
-def clips(folder: Path, rows: Table = CLIPS, *, name: str, home: str) -> None:
+def clips(folder: Path, rows: Table = by_hand.CLIPS, *, name: str, home: str) -> None:
     base = folder / f"{name}_Zero_Shot_QA"
     lines = [{"video_name": video, "question_id": id, "question": question} for video, id, question, _ in rows]
     as_json(base / "test_q.json", lines, indent=2)

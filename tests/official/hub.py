@@ -4,27 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from official import rows as by_hand
 from official.files import embedded, parquet
-from official.rows import (
-    BENCH,
-    GQA,
-    MME,
-    POPE,
-    SCIENCE,
-    SUBJECT,
-    TEXT,
-    VIZ,
-    VQA,
-    YES_NO,
-    Table,
-    cells,
-    gqa_types,
-    grade,
-    people,
-)
+from official.rows import SUBJECT, YES_NO, Table, cells, gqa_types, grade, people
 
 
-def gqa(folder: Path, rows: Table = GQA) -> None:
+def gqa(folder: Path, rows: Table = by_hand.GQA) -> None:
     lines = [
         {"id": id, "imageId": image, "question": text, "answer": answer, "types": gqa_types(*types)}
         for id, image, text, answer, *types in rows
@@ -34,7 +19,7 @@ def gqa(folder: Path, rows: Table = GQA) -> None:
     parquet(folder / "testdev_balanced_images" / "testdev-00000-of-00001.parquet", images[::-1])
 
 
-def pope(folder: Path, rows: Table = POPE) -> None:
+def pope(folder: Path, rows: Table = by_hand.POPE) -> None:
     lines = [
         {
             "id": str(place),
@@ -50,7 +35,7 @@ def pope(folder: Path, rows: Table = POPE) -> None:
     parquet(folder / "data" / "test-00000-of-00001.parquet", lines)
 
 
-def mme(folder: Path, rows: Table = MME) -> None:
+def mme(folder: Path, rows: Table = by_hand.MME) -> None:
     lines = [
         {
             "question_id": f"{subtask}/{image}",
@@ -64,7 +49,7 @@ def mme(folder: Path, rows: Table = MME) -> None:
     parquet(folder / "data" / "test-00000-of-00001.parquet", lines)
 
 
-def scienceqa(folder: Path, rows: Table = SCIENCE) -> None:
+def scienceqa(folder: Path, rows: Table = by_hand.SCIENCE) -> None:
     lines = [
         {
             "image": embedded(place) if image else None,
@@ -81,7 +66,7 @@ def scienceqa(folder: Path, rows: Table = SCIENCE) -> None:
     parquet(folder / "ScienceQA-FULL" / "train-00000-of-00001.parquet", lines[:1])
 
 
-def mmbench(folder: Path, rows: Table = BENCH, config: str = "en") -> None:
+def mmbench(folder: Path, rows: Table = by_hand.BENCH, config: str = "en") -> None:
     lines = []
     for row in rows:
         found = {name: None if value in ("", "nan") else value for name, value in cells(*row).items()}
@@ -89,7 +74,7 @@ def mmbench(folder: Path, rows: Table = BENCH, config: str = "en") -> None:
     parquet(folder / config / "dev-00000-of-00001.parquet", lines)
 
 
-def vqav2(folder: Path, rows: Table = VQA) -> None:
+def vqav2(folder: Path, rows: Table = by_hand.VQA) -> None:
     lines = [
         {
             "question_id": id,
@@ -105,7 +90,7 @@ def vqav2(folder: Path, rows: Table = VQA) -> None:
     parquet(folder / "data" / "validation-00000-of-00001.parquet", lines)
 
 
-def textvqa(folder: Path, rows: Table = TEXT) -> None:
+def textvqa(folder: Path, rows: Table = by_hand.TEXT) -> None:
     lines = [
         {"image": embedded(1), "question_id": id, "question": question, "answers": answers, "ocr_tokens": ocr}
         for id, _, question, ocr, answers in rows
@@ -113,7 +98,7 @@ def textvqa(folder: Path, rows: Table = TEXT) -> None:
     parquet(folder / "data" / "validation-00000-of-00001.parquet", lines)
 
 
-def vizwiz(folder: Path, rows: Table = VIZ) -> None:
+def vizwiz(folder: Path, rows: Table = by_hand.VIZ) -> None:
     lines = [
         {
             "image": embedded(place),
