@@ -24,9 +24,9 @@ class Medium:
 
     @property
     def name(self) -> str:
-        """What the `media` column says: the path as the manifest has it, else a digest of the bytes."""
+        """What the `media` column says: the path as the manifest has it, but for keys, else a digest of the bytes."""
         if self.path:
-            return self.path
+            return redacted(self.path)
         return f"sha256:{hashlib.sha256(self.data or b'').hexdigest()[:16]}"
 
 

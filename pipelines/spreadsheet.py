@@ -14,6 +14,7 @@ Cell = str | int | float | None
 _LARGEST = 1 << 30  # bytes of one unpacked part: a zip file can claim anything
 _LONGEST = 32_767  # characters of a cell that spreadsheets open
 _FORBIDDEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")  # no XML can hold them
+_LETTERS = re.compile(r"[A-Z]{1,3}")  # of a column
 _MAIN = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
 _REL = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
 _PACKAGE = "http://schemas.openxmlformats.org/package/2006"
@@ -61,7 +62,9 @@ def read(data: bytes) -> Iterator[dict[str, Cell]]:
             shared = archive.namelist()
             texts = list(_shared(_part(archive, "xl/sharedStrings.xml"))) if "xl/sharedStrings.xml" in shared else []
             sheet = ElementTree.fromstring(_part(archive, "xl/worksheets/sheet1.xml"))
-    except (zipfile.BadZipFile, KeyError, ElementTree.ParseError) as error:
+    except ValueError:
+        raise
+    except Exception as error:  # what zipfile and zlib raise on damaged bytes has no common name
         raise ValueError(f"this is no readable .xlsx file: {error}") from error
     header: list[str] = []
     for line in sheet.iter(f"{{{_MAIN}}}row"):
@@ -92,8 +95,11 @@ def _column(reference: str | None, place: int) -> int:
     """`AB12` is column 27; cells without a reference follow one another."""
     if not reference:
         return place
+    letters = reference.rstrip("0123456789")
+    if not _LETTERS.fullmatch(letters):
+        raise ValueError(f"a cell stands at {reference[:20]!r}, which is no place in a spreadsheet")
     number = 0
-    for letter in reference.rstrip("0123456789"):
+    for letter in letters:
         number = 26 * number + ord(letter) - ord("A") + 1
     return number - 1
 
@@ -105,6 +111,9 @@ def _value(cell: ElementTree.Element, texts: Sequence[str]) -> Cell:
     if found is None or cell.get("t") in ("str", "e", "b"):
         return found
     if cell.get("t") == "s":
-        return texts[int(found)]
+        place = int(found)
+        if not 0 <= place < len(texts):
+            raise ValueError(f"a cell names text {place:,}, and there are {len(texts):,}")
+        return texts[place]
     number = float(found)
     return int(number) if number.is_integer() else number

@@ -32,36 +32,35 @@ class Root:
         """The bytes of a file, or the local file itself. PermissionError for what lies outside."""
         if not name or "\0" in name:
             raise ValueError(f"{name!r} is no path")
-        system, root = place(self.uri)
-        scheme, mark, rest = name.partition("://")
-        if mark:
-            system, name = self._elsewhere(system, scheme.lower(), rest, name)
+        (system, root), path, shown = place(self.uri), name, redacted(name)
+        if "://" in name:
+            system, path = self._elsewhere(system, name)
         if isinstance(system, fs.LocalFileSystem):
-            return self._local(os.path.realpath(root), name)
-        key = posixpath.normpath(name if mark else posixpath.join(root, name))
+            base = os.path.realpath(root)
+            target = Path(os.path.realpath(os.path.join(base, path)))  # whatever links it goes through
+            if not self.allow_outside and not target.is_relative_to(base):
+                raise self._outside(shown)
+            if not target.exists():
+                raise FileNotFoundError(f"there is no {shown} in {base}")
+            if not target.is_file():
+                raise ValueError(f"{shown} is no file")  # a pipe would never end
+            return target
+        key = posixpath.normpath(path if "://" in name else posixpath.join(root, path))
         if not self.allow_outside and not key.startswith(root.rstrip("/") + "/"):
-            raise self._outside(name)
+            raise self._outside(shown)
         with system.open_input_file(key) as stream:
             size = stream.size()
             if size > LARGEST:
-                raise ValueError(f"{name} has {size:,} bytes; at most {LARGEST:,} are read")
+                raise ValueError(f"{shown} has {size:,} bytes; at most {LARGEST:,} are read")
             data = bytes(stream.read())
         if len(data) != size:
-            raise OSError(f"{name} has {size:,} bytes and {len(data):,} came")
+            raise OSError(f"{shown} has {size:,} bytes and {len(data):,} came")
         return data
 
-    def _local(self, root: str, name: str) -> Path:
-        target = Path(os.path.realpath(os.path.join(root, name)))  # whatever links it goes through
-        if not self.allow_outside and not target.is_relative_to(root):
-            raise self._outside(name)
-        if not target.exists():
-            raise FileNotFoundError(f"there is no {name} in {root}")
-        if not target.is_file():
-            raise ValueError(f"{name} is no file")  # a pipe would never end
-        return target
-
-    def _elsewhere(self, system: fs.FileSystem, scheme: str, rest: str, uri: str) -> tuple[fs.FileSystem, str]:
+    def _elsewhere(self, system: fs.FileSystem, uri: str) -> tuple[fs.FileSystem, str]:
         """The file system and path of a URI in a manifest; its options, which could name a server, are not followed."""
+        scheme, _, rest = uri.partition("://")
+        scheme = scheme.lower()
         if scheme in ("http", "https", "ftp"):
             raise ValueError(f"{redacted(uri)}: nothing is fetched over {scheme}; download it and name the file")
         if "?" in rest:

@@ -15,11 +15,14 @@ import av
 import numpy as np
 
 from pipelines.media.content import Content, Pixels, check, start
+from pipelines.memory import bounded
 
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,h264,hevc,m4v,ivf"
 MAX_FRAMES = 1_000_000  # nine hours at 30 frames a second
 MAX_PIXELS = 36_000_000  # of one frame: 8K
 MAX_BYTES = 4 << 30  # of the frames of one clip together
+LISTING = 1 << 30  # bytes that the list of packets may take: a few can say that there are a thousand million
+DECODING = MAX_BYTES + (2 << 30)  # and all that follows
 BY_DECODING = ("mpegts", "mpeg", "flv")  # containers that seek by decoding times, which differ where there are B-frames
 SEEK = 8  # frames that could be decoded in the time of one seek
 
@@ -46,16 +49,20 @@ def decode(data: Content, frames: int) -> Clip:
         raise ValueError(f"{frames} frames of a video were asked for; at least 1")
     check(data)
     try:
-        listed = _listed(data)
-        for short in (True, False) if listed.reliable else ():
-            try:
-                return _by_time(data, listed, frames, short)
-            except _Unreliable:  # some containers seek badly, and some packets are no frames
-                continue
-        return _by_count(data, listed, frames)
+        with bounded(LISTING):
+            listed = _listed(data)
+        with bounded(DECODING):
+            for short in (True, False) if listed.reliable else ():
+                try:
+                    return _by_time(data, listed, frames, short)
+                except _Unreliable:  # some containers seek badly, and some packets are no frames
+                    continue
+            return _by_count(data, listed, frames)
     except av.error.FFmpegError as error:
         raise ValueError(f"the video is cut or damaged: {error.strerror}; {start(data)}") from error
-    except (MemoryError, OSError, ValueError):
+    except MemoryError as error:
+        raise ValueError(f"the video takes over {DECODING >> 30} GiB to decode") from error
+    except (OSError, ValueError):
         raise
     except Exception as error:  # a container that says nonsense can fail outside FFmpeg, too
         raise ValueError(f"the video is cut or damaged: {error}; {start(data)}") from error

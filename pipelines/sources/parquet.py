@@ -11,14 +11,17 @@ import hashlib
 import threading
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import accumulate
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.memory import bounded
 from pipelines.sources.base import ALIASES, NUMBER, File, Layout, Record, Span, digest
 
-BATCH = 4 << 20  # bytes of rows decoded at once
+BATCH = 4 << 20  # bytes of rows decoded at once, if what the file says of itself is true
+MOST = 4 << 30  # bytes that one row may take while it is decoded; an eighth of it for several at once
 WHOLE = 64 << 20  # files up to this size are hashed whole; of larger ones the end, which describes all pages
 _KNOWN = {name for names in ALIASES.values() for name in names}
 _open = threading.local()
@@ -26,9 +29,11 @@ _open = threading.local()
 
 def _parquet(file: File) -> pq.ParquetFile:
     """The file, with its pages read as they are needed; refused if loading its types could run code."""
+    stream = file.open()
     try:
-        parquet = pq.ParquetFile(file.open(), buffer_size=1 << 20, pre_buffer=False)
-    except pa.ArrowInvalid as error:
+        with bounded(MOST // 8):
+            parquet = pq.ParquetFile(stream, buffer_size=1 << 20, pre_buffer=False)
+    except (pa.ArrowException, OSError, MemoryError) as error:
         raise ValueError(f"{file.name} is no readable Parquet file: {error}") from error
     for field in parquet.schema_arrow:
         if field.name in _KNOWN and _extended(field.type):
@@ -60,10 +65,21 @@ def index(file: File) -> Iterator[Span]:
             wanted = " and ".join(f"'{key}'" for key in keys) or "'id'"
             raise ValueError(f"{file.name} has no column {wanted}; it has {', '.join(names)}")
         number = 0
-        for batch in parquet.iter_batches(batch_size=8192, columns=keys):
-            for record in batch.to_pylist():
+        for records in iter(partial(_next, file, parquet.iter_batches(batch_size=8192, columns=keys)), None):
+            for record in records:
                 yield Span(file.identity(record) or f"{file.prefix}row-{number + 1}", number, 1)
                 number += 1
+
+
+def _next(file: File, batches: Iterator[pa.RecordBatch]) -> list[Record] | None:
+    try:
+        with bounded(MOST // 8):
+            found: list[Record] = next(batches).to_pylist()
+            return found
+    except StopIteration:
+        return None
+    except (pa.ArrowException, OSError, MemoryError) as error:
+        raise ValueError(f"the ids of {file.name} cannot be read: {error}") from error
 
 
 class Cursor:
@@ -73,7 +89,8 @@ class Cursor:
         self.parquet = _parquet(file)
         groups = [self.parquet.metadata.row_group(each) for each in range(self.parquet.num_row_groups)]
         self.starts = list(accumulate((group.num_rows for group in groups), initial=0))
-        self.sizes = [max(1, BATCH * group.num_rows // max(1, group.total_byte_size)) for group in groups]
+        sizes = (BATCH * group.num_rows // max(1, group.total_byte_size) for group in groups)
+        self.sizes = [min(max(1, size), 65536) for size in sizes]
         wanted = _KNOWN | {*file.keys, *file.columns}
         self.columns = [name for name in self.parquet.schema_arrow.names if name in wanted]
         self.group, self.first, self.batch = -1, 0, pa.RecordBatch.from_pylist([])
@@ -83,13 +100,25 @@ class Cursor:
         group = bisect_right(self.starts, number) - 1
         if group >= self.parquet.num_row_groups:
             raise ValueError(f"there is no row {number + 1} any more: the file has changed since it was indexed")
+        while True:
+            size = self.sizes[group]
+            try:
+                with bounded(MOST if size == 1 else MOST // 8):
+                    return self._row(group, number)
+            except MemoryError:  # values that repeat are written once and take their room when they are read
+                self.group = -1
+                if size == 1:
+                    raise
+                self.sizes[group] = max(1, size // 16)
+
+    def _row(self, group: int, number: int) -> Record:
         if group != self.group or number < self.first:
-            size = min(self.sizes[group], 65536)
+            size = self.sizes[group]
             self.batches = self.parquet.iter_batches(batch_size=size, row_groups=[group], columns=self.columns)
             self.group, self.first, self.batch = group, self.starts[group], next(self.batches)
         while number >= self.first + self.batch.num_rows:
-            self.first += self.batch.num_rows
-            self.batch = next(self.batches)
+            after = next(self.batches)
+            self.first, self.batch = self.first + self.batch.num_rows, after
         found: Record = self.batch.slice(number - self.first, 1).to_pylist()[0]
         return found
 
@@ -103,7 +132,7 @@ def read(file: File, spans: Sequence[Span]) -> Iterator[Record | Exception]:
         try:
             record = _open.cursor.row(span.start)
             yield {**record, **_numbered(file, span.start)} if NUMBER in file.keys else record
-        except (pa.ArrowException, OSError, ValueError, StopIteration) as error:
+        except (pa.ArrowException, OSError, ValueError, MemoryError, StopIteration) as error:
             _open.version = None  # a reader that failed is not read on
             yield ValueError(f"row {span.start + 1} of {file.name} cannot be read: {error}")
 
