@@ -53,7 +53,6 @@ class Measure(Method):
         """A number for each token: (G, N)."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class TowerAttention(Measure):
     name: ClassVar[str] = "tower attention"
     needs_tower: ClassVar[bool] = True
@@ -63,7 +62,6 @@ class TowerAttention(Measure):
         return view.tower.received
 
 
-@dataclass(frozen=True, kw_only=True)
 class DecoderAttention(Measure):
     name: ClassVar[str] = "decoder attention"
     needs_attention: ClassVar[bool] = True
