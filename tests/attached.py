@@ -22,8 +22,6 @@ from apet.methods.base import Method
 from apet.methods.decoder import DecoderMethod
 from apet.prefill import RowStats
 
-torch.set_num_threads(1)  # matrices this small only wait for further ones
-
 STEPS = 3
 CLOSE = {"rtol": 0, "atol": 1e-4}
 REFUSED = {("llava_onevision", "visionzip")}  # its tokens are no patches of the tower

@@ -10,6 +10,8 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: nothing here may reach for a hub
 os.environ |= {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s", "AWS_REGION": "us-east-1"}  # workers sign, too
 os.environ["RAY_AUTH_MODE"] = "disabled"  # before Ray is: no token file in the home of who runs the tests
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # nor a process that tells Ray's makers
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch and numpy are: matrices this small only wait for further threads
 
 import pytest
 import torch
@@ -28,12 +30,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[str]:
-    """An embedded Ray of three CPUs for all tests that run a job: its address."""
+    """An embedded Ray for all tests that run a job: its address.
+
+    Of one CPU: a job's one actor then has one thread, and one process reads. Each that starts imports torch first.
+    """
     import ray
 
     for attempt in range(3):  # on a busy machine it takes longer to start than it gives itself
         try:
-            ray.init(address="local", num_cpus=3, include_dashboard=False, object_store_memory=500_000_000)
+            ray.init(address="local", num_cpus=1, include_dashboard=False, object_store_memory=500_000_000)
             break
         except Exception:
             ray.shutdown()

@@ -1,0 +1,130 @@
+"""Readers and workers by themselves, without Ray: the steps of a job, one after the other in this process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+import tiny
+
+from pipelines import answers
+from pipelines.answerer import Answerer
+from pipelines.brief import job_of
+from pipelines.config import EvalConfig
+from pipelines.ledger import ALONE, Book
+from pipelines.plan import prepared
+from pipelines.work import Work
+
+Checkpoint = Callable[[str], Path]
+
+
+class Died(BaseException):
+    """The end of a worker's process."""
+
+
+def answered(config: EvalConfig, worker: type[Answerer] = Answerer) -> tuple[dict[str, pa.Table], int]:
+    """The answers by point, and how often the worker died of making them. Ray would start it again likewise."""
+    work, book, deaths = Work.of(config), Book(), 0
+    job = job_of([work], threads=1)
+    pointers = work.missing().append_column("section", pa.array(np.zeros(len(work.index), np.int16)))
+    for block in prepared(pointers, job.sections, Book(), config.batch_size):
+        while True:
+            try:
+                worker(job, book)(block)
+                break
+            except Died:
+                deaths += 1
+    return {unit.point.name: answers.read(unit.folder) for unit in work.units}, deaths
+
+
+def write(folder: Path, rows: Sequence[dict[str, str]]) -> str:
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(folder / "rows.jsonl")
+
+
+def errors(table: pa.Table) -> dict[str, str]:
+    """By row, of those that have one."""
+    bad = table.filter(pc.equal(table["status"], "error"))
+    return dict(zip(bad["row_id"].to_pylist(), bad["error"].to_pylist(), strict=True))
+
+
+class Mortal(Answerer):
+    """Dies of `poison` under every method, and of `venom` under the unmodified model alone."""
+
+    def generate(self, section: Any, method: Any, rows: Sequence[Any], *more: Any, **how: Any) -> list[dict[str, Any]]:
+        names = {row.row_id for row in rows}
+        if "poison" in names or ("venom" in names and method.name == "vanilla"):
+            raise Died
+        return super().generate(section, method, rows, *more, **how)
+
+
+@pytest.mark.parametrize(
+    ("name", "lost", "deaths"),
+    [
+        ("venom", {"vanilla": {"venom"}, "uniform-50pct": set(), "random-50pct": set()}, 1 + ALONE),
+        ("poison", {"vanilla": {"poison"}, "uniform-50pct": {"poison"}, "random-50pct": {"poison"}}, 1 + 2 * ALONE),
+    ],
+)
+def test_a_row_that_workers_die_of_is_lost_to_the_methods_it_kills(
+    checkpoint: Checkpoint, tmp_path: Path, name: str, lost: dict[str, set[str]], deaths: int
+) -> None:
+    """One that has killed under two of them kills under all: no further worker is spent on it."""
+    rows = []
+    for number, row_id in enumerate(("a", name, "b", "c")):
+        tiny.image(20 + 3 * number, 20, seed=number).save(tmp_path / f"{number}.png")
+        rows.append({"id": row_id, "media": f"{number}.png", "question": "What is this?"})
+    config = EvalConfig.of(
+        "image",
+        model=str(checkpoint("llava")),
+        data=write(tmp_path, rows),
+        output=str(tmp_path / "out"),
+        methods=("vanilla", "uniform", "random"),
+        budgets=("50%",),
+        max_new_tokens=2,
+        batch_size=4,
+    )
+    tables, died = answered(config, Mortal)
+    assert died == deaths
+    assert {point: set(errors(table)) for point, table in tables.items()} == lost
+    for table in tables.values():
+        assert sorted(table["row_id"].to_pylist()) == sorted(["a", "b", "c", name])
+        assert all(error.startswith("WorkerDied") for error in errors(table).values())
+
+
+def test_videos(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    rows = []
+    for number in range(4):
+        with av.open(str(tmp_path / f"{number}.mp4"), "w") as out:
+            stream = out.add_stream("mpeg4", rate=10, width=48, height=32)
+            stream.pix_fmt = "yuv420p"
+            for frame in tiny.video(12 + 4 * number, 48, 32, seed=number):
+                out.mux(stream.encode(av.VideoFrame.from_ndarray(frame)))
+            out.mux(stream.encode(None))
+        rows.append({"id": f"{number}", "media": f"{number}.mp4", "question": "What happens?"})
+    (tmp_path / "torn.mp4").write_bytes((tmp_path / "0.mp4").read_bytes()[:300])
+    rows.append({"id": "torn", "media": "torn.mp4", "question": "What happens?"})
+    config = EvalConfig.of(
+        "video",
+        model=str(checkpoint("video_llava")),
+        data=write(tmp_path, rows),
+        output=str(tmp_path / "out"),
+        methods=("vanilla", "apet"),
+        budgets=("50%",),
+        max_new_tokens=4,
+        frames=4,
+    )
+    tables, _ = answered(config)
+    assert set(tables) == {"vanilla", "apet-50pct"}
+    for name, table in tables.items():
+        assert set(errors(table)) == {"torn"}
+        fine = table.filter(pc.equal(table["status"], "ok"))
+        assert sorted(fine["row_id"].to_pylist()) == ["0", "1", "2", "3"]
+        assert set(fine["visual_tokens_in"].to_pylist()) == {4 * 36}
+        assert set(fine["budget"].to_pylist()) == {144.0 if name == "vanilla" else 72.0}
