@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import socket
 import struct
@@ -13,6 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import reported
 import samples
 import tiny
 import torch
@@ -22,6 +24,8 @@ from pipelines.manifest import Manifest
 from pipelines.media import images, videos
 from pipelines.memory import bounded
 from pipelines.reach import reach
+from pipelines.record import Record
+from pipelines.report.write import report
 from pipelines.rows import Medium
 from pipelines.sources import parquet
 
@@ -219,3 +223,37 @@ def test_pickles_of_a_checkpoint_are_not_read(tmp_path: Path, names: tuple[str, 
     assert not (tmp_path / "ran").exists()
     torch.load(folder / names[0], weights_only=False)
     assert (tmp_path / "ran").exists()  # it would have
+
+
+MARKUP = "<script>alert(1)</script><img src=x onerror=alert(1)>"
+FORMULAS = ("=1+1", "+1", "-1", "@SUM(1)", "\t=1", "\r=1", "\n=1", " =1", "\uff1d1+1", "\uff0b1", "\uff0d1", "\uff201")
+
+
+def test_no_name_of_anything_is_markup_or_a_formula(tmp_path: Path) -> None:
+    """Ids, questions, answers, types, methods, points and models, in each form that a report has."""
+    evil = [f"{formula}{MARKUP}" for formula in FORMULAS]
+    for point, right in (("vanilla", 12), ("apet", 6), ("random", 0)):
+        rows = []
+        for at, text in enumerate(evil):
+            asked = {"row_id": text, "question": text, "type": text, "media": [text], "reference": [text]}
+            rows.append({**asked, "prediction": text, "correct": at < right})
+            rows.append({**asked, "row_id": f"{text}torn", "status": "error", "error": text})
+        folder = reported.run(tmp_path, "manifest", point, rows, budget=None if point == "vanilla" else "64", model="m")
+        record = Record.load(folder)
+        record.point["name"] = record.point["name"].replace("random", evil[0])
+        record.point["method"] = record.identity["method"] = record.point["method"].replace("random", evil[1])
+        record.tags["model"] = evil[2]
+        record.save(folder)
+    report([str(tmp_path)])
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "&lt;script&gt;" in page
+    assert "<script" not in page
+    assert "<img src=x" not in page
+    cells = []
+    for file in (tmp_path / "report" / "tables").glob("*.csv"):
+        with file.open(newline="") as lines:
+            cells += [cell for line in csv.reader(lines) for cell in line]
+    shown = [cell for cell in cells if "script" in cell]
+    assert shown
+    for cell in shown:
+        assert cell.lstrip(" ")[:1] not in ("", *"=+-@\t\r\n\uff1d\uff0b\uff0d\uff20"), cell

@@ -8,7 +8,10 @@ import re
 
 from pipelines.report.table import Cell, Number, Table
 
-DANGEROUS = ("=", "+", "-", "@", "\t", "\r")  # what makes a spreadsheet take a text for a formula
+DANGEROUS = (  # what makes a spreadsheet take a text for a formula; the last four are those of East Asian keyboards
+    *("=", "+", "-", "@", "\t", "\r", "\n"),
+    *("\uff1d", "\uff0b", "\uff0d", "\uff20"),
+)
 _LATEX = {
     **{each: f"\\{each}" for each in "&%$#_{}"},
     "\\": r"\textbackslash{}",
@@ -28,7 +31,8 @@ def as_csv(table: Table) -> str:
     header: list[str] = []
     for place, name in enumerate(table.columns):
         header += [name, f"{name} low", f"{name} high"] if table.ranged(place) else [name]
-    writer.writerow([*(["Group"] if table.grouped else []), *(["Source"] if table.compared else []), *header])
+    apart = [*(["Group"] if table.grouped else []), *(["Source"] if table.compared else [])]
+    writer.writerow([*apart, *map(_plain, header)])  # a type of question can be a column
     for row in table.rows:
         line = [_plain(row.group)] if table.grouped else []
         line += ["published" if row.published else "ours"] if table.compared else []
@@ -46,7 +50,8 @@ def _fields(cell: Cell, ranged: bool) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    """A text that no spreadsheet calculates."""
+    """A text that no spreadsheet calculates. A carriage return, which Python does not quote, would end the row."""
+    text = text.replace("\r", " ")
     return f"'{text}" if text.lstrip(" ").startswith(DANGEROUS) else text
 
 
