@@ -24,6 +24,7 @@ _AFTER = r"(?<=[a-z0-9+.-]://)"
 # What looks like a port is none. Without a colon there is a user only, who ends before the first slash.
 _USER = re.compile(rf"{_AFTER}(?:[^/?\s:@]*:(?!\d{{1,5}}[/?])(?:(?!://)\S)*|[^/?\s]*)@", re.IGNORECASE)
 _QUERY = re.compile(rf"({_AFTER}(?:(?!://)[^?\s])*)\?\S*", re.IGNORECASE)
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # what a terminal obeys; not tab and line end
 SCHEMES = ("file", "s3", "gs", "gcs")
 
 
@@ -39,8 +40,9 @@ def split(uri: str) -> tuple[fs.FileSystem, str]:
 
 
 def redacted(text: str) -> str:
-    """A text as it may be shown: its URIs without what stands before their @ and after their question mark."""
-    return _QUERY.sub(r"\1", _USER.sub("***@", text))
+    """A text as it may be shown: URIs without what stands before their @ and after their ?, and nothing that a terminal
+    would take for an order."""
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", _QUERY.sub(r"\1", _USER.sub("***@", text)))
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from pipelines.benchmarks import figures
 from pipelines.benchmarks.figures import Figure, Scored, Sheet
 from pipelines.comparison import Pair
 from pipelines.statistics import Interval
+from pipelines.storage import redacted
 
 COLUMNS = (
     *(*figures.COLUMNS, "error", "budget", "visual_tokens_in"),
@@ -181,11 +182,12 @@ def error_lines(failures: Iterable[Failure], width: int = 100) -> str:
     lines = []
     for failure in failures:
         more = ", ..." if failure.rows > len(failure.row_ids) else ""
+        names = ", ".join(" ".join(row_id.split()) for row_id in failure.row_ids)
         lines += [
             _cut(f"{failure.rows} x {failure.kind}: {failure.message}", width),
-            _cut(f"    {', '.join(failure.row_ids)}{more}", width),
+            _cut(f"    {names}{more}", width),
         ]
-    return "\n".join(lines)
+    return redacted("\n".join(lines))
 
 
 HEADER = ("method", "accuracy [95 %]", "retention [95 %]", "kept", "share", "rows/s", "prefill ms", "errors")

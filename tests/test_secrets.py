@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 
+import pyarrow as pa
 import pytest
 
 from pipelines.record import Record
 from pipelines.rows import described
 from pipelines.storage import redacted
+from pipelines.summary import error_lines, errors
 
 
 @pytest.mark.parametrize(
@@ -50,6 +52,16 @@ def test_secrets_are_cut_out(text: str, shown: str) -> None:
 )
 def test_what_is_no_secret_stays(text: str) -> None:
     assert redacted(text) == text
+
+
+def test_no_text_gives_orders_to_a_terminal() -> None:
+    orders = "\x1b[2J\x1b]0;title\x07 \x9b31m gone\rover\x08\x7f"
+    shown = "one\n\ttwo \ufffd[2J\ufffd]0;title\ufffd \ufffd31m gone\ufffdover\ufffd\ufffd"
+    assert redacted(f"one\n\ttwo {orders}") == shown
+    rows = pa.table({"row_id": [f"id{orders}\nmore"], "status": ["error"], "error": [f"Error: {orders}"]})
+    lines = error_lines(errors([rows]))
+    assert all(line.isprintable() for line in lines.splitlines())
+    assert len(lines.splitlines()) == 2
 
 
 def test_what_is_cut_short_shows_no_half_of_a_secret() -> None:
