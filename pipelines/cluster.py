@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import ray
+from ray._private import ray_constants
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.ledger import Ledger
@@ -53,6 +54,7 @@ def _join(address: str | None) -> None:
         ray.init(address=where, logging_level=logging.ERROR)
         return
     os.environ.setdefault("RAY_agent_register_timeout_ms", "120000")
+    ray_constants.ENABLE_RAY_CLUSTER = False  # of many machines: then all of its ports are on 127.0.0.1, as on a Mac
     for attempt in range(STARTS):  # Ray gives its own processes 30 seconds, which a busy laptop may exceed
         try:
             ray.init(address="local", logging_level=logging.ERROR, include_dashboard=False)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import socket
 import struct
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -18,8 +20,11 @@ import reported
 import samples
 import tiny
 import torch
+import transformers
+from transformers import dynamic_module_utils
 
 from apet.models import load
+from pipelines.judge.local import Reader
 from pipelines.manifest import Manifest
 from pipelines.media import images, videos
 from pipelines.memory import bounded
@@ -180,24 +185,40 @@ from transformers import LlavaConfig as Config, LlavaForConditionalGeneration as
 
 
 def hostile(folder: Path) -> Path:
-    """A checkpoint that brings code for all that can be loaded from it. Returns what exists once any of it has run."""
-    tiny.save("llava", folder)
+    """Code for all that can be loaded from a checkpoint. Returns what exists once any of it has run."""
     marker = folder.parent / "ran"
     (folder / "code.py").write_text(CODE.format(marker=str(marker)))
     classes = {"AutoConfig": "Config", "AutoModelForImageTextToText": "Model", "AutoProcessor": "Processor"}
-    classes |= {"AutoTokenizer": "Processor", "AutoImageProcessor": "Processor", "AutoModel": "Model"}
-    for name in ("config.json", "processor_config.json", "tokenizer_config.json"):
-        held = json.loads((folder / name).read_text())
+    classes |= {"AutoModelForCausalLM": "Model", "AutoModel": "Model"}
+    classes |= {"AutoTokenizer": "Processor", "AutoImageProcessor": "Processor"}
+    for path in folder.glob("*config.json"):
+        held = json.loads(path.read_text())
         held["auto_map"] = {auto: f"code.{own}" for auto, own in classes.items()}
-        (folder / name).write_text(json.dumps(held))
+        path.write_text(json.dumps(held))
     return marker
 
 
-def test_code_of_a_checkpoint_does_not_run(tmp_path: Path) -> None:
-    marker = hostile(tmp_path / "model")
+def test_code_of_a_checkpoint_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    marker = hostile(tiny.save("llava", tmp_path / "model"))
     model, _ = load(tmp_path / "model")
     assert type(model) is type(tiny.model("llava"))
     assert reach(str(tmp_path / "model")).visual_tokens == 36
+    assert not marker.exists()
+    dynamic_module_utils.get_class_from_dynamic_module("code.Config", str(tmp_path / "model"))
+    assert marker.exists()  # it would have
+
+
+def test_code_of_a_judge_does_not_run(tmp_path: Path) -> None:
+    folder = tmp_path / "judge"
+    transformers.LlamaForCausalLM(transformers.LlamaConfig(**tiny._TEXT)).save_pretrained(folder)
+    tiny.tokenizer(begin=True).save_pretrained(folder)
+    marker = hostile(folder)
+    assert type(Reader(str(folder), None, gpu=False, threads=None).model) is transformers.LlamaForCausalLM
+    own = {"model_type": "its own", "auto_map": {"AutoConfig": "code.Config"}}
+    (folder / "config.json").write_text(json.dumps(own))
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        Reader(str(folder), None, gpu=False, threads=None)
     assert not marker.exists()
 
 
@@ -223,6 +244,27 @@ def test_pickles_of_a_checkpoint_are_not_read(tmp_path: Path, names: tuple[str, 
     assert not (tmp_path / "ran").exists()
     torch.load(folder / names[0], weights_only=False)
     assert (tmp_path / "ran").exists()  # it would have
+
+
+LISTENING = """
+import os, psutil
+os.environ.pop("RAY_AUTH_MODE", None)  # as for a user
+from pipelines.cluster import join
+join(None)
+import ray
+assert ray.get(ray.remote(lambda: 1).remote()) == 1
+ours = [psutil.Process(), *psutil.Process().children(recursive=True)]
+found = {each.laddr.ip for of in ours for each in of.net_connections("inet") if each.status == "LISTEN"}
+print("listens on", *sorted(found), "with", os.environ.get("RAY_AUTH_MODE"))
+"""
+
+
+def test_what_a_job_starts_listens_to_this_machine_alone(tmp_path: Path) -> None:
+    given = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {"HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", LISTENING], env=given, capture_output=True, text=True, check=False, timeout=180
+    )
+    assert done.stdout.splitlines()[-1] == "listens on 127.0.0.1 ::ffff:127.0.0.1 with token", done.stderr
 
 
 MARKUP = "<script>alert(1)</script><img src=x onerror=alert(1)>"

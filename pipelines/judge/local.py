@@ -133,10 +133,11 @@ class Reader:
         if threads:
             torch.set_num_threads(threads)
         self.device = torch.device("cuda" if gpu else "cpu")
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(model, revision=revision, padding_side="left")
+        source: dict[str, Any] = {"revision": revision, "trust_remote_code": False}  # unset, transformers would ask
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(model, padding_side="left", **source)
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
-        loaded: Any = AutoModelForCausalLM.from_pretrained(model, revision=revision, dtype="auto", use_safetensors=True)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype="auto", use_safetensors=True, **source)
         self.model = loaded.to(self.device).eval()
 
     def judge(self, items: Sequence[Item]) -> list[Verdict]:
