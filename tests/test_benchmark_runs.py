@@ -34,6 +34,7 @@ SYSTEM = (
     " and polite answers to the user's questions. USER: "
 )
 TYPED = {"pope": eval_image, "msvd": eval_video}
+BUDGET = "12.5%"
 
 
 def kind_of(name: str) -> Kind:
@@ -67,12 +68,12 @@ def results(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
         kind = kind_of(name)
         given = asked(name, folder)
         if name not in TYPED:
-            config = EvalConfig.of(kind, **given, methods=("vanilla",), actors=(1, 1))
+            config = EvalConfig.of(kind, **given, methods=("apet",), budgets=(BUDGET,), actors=(1, 1))
             groups[kind].append(Work.of(resolve_paths(config)))
             continue
         argv = [part for flag, value in given.items() for part in (f"--{flag.replace('_', '-')}", str(value))]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "argv", ["eval.py", *argv, "--method", "vanilla", "--actors", "1"])
+            patch.setattr(sys, "argv", ["eval.py", *argv, "--method", "apet", "--budget", BUDGET, "--actors", "1"])
             assert TYPED[name].main() == 0
     job = job_record(groups["image"][0].config, "job-all", {}, {})
     assert carry_out(list(groups.values()), job) == "finished"

@@ -58,17 +58,14 @@ def test_a_submitted_job_leaves_its_answers(head: str, checkpoint: Callable[[str
     for name in ("apet", "pipelines", "jobs"):  # as it is: the real one may change while it is uploaded
         shutil.copytree(ROOT / name, here / name, ignore=shutil.ignore_patterns("__pycache__"))
     ray = str(Path(sys.executable).with_name("ray"))
-    submit = [ray, "job", "submit", "--address", head, "--working-dir", ".", "--", sys.executable, "jobs/eval_image.py"]
-    given = ["--model", str(checkpoint("llava")), "--data", str(tmp_path / "rows.jsonl"), "--method", "vanilla"]
-    given += ["--max-new-tokens", "2", "--actors", "1", "--cpus-per-actor", "0.5"]
-    lost = subprocess.run([*submit, *given, "--output", "here"], cwd=here, capture_output=True, text=True, check=False)
-    assert lost.returncode == 1
-    assert "would be deleted" in lost.stdout + lost.stderr
+    submit = [ray, "job", "submit", "--address", head, "--working-dir", "."]
+    job = f"{sys.executable} jobs/eval_image.py --model {checkpoint('llava')} --data {tmp_path}/rows.jsonl"
+    job += " --method vanilla --max-new-tokens 2 --actors 1 --cpus-per-actor 0.5 --output"
     output = tmp_path / "out"
-    done = subprocess.run(
-        [*submit, *given, "--output", str(output)], cwd=here, capture_output=True, text=True, check=False
-    )
+    both = f"! {job} here && {job} {output}"  # the first would lose its answers, and says so
+    done = subprocess.run([*submit, "--", "sh", "-c", both], cwd=here, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    assert "--output here would be deleted" in done.stdout + done.stderr
     [folder] = [path.parent for path in output.glob("*/config.yaml")]
     assert answers.read(Folder.of(str(folder)))["row_id"].to_pylist() == [row["id"] for row in rows]
     assert (output / "mlflow.db").exists()
