@@ -267,6 +267,12 @@ def test_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="4 frames of 80 x 48 pixels"):
         videos.decode(path, 4)
     monkeypatch.undo()
+    monkeypatch.setattr(videos, "MAX_DECODED", 19 * 80 * 48)
+    assert videos.decode(path, 2).indices == [0, 19]  # by a jump to a keyframe
+    raw = encode(tmp_path / "a.h264", frames=20)
+    with pytest.raises(ValueError, match=r"over 72,960 pixels would have to be decoded .* more keyframes"):
+        videos.decode(raw, 2)
+    monkeypatch.undo()
     monkeypatch.setattr(videos, "MAX_PIXELS", 80 * 48 - 1)
     with pytest.raises(ValueError, match="80 x 48 pixels; at most 3,839"):
         videos.decode(path, 4)

@@ -20,6 +20,7 @@ from pipelines.memory import bounded
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,h264,hevc,m4v,ivf"
 MAX_FRAMES = 1_000_000  # nine hours at 30 frames a second
 MAX_PIXELS = 36_000_000  # of one frame: 8K
+MAX_DECODED = 1 << 39  # pixels of all frames that are decoded to find those: two hours of 1080p without a keyframe
 MAX_BYTES = 4 << 30  # of the frames of one clip together
 LISTING = 1 << 30  # bytes that the list of packets may take: a few can say that there are a thousand million
 DECODING = MAX_BYTES + (2 << 30)  # and all that follows
@@ -51,13 +52,14 @@ def decode(data: Content, frames: int) -> Clip:
     try:
         with bounded(LISTING):
             listed = _listed(data)
+        spent = _Spent()
         with bounded(DECODING):
             for short in (True, False) if listed.reliable else ():
                 try:
-                    return _by_time(data, listed, frames, short)
+                    return _by_time(data, listed, frames, short, spent)
                 except _Unreliable:  # some containers seek badly, and some packets are no frames
                     continue
-            return _by_count(data, listed, frames)
+            return _by_count(data, listed, frames, spent)
     except av.error.FFmpegError as error:
         raise ValueError(f"the video is cut or damaged: {error.strerror}; {start(data)}") from error
     except MemoryError as error:
@@ -114,17 +116,17 @@ def _listed(data: Content) -> _Listed:
     return _Listed(times, keys, starts, reliable, float(rate or 0))
 
 
-def _by_time(data: Content, listed: _Listed, count: int, short: bool) -> Clip:
+def _by_time(data: Content, listed: _Listed, count: int, short: bool, spent: _Spent) -> Clip:
     kept = _Kept(len(listed.times), count)
     with _opened(data) as container:
         stream = _stream(container)
         times = {listed.times[place] for place in kept.wanted} if short else None
-        decoded, at = _frames(container, stream, times), 0  # the next frame that comes is the one at this place
+        decoded, at = _frames(container, stream, times, spent), 0  # the next frame that comes is the one at this place
         for place in kept.wanted:
             key = bisect_right(listed.keys, place) - 1
             if short and listed.keys[key] > at + SEEK:
                 container.seek(listed.starts[key], stream=stream)
-                decoded = _frames(container, stream, times)
+                decoded = _frames(container, stream, times, spent)
             try:
                 kept.add(place, next(frame for frame in decoded if _due(frame, listed.times[place])))
             except (StopIteration, av.error.FFmpegError) as error:
@@ -133,12 +135,12 @@ def _by_time(data: Content, listed: _Listed, count: int, short: bool) -> Clip:
     return kept.clip(listed.fps)
 
 
-def _frames(container: Any, stream: Any, times: set[int] | None) -> Iterator[av.VideoFrame]:
+def _frames(container: Any, stream: Any, times: set[int] | None, spent: _Spent) -> Iterator[av.VideoFrame]:
     """The frames from here on; of those that are not wanted only the ones that others are made from."""
     for packet in container.demux(stream):
         if times is not None:
             stream.codec_context.skip_frame = "DEFAULT" if packet.pts in times else "NONREF"
-        yield from packet.decode()
+        yield from map(spent.on, packet.decode())
 
 
 def _due(frame: av.VideoFrame, time: int) -> bool:
@@ -148,25 +150,40 @@ def _due(frame: av.VideoFrame, time: int) -> bool:
     return bool(frame.pts == time)
 
 
-def _by_count(data: Content, listed: _Listed, count: int) -> Clip:
-    total = sum(1 for _ in _decoded(data))
+def _by_count(data: Content, listed: _Listed, count: int, spent: _Spent) -> Clip:
+    total = sum(1 for _ in _decoded(data, spent))
     if not total:
         raise ValueError("the video has no frames that can be decoded")
     kept = _Kept(total, count)
     wanted = set(kept.wanted)
-    for place, frame in enumerate(_decoded(data)):
+    for place, frame in enumerate(_decoded(data, spent)):
         if place in wanted:
             kept.add(place, frame)
     return kept.clip(listed.fps)
 
 
-def _decoded(data: Content) -> Iterator[av.VideoFrame]:
+def _decoded(data: Content, spent: _Spent) -> Iterator[av.VideoFrame]:
     size = None
     with _opened(data) as container:
-        for frame in container.decode(_stream(container)):
+        for frame in map(spent.on, container.decode(_stream(container))):
             size = size or (frame.width, frame.height)
             _same(size, frame)
             yield frame
+
+
+class _Spent:
+    """What has been decoded so far: a small file can hold days of work."""
+
+    pixels = 0
+
+    def on(self, frame: av.VideoFrame) -> av.VideoFrame:
+        self.pixels += frame.width * frame.height
+        if self.pixels > MAX_DECODED:
+            raise ValueError(
+                f"over {MAX_DECODED:,} pixels would have to be decoded to come to the frames that are asked for;"
+                " cut the video into parts, or give it more keyframes"
+            )
+        return frame
 
 
 class _Kept:
