@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections import abc
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Self
 from weakref import WeakKeyDictionary
@@ -25,19 +24,20 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import Cache, PreTrainedModel
 
+from apet.call import Call
 from apet.encoder import EncoderSite
 from apet.labels import read_labels
-from apet.mask import causal_mask
 from apet.methods.base import Method, Model
 from apet.models import family_of
 from apet.models.base import Family
-from apet.prefill import Prefill, RowStats, Shorter
+from apet.prefill import Prefill, RowStats
+from apet.shorter import Shorter
 from apet.towers import Towers
 from apet.view import DecoderSite, LayerInput, Sequence
 from apet.vision import Vision
 
 MEDIA = ("pixel_values", "pixel_values_images", "pixel_values_videos", "mm_encoder_outputs")  # bring visual tokens
-Call = tuple[tuple[Any, ...], dict[str, Any]]
+Given = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def attach(
@@ -51,23 +51,6 @@ def attach(
     return Attachment(family_of(model), method, keep_index, towers)
 
 
-@dataclass
-class _Call:
-    """One call of the model: a prompt on its way through, or a step after it."""
-
-    ids: Tensor | None = None  # (B, S) of a prompt; None: a step after it
-    media: bool = False  # has the prompt any?
-    returns: bool = False  # without a cache, a step brings the whole prompt again
-    prefill: Prefill = None  # type: ignore[assignment]  # of a prompt from the decoder's entry on
-    replaced: dict[str, Any] = field(default_factory=dict)  # what layers get instead of what the decoder gives them
-    placed: bool = True  # the caller gave the positions of a later step
-    news: Tensor | None = None  # (B, t) bool: tokens after the prompt
-    gaps: bool = False  # is any of them padding?
-    before: LayerInput | None = None
-    entered: Sequence | None = None
-    source: Tensor | None = None
-
-
 class Attachment:
     """An attached method. `stats` speaks of the latest prompts, one entry a row."""
 
@@ -78,7 +61,7 @@ class Attachment:
         self._sharing = ExitStack()
         self._caches: WeakKeyDictionary[Cache, Prefill] = WeakKeyDictionary()
         self._latest: Prefill | None = None
-        self._now: _Call | None = None
+        self._now: Call | None = None
         self._model = Model(
             len(family.layers),
             family.tower_layers,
@@ -134,7 +117,7 @@ class Attachment:
             return
         if cache is not None and started and not media:
             prefill = self._caches.get(cache)
-            self._now = _Call(prefill=prefill, placed=kwargs.get("position_ids") is not None) if prefill else None
+            self._now = Call(prefill=prefill, placed=kwargs.get("position_ids") is not None) if prefill else None
             return
         ids, mask = kwargs.get("input_ids", args[0] if args else None), kwargs.get("attention_mask")
         if not media and (ids is None or getattr(mask, "shape", ids.shape) != ids.shape):
@@ -147,15 +130,16 @@ class Attachment:
             )
         encoded = kwargs.get("mm_encoder_outputs") or {}
         self._vision.begin(sum(output is not None for output in encoded.values()))
-        self._now = _Call(ids=ids, media=media, returns=kwargs.get("use_cache") is False)
+        self._now = Call(ids=ids, media=media, returns=kwargs.get("use_cache") is False)
 
-    def _enter(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
+    def _enter(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Given | None:
         if self._now is None or (self._now.ids is None and not self._now.prefill.shortened):
             return None
-        step = self._continue if self._now.ids is None else self._compress_prompt
-        return args, step(self._now, dict(kwargs))
+        if self._now.ids is None:
+            return args, self._now.continued(dict(kwargs), self.family.keeps_positions)
+        return args, self._compress_prompt(self._now, dict(kwargs))
 
-    def _compress_prompt(self, call: _Call, kwargs: dict[str, Any]) -> dict[str, Any]:
+    def _compress_prompt(self, call: Call, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The decoder's entry: here the prompt is complete, and here the encoder's site takes effect."""
         assert call.ids is not None
         embeds, mask, ids = kwargs["inputs_embeds"], kwargs.get("attention_mask"), call.ids.cpu()
@@ -226,59 +210,17 @@ class Attachment:
         prefill.dropped = gone[:, -1:]
         return None if positions is None else short.last(positions - gone)
 
-    def _continue(self, call: _Call, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """A step after the prompt: its new tokens follow the shorter prompt."""
-        prefill, mask, positions = call.prefill, kwargs.get("attention_mask"), kwargs.get("position_ids")
-        entered = prefill.left[-1].valid
-        first = prefill.left.get(0, prefill.left[-1]).valid.shape[1]  # what the model counts as the prompt, by layer 0
-        before = kwargs["past_key_values"].get_seq_length() - first
-        if before < 0:
-            raise ValueError(
-                f"the cache was cut back by {-before} tokens into the compressed prompt, as assisted decoding does;"
-                " generate without prompt_lookup_num_tokens or an assistant_model"
-            )
-        count = before + kwargs["inputs_embeds"].shape[1]
-        if mask is None:
-            call.news = torch.ones(len(entered), count, dtype=torch.bool, device=entered.device)
-        elif isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] == prefill.width + count:
-            call.news = mask[:, prefill.width :].bool()
-        else:
-            raise ValueError(
-                "this step does not continue the compressed prompt: give an attention_mask (rows, tokens) over the"
-                " prompt as it was and all tokens since, or start again without the cache"
-            )
-        call.gaps = mask is not None and len(prefill.left) > 1 and not bool(call.news.all())  # waits, once a step
-        if prefill.repacked:
-            kwargs["attention_mask"] = torch.cat([entered, call.news], dim=1).long()
-        if positions is None and first < entered.shape[1]:  # the decoder would count from the shorter cache
-            kwargs["position_ids"] = torch.arange(before, count, device=entered.device)[None] + entered.shape[1]
-        elif positions is not None and not self.family.keeps_positions:
-            kwargs["position_ids"] = positions - prefill.dropped
-        elif positions is not None and not call.placed:  # the model did
-            kwargs["position_ids"] = positions + prefill.width - first
-        return kwargs
-
-    def _layer(self, depth: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
+    def _layer(self, depth: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Given | None:
         if self._now is None:
             return None
         call, hidden = self._now, args[0]
         if call.ids is not None:
             hidden = self._decoder_site(call, depth, layer, hidden, kwargs | call.replaced)
         elif depth in call.prefill.left:
-            call.replaced = {"attention_mask": self._mask(call, depth, hidden)}
+            call.replaced = {"attention_mask": call.mask(self.family.decoder, depth, hidden)}
         return (hidden, *args[1:]), kwargs | call.replaced
 
-    def _mask(self, call: _Call, depth: int, hidden: Tensor) -> Tensor | None:
-        """What the layers from a site on may attend to."""
-        (valid, padded), (whole, _) = call.prefill.left[depth], call.prefill.left[-1]
-        count = whole.shape[1]
-        if call.news is not None:
-            valid, padded, count = torch.cat([valid, call.news], dim=1), padded or call.gaps, count + call.news.shape[1]
-        return causal_mask(self.family.decoder, depth, hidden, valid, padded, count)
-
-    def _decoder_site(
-        self, call: _Call, depth: int, layer: nn.Module, hidden: Tensor, kwargs: dict[str, Any]
-    ) -> Tensor:
+    def _decoder_site(self, call: Call, depth: int, layer: nn.Module, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
         """The entry of a decoder layer: what goes in, after what the schedule drops here."""
         prefill, before = call.prefill, call.before
         asks_later = self.method.needs_attention and depth + 1 in prefill.sites
@@ -313,7 +255,7 @@ class Attachment:
             hidden[one.batch.rows, short.place[one.batch.rows, one.columns]] = one.tokens.to(hidden.dtype)
         call.source = None if call.source is None else short.last(call.source)
         call.replaced = {
-            "attention_mask": self._mask(call, depth, hidden),
+            "attention_mask": call.mask(self.family.decoder, depth, hidden),
             "position_embeddings": (short.rows(here.cos), short.rows(here.sin)),
             "position_ids": None,  # a layer needs the angles alone; to a flash kernel gaps look like packed rows
         }

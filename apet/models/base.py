@@ -9,18 +9,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from apet.packed import PackedRun, PackedTower
+from apet.shorter import Shorter
 from apet.stopwatch import Stopwatch
 from apet.tower import TileRun, TileTower
-
-if TYPE_CHECKING:
-    from apet.prefill import Shorter
 
 
 @dataclass(frozen=True)

@@ -12,16 +12,14 @@ these layers: what is added later must meet the tokens that it belongs to.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from apet.models.qwen2_5_vl import Qwen25VL
 from apet.packed import PackedTower
-
-if TYPE_CHECKING:
-    from apet.prefill import Shorter
+from apet.shorter import Shorter
 
 
 class Qwen3VL(Qwen25VL):
