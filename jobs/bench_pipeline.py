@@ -96,8 +96,8 @@ def measured(args: argparse.Namespace, part: str, way: str) -> dict[str, Any]:
             **({"benchmark": "shapes"} if part == "model" else {}),
         )
         worker = counted(idle() if part == "idle" else Answerer, gate)
-        find = work._manifest
-        work._manifest = lambda *given: held(find(*given), gate, count)
+        find = work.manifest_of
+        work.manifest_of = lambda config: held(find(config), gate, count)
         if way == "loop":
             loop(config, worker)
         elif run(config, worker):
@@ -158,7 +158,7 @@ def loop(config: Any, worker: Any) -> None:
     answerer = worker(plan, book)
     torch.set_num_threads(os.cpu_count() or 1)  # in a task it takes one
     rows = work.missing().append_column("section", [[0] * len(work.index)])
-    for block in prepared(rows, plan.sections, book, BATCHES * config.batch_size):
+    for block in prepared(rows, plan, book, BATCHES * config.batch_size):
         answerer(block)
 
 

@@ -131,7 +131,7 @@ def answer(worker: Any, job: Any, rows: Any, spent: Spent) -> None:
     from pipelines.plan import BATCHES, prepared
 
     with spent.on("reading"):
-        [block] = prepared(rows, job.sections, Book(), len(rows) or BATCHES)
+        [block] = prepared(rows, job, Book(), len(rows) or BATCHES)
     towers = worker.model.model.vision_tower
     clock = [0.0]
     before = towers.register_forward_pre_hook(lambda *_: clock.__setitem__(0, time.perf_counter()))

@@ -152,7 +152,7 @@ class Answerer:
             yield batch, False
             return
         for row in batch:
-            if row.key in lost and self._given_up(row, sheets):
+            if row.key in lost and self._given_up(row, sheets, lost[row.key]):
                 suspects.append(row.key)
         calm = [row for row in batch if row.key not in {*suspects, *lost}]
         if calm:
@@ -163,20 +163,21 @@ class Answerer:
                 self.desk.alone(row.key)
                 yield [row], True
 
-    def _given_up(self, row: Prepared, sheets: list[Sheet]) -> bool:
+    def _given_up(self, row: Prepared, sheets: list[Sheet], why: str) -> bool:
         """A row that its worker died of: an error under the method that it died in. May the others still try?"""
         lacking = [sheet for sheet in sheets if sheet.lacks(row)]
         others = bool(lacking) and self.desk.pardon(row.key)
         for sheet in lacking[:1] if others else lacking:
-            sheet.fail(row, "WorkerDied: the worker died each time it answered this row alone")
+            sheet.fail(row, f"{why} each time it answered this row alone")
             sheet.flush()
         return others and len(lacking) > 1
 
     def _answer(self, sheet: Sheet, rows: list[Prepared], inputs: Inputs | None) -> None:
         """Answer `rows` for one point, whatever it takes."""
-        began = time.time()
+        began = time.monotonic()
         try:
-            found = self.generate(sheet.section, sheet.method, rows, inputs or self._inputs(rows))
+            with self.desk.within(self.job.batch_timeout):
+                found = self.generate(sheet.section, sheet.method, rows, inputs or self._inputs(rows))
         except torch.OutOfMemoryError as error:
             trouble: Exception = error
             half = (len(rows) + 1) // 2
@@ -187,7 +188,7 @@ class Answerer:
             trouble = error
             half = 1
         else:
-            sheet.add(rows, found, began)
+            sheet.add(rows, found, time.monotonic() - began)
             return
         if len(rows) == 1:
             sheet.fail(rows[0], described(trouble))

@@ -45,6 +45,7 @@ class Job:
     dtype: str
     attn: str | None
     batch_size: int
+    batch_timeout: float
     threads: int | None  # of torch in a worker; None: as torch likes
 
 
@@ -52,13 +53,13 @@ def job_of(works: list[Work], threads: int | None) -> Job:
     """What workers are told of these works, all of one model."""
     config = works[0].config
     sections = tuple(_section(work) for work in works)
-    return Job(sections, config.model_name, config.dtype, config.attn, config.batch_size, threads)
+    return Job(sections, config.model_name, config.dtype, config.attn, config.batch_size, config.batch_timeout, threads)
 
 
 def _section(work: Work) -> Section:
     config = work.config
     return Section(
-        recipe=_recipe(config),
+        recipe=recipe_of(config),
         manifest=work.manifest,
         runs=tuple(Run(unit.point, unit.run_id, unit.folder) for unit in work.open),
         kind=config.kind,
@@ -69,7 +70,7 @@ def _section(work: Work) -> Section:
     )
 
 
-def _recipe(config: EvalConfig) -> Recipe:
+def recipe_of(config: EvalConfig) -> Recipe:
     return Recipe(
         model=config.model,
         revision=config.revision,

@@ -146,6 +146,14 @@ class EvalConfig:
         WHERE, values.above_zero, "X", "beside its GPU", shown="1 with a GPU, else an equal part"
     )
     batch_size: int = flag(WHERE, values.whole(1), "N", "questions at once; halved where memory is short", 16)
+    batch_timeout: float = flag(
+        WHERE,
+        values.above_zero,
+        "SECONDS",
+        "that a batch, or reading one row, may take; then its worker starts again and takes its rows one by one",
+        600.0,
+        shown="600",
+    )
 
     output: str = flag(
         LOG, values.text, "FOLDER", "or s3://, gs://", "results", shown="results; under ray job submit ~/apet-results"

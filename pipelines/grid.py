@@ -162,7 +162,7 @@ def model_groups(jobs: Iterable[EvalConfig]) -> list[list[EvalConfig]]:
     groups: dict[tuple[Any, ...], list[EvalConfig]] = {}
     for job in jobs:
         key = (job.model, job.revision, job.trust_remote_code, job.dtype, job.attn, job.batch_size)
-        size = (job.actors, job.gpus_per_actor, job.cpus_per_actor)
+        size = (job.actors, job.gpus_per_actor, job.cpus_per_actor, job.batch_timeout)
         groups.setdefault((*key, *size), []).append(job)
     return list(groups.values())
 

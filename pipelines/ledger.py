@@ -7,9 +7,14 @@ time it is alone becomes an error row. Nothing else is lost with it, and nothing
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
+import os
+import sys
+import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +26,7 @@ from pipelines.meter import device
 ALONE = 2  # deaths while answering a row by itself, after which it is given up
 PARDONS = 1  # of a row that was given up: it may have died of one method alone
 DEATHS = 10  # of workers in a row without an answer between, after which the job is
+GRACE = 10.0  # seconds that a worker has to say that it took too long
 
 
 @dataclass
@@ -32,7 +38,6 @@ class Done:
     errors: int = 0
     spent_s: float = 0.0
     visual_tokens: int = 0
-    began: float = 0.0  # seconds since the epoch
 
 
 @dataclass
@@ -46,7 +51,7 @@ class Progress:
     load_s: float = 0.0  # the slowest worker's
     spent_s: Counter[str] = field(default_factory=Counter)  # by run: seconds of workers' time in batches
     visual_tokens: Counter[str] = field(default_factory=Counter)  # by run: that the models would have seen
-    started: float = 0.0  # seconds since the epoch, of the first answer's batch
+    started: float = 0.0  # of the first answer's batch, by the ledger's own steady clock
     latest: float = 0.0  # and of the last answer
     devices: dict[str, dict[str, float]] = field(default_factory=dict)  # by worker: how busy its GPU is
 
@@ -63,6 +68,7 @@ class Book:
     def __init__(self) -> None:
         self._open: dict[str, list[str]] = {}  # by worker: the rows it is answering
         self._suspects: Counter[str] = Counter()  # rows that were in a batch whose worker died
+        self._late: dict[str, float] = {}  # rows that were in a batch that took longer than so many seconds
         self._alone: Counter[str] = Counter()
         self._pardoned: Counter[str] = Counter()
         self._barren: Counter[str] = Counter()  # by worker: its deaths since any worker's last answer
@@ -103,13 +109,22 @@ class Book:
         self.progress.workers.add(worker)
         self.progress.load_s = max(self.progress.load_s, load_s)
 
-    def begin(self, worker: str, rows: Sequence[str]) -> tuple[list[str], list[str]]:
-        """A worker is about to answer `rows`: which of them to answer alone, and which to give up."""
+    def late(self, worker: str, seconds: float) -> None:
+        """A worker ends itself, because what it is at takes longer than it may."""
+        self._late.update(dict.fromkeys(self._open.get(worker, []), seconds))
+
+    def begin(self, worker: str, rows: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+        """A worker is about to answer `rows`: which of them to answer alone, and which to give up, and why."""
         self._survived(worker)
-        lost = [row for row in rows if self._alone[row] >= ALONE]
+        lost = {row: self._why(row) for row in rows if self._alone[row] >= ALONE}
         suspects = [row for row in rows if self._suspects[row] and row not in lost]
         self._open[worker] = [] if suspects or lost else list(rows)
         return suspects, lost
+
+    def _why(self, row: str) -> str:
+        if row in self._late:
+            return f"TimeoutError: the worker took longer than --batch-timeout {self._late[row]:g} s"
+        return "WorkerDied: the worker died"
 
     def alone(self, worker: str, row: str) -> None:
         self._survived(worker)
@@ -123,8 +138,9 @@ class Book:
         self._alone[row] = 0
         return True
 
-    def end(self, worker: str, done: Sequence[Done], now: float, device: Mapping[str, float]) -> None:
+    def end(self, worker: str, done: Sequence[Done], device: Mapping[str, float]) -> None:
         """A worker has answered what it began."""
+        now = time.monotonic()
         self.progress.devices[worker] = dict(device)
         self._survived(worker)
         self._open[worker] = []
@@ -137,9 +153,8 @@ class Book:
                 told.errors[part.run] += part.errors
                 told.spent_s[part.run] += part.spent_s
                 told.visual_tokens[part.run] += part.visual_tokens
-                told.latest = max(told.latest, now)
-            if part.began:
-                told.started = min(told.started or part.began, part.began)
+                told.started = told.started or now - part.spent_s
+                told.latest = now
 
     def tell(self) -> Progress:
         return self.progress
@@ -155,8 +170,8 @@ class Published(Book):
         self._workers = metrics.Gauge("apet_workers", "Workers that have loaded the model.")
         self._deaths = metrics.Gauge("apet_worker_deaths", "Workers that died and were started again.")
 
-    def end(self, worker: str, done: Sequence[Done], now: float, device: Mapping[str, float]) -> None:
-        super().end(worker, done, now, device)
+    def end(self, worker: str, done: Sequence[Done], device: Mapping[str, float]) -> None:
+        super().end(worker, done, device)
         for part in done:
             for status, count in (("ok", part.rows - part.errors), ("error", part.errors)):
                 if count:
@@ -186,7 +201,30 @@ class Desk:
     def ready(self, load_s: float) -> None:
         self._ask("ready", self.worker, load_s)
 
-    def begin(self, rows: Sequence[str]) -> tuple[list[str], list[str]]:
+    @contextlib.contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """A process that is still inside after so many seconds says so and ends: nothing else stops what hangs.
+
+        Where it hangs goes to its log. Code that never lets Python run again is ended a little later, unsaid.
+        """
+
+        def end() -> None:
+            self._ask("late", self.worker, seconds)
+            print(f"worker {self.worker} ends: this took longer than {seconds:g} s", file=sys.stderr, flush=True)
+            faulthandler.dump_traceback(file=2)
+            os._exit(75)
+
+        timer = threading.Timer(seconds, end)
+        timer.daemon = True
+        timer.start()
+        faulthandler.dump_traceback_later(seconds + GRACE, exit=True, file=2)
+        try:
+            yield
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+            timer.cancel()
+
+    def begin(self, rows: Sequence[str]) -> tuple[list[str], dict[str, str]]:
         suspects, lost = self._ask("begin", self.worker, rows)
         return suspects, lost
 
@@ -197,7 +235,7 @@ class Desk:
         return bool(self._ask("pardon", row))
 
     def end(self, done: Sequence[Done]) -> None:
-        self._ask("end", self.worker, done, time.time(), device())
+        self._ask("end", self.worker, done, device())
 
     def leave(self) -> None:
         self._ask("leave", self.worker)

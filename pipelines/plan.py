@@ -20,7 +20,7 @@ from ray.data import ActorPoolStrategy, DataContext
 
 from pipelines import cluster
 from pipelines.answerer import Answerer
-from pipelines.brief import Section, job_of
+from pipelines.brief import Job, Section, job_of
 from pipelines.handed import Prepared
 from pipelines.ledger import Desk, Progress
 from pipelines.prepare import error_of, packed, preparer
@@ -61,6 +61,8 @@ class Pipeline:
         context.enable_progress_bars = False
         context.print_on_execution_start = False
         context.target_max_block_size = BLOCK_BYTES
+        # the job fails by itself if nothing moves for so long: not before a row that hangs alone has been given up
+        context.execution_no_progress_timeout_s = max(1800, int(8 * self.works[0].config.batch_timeout))
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         share, batch = self.share, self.job.batch_size
         size = rows_per_task(sum(map(len, todo)), share.most, batch)
@@ -70,7 +72,7 @@ class Pipeline:
             ray.data.from_arrow(pointers)
             .map_batches(
                 prepared,
-                fn_kwargs={"sections": self.job.sections, "ledger": self.ledger, "size": min(size, batch * BATCHES)},
+                fn_kwargs={"job": self.job, "ledger": self.ledger, "size": min(size, batch * BATCHES)},
                 batch_size=None,
                 batch_format="pyarrow",
                 num_cpus=share.prepare_cpus,
@@ -106,15 +108,15 @@ def rows_per_task(rows: int, actors: int, batch_size: int) -> int:
     return max(batch_size * max(1, batches), math.ceil(rows / TASKS))
 
 
-def prepared(pointers: pa.Table, sections: Sequence[Section], ledger: Any, size: int) -> Iterator[pa.Table]:
+def prepared(pointers: pa.Table, job: Job, ledger: Any, size: int) -> Iterator[pa.Table]:
     """A task: read the rows that these pointers lie at, decode their media, make the model's inputs; `size` at once."""
     for start in range(0, len(pointers), size):
-        yield _prepared(pointers.slice(start, size), sections, ledger)
+        yield _prepared(pointers.slice(start, size), job, ledger)
 
 
-def _prepared(pointers: pa.Table, sections: Sequence[Section], ledger: Any) -> pa.Table:
+def _prepared(pointers: pa.Table, job: Job, ledger: Any) -> pa.Table:
     number = pointers["section"][0].as_py()
-    section = sections[number]
+    section = job.sections[number]
     keys = [f"reading {number}/{row_id}" for row_id in pointers["row_id"].to_pylist()]
     desk = Desk(ledger, "prepare " + hashlib.sha256("\n".join(keys).encode()).hexdigest()[:16])
     desk.arrive()
@@ -123,12 +125,12 @@ def _prepared(pointers: pa.Table, sections: Sequence[Section], ledger: Any) -> p
     out = []
     for key, row, wanted in rows:
         if key in lost:
-            error = "WorkerDied: the worker died each time it read this row"
-            out.append(Prepared(number, row, tuple(wanted), error=error))
+            out.append(Prepared(number, row, tuple(wanted), error=f"{lost[key]} each time it read this row"))
             continue
         if suspects or lost:
             desk.alone(key)
-        out.append(_ready(number, section, row, tuple(wanted)))
+        with desk.within(job.batch_timeout):
+            out.append(_ready(number, section, row, tuple(wanted)))
     desk.leave()
     return pa.Table.from_pylist([row.fields() for row in out], schema=Prepared.SCHEMA)
 

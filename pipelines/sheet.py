@@ -43,25 +43,21 @@ class Sheet:
     def lacks(self, row: Prepared) -> bool:
         return self.place in row.wanted and row.row_id not in self.done
 
-    def add(self, rows: Sequence[Prepared], answers: Sequence[dict[str, Any]], began: float) -> None:
-        """What a batch has brought; of rows that were answered before, nothing."""
-        self._done.spent_s += time.time() - began
-        self._done.began = self._done.began or began
+    def add(self, rows: Sequence[Prepared], answers: Sequence[dict[str, Any]], seconds: float) -> None:
+        """What a batch has brought in so many seconds; of rows that were answered before, nothing."""
+        self._done.spent_s += seconds
         for row, answer in zip(rows, answers, strict=True):
             if not self.lacks(row):
                 continue
-            self._done.visual_tokens += answer["visual_tokens_in"]
             try:
                 score, correct = self.benchmark.score(row.row, answer["prediction"])
             except Exception as error:  # the answer is kept; what is wrong is the rule, or the row's reference
-                self._done.errors += 1
                 self._put(row, {**answer, "status": "error", "error": described(error)})
                 continue
             self._put(row, {**answer, "score": score, "correct": correct, "status": "ok"})
 
     def fail(self, row: Prepared, error: str) -> None:
         if self.lacks(row):
-            self._done.errors += 1
             self._put(row, {"status": "error", "error": error})
 
     def _put(self, row: Prepared, answer: dict[str, Any]) -> None:
@@ -69,7 +65,6 @@ class Sheet:
         if not self._rows:
             self._since = time.monotonic()
         self.done.add(row.row_id)
-        self._done.rows += 1
         self._rows.append(
             {
                 "row_id": row.row_id,
@@ -97,6 +92,9 @@ class Sheet:
         if within is not None and (not self._rows or time.monotonic() + within - self._since < FLUSH):
             return
         self.block.write(self._rows)
+        self._done.rows += len(self._rows)  # not before: what a worker dies with is answered, and counted, again
+        self._done.errors += sum(row["status"] == "error" for row in self._rows)
+        self._done.visual_tokens += sum(row.get("visual_tokens_in") or 0 for row in self._rows)
         self._rows = []
 
     def told(self) -> Done:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from pipelines.cluster import Node, Share, share
@@ -109,7 +112,53 @@ def test_a_row_that_kills_its_worker_is_found_and_given_up() -> None:
             desk.end([Done("p", rows=len(batch))])
     assert sorted(answered) == ["a", "b", "c"]
     assert deaths == 1 + ALONE
-    assert Desk(book, "w1").begin(rows)[1] == ["poison"]
+    assert Desk(book, "w1").begin(rows)[1] == {"poison": "WorkerDied: the worker died"}
+
+
+HANGS = """
+import sys, time
+from pipelines import ledger
+ledger.GRACE = 0.5
+desk = ledger.Desk(ledger.Book(), "w1")
+with desk.within(60):
+    time.sleep(0.01)
+time.sleep(0.5)  # what is done in time is left alone
+desk.begin(["hangs"])
+with desk.within(0.3):
+    {hang}
+"""
+
+
+@pytest.mark.parametrize(
+    ("hang", "status", "says"),
+    [
+        ("time.sleep(60)", 75, "took longer than 0.3 s"),
+        ("import ctypes; ctypes.PyDLL(None).sleep(60)", 1, "Timeout (0:00:00.8"),  # Python's lock held all the time
+    ],
+)
+def test_what_hangs_ends_and_says_where(hang: str, status: int, says: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", HANGS.format(hang=hang)], capture_output=True, text=True, check=False, timeout=50
+    )
+    assert done.returncode == status
+    assert says in done.stderr
+    assert 'File "<string>", line 11 in <module>' in done.stderr
+
+
+def test_a_row_that_hangs_is_given_up_as_late() -> None:
+    book = Book()
+    for _ in range(ALONE):
+        desk = Desk(book, "w1")
+        desk.arrive()
+        suspects, lost = desk.begin(["hangs"])
+        assert not lost
+        if suspects:
+            desk.alone("hangs")
+        book.late("w1", 9.0)
+    Desk(book, "w1").arrive()
+    assert Desk(book, "w1").begin(["hangs"])[1] == {
+        "hangs": "TimeoutError: the worker took longer than --batch-timeout 9 s"
+    }
 
 
 def test_a_job_without_hope_ends() -> None:

@@ -56,11 +56,11 @@ def on_disk(folder: Path) -> list[str]:
 def test_answers_do_not_wait_for_slower_methods(tmp_path: Path, clock: list[float]) -> None:
     given = rows(3)
     mine = sheet(tmp_path, given)
-    mine.add(given[:1], [ANSWER], time.time())
+    mine.add(given[:1], [ANSWER], 0.0)
     mine.flush(within=1.0)
     assert on_disk(tmp_path) == []
     clock[0] += FLUSH - 2
-    mine.add(given[1:2], [ANSWER], time.time())
+    mine.add(given[1:2], [ANSWER], 0.0)
     mine.flush(within=1.0)
     assert on_disk(tmp_path) == []
     mine.flush(within=2.5)  # the next batch would make the first answer wait too long
@@ -73,13 +73,13 @@ def test_answers_do_not_wait_for_slower_methods(tmp_path: Path, clock: list[floa
 def test_a_row_that_was_answered_is_not_answered_again(tmp_path: Path) -> None:
     given = rows(3)
     first = sheet(tmp_path, given)
-    first.add(given[:2], [ANSWER, ANSWER], time.time())
+    first.add(given[:2], [ANSWER, ANSWER], 0.0)
     first.flush()
     again = sheet(tmp_path, given)
     assert [again.lacks(row) for row in given] == [False, False, True]
-    again.add(given, [{**ANSWER, "prediction": "other"}] * 3, time.time())  # its batch is answered as a whole
-    assert again.told().rows == 1
+    again.add(given, [{**ANSWER, "prediction": "other"}] * 3, 0.0)  # its batch is answered as a whole
     again.flush()
+    assert again.told().rows == 1
     table = answers.read(Folder.of(str(tmp_path / "run")))
     assert dict(zip(table["row_id"].to_pylist(), table["prediction"].to_pylist(), strict=True)) == {
         "row-0": "a",
@@ -93,6 +93,19 @@ def test_a_run_that_does_not_want_a_row_does_not_get_it(tmp_path: Path) -> None:
     mine = sheet(tmp_path, [row])
     other = Prepared(0, row.row, (1,))
     mine.fail(other, "ValueError: no")
-    mine.add([other], [ANSWER], time.time())
+    mine.add([other], [ANSWER], 0.0)
     mine.flush()
     assert on_disk(tmp_path) == []
+
+
+def test_what_is_counted_is_on_disk(tmp_path: Path, clock: list[float]) -> None:
+    """A worker that dies with answers has not given them; whoever gives them again counts them."""
+    given = rows(3)
+    mine = sheet(tmp_path, given)
+    mine.add(given[:2], [ANSWER, ANSWER], 1.0)
+    mine.fail(given[2], "ValueError: no")
+    assert (mine.told().rows, on_disk(tmp_path)) == (0, [])
+    mine.flush()
+    told = mine.told()
+    assert (told.rows, told.errors, told.visual_tokens, len(on_disk(tmp_path))) == (3, 1, 72, 3)
+    assert mine.told().rows == 0
