@@ -34,7 +34,7 @@ def answered(config: EvalConfig, worker: type[Answerer] = Answerer) -> tuple[dic
     work, book, deaths = Work.of(config), Book(), 0
     job = job_of([work], threads=1)
     pointers = work.missing().append_column("section", pa.array(np.zeros(len(work.index), np.int16)))
-    for block in prepared(pointers, job.sections, Book(), config.batch_size):
+    for block in prepared(pointers, job, Book(), config.batch_size):
         while True:
             try:
                 worker(job, book)(block)
