@@ -56,6 +56,7 @@ class Experiment:
         self._experiment_id = ""
         self._runs: dict[str, str] = {}  # of records that were met, by their id
         self._params: dict[str, set[str]] = {}  # that a run has: they cannot be changed
+        self._closed = False
 
     def adopt(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """What this MLflow has of a record; nothing if the record was with another one."""
@@ -88,7 +89,13 @@ class Experiment:
         self._artifacts(run_id, data, folder, state, again=fresh and data["state"] != "running")
         state["synced"] = True
 
+    def close(self) -> None:
+        """Begin nothing more there: who brings the rest later would not find a run that is made meanwhile."""
+        self._closed = True
+
     def _connect(self) -> Any:
+        if self._closed:
+            raise TimeoutError("MLflow was given up")
         if self._client is not None:
             return self._client
         for name, value in {**_PATIENCE, **_QUIET}.items():
@@ -149,7 +156,7 @@ class Experiment:
         if run is None:
             state.update(history=0, artifacts={}, content=None)
             nested = {"mlflow.parentRunId": state["parent_run_id"]} if parent else {}
-            run = client.create_run(
+            run = self._connect().create_run(
                 self._experiment_id,
                 start_time=int(data["started"] * 1000),
                 tags={TAG: data["id"], **nested},

@@ -59,21 +59,24 @@ class Tracker:
         self._wake.set()
 
     def drop(self, record: Record) -> None:
-        """From now on nothing is written of a record: its run is another job's (pipelines.answers.Lock)."""
+        """From now on nothing is written of a record: its run is another job's (pipelines.lock)."""
         with self._writing:
             self._watched.pop(record.id, None)
 
     def stop(self, timeout: float | None = None) -> bool:
         """Bring what is missing, for `timeout` seconds at most. True if MLflow has all; else `problem` says why not.
 
-        By default a server has 10 seconds, a file, which is only slow to be made, 30.
+        By default a server has 10 seconds, a file, which is only slow to be made, 30, and each record one more: a
+        sweep has hundreds.
         """
-        limit = timeout if timeout is not None else 30.0 if self._experiment.uri.startswith(SQLITE) else 10.0
+        least = 30.0 if self._experiment.uri.startswith(SQLITE) else 10.0
+        limit = least + len(self._watched) if timeout is None else timeout
         self._stopping.set()
         self._wake.set()
         self._thread.join(limit)
         if self._thread.is_alive():
             self._given_up.set()
+            self._experiment.close()
             self._error = self._error or f"no answer in {limit:g} s"
         missing = [(record, folder) for record, folder in self._records() if lacking(record.snapshot(), record.mlflow)]
         for record, folder in missing:

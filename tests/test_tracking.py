@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 import warnings
@@ -19,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from pipelines.experiment import Experiment
 from pipelines.record import Record, git_commit
 from pipelines.storage import Folder
 from pipelines.tracking import Tracker, dashboard, replay
@@ -267,6 +269,29 @@ def test_a_run_that_another_job_has_is_left_alone(database: str, experiment: str
     assert tracker.stop(60)
     assert output.child(point.name).read("record.json") == b"the other's"
     assert runs(database, experiment).keys() >= {job.name}
+
+
+def test_a_run_is_not_made_after_its_job_has_given_up(
+    database: str, experiment: str, output: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who replays the record at once would make another."""
+    answered, find = threading.Event(), Experiment._find
+
+    def late(self: Experiment, record_id: str) -> Any:
+        found = find(self, record_id)
+        answered.wait(60)
+        return found
+
+    monkeypatch.setattr(Experiment, "_find", late)
+    record = Record("late")
+    tracker = Tracker(database, experiment, interval=0.05, say=lambda text: None)
+    tracker.watch(record, output.child(record.name))
+    assert not tracker.stop(0.1)
+    answered.set()
+    tracker._thread.join(60)
+    assert not runs(database, experiment)
+    assert replay(output.uri, database, experiment, say=lambda text: None)
+    assert list(runs(database, experiment)) == ["late"]
 
 
 def test_a_missing_artifact_costs_nothing_else(database: str, experiment: str, output: Folder) -> None:
