@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,6 +48,10 @@ def main() -> int:
             _elsewhere(options)
         for run in options.runs:
             _run(run, options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has seen enough; nor is there anyone to flush to when Python ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (ValueError, FileNotFoundError) as error:
         print(f"score.py: {redacted(' '.join(str(error).split()))}", file=sys.stderr)
         return 2

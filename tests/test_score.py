@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -352,3 +353,15 @@ def test_it_runs_without_torch_and_ray(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, str(run)], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.splitlines()[-1] == "[] 0"
+
+
+def test_who_reads_no_further_is_no_error(tmp_path: Path) -> None:
+    """As in `python jobs/score.py RUN | head`."""
+    run = run_of("gqa", tmp_path / "data", tmp_path / "run", ["no", "man", "red"])
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "jobs/score.py", str(run)], stdout=write, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, "")
