@@ -24,9 +24,9 @@ import sys
 from typing import Any
 
 from pipelines import values
-from pipelines.answers import Locked
 from pipelines.judge import JUDGES, Judge, Unavailable, judge
 from pipelines.judge.verdicts import Outcome, judge_run, line, runs
+from pipelines.lock import Locked
 from pipelines.record import Record
 from pipelines.storage import Folder, redacted
 
@@ -107,8 +107,7 @@ def chosen(options: argparse.Namespace, folders: list[Folder]) -> Judge:
 def _cache(given: str | None, run: Folder) -> Folder | None:
     if given is not None:
         return None if given == "none" else Folder.of(given)
-    base, mark, query = run.uri.partition("?")
-    return Folder.of(f"{base.rstrip('/').rpartition('/')[0]}{mark}{query}").child("judge-cache")
+    return run.parent.child("judge-cache")
 
 
 def main() -> int:

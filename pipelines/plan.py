@@ -25,8 +25,7 @@ from pipelines.handed import Prepared
 from pipelines.ledger import Desk, Progress
 from pipelines.prepare import error_of, packed, preparer
 from pipelines.rows import Row
-from pipelines.run import answers_of
-from pipelines.work import Unit, Work
+from pipelines.work import Unit, Work, answers_of
 
 TASKS = 4000  # that read rows, at most: their number is what the driver's memory and Ray's bookkeeping grow with
 BATCHES = 4  # handed to an actor at once, where there are rows enough: work for it while the next rows come
@@ -69,7 +68,7 @@ class Pipeline:
         pointers = [part for number, rows in enumerate(todo) for part in self._parts(number, rows, size)]
         gpus = {"num_gpus": share.gpus} if share.gpus else {}
         return (
-            ray.data.from_arrow(pointers)
+            ray.data.from_blocks(pointers)  # from_arrow would ask a task about each block first
             .map_batches(
                 prepared,
                 fn_kwargs={"job": self.job, "ledger": self.ledger, "size": min(size, batch * BATCHES)},

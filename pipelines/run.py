@@ -13,16 +13,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from pipelines import answers, summary
 from pipelines.config import EvalConfig, to_yaml
+from pipelines.lock import Lock, Locked
 from pipelines.paths import resolve_paths
 from pipelines.record import Record, State
 from pipelines.rows import described
-from pipelines.storage import Folder, redacted
-from pipelines.work import Work, records, tags
+from pipelines.storage import Folder, at_once, redacted
+from pipelines.work import Work, answers_of, records, tags
 
 if TYPE_CHECKING:
     from pipelines.answerer import Answerer
@@ -30,6 +28,7 @@ if TYPE_CHECKING:
 
 PASSES = 3  # over rows that were lost on the way, with workers, before the job says that it cannot answer them
 AGAIN = "the same command goes on from here"
+FULL = ("No space left on device", "Disk quota exceeded")
 
 
 def run(config: EvalConfig, worker: type[Answerer] | None = None) -> int:
@@ -76,9 +75,9 @@ def guarded() -> Iterator[Status]:
     except KeyboardInterrupt:
         print(f"interrupted; {AGAIN}", file=sys.stderr)
         status.code = 130
-    except (ValueError, FileNotFoundError, answers.Locked) as error:
+    except (ValueError, OSError, Locked) as error:
         print(f"error: {redacted(str(error))}", file=sys.stderr)
-        status.code = 1 if isinstance(error, answers.Locked) else 2
+        status.code = 2 if isinstance(error, (ValueError, FileNotFoundError)) else 1
 
 
 def job_record(config: EvalConfig, name: str, asked: Mapping[str, Any], tagged: Mapping[str, str]) -> Record:
@@ -108,7 +107,7 @@ def carry_out(
     folder = Folder.of(config.output).child(job.name)
     worst: State = "finished"
     messages = []
-    with answers.Lock(folder):
+    with Lock(folder):
         job.resume()
         job.save(folder)
         tracker = Tracker(config.tracking_uri, config.experiment)
@@ -138,16 +137,16 @@ def _group(group: Sequence[Work], job: Record, tracker: Tracker, worker: type[An
             locks = _locked(group, held)
             for work in group:
                 work.begin(job)
-        except (ValueError, OSError, answers.Locked) as error:
+        except (ValueError, OSError, Locked) as error:
             return "failed", redacted(str(error))
         for _, unit, record in records(group):
             tracker.watch(record, unit.folder)
         return _answer(group, locks, tracker, worker)
 
 
-def _locked(group: Sequence[Work], held: contextlib.ExitStack) -> list[answers.Lock]:
+def _locked(group: Sequence[Work], held: contextlib.ExitStack) -> list[Lock]:
     """The locks of all runs, side by side: a dead owner on another machine is watched for a minute."""
-    locks = [answers.Lock(unit.folder) for work in group for unit in work.units]
+    locks = [Lock(unit.folder) for work in group for unit in work.units]
     with ThreadPoolExecutor(max(1, len(locks))) as pool:
         taken = [pool.submit(held.enter_context, lock) for lock in locks]
     for each in taken:
@@ -156,7 +155,7 @@ def _locked(group: Sequence[Work], held: contextlib.ExitStack) -> list[answers.L
 
 
 def _answer(
-    group: Sequence[Work], locks: Sequence[answers.Lock], tracker: Tracker, worker: type[Answerer] | None
+    group: Sequence[Work], locks: Sequence[Lock], tracker: Tracker, worker: type[Answerer] | None
 ) -> tuple[State, str]:
     began = time.time()
     state: State = "failed"
@@ -167,7 +166,7 @@ def _answer(
         message = f"{lost} answers could not be had; run the same command again" if lost else ""
     except KeyboardInterrupt:
         state, message = "killed", f"interrupted; {AGAIN}"
-    except answers.Locked as error:  # whoever has the runs now writes down how they end
+    except Locked as error:  # whoever has the runs now writes down how they end
         for _, _, record in records(group):
             tracker.drop(record)
         return "failed", str(error)
@@ -188,10 +187,11 @@ def _answer(
 def _raised(error: Exception) -> str:
     """What went wrong, on a line. Ray's errors carry a worker's traceback, which ends in what the worker raised."""
     lines = str(error).strip().splitlines()
-    return redacted(lines[-1].strip()) if len(lines) > 1 and "Traceback" in str(error) else described(error)
+    line = redacted(lines[-1].strip()) if len(lines) > 1 and "Traceback" in str(error) else described(error)
+    return f"{line}; make room there" if any(full in line for full in FULL) else line
 
 
-def _work(group: Sequence[Work], locks: Sequence[answers.Lock], worker: type[Answerer] | None) -> int:
+def _work(group: Sequence[Work], locks: Sequence[Lock], worker: type[Answerer] | None) -> int:
     """Run the pipeline until nothing is missing, or no pass brings anything. Returns the answers still missing."""
 
     checked = time.monotonic()
@@ -200,8 +200,7 @@ def _work(group: Sequence[Work], locks: Sequence[answers.Lock], worker: type[Ans
         nonlocal checked
         if time.monotonic() - checked >= least:
             checked = time.monotonic()
-            for lock in locks:
-                lock.check()
+            at_once(Lock.check, locks)
 
     todo = [work.missing(retry_errors=work.config.retry_errors) for work in group]
     for attempt in range(PASSES):
@@ -212,17 +211,12 @@ def _work(group: Sequence[Work], locks: Sequence[answers.Lock], worker: type[Ans
 
             pipeline = Pipeline(group, **({"worker": worker} if worker else {}))
         for _ in pipeline.answer(todo):
-            check(answers.Lock.BEAT)
+            check(Lock.BEAT)
         check()
         before, todo = todo, [work.missing() for work in group]
         if sum(map(answers_of, todo)) == sum(map(answers_of, before)):
             break
     return sum(map(answers_of, todo))
-
-
-def answers_of(todo: pa.Table) -> int:
-    """How many answers these rows need."""
-    return int(pc.sum(pc.list_value_length(todo["wanted"])).as_py() or 0)
 
 
 def _close(works: Sequence[Work], job: Record, folder: Folder, state: State, message: str, tracker: Tracker) -> None:
@@ -231,7 +225,10 @@ def _close(works: Sequence[Work], job: Record, folder: Folder, state: State, mes
         total = {key: total[key] + record.rows[key] for key in total}
     job.rows = total
     job.end(state, {}, message)
-    job.save(folder)
+    try:
+        job.save(folder)
+    except OSError as error:  # of a full disk, say: what is wrong is said, and the next command finds out the rest
+        print(f"the job's record could not be written: {described(error)}", file=sys.stderr)
     if not tracker.stop():
         print(tracker.problem, file=sys.stderr)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import sys
 import traceback
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,9 @@ from pipelines.work import Work, records
 
 if TYPE_CHECKING:
     from pipelines.answerer import Answerer
+
+
+LEFT_OUT = "left_out.json"  # in the output folder: the points that a model cannot do; finding out takes long
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,7 @@ def _sweep(grid: Grid, worker: type[Answerer] | None) -> int:
         raise ValueError("no job of this sweep can begin")
     if grid.only_plan:
         return 0
+    _remember(works)
     digest = hashlib.sha256("\n".join(sorted(unit.run_id for work in works for unit in work.units)).encode())
     job = job_record(
         works[0].config,
@@ -103,10 +109,13 @@ def prepare(grid: Grid) -> tuple[list[Work], list[Hopeless]]:
         try:
             work = Work.of(resolve_paths(job))
             if any(unit.record and too_many_errors(unit.record, work.config) for unit in work.units):
-                work = Work.of(replace(work.config, retry_errors=True))  # a point that failed is tried again
+                work.retry_errors()  # a point that failed is tried again
+            known = _remembered(Folder.of(work.config.output))
+            for unit in [unit for unit in work.open if unit.run_id in known]:
+                work.leave_out(unit, known[unit.run_id])
             if work.open:
                 work.refuse(leave_out=True)
-            work.index  # noqa: B018  read now: what is wrong with the ids is said before anything starts
+                work.index  # noqa: B018  read now: what is wrong with the ids is said before anything starts
         except Exception as error:  # whatever is wrong with one model or benchmark is no other's business
             hopeless.append(Hopeless(job, f"{job.benchmark} with {job.model_name}: {described(error)}"))
         else:
@@ -117,12 +126,30 @@ def prepare(grid: Grid) -> tuple[list[Work], list[Hopeless]]:
     return works, hopeless
 
 
+def _remember(works: Sequence[Work]) -> None:
+    """Write down which points were left out, so that a sweep with nothing left to do need not ask the models again."""
+    output = Folder.of(works[0].config.output)
+    known = _remembered(output)
+    found = known | {run_id: reason for work in works for run_id, reason in work.left_out.items()}
+    if found != known:
+        output.write(LEFT_OUT, json.dumps({"git_commit": git_commit(), "runs": found}, indent=1).encode())
+
+
+def _remembered(output: Folder) -> dict[str, str]:
+    """Runs that cannot be done, and why; of this code, since another may know how."""
+    with contextlib.suppress(FileNotFoundError):
+        found = json.loads(output.read(LEFT_OUT))
+        if found["git_commit"] == git_commit():
+            return dict(found["runs"])
+    return {}
+
+
 def plan(works: Sequence[Work], hopeless: Sequence[Hopeless]) -> str:
     """What the sweep will do, and what it costs: in rows read and decoded, and in answers made of them."""
     lines = [f"{'model':24}{'benchmark':16}{'points':>8}{'rows':>12}{'answers':>14}{'there already':>16}"]
     total = there = 0
     for work in works:
-        rows, points = len(work.index), work.units
+        rows, points = work.rows, work.units
         done = sum(
             rows if unit not in work.open else min(rows, unit.record.rows["done"]) if unit.record else 0
             for unit in points
@@ -132,8 +159,8 @@ def plan(works: Sequence[Work], hopeless: Sequence[Hopeless]) -> str:
         lines.append(
             f"{name:24}{work.config.benchmark:16}{len(points):>8}{rows:>12,}{rows * len(points):>14,}{done:>16,}"
         )
-        lines += [f"    left out: {reason}" for reason in work.left_out]
+        lines += [f"    left out: {reason}" for reason in work.left_out.values()]
     lines += [f"    cannot begin: {one.error}" for one in hopeless]
-    lines.append(f"{'':24}{'':16}{'':8}{sum(len(work.index) for work in works):>12,}{total:>14,}{there:>16,}")
+    lines.append(f"{'':24}{'':16}{'':8}{sum(work.rows for work in works):>12,}{total:>14,}{there:>16,}")
     lines.append("each row is read, decoded and encoded once for all points that share its model")
     return "\n".join(lines)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from pipelines.manifest import Manifest
 from pipelines.paths import model_fingerprint
 from pipelines.points import Point
 from pipelines.record import Record, State, git_commit
-from pipelines.storage import Folder, redacted
+from pipelines.storage import Folder, at_once, redacted
 
 CONFIG, SAMPLE = "config.yaml", "answers.table.json"
 PART = 1 << 16  # rows of a table that is made in parts
@@ -64,13 +64,13 @@ class Work:
     manifest: Manifest
     units: list[Unit]
     open: list[Unit] = field(default_factory=list)  # that lack answers; what `wanted` counts
-    left_out: list[str] = field(default_factory=list)  # points that the model cannot do, and why
+    left_out: dict[str, str] = field(default_factory=dict)  # runs that the model cannot do, and why
 
     @classmethod
     def of(cls, config: EvalConfig) -> Work:
         """What this config asks for; a ValueError or FileNotFoundError if its data is not what it says."""
         bench = benchmark(config.benchmark)
-        manifest = _manifest(config, bench)
+        manifest = manifest_of(config)
         digest = (bench.digest(config.split) if config.data is None else None) or manifest.digest()
         fingerprint = _fingerprint(config.model, config.revision)
         output, units = Folder.of(config.output), []
@@ -87,11 +87,29 @@ class Work:
         """Where each row lies that is asked for; a ValueError if two have one id."""
         return self.manifest.index(self.config.limit)
 
+    @property
+    def rows(self) -> int:
+        """How many are asked for; if no run lacks answers, without reading the data."""
+        if self.open or not self.units:
+            return len(self.index)
+        wanted = max(unit.record.rows["wanted"] for unit in self.units if unit.record)
+        return wanted if self.config.limit is None else min(wanted, self.config.limit)
+
     def look(self) -> None:
         """Find out which runs lack answers."""
-        for unit in self.units:
-            unit.load()
+        at_once(Unit.load, self.units)
         self.open = [unit for unit in self.units if not unit.finished(self.config)]
+
+    def retry_errors(self) -> None:
+        """Ask again where the answer was an error."""
+        self.config = replace(self.config, retry_errors=True)
+        self.open = [unit for unit in self.units if not unit.finished(self.config)]
+
+    def leave_out(self, unit: Unit, reason: str) -> None:
+        """Go on without a point that the model cannot do."""
+        self.left_out[unit.run_id] = reason
+        self.units.remove(unit)
+        self.open.remove(unit)
 
     def refuse(self, *, leave_out: bool = False) -> None:
         """Find wrong options, and budgets out of the model's reach, before anything starts: a ValueError says which.
@@ -111,29 +129,28 @@ class Work:
             except ValueError as error:
                 if not leave_out:
                     raise
-                self.left_out.append(str(error))
-                self.units.remove(unit)
-        self.look()
+                self.leave_out(unit, str(error))
 
     def begin(self, job: Record) -> None:
         """Under the runs' locks: write down that they are worked on."""
         self.look()  # another job may have ended just before we had the locks
-        for unit in self.units:
-            if unit in self.open:
-                unit.record = self._started(unit, job)
-                unit.folder.write(CONFIG, to_yaml(self.config).encode())
-            assert unit.record is not None
-            unit.record.parent = {"id": job.id, "name": job.name}  # the latest job that a run is part of
-            unit.record.save(unit.folder)
+        for unit in self.open:
+            unit.record = self._started(unit)
+        config = to_yaml(self.config).encode()
+        at_once(lambda unit: unit.folder.write(CONFIG, config), self.open)
+        known = [(unit, unit.record) for unit in self.units if unit.record]
+        for _, record in known:
+            record.parent = {"id": job.id, "name": job.name}  # the latest job that a run is part of
+        at_once(lambda each: each[1].save(each[0].folder), known)
 
     def missing(self, *, retry_errors: bool = False) -> pa.Table:
         """All rows, with the places of the open runs that lack an answer in `wanted`."""
         if not self.open:
             return self.index.append_column("wanted", _places(np.zeros((len(self.index), 0), bool)))
         lacks = []
-        for unit in self.open:
-            settled = answers.settle(unit.folder, retry_errors=retry_errors)
-            lacks.append(~np.asarray(pc.is_in(self.index["row_id"], value_set=settled)))
+        settled = at_once(lambda unit: answers.settle(unit.folder, retry_errors=retry_errors), self.open)
+        for unit, answered in zip(self.open, settled, strict=True):
+            lacks.append(~np.asarray(pc.is_in(self.index["row_id"], value_set=answered)))
             if unit.record:  # an earlier job may have written it before its last answers
                 errors = 0 if retry_errors else unit.record.rows["error"]
                 unit.record.rows = {**unit.record.rows, "done": int((~lacks[-1]).sum()), "error": errors}
@@ -147,7 +164,7 @@ class Work:
         for unit in self.units:
             try:
                 if unit in self.open:
-                    self._ended(unit, None if unit is vanilla else baseline, state, message, wall_s)
+                    self._ended(unit, baseline, state, message, wall_s)
                 elif vanilla in self.open and unit.record:  # what it is compared with has changed
                     self._ended(unit, baseline, unit.record.state, unit.record.message, None)
             except Exception as error:
@@ -155,13 +172,16 @@ class Work:
         if failed is not None:
             raise failed
 
-    def _started(self, unit: Unit, job: Record) -> Record:
+    def _started(self, unit: Unit) -> Record:
         config, options = self.config, dict(unit.point.options)
         record = unit.record or Record(name=unit.run_id)
         record.resume()
         record.identity = unit.identity
         record.point = {"name": unit.point.name, "method": unit.point.method, **options}
-        record.config = {**config.to_dict(), "point": unit.point.name, "method": unit.point.method, **options}
+        asked, own = config.to_dict(), {"point": unit.point.name, "method": unit.point.method}
+        for name, value in options.items():  # a schedule is the point's; a seed of its own hides not the job's
+            own[f"{unit.point.method}.{name}" if name in asked and name != "schedule" else name] = value
+        record.config = asked | own
         record.tags = {**tags(config), "method": unit.point.method, "point": unit.point.name}
         if "budget" in options:
             record.tags["budget"] = str(options["budget"])
@@ -173,10 +193,11 @@ class Work:
         record.rows = {**record.rows, "wanted": len(self.index)}
         return record
 
-    def _ended(self, unit: Unit, vanilla: pa.Table | None, state: State, message: str, wall_s: float | None) -> None:
+    def _ended(self, unit: Unit, baseline: pa.Table | None, state: State, message: str, wall_s: float | None) -> None:
         record, config = unit.record, self.config
         assert record is not None
-        table = self._answered(unit)
+        vanilla = unit.point.method == "vanilla"
+        table = baseline if vanilla and baseline is not None else self._answered(unit)
         timings = {name: record.metrics[name] for name in ("load_s", "wall_s") if name in record.metrics}
         if wall_s is not None:
             timings["wall_s"] = timings.get("wall_s", 0.0) + wall_s  # of the job, however often it was interrupted
@@ -187,7 +208,7 @@ class Work:
             good = some.filter(pc.equal(some["status"], "ok"))
             cost = prefill_tflops(config.model, config.revision, config.trust_remote_code, good)
             timings |= {} if cost is None else {"prefill_tflops": cost}
-        metrics = summary.summarise(table, vanilla, self.bench, timings, config.seed)
+        metrics = summary.summarise(table, None if vanilla else baseline, self.bench, timings, config.seed)
         wanted = len(self.index) if unit in self.open else record.rows["wanted"]
         record.rows = {"wanted": wanted, "done": len(table), "error": int(metrics["rows_error"])}
         record.artifacts = [CONFIG, SAMPLE]
@@ -210,7 +231,9 @@ def _fingerprint(model: str, revision: str | None) -> str:
     return model_fingerprint(model, revision)
 
 
-def _manifest(config: EvalConfig, bench: Benchmark) -> Manifest:
+def manifest_of(config: EvalConfig) -> Manifest:
+    """Where the rows lie that a config asks about."""
+    bench = benchmark(config.benchmark)
     if bench.kind is not None and bench.kind != config.kind:
         raise ValueError(f"{bench.name} is about {bench.kind}s; run jobs/eval_{bench.kind}.py")
     data = config.data or bench.manifest(config.split, config.limit)
@@ -236,6 +259,11 @@ def _places(lacks: NDArray[np.bool_]) -> pa.ChunkedArray:
         offsets = np.concatenate([[0], part.sum(axis=1).cumsum()]).astype(np.int32)
         parts.append(pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.nonzero(part)[1].astype(np.int16))))
     return pa.chunked_array(parts)
+
+
+def answers_of(todo: pa.Table) -> int:
+    """How many answers rows need, as `Work.missing` has them."""
+    return int(pc.sum(pc.list_value_length(todo["wanted"])).as_py() or 0)
 
 
 def tags(config: EvalConfig) -> dict[str, str]:

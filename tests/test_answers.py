@@ -1,14 +1,10 @@
-"""Answers on disk: whole or not there, each row once, one writer at a time."""
+"""Answers on disk: whole or not there, each row once."""
 
 from __future__ import annotations
 
-import json
 import os
 import random
-import subprocess
-import sys
-import time
-from collections.abc import Callable
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import answers
-from pipelines.answers import Block, Lock, Locked, batches, read, settle
+from pipelines.answers import Block, batches, read, settle
 from pipelines.rows import ANSWERS
 from pipelines.storage import Folder
 
@@ -67,6 +63,21 @@ def test_a_second_attempt_at_a_block_finds_what_the_first_wrote(folder: Folder) 
     second.write([answer("c")])
     assert sorted(settle(folder).to_pylist()) == ["a", "b", "c"]
     assert Block(folder, ["a", "b"]).answered() == set()  # another block
+
+
+def test_parts_are_read_side_by_side(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On an object store several take no longer than one."""
+    for row_id in "abcd":
+        write(folder, row_id)
+    together, opened = threading.Barrier(4, timeout=60), Folder.open
+
+    def slowly(self: Folder, name: str) -> Any:
+        together.wait()  # breaks if one is read after the other
+        return opened(self, name)
+
+    monkeypatch.setattr(Folder, "open", slowly)
+    assert sorted(settle(folder).to_pylist()) == list("abcd")
+    assert read(folder)["row_id"].to_pylist() == list("abcd")
 
 
 @pytest.mark.parametrize("cut", [0, 7, 200])
@@ -128,86 +139,3 @@ def test_a_killed_writers_leftovers_go(folder: Folder) -> None:
     (folder.local / ".answers-x-0.parquet.1234.tmp").write_bytes(b"half")
     settle(folder)
     assert [name for name in os.listdir(folder.local) if name.endswith(".tmp")] == []
-
-
-def test_one_writer_at_a_time(folder: Folder) -> None:
-    with Lock(folder):
-        with pytest.raises(Locked, match=f"process {os.getpid()}"), Lock(folder):
-            pass
-        assert folder.exists(Lock.NAME)
-    assert not folder.exists(Lock.NAME)
-    with Lock(folder):
-        pass
-
-
-def test_a_dead_writers_lock_is_taken_over(folder: Folder) -> None:
-    code = f"""
-import os, signal
-from pipelines.answers import Lock
-from pipelines.rows import ANSWERS
-from pipelines.storage import Folder
-Lock(Folder({folder.uri!r})).__enter__()
-os.kill(os.getpid(), signal.SIGKILL)
-"""
-    subprocess.run([sys.executable, "-c", code], check=False)
-    assert folder.exists(Lock.NAME)
-    with Lock(folder):
-        assert json.loads(folder.read(Lock.NAME))["pid"] == os.getpid()
-
-
-def test_a_writer_elsewhere_is_watched(folder: Folder, capsys: pytest.CaptureFixture[str]) -> None:
-    there = {"host": "elsewhere", "boot": "", "pid": 1, "token": "x", "beat": 4}
-    folder.write(Lock.NAME, json.dumps(there).encode())
-    with Lock(folder, patience=0.3):  # its lock does not change: it is gone
-        pass
-    assert "elsewhere" in capsys.readouterr().out
-
-    class Alive(Lock):
-        def _holder(self) -> dict[str, object]:  # type: ignore[override]
-            there["beat"] = int(str(there["beat"])) + 1
-            return dict(there)
-
-    folder.write(Lock.NAME, json.dumps(there).encode())
-    with pytest.raises(Locked, match="elsewhere"), Alive(folder, patience=0.3):
-        pass
-
-
-def test_who_lost_the_lock_leaves_it_alone_and_is_told(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine that slept longer than others are patient wakes up and finds a successor."""
-    monkeypatch.setattr(Lock, "BEAT", 0.02)
-    with Lock(folder) as sleeper:
-        sleeper.check()
-        until(lambda: holder(folder)["beat"] > 0)  # it is its own, so it beats
-        successor = json.dumps({"host": "elsewhere", "boot": "", "pid": 1, "token": "another", "beat": 7}).encode()
-        folder.write(Lock.NAME, successor)
-        until(lambda: not sleeper._heart.is_alive())
-        assert folder.read(Lock.NAME) == successor
-        with pytest.raises(Locked, match="taken over"):
-            sleeper.check()
-        folder.delete(Lock.NAME)  # the successor has done its work: the run is not the sleeper's again
-        with pytest.raises(Locked, match="taken over"):
-            sleeper.check()
-        folder.write(Lock.NAME, successor)
-    assert folder.read(Lock.NAME) == successor
-
-
-def test_a_store_that_does_not_answer_takes_no_lock_away(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    def silent(self: Folder, name: str) -> bytes:
-        raise OSError("no answer")
-
-    with Lock(folder) as lock:
-        with monkeypatch.context() as patch:
-            patch.setattr(Folder, "read", silent)
-            lock.check()
-        lock.check()
-
-
-def holder(folder: Folder) -> Any:
-    return json.loads(folder.read(Lock.NAME))
-
-
-def until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)

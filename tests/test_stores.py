@@ -12,9 +12,9 @@ import pytest
 import tiny
 from official import LAYOUTS
 
-from pipelines import answers
 from pipelines.benchmarks import benchmark
 from pipelines.config import EvalConfig
+from pipelines.lock import Lock, Locked
 from pipelines.record import Record
 from pipelines.run import run
 from pipelines.storage import Folder, split
@@ -40,7 +40,7 @@ def test_folders(bucket: str) -> None:
 
 def test_one_writer_at_a_time(bucket: str) -> None:
     folder = Folder.of(f"s3://apet/locked?{bucket}")
-    with answers.Lock(folder), pytest.raises(answers.Locked), answers.Lock(folder):
+    with Lock(folder), pytest.raises(Locked), Lock(folder):
         pass
     assert folder.names() == []
 

@@ -20,6 +20,7 @@ from pipelines.grid import Grid, parse_grid
 from pipelines.record import Record
 from pipelines.storage import Folder
 from pipelines.sweep import sweep
+from pipelines.work import Work
 
 pytestmark = pytest.mark.filterwarnings("default")  # Ray and MLflow warn of themselves
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test
@@ -157,3 +158,24 @@ def test_killed_and_started_again_it_gives_the_same_tables(cluster: str, tmp_pat
     ):
         columns = ["row_id", "prediction", "score", "visual_tokens_kept", "batch_rows"]
         assert answers.read(one, columns).equals(answers.read(other, columns))
+
+
+def test_what_a_model_cannot_do_is_found_out_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sweep with nothing left to do says so at once: it must not build models to find out what they cannot do."""
+    asked = parse_grid(["--benchmark", "shapes", "--method", "fastv", "--budget", "64", "--output", str(tmp_path)])
+    assert sweep(asked) == 0
+    assert "left out: fastv-64: a budget of 64" in capsys.readouterr().out
+
+    def again(self: Work, **_: Any) -> None:
+        raise AssertionError("the model is asked again")
+
+    monkeypatch.setattr(Work, "refuse", again)
+    assert sweep(asked) == 0
+    said = capsys.readouterr().out
+    assert "left out: fastv-64: a budget of 64" in said
+    assert "nothing to do" in said
+    monkeypatch.setattr("pipelines.sweep.git_commit", lambda: "another")  # which may know how
+    assert sweep(asked) == 2
+    assert "the model is asked again" in capsys.readouterr().out

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 
 from pipelines import answers, statistics
 from pipelines.judge.base import BEST, Item, Judge, Unavailable, Verdict
+from pipelines.lock import Lock
 from pipelines.record import Record
 from pipelines.statistics import Interval
 from pipelines.storage import Folder, redacted
@@ -77,7 +78,7 @@ def judge_run(folder: Folder, judge: Judge, say: Callable[[str], None] | None = 
 
     Nothing of the run is touched before all is judged; what an interrupted judging has learned is in the judge's cache.
     """
-    with answers.Lock(folder):
+    with Lock(folder):
         answers.settle(folder)
         table = answers.read(folder, _READ)
         good = table.filter(pc.equal(table["status"], "ok"))
@@ -180,7 +181,7 @@ def runs(uris: list[str]) -> list[Folder]:
     """The folders, if all of them hold answers: found before anything is paid for."""
     folders = [Folder.of(uri) for uri in uris]
     for folder in folders:
-        if not any(name.endswith(".parquet") for name in folder.names()):
+        if not answers.parts_of(folder):
             raise ValueError(
                 f"{redacted(folder.uri)} holds no answers; give the folders of runs, in which the *.parquet files are,"
                 " such as results/msvd-*"

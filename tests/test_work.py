@@ -1,0 +1,55 @@
+"""What there is to do, and what is written down of it, without Ray or a model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.config import EvalConfig
+from pipelines.manifest import Manifest
+from pipelines.record import Record
+from pipelines.work import Work
+
+
+@pytest.fixture
+def asked(tmp_path: Path) -> dict[str, Any]:
+    rows = [{"id": f"row-{number}", "media": "none.png", "question": "What?"} for number in range(5)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text("{}")
+    return {
+        "model": str(tmp_path / "model"),
+        "data": str(tmp_path / "rows.jsonl"),
+        "output": str(tmp_path / "out"),
+    }
+
+
+def test_options_of_a_method_hide_none_of_the_jobs(asked: dict[str, Any]) -> None:
+    methods = ("vanilla", "random:budget=2,seed=5", "apet:schedule=encoder=3")
+    work = Work.of(EvalConfig.of("image", **asked, methods=methods, budgets=(), seed=3))
+    work.begin(Record("job"))
+    configs = [Record.load(unit.folder).config for unit in work.units]
+    assert [config["seed"] for config in configs] == [3, 3, 3]
+    assert [config.get("random.seed") for config in configs] == [None, 5, None]
+    assert [config["schedule"] for config in configs] == [None, None, "encoder=3"]
+
+
+def test_finished_runs_know_how_many_rows_they_have(asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sweep with nothing left to do reads no data to show its plan."""
+    work = Work.of(EvalConfig.of("image", **asked, methods=("vanilla",)))
+    assert work.rows == 5
+    work.begin(Record("job"))
+    for unit in work.units:
+        assert unit.record is not None
+        unit.record.end("finished")
+        unit.record.save(unit.folder)
+
+    def read(self: Manifest, limit: int | None = None) -> Any:
+        raise AssertionError("the data is read")
+
+    monkeypatch.setattr(Manifest, "index", read)
+    assert Work.of(EvalConfig.of("image", **asked, methods=("vanilla",))).rows == 5
+    assert Work.of(EvalConfig.of("image", **asked, methods=("vanilla",), limit=2)).rows == 2
