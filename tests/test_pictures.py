@@ -20,7 +20,7 @@ from apet import ApET, attach
 from apet.methods import build
 from jobs import visualize as job
 from pipelines.answers import Block
-from pipelines.config import EvalConfig, to_yaml
+from pipelines.config import EvalConfig
 from pipelines.manifest import Manifest
 from pipelines.pictures import cases, figures, listed, page, visualize
 from pipelines.pictures.rankings import Ranking, rankings
@@ -46,7 +46,6 @@ def stored(output: Path, config: EvalConfig, point: Point, answers: dict[str, tu
     identity = config.identity(point, "digest of the manifest", f"of {config.model}", "1")
     folder = Folder.of(str(output / config.run_name(point, identity)))
     Record(name=config.run_name(point, identity), identity=identity, config=config.to_dict()).save(folder)
-    folder.write("config.yaml", to_yaml(config).encode())
     rows = [
         {
             "row_id": row_id,

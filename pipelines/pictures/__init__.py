@@ -1,6 +1,6 @@
 """Pictures of what a model was shown and what was left of it, made again from the records of real runs.
 
-`visualize` reads runs (record.json, config.yaml and the answers), finds the rows to draw (`cases`), asks the model
+`visualize` reads runs (record.json and the answers), finds the rows to draw (`cases`), asks the model
 again about them (`seen`, `rankings`), and draws (`figures`, on `page`). What the model answers now is compared with
 what the run has: a picture of something else says so.
 """
@@ -15,10 +15,8 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import yaml
 
 from apet.methods.apet import ApET
-from pipelines.benchmarks import benchmark
 from pipelines.config import EvalConfig
 from pipelines.manifest import Manifest
 from pipelines.paths import model_fingerprint
@@ -28,11 +26,12 @@ from pipelines.pictures.page import GREY, INK, Line
 from pipelines.pictures.rankings import Ranking, rankings
 from pipelines.pictures.seen import Eye, Prompt
 from pipelines.prepare import RowError, error_of
+from pipelines.report.pictures import FOLDER, LIST
 from pipelines.rows import Row
 from pipelines.storage import Folder, redacted
+from pipelines.work import manifest_of
 
-FOLDER, LIST = "pictures", "pictures.json"
-ASKED = (  # of a job's config: how its rows are found, read and asked
+ASKED = (  # of a run's config: how its rows are found, read and asked
     *("model", "revision", "trust_remote_code", "benchmark", "data", "split", "media_root", "allow_outside"),
     *("question", "limit", "frames", "min_pixels", "max_pixels", "conversation", "temperature", "max_new_tokens"),
     *("seed", "dtype", "attn"),
@@ -58,12 +57,13 @@ def visualize(
     if model_fingerprint(config.model, config.revision) != found[0].record.identity["model"]:
         say(f"{config.model} is not what it was when the runs were made; answers may differ")
     manifest, read = _read(config, [case.row_id for case in chosen])
-    base, mark, query = found[0].folder.uri.partition("?")
-    folder = Folder.of(output or f"{base.rpartition('/')[0]}{mark}{query}").child(FOLDER)
+    said = {run: run.rows([case.row_id for case in chosen if run in case.runs]) for run in found}
+    folder = (Folder.of(output) if output else found[0].folder.parent).child(FOLDER)
     made: list[dict[str, str]] = []
     for case, row in zip(chosen, read, strict=True):
         try:
-            pictures = _drawn(eye, eye.read(row, manifest), row, case, say)
+            stored = [said[run][row.row_id] for run in case.runs]
+            pictures = _drawn(eye, eye.read(row, manifest), row, case, stored, say)
         except (ValueError, OSError, RowError) as error:  # a picture that is gone takes no other with it
             say(f"{row.row_id} cannot be drawn: {error_of(error)}")
             continue
@@ -78,11 +78,8 @@ def visualize(
 
 
 def _config(run: Run) -> EvalConfig:
-    """How the run asked; of its job's config, since a point's options may hide it in the record."""
-    try:
-        given = yaml.safe_load(run.folder.read("config.yaml"))
-    except FileNotFoundError:
-        given = run.record.config
+    """How the run asked."""
+    given = run.record.config
     known = {name: given[name] for name in ASKED if given.get(name) is not None}
     if known.get("limit") == "all":
         del known["limit"]
@@ -91,16 +88,7 @@ def _config(run: Run) -> EvalConfig:
 
 def _read(config: EvalConfig, row_ids: Sequence[str]) -> tuple[Manifest, list[Row]]:
     """The rows as they lie in the data, in this order."""
-    bench = benchmark(config.benchmark)
-    data = config.data or bench.manifest(config.split, config.limit)
-    manifest = bench.rows(
-        str(data),
-        config.split,
-        media_root=config.media_root,
-        allow_outside=config.allow_outside,
-        kind=config.kind,
-        question=config.question,
-    ).ready()
+    manifest = manifest_of(config)
     index = manifest.index(config.limit)
     places = pc.index_in(pa.array(row_ids, pa.string()), value_set=index["row_id"].combine_chunks())
     if places.null_count:
@@ -110,17 +98,22 @@ def _read(config: EvalConfig, row_ids: Sequence[str]) -> tuple[Manifest, list[Ro
 
 
 def _drawn(
-    eye: Eye, prompt: Prompt, row: Row, case: Case, say: Callable[[str], None]
+    eye: Eye,
+    prompt: Prompt,
+    row: Row,
+    case: Case,
+    stored: Sequence[dict[str, Any]],
+    say: Callable[[str], None],
 ) -> list[tuple[dict[str, str], bytes]]:
-    """A row's two figures."""
+    """A row's two figures; `stored` is what each run of the case has of it."""
     told = []
-    for run in case.runs:
-        stored = run.rows([row.row_id])[row.row_id]
-        told.append(figures.Told(run.name, stored, eye.ask(prompt, run.point.build())))
+    methods = [run.point.build() for run in case.runs]
+    for run, method, answer in zip(case.runs, methods, stored, strict=True):
+        told.append(figures.Told(run.name, answer, eye.ask(prompt, method)))
         if not told[-1].same:
-            here, there = told[-1].came.answer, stored["prediction"]
+            here, there = told[-1].came.answer, answer["prediction"]
             say(f"{row.row_id}: {run.name} answers {here!r} here and {there!r} in the run")
-    like = next((m for run in case.runs if isinstance(m := run.point.build(), ApET)), ApET(budget=1))
+    like = next((method for method in methods if isinstance(method, ApET)), ApET(budget=1))
     maps = list(rankings(eye, prompt, like))
     for note in maps:
         if isinstance(note, str):

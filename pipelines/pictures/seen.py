@@ -6,7 +6,7 @@ The model is loaded once and every method is attached to it in turn, as in the j
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from math import ceil
 from typing import Any, NamedTuple
 
@@ -22,12 +22,13 @@ from apet.methods import build
 from apet.methods.base import Method
 from apet.models import family_of, load
 from apet.models.base import Group
+from pipelines.brief import recipe_of
 from pipelines.config import EvalConfig
 from pipelines.generation import Sampler, seed_of
 from pipelines.manifest import Manifest
 from pipelines.media import images, videos
 from pipelines.media.content import Pixels
-from pipelines.prepare import PIXELS, Collator, Preparer, Recipe
+from pipelines.prepare import PIXELS, Collator, Preparer
 from pipelines.rows import Medium, Row
 
 
@@ -72,8 +73,7 @@ class Eye:
 
     def __init__(self, config: EvalConfig) -> None:
         self.config = config
-        same = {each.name: getattr(config, each.name) for each in fields(Recipe) if each.name != "room"}
-        self.recipe = Recipe(**same, room=config.max_new_tokens)
+        self.recipe = recipe_of(config)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.prepare = Preparer(self.recipe)
         self.processor: Any = self.prepare.processor
