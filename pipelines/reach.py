@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from apet.attach import attach
-from apet.flops import prefill_flops, shape_of
+from apet.flops import ModelShape, prefill_flops, shape_of
 from apet.methods.base import Model
 from apet.models import family_of, load_config
 from apet.schedule import Schedule
@@ -55,11 +55,17 @@ def _tokens(config: Any, frames: int) -> int | None:
     return int(frames * (vision.image_size // vision.patch_size) ** 2)
 
 
+@cache
+def _shape(name: str, revision: str | None, trust_remote_code: bool) -> ModelShape:
+    """Once for all runs of a model: the hub is asked each time."""
+    return shape_of(load_config(name, revision=revision, trust_remote_code=trust_remote_code))
+
+
 def prefill_tflops(name: str, revision: str | None, trust_remote_code: bool, answers: pa.Table) -> float | None:
     """The mean prefill of answered rows in teraflops, counted from what each site kept; None without any."""
     if not len(answers):
         return None
-    shape = shape_of(load_config(name, revision=revision, trust_remote_code=trust_remote_code))
+    shape = _shape(name, revision, trust_remote_code)
     some = np.unique(np.linspace(0, len(answers) - 1, COUNTED).astype(int))
     rows = answers.select(["schedule", "visual_tokens_in", "prompt_tokens"]).take(pa.array(some)).to_pylist()
     total = 0.0

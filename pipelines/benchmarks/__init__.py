@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from importlib import import_module
 from typing import TYPE_CHECKING
+
+from pipelines.values import near
 
 if TYPE_CHECKING:
     from pipelines.benchmarks.base import Benchmark
@@ -21,8 +22,6 @@ SPLITS = {"mmbench": "dev", "mmbench_cn": "dev"}  # that are asked where nobody 
 def benchmark(name: str) -> Benchmark:
     """The benchmark of that name: `BENCHMARK` in the file of that name."""
     if name not in BENCHMARKS:
-        close = get_close_matches(name, BENCHMARKS, n=1)
-        hint = f" (did you mean '{close[0]}'?)" if close else ""
-        raise ValueError(f"there is no benchmark '{name}'{hint}; there are {', '.join(BENCHMARKS)}")
+        raise ValueError(f"there is no benchmark '{name}'{near(name, BENCHMARKS)} (there are {', '.join(BENCHMARKS)})")
     found: Benchmark = import_module(f"pipelines.benchmarks.{name}").BENCHMARK
     return found

@@ -13,10 +13,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines import answers
 from pipelines.benchmarks import BENCHMARKS, benchmark
 from pipelines.benchmarks.base import Benchmark
 from pipelines.record import Record, places
-from pipelines.storage import Folder, redacted
+from pipelines.storage import Folder, at_once, redacted
 
 OF_POINT = ("method", "options")  # what of a run's identity its point says
 OF_BENCHMARK = ("benchmark", "benchmark_version", "split", "manifest", "question", "max_new_tokens")
@@ -113,7 +114,7 @@ def gather(uris: Sequence[str]) -> tuple[list[Chapter], list[str]]:
     notes: list[str] = []
     runs: dict[str, Run] = {}
     for uri in uris:
-        found = [_run(folder) for folder in places(Folder.of(uri).uri)]
+        found = at_once(_run, places(Folder.of(uri).uri))
         if not found:
             raise ValueError(
                 f"{redacted(uri)} holds no run; give the folder that --output named, or folders of runs in it,"
@@ -128,7 +129,7 @@ def gather(uris: Sequence[str]) -> tuple[list[Chapter], list[str]]:
                 raise ValueError(f"{both} are the same run, {run.id}; give one of them")
     whole = []
     for run in sorted(runs.values(), key=lambda run: run.id):
-        if not any(name.endswith(".parquet") for name in run.folder.names()):
+        if not answers.parts_of(run.folder):
             notes.append(f"{run.id} has no answers yet and is left out.")
             continue
         if run.unfinished:

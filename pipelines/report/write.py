@@ -48,9 +48,7 @@ def report(uris: Sequence[str], out: str | None = None) -> tuple[Folder, list[st
 
 def _above(chapter: Chapter) -> str:
     """The folder in which a chapter's first run lies."""
-    uri = chapter.studies[0].runs[0].folder.uri
-    base, mark, query = uri.partition("?")
-    return base.rpartition("/")[0] + mark + query
+    return chapter.studies[0].runs[0].folder.parent.uri
 
 
 def _tables(chapter: Chapter, findings: Sequence[Findings], several: bool) -> list[Table]:

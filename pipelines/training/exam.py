@@ -16,6 +16,7 @@ import transformers as hf
 from PIL import Image
 
 from pipelines.media import videos
+from pipelines.statistics import wilson
 from pipelines.training.students import FRAMES
 
 
@@ -34,10 +35,8 @@ class Mark:
     def interval(self) -> tuple[float, float]:
         if not self.asked:
             return 0.0, 1.0
-        z, share = 1.959964, self.accuracy
-        middle = (share + z * z / (2 * self.asked)) / (1 + z * z / self.asked)
-        reach = z * math.sqrt(share * (1 - share) / self.asked + (z / (2 * self.asked)) ** 2) / (1 + z * z / self.asked)
-        return middle - reach, middle + reach
+        _, low, high = wilson(self.right, self.asked)
+        return low, high
 
     def __str__(self) -> str:
         low, high = self.interval
