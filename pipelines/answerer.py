@@ -33,6 +33,7 @@ from pipelines.ledger import Desk
 from pipelines.prepare import Collator, processor_of, unpacked, warm_up
 from pipelines.rows import Row, described
 from pipelines.sheet import FLUSH, Sheet, Writer
+from pipelines.storage import at_once
 
 Inputs = dict[str, Tensor]
 
@@ -83,9 +84,8 @@ class Answerer:
     def _section(self, section: Section, rows: list[Prepared]) -> None:
         """Answer rows of one benchmark."""
         writer = Writer(self.worker, self.job.model_name)
-        sheets = [
-            Sheet(writer, section, place, self.methods[run.point], rows) for place, run in enumerate(section.runs)
-        ]
+        methods = [self.methods[run.point] for run in section.runs]
+        sheets = at_once(lambda place: Sheet(writer, section, place, methods[place], rows), range(len(methods)))
         for row in rows:
             if row.error is not None:
                 for sheet in sheets:
@@ -106,8 +106,7 @@ class Answerer:
                         each.flush(within=FLUSH if alone else slowest)
                 self.towers.forget()
                 self._told(sheets)
-        for sheet in sheets:
-            sheet.flush()
+        at_once(Sheet.flush, sheets)
         self._told(sheets)
 
     def _batches(self, rows: list[Prepared], sheets: list[Sheet]) -> Iterator[tuple[list[Prepared], Inputs | None]]:
