@@ -18,7 +18,7 @@ from pipelines.report.page import Figure, Section, page
 from pipelines.report.pictures import pictures
 from pipelines.report.rows import changed, errors, lost, slowest, types
 from pipelines.report.table import Table, slug
-from pipelines.storage import Folder
+from pipelines.storage import Folder, at_once
 
 PAGE, FIGURES, TABLES, QUERIES = "report.html", "figures", "tables", "queries.sql"
 FORMATS = {"csv": as_csv, "md": as_markdown, "tex": as_latex}
@@ -40,10 +40,13 @@ def report(uris: Sequence[str], out: str | None = None) -> tuple[Folder, list[st
     drawn = [(figure, section.legend) for section in [*sections, *speed] for figure in section.figures]
     files |= {f"{FIGURES}/{slug(figure.title)}.svg": charts.alone(figure.svg, legend) for figure, legend in drawn}
     files |= {f"{TABLES}/{table.name}.{ending}": form(table) for table in every for ending, form in FORMATS.items()}
-    for name, content in files.items():
-        inside, _, last = name.rpartition("/")
-        (folder.child(inside) if inside else folder).write(last, content.encode())
+    at_once(lambda name: _write(folder, name, files[name]), files)
     return folder, list(files)
+
+
+def _write(folder: Folder, name: str, content: str) -> None:
+    inside, _, last = name.rpartition("/")
+    (folder.child(inside) if inside else folder).write(last, content.encode())
 
 
 def _above(chapter: Chapter) -> str:
