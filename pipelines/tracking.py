@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from pipelines.experiment import SQLITE, ArtifactError, Experiment, lacking, said
 from pipelines.meter import Meter
@@ -39,6 +40,7 @@ class Tracker:
         self._interval = interval
         self._say = say or _to_stderr
         self._watched: dict[str, tuple[Record, Folder]] = {}
+        self._brought: dict[str, tuple[Any, ...]] = {}  # by record: where it stood when MLflow last got all of it
         self._wake, self._stopping, self._given_up = threading.Event(), threading.Event(), threading.Event()
         self._writing = threading.Lock()
         self._failures, self._try_at = 0, 0.0
@@ -56,6 +58,7 @@ class Tracker:
         record.tags = {**_origin(), **record.tags}
         record.track(self._experiment.adopt(record.mlflow))
         self._watched[record.id] = (record, folder)
+        self._brought.pop(record.id, None)
         self._wake.set()
 
     def drop(self, record: Record) -> None:
@@ -101,19 +104,26 @@ class Tracker:
                 if record.parent is None and record.state == "running":
                     record.log(int(time.time() - record.started), self._meter.read())
             if last or time.monotonic() >= self._try_at:
-                self._bring()
+                self._bring(everything=last)
             if last:
                 return
             self._wake.wait(self._interval)
             self._wake.clear()
 
-    def _bring(self) -> None:
-        """One attempt for all records; the next one waits longer each time that the server does not answer."""
+    def _bring(self, everything: bool) -> None:
+        """One attempt for all records; the next one waits longer each time that the server does not answer.
+
+        everything: also of records that stand where they stood; a sweep has hundreds, and reading them takes long
+        """
         problem: Exception | None = None
         for record, folder in self._records():
+            stands = (record.state, record.ended, len(record.history))
+            if self._brought.get(record.id) == stands and not everything:
+                continue
             state = dict(record.mlflow)
             try:
                 self._experiment.bring(record.snapshot(), folder, state)
+                self._brought[record.id] = stands
             except Exception as error:  # whatever it is, the job goes on
                 problem = error
             if self._given_up.is_set():

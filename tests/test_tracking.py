@@ -13,7 +13,7 @@ import threading
 import time
 import urllib.request
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -254,6 +254,37 @@ def test_a_run_that_goes_on_is_the_same_run(database: str, experiment: str, outp
     assert now.data.metrics["accuracy"] == 0.75
     assert (now.data.params["model"], now.data.params["batch_size"]) == ("demo", "4")
     assert Path(client(database).download_artifacts(now.info.run_id, "config.yaml")).read_bytes() == b"model: another\n"
+
+
+def test_what_stands_still_is_not_read_again(
+    database: str, experiment: str, output: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sweep has hundreds of records, most of them waiting or done."""
+    read: list[int] = []
+    whole = Record.snapshot
+
+    def counted(self: Record) -> dict[str, Any]:
+        read.append(len(self.history))
+        return whole(self)
+
+    record = Record("still", parent={"id": "of a job", "name": "job"})
+    tracker = Tracker(database, experiment, interval=0.02)
+    tracker.watch(record, output.child(record.name))
+    until(lambda: output.child(record.name).exists("record.json"))  # the tracker saves it when MLflow has it
+    monkeypatch.setattr(Record, "snapshot", counted)
+    time.sleep(0.5)
+    assert read == []
+    record.log(1, {"rows_done": 1}, force=True)
+    until(lambda: record.mlflow["history"] == 1)
+    assert read[0] == 1
+    assert tracker.stop(60)
+
+
+def until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_a_run_that_another_job_has_is_left_alone(database: str, experiment: str, output: Folder) -> None:
