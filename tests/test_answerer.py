@@ -14,13 +14,14 @@ import pyarrow.compute as pc
 import pytest
 import tiny
 
-from pipelines import answers
+from pipelines import answers, work
 from pipelines.answerer import Answerer
 from pipelines.brief import job_of
 from pipelines.config import EvalConfig
 from pipelines.ledger import ALONE, Book
+from pipelines.manifest import Manifest
 from pipelines.plan import prepared
-from pipelines.work import Work
+from pipelines.rows import Medium
 
 Checkpoint = Callable[[str], Path]
 
@@ -30,18 +31,22 @@ class Died(BaseException):
 
 
 def answered(config: EvalConfig, worker: type[Answerer] = Answerer) -> tuple[dict[str, pa.Table], int]:
-    """The answers by point, and how often the worker died of making them. Ray would start it again likewise."""
-    work, book, deaths = Work.of(config), Book(), 0
-    job = job_of([work], threads=1)
-    pointers = work.missing().append_column("section", pa.array(np.zeros(len(work.index), np.int16)))
-    for block in prepared(pointers, job, Book(), config.batch_size):
+    """The answers by point, and how often who read or answered died of it. Ray would start them again likewise."""
+    todo, book, deaths = work.Work.of(config), Book(), 0
+    job = job_of([todo], threads=1)
+    pointers = todo.missing().append_column("section", pa.array(np.zeros(len(todo.index), np.int16)))
+
+    def restarted(do: Callable[..., Any], *given: Any) -> Any:
+        nonlocal deaths
         while True:
             try:
-                worker(job, book)(block)
-                break
+                return do(*given)
             except Died:
                 deaths += 1
-    return {unit.point.name: answers.read(unit.folder) for unit in work.units}, deaths
+
+    for block in restarted(lambda: list(prepared(pointers, job, book, config.batch_size))):
+        restarted(lambda rows: worker(job, book)(rows), block)
+    return {unit.point.name: answers.read(unit.folder) for unit in todo.units}, deaths
 
 
 def write(folder: Path, rows: Sequence[dict[str, str]]) -> str:
@@ -53,6 +58,24 @@ def errors(table: pa.Table) -> dict[str, str]:
     """By row, of those that have one."""
     bad = table.filter(pc.equal(table["status"], "error"))
     return dict(zip(bad["row_id"].to_pylist(), bad["error"].to_pylist(), strict=True))
+
+
+def asked(model: Path, folder: Path, ids: Sequence[str], methods: tuple[str, ...]) -> EvalConfig:
+    """Questions about little pictures, which have the rows' names."""
+    rows = []
+    for number, name in enumerate(ids):
+        tiny.image(20 + 3 * number, 20, seed=number).save(folder / f"{name}.png")
+        rows.append({"id": name, "media": f"{name}.png", "question": "What is this?"})
+    return EvalConfig.of(
+        "image",
+        model=str(model),
+        data=write(folder, rows),
+        output=str(folder / "out"),
+        methods=methods,
+        budgets=("50%",),
+        max_new_tokens=2,
+        batch_size=4,
+    )
 
 
 class Mortal(Answerer):
@@ -76,26 +99,35 @@ def test_a_row_that_workers_die_of_is_lost_to_the_methods_it_kills(
     checkpoint: Checkpoint, tmp_path: Path, name: str, lost: dict[str, set[str]], deaths: int
 ) -> None:
     """One that has killed under two of them kills under all: no further worker is spent on it."""
-    rows = []
-    for number, row_id in enumerate(("a", name, "b", "c")):
-        tiny.image(20 + 3 * number, 20, seed=number).save(tmp_path / f"{number}.png")
-        rows.append({"id": row_id, "media": f"{number}.png", "question": "What is this?"})
-    config = EvalConfig.of(
-        "image",
-        model=str(checkpoint("llava")),
-        data=write(tmp_path, rows),
-        output=str(tmp_path / "out"),
-        methods=("vanilla", "uniform", "random"),
-        budgets=("50%",),
-        max_new_tokens=2,
-        batch_size=4,
-    )
+    config = asked(checkpoint("llava"), tmp_path, ["a", name, "b", "c"], ("vanilla", "uniform", "random"))
     tables, died = answered(config, Mortal)
     assert died == deaths
     assert {point: set(errors(table)) for point, table in tables.items()} == lost
     for table in tables.values():
         assert sorted(table["row_id"].to_pylist()) == sorted(["a", "b", "c", name])
         assert all(error.startswith("WorkerDied") for error in errors(table).values())
+
+
+class Deadly(Manifest):
+    """Who reads `poison.png` dies."""
+
+    def fetch(self, medium: Medium) -> Any:
+        if medium.path == "poison.png":
+            raise Died
+        return super().fetch(medium)
+
+
+def test_a_row_that_readers_die_of_is_lost(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = work.manifest_of
+    monkeypatch.setattr(work, "manifest_of", lambda *given: Deadly(**vars(find(*given))))
+    config = asked(checkpoint("llava"), tmp_path, ["a", "poison", "b"], ("vanilla", "uniform"))
+    tables, deaths = answered(config)
+    assert deaths == 1 + ALONE
+    for table in tables.values():
+        assert errors(table) == {"poison": "WorkerDied: the worker died each time it read this row"}
+        assert sorted(table["row_id"].to_pylist()) == ["a", "b", "poison"]
 
 
 def test_videos(checkpoint: Checkpoint, tmp_path: Path) -> None:
