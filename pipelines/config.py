@@ -20,12 +20,9 @@ from typing import Any, NoReturn, cast
 from pipelines import guide, values
 from pipelines.benchmarks import BENCHMARKS, SPLITS
 from pipelines.flags import flag, flags_of, from_argv, from_yaml, parser
-from pipelines.paths import model_fingerprint, resolve_paths
 from pipelines.points import Point, known_methods, points
 from pipelines.rows import Kind
 from pipelines.storage import redacted
-
-__all__ = ["EvalConfig", "Point", "digest", "model_fingerprint", "parse", "refuse", "resolve_paths", "to_yaml"]
 
 DEMO_BENCHMARK = {"image": "shapes", "video": "motion"}
 DEMO_BUDGET = {"image": "64", "video": "12.5%"}

@@ -299,7 +299,8 @@ def test_a_job_answers_before_anything_is_loaded(kind: str, argv: list[str]) -> 
 def test_a_right_command_is_parsed_resolved_and_identified_without_anything_heavy(tmp_path: Path) -> None:
     code = (
         "import sys\n"
-        "from pipelines.config import *\n"
+        "from pipelines.config import parse, to_yaml\n"
+        "from pipelines.paths import model_fingerprint, resolve_paths\n"
         f"config = resolve_paths(parse('image', ['--model', {str(tmp_path)!r}, '--method', 'apet']))\n"
         "identity = config.identity(config.points[0], 'm', model_fingerprint(config.model), '1')\n"
         "to_yaml(config), config.run_name(config.points[0], identity)\n"
