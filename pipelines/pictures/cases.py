@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from pipelines import answers
 from pipelines.points import Point
 from pipelines.record import Record
-from pipelines.storage import Folder, redacted
+from pipelines.storage import Folder, at_once, redacted
 from pipelines.values import near
 
 MOST = 4  # runs that are all drawn; of more, the unmodified model and the two that disagree
@@ -82,7 +82,7 @@ class Run:
 
 def runs(uris: Sequence[str]) -> list[Run]:
     """The runs of these folders, the unmodified model first and ApET next; they asked one model the same questions."""
-    found = [Run.of(uri) for uri in uris]
+    found = at_once(Run.of, uris)
     for other in found[1:]:
         for key, value in found[0].record.identity.items():
             if key not in POINT and other.record.identity.get(key) != value:
