@@ -49,6 +49,7 @@ def join(address: str | None) -> None:
 
 
 def _join(address: str | None) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # one process less, and nothing is told to Ray's makers
     where = address or os.environ.get("RAY_ADDRESS") or "local"
     if where != "local":
         ray.init(address=where, logging_level=logging.ERROR)
