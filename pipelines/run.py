@@ -157,7 +157,7 @@ def _locked(group: Sequence[Work], held: contextlib.ExitStack) -> list[Lock]:
 def _answer(
     group: Sequence[Work], locks: Sequence[Lock], tracker: Tracker, worker: type[Answerer] | None
 ) -> tuple[State, str]:
-    began = time.time()
+    began = time.monotonic()
     state: State = "failed"
     message = ""
     try:
@@ -176,7 +176,7 @@ def _answer(
             print(redacted(traceback.format_exc()), file=sys.stderr)
     for work in group:
         try:
-            work.end(state, message, time.time() - began)
+            work.end(state, message, time.monotonic() - began)
         except Exception as error:
             print(redacted(traceback.format_exc()), file=sys.stderr)
             state = "killed" if state == "killed" else "failed"
