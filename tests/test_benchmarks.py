@@ -73,7 +73,7 @@ PROMPTS = {
     "msvd": ["who opened the box?", "how many men are there?"],
 }
 PROMPTS["mmbench_cn"] = [prompt.replace(LETTER, CHINESE) for prompt in PROMPTS["mmbench"]]
-SAME = {"gqa", "pope", "textvqa", "scienceqa", "mmbench", "mmbench_cn"}
+SAME = ("gqa", "pope", "textvqa", "scienceqa", "mmbench", "mmbench_cn")
 PROMPTS |= {f"{name} of the hub": PROMPTS[name] for name in SAME}
 PROMPTS |= {f"{name} of the hub": PROMPTS[f"{name} val"] for name in ("vqav2", "vizwiz")}
 PROMPTS |= dict.fromkeys(("tgif", "msrvtt"), PROMPTS["msvd"])
