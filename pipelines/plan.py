@@ -31,6 +31,7 @@ TASKS = 4000  # that read rows, at most: their number is what the driver's memor
 BATCHES = 4  # handed to an actor at once, where there are rows enough: work for it while the next rows come
 BLOCK_BYTES = 64 << 20  # of prepared rows, at most
 TICK = 2.0
+SILENT = 2
 
 
 class Pipeline:
@@ -151,6 +152,7 @@ class Watch:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         self._line = 0.0
+        self._silent = 0  # looks that Ray has not answered, the latest ones
 
     def __enter__(self) -> Watch:
         self._thread.start()
@@ -169,8 +171,12 @@ class Watch:
     def _look(self, last: bool = False) -> None:
         try:
             progress: Progress = ray.get(self._ledger.tell.remote(), timeout=10)
-        except Exception:  # the cluster is busy or going down: others will say so
+        except Exception:  # the cluster is busy or going down
+            self._silent += 1
+            if self._silent == SILENT:  # without a head, Ray ends this process after a minute, without us
+                print("Ray does not answer; if its head is lost this job ends, and the same command goes on", file=sys.stderr)
             return
+        self._silent = 0
         self._say(progress, last)
         for unit in self._units:
             self._note(unit, progress, last)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 import signal
 import sys
 import threading
@@ -185,10 +186,11 @@ def _answer(
 
 
 def _raised(error: Exception) -> str:
-    """What went wrong, on a line. Ray's errors carry a worker's traceback, which ends in what the worker raised."""
-    lines = str(error).strip().splitlines()
-    line = redacted(lines[-1].strip()) if len(lines) > 1 and "Traceback" in str(error) else described(error)
-    return f"{line}; make room there" if any(full in line for full in FULL) else line
+    """What went wrong, on a line. Ray's errors carry a worker's traceback: what was raised first comes first."""
+    text = str(error)
+    first = re.split(r"\n+(?:The above exception was|During handling of)", text)[0].strip().splitlines()
+    line = redacted(first[-1].strip()) if '  File "' in text else described(error)
+    return f"{line}; make room on that disk" if any(full in line for full in FULL) else line
 
 
 def _work(group: Sequence[Work], locks: Sequence[Lock], worker: type[Answerer] | None) -> int:

@@ -30,8 +30,22 @@ def test_one_line_and_a_status(error: BaseException, status: int, capsys: pytest
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
+AS_RAY_SAYS_IT = """\x1b[36mray::MapWorker(MapBatches(Answerer)).submit()\x1b[39m (pid=47, ip=192.0.2.2)
+  File "/apet/pipelines/storage.py", line 128, in write
+    file.write(data)
+OSError: [Errno 28] No space left on device
+
+The above exception was the direct cause of the following exception:
+
+\x1b[36mray::MapWorker(MapBatches(Answerer)).submit()\x1b[39m (pid=47, ip=192.0.2.2)
+  File "/ray/data/map_transformer.py", line 312, in __next__
+    raise UserCodeException("UDF failed to process a data block.") from e
+ray.exceptions.UserCodeException: UDF failed to process a data block.
+To change retry attempts, configure `ray.data.DataContext.get_current()`"""
+
+
 def test_a_full_disk_says_what_to_do() -> None:
-    assert _raised(FULL).endswith("'/out/answers.parquet'; make room there")
-    worker = RuntimeError(f"Traceback (most recent call last):\n  File ...\nOSError: {FULL}")
-    assert _raised(worker).startswith("OSError: [Errno 28] No space left on device")
-    assert _raised(worker).endswith("; make room there")
+    assert _raised(FULL).endswith("'/out/answers.parquet'; make room on that disk")
+    assert _raised(RuntimeError(AS_RAY_SAYS_IT)) == (
+        "OSError: [Errno 28] No space left on device; make room on that disk"
+    )
