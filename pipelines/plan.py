@@ -174,7 +174,10 @@ class Watch:
         except Exception:  # the cluster is busy or going down
             self._silent += 1
             if self._silent == SILENT:  # without a head, Ray ends this process after a minute, without us
-                print("Ray does not answer; if its head is lost this job ends, and the same command goes on", file=sys.stderr)
+                print(
+                    "Ray does not answer; if its head is lost this job ends, and the same command goes on",
+                    file=sys.stderr,
+                )
             return
         self._silent = 0
         self._say(progress, last)
