@@ -123,7 +123,7 @@ class EvalConfig:
         values.choice("eager", "sdpa", "flash_attention_2", "flash_attention_3"),
         "NAME",
         "attention kernel: eager, sdpa, flash_attention_2 or flash_attention_3",
-        shown="transformers' choice for the model",
+        shown="sdpa",
     )
 
     ray_address: str | None = flag(

@@ -225,7 +225,7 @@ def _beside(flash: Findings, other: Findings, kernel: str, chapter: Chapter) -> 
         for each in (flash, other)
     ]
     points = list(dict.fromkeys([*times[1], *times[0]]))
-    without = str(chapter.settings.get("attn") or "the model's own kernel")
+    without = str(chapter.settings.get("attn") or "sdpa")
     return Bars(points, (kernel, without), [[times[at].get(point) for point in points] for at in (0, 1)])
 
 
