@@ -153,8 +153,9 @@ class Book:
                 told.errors[part.run] += part.errors
                 told.spent_s[part.run] += part.spent_s
                 told.visual_tokens[part.run] += part.visual_tokens
-                told.started = told.started or now - part.spent_s
                 told.latest = now
+        if told.latest and not told.started:
+            told.started = now - sum(part.spent_s for part in done)
 
     def tell(self) -> Progress:
         return self.progress

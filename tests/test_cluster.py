@@ -179,3 +179,16 @@ def test_a_job_that_gets_on_does_not() -> None:
         desk.begin([f"row {number}"])
         if number % 3 == 0:
             desk.end([Done("p", rows=1)])
+
+
+def test_the_clock_starts_with_the_first_batch() -> None:
+    """Whose time is that of all its runs: a sweep's first words on its speed are true."""
+    book = Book()
+    desk = Desk(book, "w1")
+    desk.end([])
+    assert not book.progress.started
+    desk.end([Done(f"run {number}", rows=8, spent_s=2.0) for number in range(5)])
+    assert book.progress.latest - book.progress.started == pytest.approx(10.0)
+    first = book.progress.started
+    desk.end([Done("run 0", rows=8, spent_s=2.0)])
+    assert book.progress.started == first
