@@ -1,0 +1,305 @@
+"""The stage for faults: Ray on several machines that are really one, a job as its own process, and the count after.
+
+A fault is a generator over a `Night`: what it does before the job starts, `yield`, what it does while the job runs,
+`yield`, what must be true when it has ended. So one job can go through several faults, and through one many times.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow.dataset
+import tiny
+from ray.cluster_utils import Cluster
+
+from faults.worker import worker
+from pipelines.config import EvalConfig
+
+PATIENCE = 600.0  # seconds for what takes a few on a calm machine
+HERE = str(Path(__file__).parent.parent)
+ROWS = 12  # for each fault: enough work to go on while it happens
+FORKS = multiprocessing.get_context("forkserver")  # what a job imports is imported once
+FORKS.set_forkserver_preload(["pipelines.plan", "pipelines.tracking", "pipelines.reach", "mlflow", "torchvision"])
+
+
+class Machines:
+    """A head with CPUs to read with, and two machines with a logical GPU each; object stores as small as Ray allows."""
+
+    STORE = 80_000_000
+
+    def __init__(self) -> None:
+        os.environ["PYTHONPATH"] = os.pathsep.join([HERE, *filter(None, [os.environ.get("PYTHONPATH")])])  # workers'
+        self._place = tempfile.TemporaryDirectory(
+            prefix="apet-", dir="/tmp", ignore_cleanup_errors=True
+        )  # short, for sockets
+        head = {"num_cpus": 2, "include_dashboard": False, "temp_dir": self._place.name}
+        stop = signal.getsignal(signal.SIGTERM)
+        self.cluster = Cluster(initialize_head=True, head_node_args={**head, "object_store_memory": self.STORE})
+        self.gpus: list[Any] = []
+        self.add()
+        self.add()
+        signal.signal(signal.SIGTERM, stop)  # Ray's own waits half a minute for a head that may be gone
+
+    @property
+    def address(self) -> str:
+        return str(self.cluster.gcs_address)
+
+    def add(self) -> None:
+        self.gpus.append(self.cluster.add_node(num_cpus=1, num_gpus=1, object_store_memory=self.STORE))
+
+    def lose(self, process: int) -> None:
+        """The machine that a process is on loses its power."""
+        parent = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+        [lost] = [
+            node for node in self.gpus if parent in {each.process.pid for each in node.all_processes.get("raylet", [])}
+        ]
+        self.gpus.remove(lost)
+        self.cluster.remove_node(lost, allow_graceful=False)
+
+    def lose_head(self) -> None:
+        self.cluster.remove_node(self.cluster.head_node, allow_graceful=False)
+
+    def stop(self) -> None:
+        self.cluster.shutdown()
+        self._place.cleanup()
+
+
+class Job:
+    """What a user starts, in a process of its own."""
+
+    def __init__(self, config: EvalConfig, log: Path, *how: Any) -> None:
+        self.log = log
+        self.process = FORKS.Process(target=_drive, args=(config, log, *how))
+        self.process.start()
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text() if self.log.exists() else ""
+
+    def wait(self) -> int:
+        """Its exit status. A job that hangs is a fault of ours."""
+        self.process.join(PATIENCE)
+        if self.process.is_alive():
+            self.kill()
+            raise AssertionError(f"the job did not end within {PATIENCE:.0f} s:\n{self.said[-5000:]}")
+        return int(self.process.exitcode or 0)
+
+    def until(self, there: Callable[[], Any], what: str) -> Any:
+        """Wait for something that happens while the job runs."""
+        end = time.monotonic() + PATIENCE
+        while not (found := there()):
+            if not self.process.is_alive() or time.monotonic() > end:
+                self.kill()
+                raise AssertionError(f"it ended, or took too long, before {what}:\n{self.said[-5000:]}")
+            time.sleep(0.02)
+        return found
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.join()
+
+
+def _drive(config: EvalConfig, log: Path, make: Callable[[], Any], before: Sequence[Callable[[], None]]) -> None:
+    """What the process of a job does."""
+    with log.open("a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+    for each in before:
+        each()
+    from pipelines.run import run
+
+    sys.exit(run(config, make()))
+
+
+@dataclass
+class Night:
+    """One job through one or more faults."""
+
+    folder: Path
+    theatre: Theatre
+    seed: int = 0
+    given: dict[str, Any] = field(default_factory=dict)  # of the config, as faults want it
+    acts: dict[str, str] = field(default_factory=dict)  # what a worker does at a row
+    moods: dict[str, str] = field(default_factory=dict)  # how the store answers for a row's picture
+    before: list[Callable[[], None]] = field(default_factory=list)  # what the job's process does first
+    wrong: dict[str, str] = field(default_factory=dict)  # rows that must end as errors, and what theirs must say
+    recoveries: list[float] = field(default_factory=list)  # seconds from a fault until all goes on
+    starts: int = 0
+
+    def __post_init__(self) -> None:
+        self.dice = random.Random(self.seed)
+        for name in ("busy", "hits", "devices"):
+            (self.folder / name).mkdir(parents=True)
+        self.names: list[str] = []
+        self.free: list[str] = []
+        self.picture = 24
+
+    def play(self, faults: Sequence[Fault], **given: Any) -> Count:
+        """The job, and these faults one after the other."""
+        self.names = [f"row-{number:03}" for number in range(ROWS + len(faults) * ROWS)]
+        self.free = self.dice.sample(self.names, len(self.names))
+        self.given = {"tracking_uri": self.theatre.mlflow, **given}
+        with contextlib.ExitStack() as stack:
+            plots = [stack.enter_context(contextlib.closing(fault(self))) for fault in faults]
+            for plot in plots:
+                next(plot)
+            self._write()
+            self.start()
+            stack.callback(lambda: self.job.kill())
+            for plot in plots:
+                next(plot)
+            assert self.job.wait() == 0, self.job.said[-5000:]
+            for plot in plots:
+                next(plot, None)
+        return self.count()
+
+    def start(self) -> None:
+        """The command, again with the same."""
+        self.starts += 1
+        make = partial(worker, self.folder, dict(self.acts))
+        self.job = Job(self.config(), self.folder / "log.txt", make, list(self.before))
+
+    def take(self, act: str = "", error: str = "") -> str:
+        """A row that nothing else happens to; with an error it must end as one that says this."""
+        name = self.free.pop()
+        if act:
+            self.acts[name] = act
+        if error:
+            self.wrong[name] = error
+        return name
+
+    def _write(self) -> None:
+        lines = []
+        for number, name in enumerate(self.names):
+            tiny.image(self.picture, self.picture, seed=number).save(self.folder / f"{name}.png")
+            line = {"id": name, "media": f"{name}.png", "question": "What is this?", "answers": ["a"]}
+            lines.append(json.dumps(line) + "\n")
+        (self.folder / "rows.jsonl").write_text("".join(lines))
+
+    def config(self) -> EvalConfig:
+        given: dict[str, Any] = {
+            "model": str(self.theatre.model),
+            "data": str(self.folder / "rows.jsonl"),
+            "output": str(self.output),
+            "experiment": self.folder.name,
+            "ray_address": self.theatre.machines.address,
+            "methods": ("vanilla", "uniform"),
+            "budgets": ("50%",),
+            "max_new_tokens": 2,
+            "batch_size": 4,
+            "actors": (1, 1),
+            "gpus_per_actor": 1.0,
+            "cpus_per_actor": 0.5,
+            "max_error_rate": 0.9,
+            **self.given,
+        }
+        return EvalConfig.of("image", **given)
+
+    @property
+    def output(self) -> Path:
+        return self.folder / "out"
+
+    def in_a_batch(self) -> int:
+        """Wait for a moment in the middle of one of the next batches: the process that is at it."""
+        had = len(self._begun())
+        more = self.dice.randint(1, 3)
+        begun: list[Path] = self.job.until(lambda: (found := self._begun())[had + more - 1 :] and found, "a batch")
+        time.sleep(self.dice.uniform(0, 0.2))
+        self._fell = time.monotonic()
+        return int(begun[-1].name.partition("-")[2])
+
+    def others(self) -> None:
+        """Wait until a process that was not there before is at a batch; how long it took is the recovery."""
+        known = {path.name.partition("-")[2] for path in self._begun()}
+        self.job.until(lambda: {path.name.partition("-")[2] for path in self._begun()} - known, "recovery")
+        self.recoveries.append(time.monotonic() - self._fell)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Workers begin no further block: what happens to the machines takes longer than the job."""
+        (self.folder / "hold").touch()
+        try:
+            yield
+        finally:
+            (self.folder / "hold").unlink()
+
+    def _begun(self) -> list[Path]:
+        return sorted((self.folder / "busy").iterdir())
+
+    def mended(self, name: str) -> None:
+        """How long after it happened to a row the row was answered, one way or the other."""
+        fell = float((self.folder / "hits" / name).read_text())
+        answered = [row["answered_at"].timestamp() for row in self.answers() if row["row_id"] == name]
+        self.recoveries.append(max(0.0, max(answered) - fell))
+
+    def answers(self) -> list[dict[str, Any]]:
+        """All that was written, as anyone would read it."""
+        files = [str(path) for path in self.output.glob("*/*.parquet")]
+        columns = ["row_id", "point", "status", "error", "answered_at", "actor"]
+        found: list[dict[str, Any]] = pyarrow.dataset.dataset(files).to_table(columns=columns).to_pylist()
+        return found
+
+    def count(self) -> Count:
+        rows = self.answers()
+        times = Counter((row["point"], row["row_id"]) for row in rows)
+        points = {point.name for point in self.config().points}
+        wanted = {(point, name) for point in points for name in self.names}
+        for row in rows:
+            says = self.wrong.get(row["row_id"])
+            assert (row["status"] == "error") == (says is not None), row
+            assert says is None or says in row["error"], row
+        return Count(len(wanted - set(times)), times.total() - len(wanted & set(times)))
+
+
+Fault = Callable[[Night], Generator[None, None, None]]
+
+
+@dataclass(frozen=True)
+class Count:
+    """Answers that are missing, and answers that are there more than once or that nobody asked for."""
+
+    lost: int
+    doubled: int
+
+
+class Theatre:
+    """`with Theatre() as theatre:` what all nights share."""
+
+    def __init__(self) -> None:
+        self._place = tempfile.TemporaryDirectory(prefix="apet-faults-", ignore_cleanup_errors=True)
+        self.folder = Path(self._place.name)
+        self.mlflow = f"sqlite:///{self.folder}/mlflow.db"
+        self._nights = 0
+
+    def __enter__(self) -> Theatre:
+        self.model = tiny.save("llava", self.folder / "model")
+        self.machines = Machines()
+        return self
+
+    def night(self, seed: int) -> Night:
+        self._nights += 1
+        return Night(self.folder / f"night-{self._nights}", self, seed)
+
+    def again(self) -> None:
+        """New machines, for old ones are lost."""
+        self.machines.stop()
+        self.machines = Machines()
+
+    def __exit__(self, *error: object) -> None:
+        self.machines.stop()
+        self._place.cleanup()
