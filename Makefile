@@ -22,11 +22,12 @@ audit: .venv/ready
 	@$(BIN)/uv tool run --quiet pip-audit@2.10.1 --vulnerability-service osv --no-deps --disable-pip \
 		--requirement constraints.txt
 
-# The versions of constraints.txt, installed by uv because pip takes three times as long.
+# The versions of constraints.txt, installed by uv because pip takes three times as long. Compiled at once: each of Ray's
+# workers would do it again where PYTHONDONTWRITEBYTECODE is set.
 .venv/ready: pyproject.toml constraints.txt
 	@echo "Setting up .venv (once, about two minutes) ..."
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ApET needs Python 3.11 or newer; PYTHON=... chooses one")'
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
+	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
 	@touch $@
