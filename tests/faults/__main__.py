@@ -1,7 +1,7 @@
-"""python -m tests.faults --times 20: every fault so many times, a table, and one line of JSON last.
+"""python tests/faults --times 20: every fault so many times, a table, and one line of JSON last.
 
-    python -m tests.faults --times 20 --only hangs --only store_busy
-    python -m tests.faults --soak 30           # minutes of nights with one to three faults each, as the dice fall
+    python tests/faults --times 20 --only hangs --only store_busy
+    python tests/faults --soak 30           # minutes of nights with one to three faults each, as the dice fall
 
 An injection has a seed, which chooses the row, the moment and the size; a night is one job, and has up to five of them.
 """
@@ -62,7 +62,7 @@ def soak(names: Sequence[str], minutes: float, dice: random.Random) -> Iterator[
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.faults", description="Faults, done for real, and counted.")
+    parser = argparse.ArgumentParser(prog="python tests/faults", description="Faults, done for real, and counted.")
     parser.add_argument("--times", type=int, default=1, help="injections of each fault")
     parser.add_argument("--soak", type=float, metavar="MINUTES", help="random faults for so long instead")
     parser.add_argument("--only", action="append", choices=FAULTS, metavar="FAULT", help=", ".join(FAULTS))
