@@ -85,11 +85,11 @@ echo "Ray runs on ${#nodes[@]} nodes"
 python "$@" &
 job=$!
 again=
-trap 'again=yes; kill -TERM "$job" 2>/dev/null || true' USR1 # the job writes down what it has, and ends
-trap 'kill -TERM "$job" 2>/dev/null || true' TERM INT
-status=0
-wait "$job" || status=$?
-while kill -0 "$job" 2>/dev/null; do # a signal ended the waiting, not the job
+told=yes
+trap 'again=yes; told=yes; kill -TERM "$job" 2>/dev/null || true' USR1 # the job writes down what it has, and ends
+trap 'told=yes; kill -TERM "$job" 2>/dev/null || true' TERM INT
+while [ -n "$told" ]; do # a signal ends the waiting, not the job: its status is that of a wait without one
+    told=
     status=0
     wait "$job" || status=$?
 done

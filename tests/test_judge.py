@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -634,7 +635,7 @@ def job(*arguments: str, key: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
 
 
-def test_the_processwith_an_endpoint(serve: Callable[[Act], Server], tmp_path: Path) -> None:
+def test_the_process_with_an_endpoint(serve: Callable[[Act], Server], tmp_path: Path) -> None:
     server = serve(lambda server, handler, number: server.answer(handler, "?" if number < 3 else YES))
     runs = [a_run(tmp_path / name, 6) for name in ("one", "two")]
     folders = [str(tmp_path / name) for name in ("one", "two")]
@@ -655,7 +656,7 @@ def test_the_processwith_an_endpoint(serve: Callable[[Act], Server], tmp_path: P
     assert {file.suffix for file in (tmp_path / "one").iterdir()} == {".parquet", ".json", ".arrow"}
 
 
-def test_the_processgoes_on_after_an_interrupt(serve: Callable[[Act], Server], tmp_path: Path) -> None:
+def test_the_process_goes_on_after_an_interrupt(serve: Callable[[Act], Server], tmp_path: Path) -> None:
     def act(server: Server, handler: BaseHTTPRequestHandler, number: int) -> None:
         time.sleep(0.1)
         server.answer(handler, YES)
@@ -664,7 +665,9 @@ def test_the_processgoes_on_after_an_interrupt(serve: Callable[[Act], Server], t
     options = ["--judge", "endpoint", "--url", server.url, "--model", "gpt", "--concurrency", "2"]
     command = [sys.executable, str(ROOT / "jobs" / "judge.py"), str(tmp_path / "run"), *options]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "no_proxy": "127.0.0.1"}
-    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # who tests in the background has it ignored
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, env=env, text=True, preexec_fn=heard, **pipes) as process:
         while len(server.bodies) < 6:
             assert process.poll() is None, "it ended by itself"
             time.sleep(0.02)
@@ -678,7 +681,7 @@ def test_the_processgoes_on_after_an_interrupt(serve: Callable[[Act], Server], t
     assert len(server.bodies) == 60
 
 
-def test_the_processsays_what_is_wrong(tmp_path: Path) -> None:
+def test_the_process_says_what_is_wrong(tmp_path: Path) -> None:
     a_run(tmp_path / "run", 3)
     empty = job(str(tmp_path / "none"))
     assert (empty.returncode, empty.stdout) == (2, "")
@@ -688,7 +691,7 @@ def test_the_processsays_what_is_wrong(tmp_path: Path) -> None:
     assert "--url is not for --judge offline; APET_JUDGE_API_KEY is not set" in unsure.stderr
 
 
-def test_the_processwithout_a_key_is_offline(tmp_path: Path) -> None:
+def test_the_process_without_a_key_is_offline(tmp_path: Path) -> None:
     a_run(tmp_path / "run", 6)
     done = job(str(tmp_path / "run"))
     assert done.returncode == 0, done.stderr
