@@ -1,7 +1,7 @@
 """What does the pipeline cost? Rows a second through Ray Data, against a plain loop over the same functions.
 
     python jobs/bench_pipeline.py                 # a table, and one JSON line last
-    python jobs/bench_pipeline.py --rows 500 --no-memory
+    python jobs/bench_pipeline.py --rows 500 --memory   # without the part on memory
 
 (a) a worker that answers nothing, on image files: what reading, preparing, moving and writing cost;
 (b) the demo model: what is left of its own speed. Start-up is shown apart: nothing is read until all workers have
