@@ -29,3 +29,21 @@ FAULTS: dict[str, Fault] = {
     )
 }
 ONCE = {"disk_full", "store_small", "mlflow_down", "mlflow_killed"}  # which are one a night
+NIGHTS = (  # faults that can share a job do: starting one is what takes time
+    [
+        "raises",
+        "hangs",
+        "memory",
+        "crowded",
+        "killed",
+        "store_slow",
+        "store_mute",
+        "store_busy",
+        "store_cut",
+        "mlflow_down",
+    ],
+    ["worker_killed", "machine_lost", "driver_killed", "clock_jumps", "mlflow_killed"],
+    ["head_lost"],
+    ["disk_full"],
+    ["store_small"],
+)

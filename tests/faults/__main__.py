@@ -3,7 +3,7 @@
     python tests/faults --times 20 --only hangs --only store_busy
     python tests/faults --soak 30           # minutes of nights with one to three faults each, as the dice fall
 
-An injection has a seed, which chooses the row, the moment and the size; a night is one job, and has up to five of them.
+An injection has a seed, which chooses the row, the moment and the size; a night is one job, and has several of them.
 """
 
 from __future__ import annotations
@@ -23,11 +23,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import conftest  # noqa: F401  the environment of all tests, before Ray is imported
 
-from faults import FAULTS, ONCE
+from faults import FAULTS, NIGHTS, ONCE
 from faults.places import mounts
-from faults.scene import Theatre
-
-NIGHT = 5  # injections of one fault in a night
+from faults.scene import Count, Theatre
 
 
 @dataclass
@@ -36,10 +34,16 @@ class Tally:
 
     fault: str
     injected: int = 0
-    lost: int = 0
+    lost: int = 0  # in its nights, whichever fault it was
     doubled: int = 0
     failed: int = 0  # injections of nights after which anything else was not as it should be
     recoveries: list[float] = field(default_factory=list)
+
+    def add(self, count: Count, recoveries: Sequence[float]) -> None:
+        self.injected += 1
+        self.lost += count.lost
+        self.doubled += count.doubled
+        self.recoveries += recoveries
 
     def line(self) -> dict[str, object]:
         median = round(statistics.median(self.recoveries), 1) if self.recoveries else None
@@ -47,10 +51,9 @@ class Tally:
 
 
 def nights(names: Sequence[str], times: int) -> Iterator[list[str]]:
-    for name in names:
-        size = 1 if name in ONCE else NIGHT
-        for start in range(0, times, size):
-            yield [name] * min(size, times - start)
+    for group in NIGHTS:
+        some = [name for name in group if name in names]
+        yield from [some] * times if some else ()
 
 
 def soak(names: Sequence[str], minutes: float, dice: random.Random) -> Iterator[list[str]]:
@@ -85,14 +88,9 @@ def main() -> int:
                 theatre.again()
                 continue
             for name in some:
-                tallies[name].injected += 1
-            total.injected += len(some)
-            total.recoveries += night.recoveries
-            for tally in (total, *([tallies[some[0]]] if len(set(some)) == 1 else [])):
-                tally.lost += count.lost
-                tally.doubled += count.doubled
-            if len(set(some)) == 1:
-                tallies[some[0]].recoveries += night.recoveries
+                tallies[name].add(count, night.recoveries.get(name, []))
+                total.injected += 1
+            total.lost, total.doubled = total.lost + count.lost, total.doubled + count.doubled
             print(f"night {number}, {', '.join(some)}: {count}", file=sys.stderr, flush=True)
     print("| fault | injected | rows lost | rows doubled | recovery, median s |\n|---|---|---|---|---|")
     for tally in (*tallies.values(), total):

@@ -6,7 +6,7 @@ from collections.abc import Generator
 
 from faults.scene import Night
 
-LIMIT = 10.0  # --batch-timeout: above what a store that says no is asked again for
+LIMIT = 15.0  # --batch-timeout: above what a store that says no is asked again for
 
 
 def _at_a_row(night: Night, act: str, error: str) -> Generator[None, None, None]:

@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import signal
 import sys
 import tempfile
@@ -137,8 +138,9 @@ class Night:
     acts: dict[str, str] = field(default_factory=dict)  # what a worker does at a row
     moods: dict[str, str] = field(default_factory=dict)  # how the store answers for a row's picture
     before: list[Callable[[], None]] = field(default_factory=list)  # what the job's process does first
-    wrong: dict[str, str] = field(default_factory=dict)  # rows that must end as errors, and what theirs must say
-    recoveries: list[float] = field(default_factory=list)  # seconds from a fault until all goes on
+    wrong: dict[str, str] = field(default_factory=dict)  # rows that must end as errors, and a pattern of what they say
+    recoveries: dict[str, list[float]] = field(default_factory=dict)  # by fault: seconds until all goes on
+    fault: str = ""  # whose turn it is
     starts: int = 0
 
     def __post_init__(self) -> None:
@@ -155,17 +157,19 @@ class Night:
         self.free = self.dice.sample(self.names, len(self.names))
         self.given = {"tracking_uri": self.theatre.mlflow, **given}
         with contextlib.ExitStack() as stack:
-            plots = [stack.enter_context(contextlib.closing(fault(self))) for fault in faults]
-            for plot in plots:
-                next(plot)
+            plots = [(fault.__name__, stack.enter_context(contextlib.closing(fault(self)))) for fault in faults]
+
+            def act() -> None:
+                for self.fault, plot in plots:
+                    next(plot, None)
+
+            act()
             self._write()
             self.start()
             stack.callback(lambda: self.job.kill())
-            for plot in plots:
-                next(plot)
+            act()
             assert self.job.wait() == 0, self.job.said[-5000:]
-            for plot in plots:
-                next(plot, None)
+            act()
         return self.count()
 
     def start(self) -> None:
@@ -227,7 +231,10 @@ class Night:
         """Wait until a process that was not there before is at a batch; how long it took is the recovery."""
         known = {path.name.partition("-")[2] for path in self._begun()}
         self.job.until(lambda: {path.name.partition("-")[2] for path in self._begun()} - known, "recovery")
-        self.recoveries.append(time.monotonic() - self._fell)
+        self._recovered(time.monotonic() - self._fell)
+
+    def _recovered(self, seconds: float) -> None:
+        self.recoveries.setdefault(self.fault, []).append(seconds)
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -245,7 +252,7 @@ class Night:
         """How long after it happened to a row the row was answered, one way or the other."""
         fell = float((self.folder / "hits" / name).read_text())
         answered = [row["answered_at"].timestamp() for row in self.answers() if row["row_id"] == name]
-        self.recoveries.append(max(0.0, max(answered) - fell))
+        self._recovered(max(0.0, max(answered) - fell))
 
     def answers(self) -> list[dict[str, Any]]:
         """All that was written, as anyone would read it."""
@@ -262,7 +269,7 @@ class Night:
         for row in rows:
             says = self.wrong.get(row["row_id"])
             assert (row["status"] == "error") == (says is not None), row
-            assert says is None or says in row["error"], row
+            assert says is None or re.search(says, row["error"]), row
         return Count(len(wanted - set(times)), times.total() - len(wanted & set(times)))
 
 

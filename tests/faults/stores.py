@@ -107,8 +107,8 @@ def store_mute(night: Night) -> Generator[None, None, None]:
 
 
 def store_busy(night: Night) -> Generator[None, None, None]:
-    """503, each time it is asked."""
-    return _served(night, "busy", "OSError: AWS Error SLOW_DOWN")
+    """503, each time it is asked. What it says with that does not always reach the client."""
+    return _served(night, "busy", "OSError: AWS Error (SLOW_DOWN|SERVICE_UNAVAILABLE)")
 
 
 def store_cut(night: Night) -> Generator[None, None, None]:
