@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 from faults import FAULTS, NIGHTS
-from faults.scene import Count, Theatre
+from faults.scene import Count, Night, Theatre
 
 pytestmark = pytest.mark.filterwarnings("default")  # Ray and MLflow warn of themselves
 
@@ -20,3 +20,19 @@ def theatre() -> Iterator[Theatre]:
 @pytest.mark.parametrize("faults", NIGHTS[:3], ids=" ".join)  # the others fill disks and memory
 def test_no_row_is_lost_or_doubled(theatre: Theatre, faults: list[str]) -> None:
     assert theatre.night(seed=1).play([FAULTS[name] for name in faults]) == Count(lost=0, doubled=0)
+
+
+def test_two_actors_on_two_machines_have_a_gpu_each(theatre: Theatre) -> None:
+    def both(night: Night) -> Generator[None, None, None]:
+        (night.folder / "hold").touch()
+        yield
+        night.job.until(lambda: len(list((night.folder / "devices").iterdir())) == 2, "two workers")
+        (night.folder / "hold").unlink()
+        yield
+
+    night = theatre.night(seed=2)
+    assert night.play([both], actors=(2, 2)) == Count(lost=0, doubled=0)
+    seen = {path.name: path.read_text().split() for path in (night.folder / "devices").iterdir()}
+    assert {row["actor"] for row in night.answers()} == set(seen)
+    assert len({node for node, *_ in seen.values()}) == 2
+    assert [gpu for _, *gpu in seen.values()] == [["['0']", "0"]] * 2  # the first of its machine, and no other
