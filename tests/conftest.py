@@ -11,6 +11,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: nothing h
 os.environ |= {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s", "AWS_REGION": "us-east-1"}  # workers sign, too
 os.environ["RAY_AUTH_MODE"] = "disabled"  # before Ray is: no token file in the home of who runs the tests
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # nor a process that tells Ray's makers
+os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # seven processes of a server that nothing here needs
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch and numpy are: matrices this small only wait for further threads
 
 import pytest

@@ -359,7 +359,7 @@ def server(tmp_path: Path, database: str) -> Iterator[Any]:
         port = free.getsockname()[1]
     client(database).search_experiments()  # makes the file, if this is the first test
     shutil.copy(database.removeprefix("sqlite:///"), tmp_path / "server.db")
-    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
     command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1", "--port", str(port)]
     command += [
         "--backend-store-uri",
