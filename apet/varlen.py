@@ -1,6 +1,6 @@
 """The attention kernel "packed": rows of different lengths, one after the other and nothing between them, in one call.
 
-    model, processor = load(name, attn="packed")
+    model, processor = load(name)  # attn="packed"
 
 On a GPU a call is one launch of PyTorch's own flash kernel for all rows; where that kernel cannot be had (a CPU,
 float32, an old GPU or PyTorch), each row goes through SDPA by itself. Calls that are not of packed rows, those of
@@ -49,8 +49,8 @@ def forward(
     if row_lengths is None or cu_seq_lens_q is None or max_length_q is None:
         return sdpa(module, query, key, value, attention_mask, scaling=scaling, is_causal=is_causal, **kwargs)
     if _has_flash(query):
-        causal = module.is_causal if is_causal is None else is_causal
-        return _flash(query, key, value, cu_seq_lens_q, max_length_q, scaling, bool(causal)), None
+        causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+        return _flash(query, key, value, cu_seq_lens_q, max_length_q, scaling, causal), None
     rows = zip(*(states.split(list(row_lengths), dim=2) for states in (query, key, value)), strict=True)
     done = [sdpa(module, q, k, v, None, scaling=scaling, is_causal=is_causal, **kwargs)[0] for q, k, v in rows]
     return torch.cat(done, dim=1), None

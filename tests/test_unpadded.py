@@ -262,6 +262,13 @@ def test_how_pytorch_s_kernel_is_called(
     torch.testing.assert_close(found[0].double(), by_row(*states(), causal is None), rtol=0, atol=1e-6)
 
 
+def test_pytorch_s_kernel_takes_that_call() -> None:
+    """On tensors without numbers, for which it says what would come out."""
+    parts = states(torch.bfloat16, "meta")
+    ends = torch.empty(4, dtype=torch.int32, device="meta")
+    assert varlen._flash(*parts, ends, 9, 0.5, True).shape == (1, 15, 4, 8)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_pytorch_s_kernel(dtype: torch.dtype) -> None:
