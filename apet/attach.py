@@ -33,6 +33,7 @@ from apet.models.base import Family
 from apet.prefill import Prefill, RowStats
 from apet.shorter import Shorter
 from apet.towers import Towers
+from apet.unpadded import takes_packed
 from apet.view import DecoderSite, LayerInput, Sequence
 from apet.vision import Vision
 
@@ -85,6 +86,7 @@ class Attachment:
             self._hooks.append(family.decoder.register_forward_pre_hook(self._enter, with_kwargs=True))
             for depth, layer in enumerate(family.layers):
                 self._hooks.append(layer.register_forward_pre_hook(partial(self._layer, depth), with_kwargs=True))
+                self._hooks.append(layer.register_forward_hook(partial(self._cached, depth), with_kwargs=True))
             self._hooks.append(family.decoder.register_forward_hook(self._leave))
             if self.towers is not None and not self._vision.inside:
                 self._sharing.enter_context(self.towers.shared([*(family.towers or [family.tower])]))
@@ -186,6 +188,9 @@ class Attachment:
         if self.method.needs_attention:
             call.entered = Sequence(embeds, prefill.valid, prefill.visual)
             call.source = torch.arange(embeds.shape[1], device=embeds.device).expand_as(prefill.valid)
+        call.packs = takes_packed(self.family.decoder, kwargs)
+        if call.packs:
+            call.enter(kwargs, self.family.per_token)
         return kwargs
 
     def _seeds(self, rows: int) -> list[int]:
@@ -228,11 +233,11 @@ class Attachment:
         if depth not in prefill.sites and not asks_later:
             return hidden
         home = prefill.device  # of a model on several devices, all tokens are chosen on one
-        hidden = hidden.to(home)
-        here = LayerInput(layer, hidden, *(angles.to(home) for angles in kwargs["position_embeddings"]))
+        entering, hidden = hidden, call.pad(hidden.to(home))
+        here = LayerInput(layer, hidden, *(call.pad(angles.to(home)) for angles in kwargs["position_embeddings"]))
         call.before = here if asks_later else None
         if depth not in prefill.sites:
-            return hidden
+            return entering
         site = DecoderSite(
             Sequence(hidden, prefill.valid, prefill.visual),
             here,
@@ -247,25 +252,28 @@ class Attachment:
         )
         prefill.note(str(depth))
         if not chosen:
-            return hidden
+            return entering
         short = prefill.drop(chosen)
         prefill.pass_layer(depth)
         hidden = short.rows(hidden)
         for one in chosen:
             hidden[one.batch.rows, short.place[one.batch.rows, one.columns]] = one.tokens.to(hidden.dtype)
         call.source = None if call.source is None else short.last(call.source)
-        call.replaced = {
-            "attention_mask": call.mask(self.family.decoder, depth, hidden),
-            "position_embeddings": (short.rows(here.cos), short.rows(here.sin)),
-            "position_ids": None,  # a layer needs the angles alone; to a flash kernel gaps look like packed rows
-        }
+        angles = short.rows(here.cos), short.rows(here.sin)
         if asks_later:
-            call.before = LayerInput(layer, hidden, *call.replaced["position_embeddings"])
-        return hidden
+            call.before = LayerInput(layer, hidden, *angles)
+        return call.go_on(self.family.decoder, depth, hidden, angles)
+
+    def _cached(self, depth: int, layer: nn.Module, args: object, kwargs: dict[str, Any], output: object) -> None:
+        """The layer has run: what it has put into the cache is laid out for steps."""
+        cache = kwargs.get("past_key_values")
+        if self._now is not None and self._now.unpadded is not None and cache is not None:
+            self._now.unpadded.lay_out(cache.layers[depth])
 
     def _leave(self, decoder: nn.Module, args: object, output: Any) -> None:
         if self._now is None:
             return
+        output.last_hidden_state = self._now.pad(output.last_hidden_state)
         cache, prefill = output.past_key_values, self._now.prefill
         if cache is not None:
             self._caches[cache] = prefill

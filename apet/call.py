@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +11,9 @@ from torch import Tensor, nn
 
 from apet.mask import causal_mask
 from apet.prefill import Prefill
-from apet.view import LayerInput, Sequence
+from apet.unpadded import Unpadded
+from apet.view import LayerInput
+from apet.view import Sequence as Entered
 
 
 @dataclass
@@ -21,13 +24,57 @@ class Call:
     media: bool = False  # has the prompt any?
     returns: bool = False  # without a cache, a step brings the whole prompt again
     prefill: Prefill = None  # type: ignore[assignment]  # of a prompt from the decoder's entry on
+    packs: bool = False  # may layers see it without padding?
+    unpadded: Unpadded | None = None  # how they see it now, (1, T, D); None: as it is, (B, S, D)
     replaced: dict[str, Any] = field(default_factory=dict)  # what layers get instead of what the decoder gives them
     placed: bool = True  # the caller gave the positions of a later step
     news: Tensor | None = None  # (B, t) bool: tokens after the prompt
     gaps: bool = False  # is any of them padding?
     before: LayerInput | None = None  # what entered the layer before a site, where a method reads its attention
-    entered: Sequence | None = None  # likewise, what entered the decoder
+    entered: Entered | None = None  # likewise, what entered the decoder
     source: Tensor | None = None  # (B, S) int64: the column there that each token comes from
+
+    # ---- a prompt: what layers get
+
+    def enter(self, kwargs: dict[str, Any], per_token: Sequence[str]) -> None:
+        """The decoder's entry, where layers may see the prompt without padding: its inputs, changed in place."""
+        embeds, self.replaced = kwargs["inputs_embeds"], self._unmasked(-1)
+        # One of four dimensions the decoder hands to its layers unread; they get none.
+        kwargs["attention_mask"] = embeds.new_empty(1, 1, 1, 1)
+        if self.unpadded is None:
+            return
+        if kwargs.get("position_ids") is None:
+            kwargs["position_ids"] = torch.arange(embeds.shape[1], device=embeds.device)[None]
+        for name in ("position_ids", *per_token):
+            if kwargs.get(name) is not None:
+                kwargs[name] = self.unpadded.pack_last(kwargs[name])
+        kwargs["inputs_embeds"] = self.pack(embeds)
+
+    def go_on(self, decoder: nn.Module, depth: int, hidden: Tensor, angles: Sequence[Tensor]) -> Tensor:
+        """A site has left `hidden` (B, S, D) and its rotary angles: what goes into this layer, and with what."""
+        # No positions: a layer needs the angles alone, and to a flash kernel gaps look like packed rows.
+        if self.packs:
+            self.replaced = self._unmasked(depth)
+        else:
+            self.replaced = {"attention_mask": self.mask(decoder, depth, hidden), "position_ids": None}
+        self.replaced["position_embeddings"] = tuple(map(self.pack, angles))
+        return self.pack(hidden)
+
+    def _unmasked(self, depth: int) -> dict[str, Any]:
+        """From this layer on, unequal rows are packed, and equal ones need no mask as they are."""
+        padded = self.prefill.left[depth].padded
+        self.unpadded = Unpadded(self.prefill.layout, self.prefill.device) if padded else None
+        return {"attention_mask": None, "position_ids": None, **(self.unpadded.inputs if self.unpadded else {})}
+
+    def pack(self, padded: Tensor) -> Tensor:
+        """(..., B, S, D) as layers see it now."""
+        return padded if self.unpadded is None else self.unpadded.pack(padded)
+
+    def pad(self, seen: Tensor) -> Tensor:
+        """What layers see now as (..., B, S, D)."""
+        return seen if self.unpadded is None else self.unpadded.pad(seen)
+
+    # ---- a step after it
 
     def continued(self, kwargs: dict[str, Any], keeps_positions: bool) -> dict[str, Any]:
         """A step after the prompt: its new tokens follow the shorter prompt."""

@@ -115,7 +115,8 @@ class Prefill:
         self.lost = lost if lost is not None and lost.any() else None
         left = valid if self.lost is None else valid & ~self.lost
         self.lengths: list[int] = left.sum(dim=1).tolist()  # of what stays
-        self.valid = self.to_device(valid)  # (B, S) of the sequence as it is now
+        self.layout = valid  # (B, S) of the sequence as it is now, on the host
+        self.valid = self.to_device(valid)  # and on the device
         self.visual = self.to_device(visual)  # likewise
         self.tracked = [
             Tracked(
@@ -242,6 +243,7 @@ class Prefill:
             alive[one.batch.rows, one.batch.columns] = False
             alive[one.batch.rows, one.columns] = True
         short = Shorter(alive, self.lengths, self.right)
+        self.layout = short.layout
         self.valid, self.visual = short.valid, short.last(self.visual) & short.valid
         parts = self.parts()
         sizes = [len(part.columns) for part in parts]

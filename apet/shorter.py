@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 
@@ -19,6 +20,8 @@ class Shorter:
         order = alive.byte().argsort(dim=1, descending=right, stable=True)
         self.source = order[:, :width] if right else order[:, -width:]  # (B, S') the column that each comes from
         self.valid = alive.gather(1, self.source)  # (B, S') bool
+        place, counts = torch.arange(width), torch.tensor(lengths)[:, None]
+        self.layout = place < counts if right else place >= width - counts  # (B, S') `valid`, on the host
         offset = 0 if right else width - alive.sum(dim=1, keepdim=True)
         self.place = alive.cumsum(dim=1) - 1 + offset  # (B, S) where each goes; of no meaning for those that do not
 

@@ -68,7 +68,7 @@ class Answerer:
             recipe.model,
             revision=recipe.revision,
             dtype=self.job.dtype,
-            attn=self.job.attn or "sdpa",
+            attn=self.job.attn,
             device=self.device,
             trust_remote_code=recipe.trust_remote_code,
         )[0]

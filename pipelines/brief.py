@@ -43,7 +43,7 @@ class Job:
     sections: tuple[Section, ...]
     model_name: str
     dtype: str
-    attn: str | None
+    attn: str
     batch_size: int
     batch_timeout: float
     threads: int | None  # of torch in a worker; None: as torch likes

@@ -118,12 +118,13 @@ class EvalConfig:
         "float32, float16, bfloat16; auto: the checkpoint's own",
         "auto",
     )
-    attn: str | None = flag(
+    attn: str = flag(
         ASK,
-        values.choice("eager", "sdpa", "flash_attention_2", "flash_attention_3"),
+        values.choice("packed", "sdpa", "eager", "flash_attention_2", "flash_attention_3"),
         "NAME",
-        "attention kernel: eager, sdpa, flash_attention_2 or flash_attention_3",
-        shown="sdpa",
+        "attention kernel: packed, PyTorch's own, without padding in the decoder; sdpa, the same with padding; eager;"
+        " flash_attention_2 and flash_attention_3, which are packages of their own, without padding, too",
+        "packed",
     )
 
     ray_address: str | None = flag(

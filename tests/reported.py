@@ -34,7 +34,7 @@ def run(
     spent = {"budget": budget} if budget else {}
     shown = [f"{key}{value}" for key, value in (options or {}).items()]
     point = "-".join([method, *spent.values(), *shown]).replace("%", "pct")
-    known = {"model": f"sha256:{model}", "attn": None, "benchmark": benchmark, "split": "test", **identity}
+    known = {"model": f"sha256:{model}", "attn": "packed", "benchmark": benchmark, "split": "test", **identity}
     kernel = f"-{identity['attn']}" if identity.get("attn") else ""
     name = f"{benchmark}-{model}{kernel}-{point}-0a1b2c3d"
     folder = Folder.of(str(output)).child(name)

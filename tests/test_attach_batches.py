@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
+import pytest
 import tiny
 import torch
 from attached import (
@@ -25,7 +26,7 @@ from attached import (
 )
 from transformers import BatchFeature
 
-from apet import attach
+from apet import attach, varlen
 from apet.prefill import RowStats
 
 
@@ -52,10 +53,11 @@ def padded_right(inputs: BatchFeature) -> BatchFeature:
 
 
 @EITHER
+@pytest.mark.parametrize("attn", ["sdpa", varlen.NAME])
 @torch.no_grad()
-def test_right_padding(family: str) -> None:
+def test_right_padding(family: str, attn: str) -> None:
     """The prompt and the steps after it, whose positions a caller gives, as for the unmodified model."""
-    inputs, core = padded_right(batch(family)), model(family)
+    inputs, core = padded_right(batch(family)), model(family, attn)
     want = [compressed(family, "apet", row) for row in range(len(rows(family)))]
     qwen = "qwen" in family
     positions = inputs["attention_mask"].sum(dim=1, keepdim=True)  # of the first new token
@@ -84,14 +86,15 @@ def test_right_padding(family: str) -> None:
 
 
 @EITHER
-def test_beams(family: str) -> None:
-    options = {"max_new_tokens": STEPS, "num_beams": 2}
-    with attach(model(family), make("apet", family), keep_index=True) as run:
-        together, stats = model(family).generate(**repeated(family), **options), run.stats
+@pytest.mark.parametrize("attn", ["sdpa", varlen.NAME])
+def test_beams(family: str, attn: str) -> None:
+    options, core = {"max_new_tokens": STEPS, "num_beams": 2}, model(family, attn)
+    with attach(core, make("apet", family), keep_index=True) as run:
+        together, stats = core.generate(**repeated(family), **options), run.stats
         assert len(stats) == 2 * len(repeatable(family))
         for place, row in enumerate(repeatable(family)):
             assert index(stats[2 * place]) == index(stats[2 * place + 1])
-            one = model(family).generate(**alone(family, row), **options)
+            one = core.generate(**alone(family, row), **options)
             assert index(stats[2 * place]) == index(run.stats[0])
             new = one.shape[1] - alone(family, row)["input_ids"].shape[1]
             assert one[0, -new:].tolist() == together[place, repeated(family)["input_ids"].shape[1] :][:new].tolist()

@@ -24,16 +24,18 @@ from attached import (
 from torch import Tensor
 from transformers import BatchFeature
 
-from apet import ApET, attach
+from apet import ApET, attach, varlen
 
 
 @EITHER
-def test_without_a_cache(family: str) -> None:
+@pytest.mark.parametrize("attn", ["sdpa", varlen.NAME])
+def test_without_a_cache(family: str, attn: str) -> None:
     want, _ = compressed(family, "apet")
-    with attach(model(family), make("apet", family), keep_index=True) as run:
-        answer = generate(model(family), batch(family), use_cache=False)
+    core = model(family, attn)
+    with attach(core, make("apet", family), keep_index=True) as run:
+        answer = generate(core, batch(family), use_cache=False)
         assert [stats.visual_tokens for stats in run.stats] == VISUAL[family]
-        again = generate(model(family), alone(family, 0))  # nothing is left of the batch before
+        again = generate(core, alone(family, 0))  # nothing is left of the batch before
     assert torch.equal(answer.ids, want.ids)
     torch.testing.assert_close(answer.logits, want.logits, **CLOSE)
     torch.testing.assert_close(again.logits[0], want.logits[0], **CLOSE)

@@ -7,11 +7,11 @@ import pytest
 import torch
 from attached import CLOSE, EITHER, EVERY, alone, batch, compressed, generate, index, make, model
 
-from apet import attach
+from apet import attach, varlen
 
 
 @EVERY
-@pytest.mark.parametrize("attn", ["eager", flash.NAME])
+@pytest.mark.parametrize("attn", ["eager", flash.NAME, varlen.NAME])
 def test_kernels_agree(family: str, name: str, attn: str) -> None:
     """In the prompt and in the steps after it."""
     want, want_stats = compressed(family, name)
@@ -23,7 +23,7 @@ def test_kernels_agree(family: str, name: str, attn: str) -> None:
 
 
 @EITHER
-@pytest.mark.parametrize("attn", ["eager", flash.NAME])
+@pytest.mark.parametrize("attn", ["eager", flash.NAME, varlen.NAME])
 def test_a_row_without_padding(family: str, attn: str) -> None:
     """Where nothing is padded, kernels get no mask at all."""
     want, _ = compressed(family, "apet", 0)

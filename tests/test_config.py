@@ -32,7 +32,7 @@ from pipelines.reach import reach
 
 ROOT = Path(__file__).parent.parent
 JOBS = {"image": ROOT / "jobs/eval_image.py", "video": ROOT / "jobs/eval_video.py"}
-GOLDEN = "ffac8f1414f4d7124a06a4d45984814bf3b627494a15be12803f110f23fcac95"
+GOLDEN = "c6537bef2ace23ba9f2c6edfee3824e4867a7773cbccd5fccf1e69daefdd0722"
 HEAVY = {"torch", "ray", "mlflow", "transformers"}
 
 
@@ -128,7 +128,7 @@ def test_flags_override_the_file(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text("method: [apet, 'fastv:budget=128']\nbudget: [64, 10%]\nbatch-size: 4\nretry_errors: true\nattn:\n")
     config = parse("image", ["--config", str(file), "--batch-size", "2", "--no-retry-errors"])
-    assert (config.batch_size, config.retry_errors, config.attn) == (2, False, None)
+    assert (config.batch_size, config.retry_errors, config.attn) == (2, False, "packed")
     assert [point.name for point in config.points] == ["apet-64", "apet-10pct", "fastv-128"]
     config = parse("image", ["--config", str(file), "--schedule", "encoder=96, 16=32"])
     assert [point.name for point in config.points] == ["apet-encoder=96_16=32", "fastv-128"]

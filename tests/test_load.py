@@ -36,6 +36,7 @@ def test_dtype_and_kernel(folder: Path) -> None:
     assert model.dtype == torch.bfloat16
     assert model.config._attn_implementation == "eager"
     assert load(folder)[0].dtype == torch.float32  # as it was saved
+    assert load(folder)[0].model.language_model.config._attn_implementation == "packed"
 
 
 def test_batches_are_padded_on_the_left(folder: Path) -> None:
@@ -78,5 +79,5 @@ def test_weights_that_could_hold_code(folder: Path) -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("flash_attn") is not None, reason="flash-attn is installed")
 def test_flash_attention_that_is_not_installed(tmp_path: Path) -> None:
-    with pytest.raises(ImportError, match=r"flash-attn is not installed.*pip install -e '\.\[gpu\]'.*attn='sdpa'"):
+    with pytest.raises(ImportError, match=r"flash-attn is not installed.*pip install -e '\.\[gpu\]'.*attn='packed'"):
         load(tmp_path / "no weights are looked for", attn="flash_attention_2")

@@ -352,7 +352,7 @@ def test_other_settings_have_tables_of_their_own_and_kernels_a_chart(tmp_path: P
     ]
     report([str(tmp_path)])
     text = (tmp_path / "report" / "report.html").read_text()
-    assert "prefill with FlashAttention 2 and without</h2>" in text
+    assert "prefill with FlashAttention 2 and sdpa</h2>" in text
     assert (tmp_path / "report" / "tables" / "accuracy-other.csv").exists()
     seen = Seen()
     seen.feed(text)

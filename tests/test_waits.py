@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
-from apet import attach
+from apet import attach, varlen
 from apet.methods import METHODS, build
 
 READING = {
@@ -76,7 +76,10 @@ def test_a_prompt(family: str, name: str) -> None:
     plain = waits(model, lambda: model(**inputs))
     with attach(model, build(name, budget="40%")):
         found = waits(model, lambda: model(**inputs))
+        model.set_attn_implementation(varlen.NAME)
+        packed = waits(model, lambda: model(**inputs))
     assert len(found) == len(plain) + SPARSEVLM[family] * (name == "sparsevlm"), found
+    assert len(packed) == SPARSEVLM[family] * (name == "sparsevlm"), packed
 
 
 @pytest.mark.parametrize("rows", [ROWS[:1], ROWS])

@@ -7,7 +7,7 @@ import tiny
 import torch
 from transformers import BatchFeature, MistralConfig, PreTrainedModel
 
-from apet import ApET, attach
+from apet import ApET, attach, varlen
 from apet.methods import build
 
 ROWS = [
@@ -47,8 +47,10 @@ def test_a_full_budget_keeps_the_window(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["apet", "uniform", "tome"])
-def test_before_the_decoder_a_prompt_only_becomes_shorter(name: str) -> None:
+@pytest.mark.parametrize("attn", ["sdpa", varlen.NAME])
+def test_before_the_decoder_a_prompt_only_becomes_shorter(name: str, attn: str) -> None:
     model = mistral(30)
+    model.set_attn_implementation(attn)
     method = build(name, schedule="encoder=16") if name == "apet" else build(name, budget=16)
     with attach(model, method) as run:
         ids, logits = answer(model, tiny.inputs("llava", ROWS))

@@ -16,6 +16,7 @@ from transformers import (
     ProcessorMixin,
 )
 
+from apet import varlen
 from apet.models.base import Family
 from apet.models.llava import Llava
 from apet.models.llava_next import LlavaNext
@@ -43,7 +44,7 @@ def load(
     name: str | Path,
     *,
     dtype: str | torch.dtype = "auto",
-    attn: str = "sdpa",
+    attn: str = varlen.NAME,
     device: str | torch.device | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
@@ -51,7 +52,8 @@ def load(
     """A model and its processor, from a hub id or a folder; what cannot work is refused before weights are read.
 
     dtype:    "auto" is the checkpoint's
-    attn:     the attention kernel: "sdpa", "eager", "flash_attention_2", or another that transformers knows
+    attn:     the attention kernel: "packed" (`apet/varlen.py`), "sdpa", "eager", "flash_attention_2", or another that
+              transformers knows
     revision: a branch, tag or commit of the hub's repository
 
     Weights come from safetensors, which hold numbers alone. The processor pads on the left, as generation needs it.
@@ -59,7 +61,7 @@ def load(
     if attn == "flash_attention_2" and find_spec("flash_attn") is None:
         raise ImportError(
             f"attn is {attn!r}, and the package flash-attn is not installed; install it where there is a GPU and nvcc,"
-            " with `pip install -e '.[gpu]' --no-build-isolation`, or choose attn='sdpa'"
+            " with `pip install -e '.[gpu]' --no-build-isolation`, or choose attn='packed'"
         )
     processor = load_processor(name, revision=revision, trust_remote_code=trust_remote_code)
     source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}

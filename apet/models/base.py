@@ -87,6 +87,7 @@ class Family(ABC):
     encoder_only: ClassVar[bool] = False  # budgets are spent at the encoder, none inside the decoder
     before_projector: ClassVar[bool] = False  # the encoder's site is the projector's input, not the decoder's
     keeps_positions: ClassVar[bool] = False  # survivors of the encoder's site keep their position; else renumbered
+    per_token: ClassVar[tuple[str, ...]] = ()  # further inputs of the decoder that say something of each column, (B, S)
     first_decoder_site: int = 0  # layers before it must see all that entered the decoder
 
     def __init__(self, model: PreTrainedModel) -> None:

@@ -23,6 +23,8 @@ from apet.shorter import Shorter
 
 
 class Qwen3VL(Qwen25VL):
+    per_token = ("visual_pos_masks",)
+
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model)
         self.first_decoder_site = len(model.config.vision_config.deepstack_visual_indexes)

@@ -83,7 +83,7 @@ class Eye:
             config.model,
             revision=config.revision,
             dtype=config.dtype,
-            attn=config.attn or "sdpa",
+            attn=config.attn,
             device=self.device,
             trust_remote_code=config.trust_remote_code,
         )[0]

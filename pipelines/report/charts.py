@@ -198,7 +198,7 @@ class Bars(NamedTuple):
 
 
 def kernels(chapters: Sequence[Chapter], findings: Sequence[Sequence[Findings]]) -> list[tuple[str, str]]:
-    """Prefill with and without flash attention, of each study that has been run with both: title and SVG."""
+    """Prefill under flash attention and under another kernel, of each study that has been run with both: title, SVG."""
     charts = []
     flash = [place for place, chapter in enumerate(chapters) if chapter.settings.get("attn") in KERNELS]
     for place in flash:
@@ -210,12 +210,13 @@ def kernels(chapters: Sequence[Chapter], findings: Sequence[Sequence[Findings]])
                 for two in findings[other]:
                     if one.study.column == two.study.column:
                         kernel = KERNELS[str(chapters[place].settings["attn"])]
-                        title = f"{chapter.model}, {names.column(one.study)}: prefill with {kernel} and without"
-                        charts.append((title, _bars(_beside(one, two, kernel, chapter), title)))
+                        other_kernel = str(chapter.settings.get("attn"))
+                        title = f"{chapter.model}, {names.column(one.study)}: prefill with {kernel} and {other_kernel}"
+                        charts.append((title, _bars(_beside(one, two, (kernel, other_kernel)), title)))
     return charts
 
 
-def _beside(flash: Findings, other: Findings, kernel: str, chapter: Chapter) -> Bars:
+def _beside(flash: Findings, other: Findings, kernels: Sequence[str]) -> Bars:
     times = [
         {
             result.run.point: result.metrics.get("prefill_ms_p50")
@@ -225,8 +226,7 @@ def _beside(flash: Findings, other: Findings, kernel: str, chapter: Chapter) -> 
         for each in (flash, other)
     ]
     points = list(dict.fromkeys([*times[1], *times[0]]))
-    without = str(chapter.settings.get("attn") or "sdpa")
-    return Bars(points, (kernel, without), [[times[at].get(point) for point in points] for at in (0, 1)])
+    return Bars(points, kernels, [[times[at].get(point) for point in points] for at in (0, 1)])
 
 
 def _bars(bars: Bars, title: str) -> str:

@@ -1,0 +1,90 @@
+"""The attention kernel "packed": rows of different lengths, one after the other and nothing between them, in one call.
+
+    model, processor = load(name)  # attn="packed"
+
+On a GPU a call is one launch of PyTorch's own flash kernel for all rows; where that kernel cannot be had (a CPU,
+float32, an old GPU or PyTorch), each row goes through SDPA by itself. Calls that are not of packed rows, those of
+vision towers and of steps after the prompt, are SDPA's, as under "sdpa". `apet/unpadded.py` packs rows, where a method
+is attached; nothing else does.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel, varlen
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward as sdpa
+from transformers.masking_utils import sdpa_mask
+
+NAME = "packed"
+_TAKES = set(inspect.signature(varlen.varlen_attn).parameters)  # from one PyTorch to the next it takes more
+AMPERE = (8, 0)  # the first GPUs with a flash kernel
+
+
+def forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    cu_seq_lens_k: Tensor | None = None,
+    max_length_q: int | None = None,
+    max_length_k: int | None = None,
+    row_lengths: Sequence[int] | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention (B, S, H, d) of a module's queries (B, H, S, d) to its keys and values (B, H_kv, S, d).
+
+    row_lengths: of packed rows, (1, H, T, d), how long each is; where they begin and end is `cu_seq_lens_q` (rows + 1)
+    """
+    if row_lengths is None or cu_seq_lens_q is None or max_length_q is None:
+        return sdpa(module, query, key, value, attention_mask, scaling=scaling, is_causal=is_causal, **kwargs)
+    if _has_flash(query):
+        causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+        return _flash(query, key, value, cu_seq_lens_q, max_length_q, scaling, causal), None
+    rows = zip(*(states.split(list(row_lengths), dim=2) for states in (query, key, value)), strict=True)
+    done = [sdpa(module, q, k, v, None, scaling=scaling, is_causal=is_causal, **kwargs)[0] for q, k, v in rows]
+    return torch.cat(done, dim=1), None
+
+
+def _has_flash(query: Tensor) -> bool:
+    """Whether PyTorch's flash kernel takes these queries."""
+    return (
+        query.is_cuda
+        and query.dtype in (torch.float16, torch.bfloat16)
+        and query.shape[-1] % 8 == 0
+        and query.shape[-1] <= 256
+        and {"scale", "window_size"} <= _TAKES
+        and torch.backends.cuda.is_flash_attention_available()
+        and torch.cuda.get_device_capability(query.device) >= AMPERE
+    )
+
+
+def _flash(
+    query: Tensor, key: Tensor, value: Tensor, ends: Tensor, longest: int, scale: float | None, causal: bool
+) -> Tensor:
+    """One launch for all rows: (1, T, H, d)."""
+    shared = query.shape[1] // key.shape[1]  # heads of queries for each head of keys
+    options: dict[str, Any] = {"scale": scale, "window_size": (-1, 0) if causal else (-1, -1)}
+    if "enable_gqa" in _TAKES:
+        options["enable_gqa"] = shared > 1
+    elif shared > 1:
+        key, value = (states.repeat_interleave(shared, dim=1) for states in (key, value))
+    flat = (states[0].transpose(0, 1) for states in (query, key, value))  # (T, heads, d)
+    attend: Any = varlen.varlen_attn
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # cuDNN's would be planned anew for each new number of tokens
+        out: Tensor = attend(*flat, ends, ends, longest, longest, **options)
+    return out[None]
+
+
+AttentionInterface.register(NAME, forward)
+AttentionMaskInterface.register(NAME, sdpa_mask)
