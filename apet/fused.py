@@ -23,7 +23,8 @@ from apet.basis import farthest_points
 from apet.error import UNSURE, squared_error
 from apet.gram import Gram, largest
 
-TILE = 32  # tokens that a program works on; apet.kernels says the same
+TILE = 32  # tokens that one program works on
+FUSION = {"enable_fp_fusion": True}  # a * b + c in one rounding; Triton is about to change what it does if not told
 
 
 class Groups(NamedTuple):
@@ -51,17 +52,17 @@ class Groups(NamedTuple):
             torch.searchsorted(ends[1:].contiguous(), torch.arange(sum(column), device=device), right=True)
             for ends, column in zip(starts, (sizes, tiles, keeps), strict=True)
         ]
-        return cls(max(bases), *starts, columns[2], columns[3], *owners)
+        return cls(max(bases), starts[0], starts[1], starts[2], columns[2], columns[3], *owners)
 
 
-class Flat(NamedTuple):
-    """What is left of all groups, one after the other."""
+class Left(NamedTuple):
+    """What is left of all groups, one after the other; or of a batch: (B, K, D), (B, K) and (B, N)."""
 
-    tokens: Tensor  # (sum of keeps, D) float64
-    index: Tensor  # (sum of keeps,) places within the group, ascending
-    error: Tensor  # (T,) float64, squared
-    slot: Tensor  # (T,) within the group; -1: dropped
-    squares: Tensor  # (T,) float64: of the tokens' norms
+    tokens: Tensor  # (sum of K, D) float64
+    places: Tensor  # (sum of K,) within the group, ascending
+    error: Tensor  # (sum of N,) float64, squared
+    slot: Tensor  # (sum of N,) within the group; -1: dropped
+    squares: Tensor  # (sum of N,) float64: of the tokens' norms
 
 
 def usable(tokens: Tensor) -> bool:
@@ -82,7 +83,7 @@ def _works(device: torch.device, dtype: torch.dtype) -> bool:
     want = largest(squared_error(gram, basis).scatter(1, basis, torch.inf), 30, UNSURE * gram.squares)
     try:
         found = compress_flat(sample.flatten(0, 1), Groups.of([100] * 2, [30] * 2, [10] * 2, device), merge=True)
-        if torch.equal(found.index, want.flatten()) and bool(found.tokens.isfinite().all()):
+        if torch.equal(found.places, want.flatten()) and bool(found.tokens.isfinite().all()):
             return True
         problem = "they keep other tokens than the torch path"
     except Exception as error:  # no C compiler, an old GPU, a Triton that does not fit: all are one to whoever waits
@@ -91,19 +92,37 @@ def _works(device: torch.device, dtype: torch.dtype) -> bool:
     return False
 
 
+def compress_together(batches: Sequence[Tensor], keeps: Sequence[int], bases: Sequence[int], merge: bool) -> list[Left]:
+    """Batches of equal groups (B_i, N_i, D), of one device and dtype, in one set of launches."""
+    counts, sizes = [len(tokens) for tokens in batches], [tokens.shape[1] for tokens in batches]
+
+    def each(values: Sequence[int]) -> list[int]:
+        return [value for value, count in zip(values, counts, strict=True) for _ in range(count)]
+
+    flat = [tokens.flatten(0, 1) for tokens in batches]
+    tokens = torch.cat(flat) if len(flat) > 1 else flat[0]
+    out = compress_flat(tokens, Groups.of(each(sizes), each(keeps), each(bases), tokens.device), merge)
+    kept = [count * keep for count, keep in zip(counts, keeps, strict=True)]
+    were = [count * size for count, size in zip(counts, sizes, strict=True)]
+    columns = [part.split(rows) for part, rows in zip(out, (kept, kept, were, were, were), strict=True)]
+    return [
+        Left(*(part.unflatten(0, (count, -1)) for part in parts))
+        for count, *parts in zip(counts, *columns, strict=True)
+    ]
+
+
 @torch.no_grad()
-def compress_flat(tokens: Tensor, groups: Groups, merge: bool) -> Flat:
+def compress_flat(tokens: Tensor, groups: Groups, merge: bool) -> Left:
     """Steps 1 to 4 of `apet.compression` for tokens (T, D) of many groups. Each keeps fewer tokens than it has."""
     tokens = tokens.contiguous()
     with torch.cuda.device_of(tokens):  # where Triton launches
         error, score, squares = _errors(tokens, groups)
         kept = _keep(score, squares, groups)
-        index = kept - groups.starts[groups.of_slot]
-        place = torch.arange(len(kept), device=kept.device) - groups.slot_starts[groups.of_slot]
+        places = kept - groups.starts[groups.of_slot]
         slot = torch.full_like(groups.of_token, -1)
-        slot[kept] = place
+        slot[kept] = torch.arange(len(kept), device=kept.device) - groups.slot_starts[groups.of_slot]
         left = _merge(tokens, groups, squares, kept, slot) if merge else tokens[kept].double()
-    return Flat(left, index, error, slot, squares)
+    return Left(left, places, error, slot, squares)
 
 
 def _errors(tokens: Tensor, groups: Groups) -> tuple[Tensor, Tensor, Tensor]:
@@ -111,18 +130,19 @@ def _errors(tokens: Tensor, groups: Groups) -> tuple[Tensor, Tensor, Tensor]:
     from apet import kernels
 
     count, width = tokens.shape
-    tiles, double = len(groups.of_tile), {"dtype": torch.float64, "device": tokens.device}
-    means = torch.empty(len(groups.keeps), width, **double)
-    squares, error, score = torch.empty(3, count, **double)
-    explained = torch.empty(groups.picks, count, **double)
+    tiles = len(groups.of_tile)
+    means = tokens.new_empty(len(groups.keeps), width, dtype=torch.float64)
+    squares, error, score = means.new_empty(3, count)
+    explained = means.new_empty(groups.picks, count)
     # Far, noise, low and high, twice: a step reads what the one before left while others of its programs write.
-    (now, then) = ([*torch.empty(2, count, **double), *torch.empty(2, tiles, **double)] for _ in range(2))
+    now, then = ([*means.new_empty(2, count), *means.new_empty(2, tiles)] for _ in range(2))
     where = groups.starts, groups.tile_starts, groups.of_tile
-    kernels.group_means[len(groups.keeps), -(-width // kernels.COLUMNS.value)](tokens, groups.starts, means, width)
-    kernels.from_mean[(tiles,)](tokens, means, *where, squares, *now, width)
+    blocks = -(-width // kernels.COLUMNS.value)
+    kernels.group_means[len(groups.keeps), blocks](tokens, groups.starts, means, width, **FUSION)
+    kernels.from_mean[(tiles,)](tokens, means, *where, squares, *now, width, **FUSION)
     for step in range(1, groups.picks + 1):
         kernels.next_pick[(tiles,)](
-            tokens, *where, groups.bases, squares, *now, *then, explained, error, score, step, count, width
+            tokens, *where, groups.bases, squares, *now, *then, explained, error, score, step, count, width, **FUSION
         )
         now, then = then, now
     return error, score, squares
@@ -149,11 +169,12 @@ def _merge(tokens: Tensor, groups: Groups, squares: Tensor, kept: Tensor, slot: 
 
     width = tokens.shape[1]
     where = groups.starts, groups.tile_starts, groups.slot_starts, groups.of_tile
-    kernels.nearest_kept[(len(groups.of_tile),)](tokens, *where, squares, kept, slot, width)
+    kernels.nearest_kept[(len(groups.of_tile),)](tokens, *where, squares, kept, slot, width, **FUSION)
     sorted_slots, members = (slot + groups.slot_starts[groups.of_token]).sort(stable=True)
     bounds = torch.searchsorted(sorted_slots, torch.arange(len(kept) + 1, device=kept.device))
     means = torch.empty(len(kept), width, dtype=torch.float64, device=tokens.device)
-    kernels.slot_means[len(kept), -(-width // kernels.COLUMNS.value)](tokens, members, bounds, means, width)
+    blocks = -(-width // kernels.COLUMNS.value)
+    kernels.slot_means[len(kept), blocks](tokens, members, bounds, means, width, **FUSION)
     return means
 
 

@@ -13,13 +13,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from apet import error, gram
+from apet import error, fused, gram
 
 NOISE = tl.constexpr(gram.NOISE)
 DEPENDENT = tl.constexpr(error.DEPENDENT)
 UNSURE = tl.constexpr(error.UNSURE)
 
-TILE = tl.constexpr(32)  # tokens of a program
+TILE = tl.constexpr(fused.TILE)  # tokens of a program
 SLOTS = tl.constexpr(64)  # kept tokens that they are compared with at a time
 SCAN = tl.constexpr(128)  # tiles looked through at a time
 COLUMNS = tl.constexpr(64)  # entries of the tokens read at a time
@@ -27,12 +27,12 @@ NOWHERE = tl.constexpr(2**31 - 1)  # a place behind all others
 
 
 @triton.jit
-def group_means(tokens: tl.tensor, starts: tl.tensor, means: tl.tensor, WIDTH: tl.constexpr):
+def group_means(tokens: tl.tensor, starts: tl.tensor, means: tl.tensor, WIDTH: tl.constexpr) -> None:
     """The mean of each group. One program for each group and COLUMNS of its entries."""
     group = tl.program_id(0)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     begin, end = tl.load(starts + group), tl.load(starts + group + 1)
-    total = tl.zeros((TILE, COLUMNS), tl.float64)
+    total = tl.full((TILE, COLUMNS), 0.0, tl.float64)
     for first in range(begin, end, TILE):
         row = first + tl.arange(0, TILE)
         there = (row < end)[:, None] & (column < WIDTH)[None, :]
@@ -42,7 +42,7 @@ def group_means(tokens: tl.tensor, starts: tl.tensor, means: tl.tensor, WIDTH: t
 
 
 @triton.jit
-def tile_of(starts: tl.tensor, tile_starts: tl.tensor, of_tile: tl.tensor):
+def tile_of(starts: tl.tensor, tile_starts: tl.tensor, of_tile: tl.tensor) -> tuple[tl.tensor, ...]:
     """This program's group, where that begins and ends, the rows of the program's tokens, and which are no padding."""
     tile = tl.program_id(0)
     group = tl.load(of_tile + tile)
@@ -52,8 +52,17 @@ def tile_of(starts: tl.tensor, tile_starts: tl.tensor, of_tile: tl.tensor):
 
 
 @triton.jit
-def leave(distance, uncertain, row, real, far: tl.tensor, noise: tl.tensor, low: tl.tensor, high: tl.tensor):
-    """Distances, the noise in them, and what the tile says of them: some token is at least `low` away, none above `high`."""
+def leave(
+    distance: tl.tensor,
+    uncertain: tl.tensor,
+    row: tl.tensor,
+    real: tl.tensor,
+    far: tl.tensor,
+    noise: tl.tensor,
+    low: tl.tensor,
+    high: tl.tensor,
+) -> None:
+    """Distances and the noise in them; and for the tile: some token is at least `low` away, none above `high`."""
     tl.store(far + row, distance, mask=real)
     tl.store(noise + row, uncertain, mask=real)
     tl.store(low + tl.program_id(0), tl.max(tl.where(real, distance - uncertain, float("-inf")), axis=0))
@@ -73,12 +82,12 @@ def from_mean(
     low: tl.tensor,
     high: tl.tensor,
     WIDTH: tl.constexpr,
-):
+) -> None:
     """The square of every token, and its squared distance from the mean of its group."""
     group, _, _, row, real = tile_of(starts, tile_starts, of_tile)
-    own = tl.zeros((TILE, COLUMNS), tl.float64)
-    across = tl.zeros((TILE, COLUMNS), tl.float64)
-    middle = tl.zeros((COLUMNS,), tl.float64)
+    own = tl.full((TILE, COLUMNS), 0.0, tl.float64)
+    across = tl.full((TILE, COLUMNS), 0.0, tl.float64)
+    middle = tl.full((COLUMNS,), 0.0, tl.float64)
     for first in range(0, WIDTH, COLUMNS):
         column = first + tl.arange(0, COLUMNS)
         inside = column < WIDTH
@@ -95,7 +104,16 @@ def from_mean(
 
 
 @triton.jit
-def farthest(begin, end, tile: tl.tensor, last, far: tl.tensor, noise: tl.tensor, low: tl.tensor, high: tl.tensor):
+def farthest(
+    begin: tl.tensor,
+    end: tl.tensor,
+    tile: tl.tensor,
+    last: tl.tensor,
+    far: tl.tensor,
+    noise: tl.tensor,
+    low: tl.tensor,
+    high: tl.tensor,
+) -> tl.tensor:
     """The token of a group that is farthest away, of equals the first: `gram.first_largest`.
 
     Its tiles are `tile` to `last`. Always a token of the group, even of one that holds NaN.
@@ -138,7 +156,7 @@ def next_pick(
     step: int,
     count: int,
     WIDTH: tl.constexpr,
-):
+) -> None:
     """Pick the token that is farthest from earlier picks, and say what it explains: one step, 1 to M, of both loops.
 
     far, noise, low, high: what the step before left; new_*: what this one leaves. A pick is -inf away ever after.
@@ -152,7 +170,7 @@ def next_pick(
     tile, last = tl.load(tile_starts + group), tl.load(tile_starts + group + 1)
     pick = farthest(begin, end, tile, last, far, noise, low, high)
 
-    across = tl.zeros((TILE, COLUMNS), tl.float64)
+    across = tl.full((TILE, COLUMNS), 0.0, tl.float64)
     for first in range(0, WIDTH, COLUMNS):
         column = first + tl.arange(0, COLUMNS)
         inside = column < WIDTH
@@ -173,7 +191,7 @@ def next_pick(
     leave(distance, uncertain, row, real, new_far, new_noise, new_low, new_high)
 
     pivot = square_of_pick
-    gone = tl.zeros((TILE,), tl.float64)
+    gone = tl.full((TILE,), 0.0, tl.float64)
     for earlier in range(step - 1):
         line = explained + earlier * count
         known, of_pick = tl.load(line + row, mask=real, other=0.0), tl.load(line + pick)
@@ -200,7 +218,7 @@ def nearest_kept(
     kept: tl.tensor,
     slot: tl.tensor,
     WIDTH: tl.constexpr,
-):
+) -> None:
     """Give each token whose `slot` is -1 that of the kept token it is most like: `merge.most_similar`.
 
     The kept tokens, `kept` their rows, are gone through from the last block to the first. So the first of equals is
@@ -211,13 +229,13 @@ def nearest_kept(
     size = (tl.load(slot_starts + group + 1) - begin).to(tl.int32)
     noise = tl.sqrt(tl.load(squares + row, mask=real, other=0.0)) * NOISE
     top = tl.full((TILE,), float("-inf"), tl.float64)
-    found = tl.zeros((TILE,), tl.int32)
+    found = tl.full((TILE,), 0, tl.int32)
     blocks = tl.cdiv(size, SLOTS)
     for turn in range(blocks):
         place = (blocks - 1 - turn) * SLOTS + tl.arange(0, SLOTS)
         open_ = place < size
         its_row = tl.load(kept + begin + place, mask=open_, other=0)
-        cosine = tl.zeros((TILE, SLOTS), tl.float64)
+        cosine = tl.full((TILE, SLOTS), 0.0, tl.float64)
         for first in range(0, WIDTH, COLUMNS):
             column = first + tl.arange(0, COLUMNS)
             inside = column < WIDTH
@@ -241,7 +259,7 @@ def nearest_kept(
 
 
 @triton.jit
-def slot_means(tokens: tl.tensor, members: tl.tensor, bounds: tl.tensor, means: tl.tensor, WIDTH: tl.constexpr):
+def slot_means(tokens: tl.tensor, members: tl.tensor, bounds: tl.tensor, means: tl.tensor, WIDTH: tl.constexpr) -> None:
     """The mean of the tokens of each slot. One program for each slot and COLUMNS of its entries.
 
     Rows `members[bounds[s] : bounds[s + 1]]` are those of slot s, always in the same order: no sum depends on chance.
@@ -249,7 +267,7 @@ def slot_means(tokens: tl.tensor, members: tl.tensor, bounds: tl.tensor, means: 
     slot = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     begin, end = tl.load(bounds + slot), tl.load(bounds + slot + 1)
-    total = tl.zeros((TILE, COLUMNS), tl.float64)
+    total = tl.full((TILE, COLUMNS), 0.0, tl.float64)
     for first in range(begin, end, TILE):
         place = first + tl.arange(0, TILE)
         row = tl.load(members + place, mask=place < end, other=0)
