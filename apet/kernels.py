@@ -230,7 +230,7 @@ def nearest_kept(
     noise = tl.sqrt(tl.load(squares + row, mask=real, other=0.0)) * NOISE
     top = tl.full((TILE,), float("-inf"), tl.float64)
     found = tl.full((TILE,), 0, tl.int32)
-    blocks = tl.cdiv(size, SLOTS)
+    blocks = (size + SLOTS - 1) // SLOTS
     for turn in range(blocks):
         place = (blocks - 1 - turn) * SLOTS + tl.arange(0, SLOTS)
         open_ = place < size
