@@ -27,6 +27,7 @@ from torch import Tensor
 
 from apet.basis import SAMPLING
 from apet.error import UNSURE, squared_error
+from apet.fused import compress_together, usable
 from apet.gram import Gram, gather, largest
 from apet.merge import averages, most_similar
 from apet.release import released_order
@@ -60,6 +61,7 @@ def compress(
     variant: Variant = ...,
     lengths: None = ...,
     check: bool = ...,
+    kernels: bool = ...,
 ) -> Compressed: ...
 @overload
 def compress(
@@ -73,6 +75,7 @@ def compress(
     variant: Variant = ...,
     lengths: None = ...,
     check: bool = ...,
+    kernels: bool = ...,
 ) -> list[Compressed]: ...
 @overload
 def compress(
@@ -86,6 +89,7 @@ def compress(
     variant: Variant = ...,
     lengths: Sequence[int] | Tensor,
     check: bool = ...,
+    kernels: bool = ...,
 ) -> list[Compressed]: ...
 def compress(
     tokens: Tensor | Sequence[Tensor],
@@ -98,6 +102,7 @@ def compress(
     variant: Variant = "paper",
     lengths: Sequence[int] | Tensor | None = None,
     check: bool = True,
+    kernels: bool = True,
 ) -> Compressed | list[Compressed]:
     """Compress a group of tokens (N, D), or many: (B, N, D), a list of (N_i, D), or (sum N_i, D) with `lengths`.
 
@@ -108,6 +113,7 @@ def compress(
     merge:    fold the dropped tokens into the kept ones; False forgets them
     variant:  "paper", or "release": the order of operations of the authors' code (apet.release)
     check:    refuse NaN and Inf, for which a GPU has to be waited for
+    kernels:  use Triton's where they can be (apet.fused: on a GPU, "fps" and "paper"); False: torch's alone
 
     Groups of a list may differ in size and in K. Each gives what it would give alone.
     """
@@ -121,7 +127,9 @@ def compress(
         if isinstance(keep, Sequence):
             raise ValueError("keep is one number for groups of one size; a list of groups may have a list")
         batch = tokens.reshape(-1, *tokens.shape[-2:])
-        out = _equal(batch, _whole(keep), basis, sampling, merge, seed, variant, None, check)
+        (out,) = compress_batches(
+            [batch], [_whole(keep)], [basis], sampling, merge, seed, variant=variant, check=check, kernels=kernels
+        )
         return out if tokens.ndim == 3 else _row(out, 0)
     groups = _split(tokens, lengths)
     keeps = [_whole(one) for one in keep] if isinstance(keep, Sequence) else [_whole(keep)] * len(groups)
@@ -132,12 +140,89 @@ def compress(
         if group.ndim != 2:
             raise ValueError(f"group {place} has shape {tuple(group.shape)}; a group of a list is (N, D)")
         alike.setdefault((group.shape, group.dtype, group.device, count), []).append(place)
-    found: dict[int, Compressed] = {}
-    for places in alike.values():
-        stack = torch.stack([groups[place] for place in places])
-        out = _equal(stack, keeps[places[0]], basis, sampling, merge, seed, variant, places, check)
-        found.update({place: _row(out, row) for row, place in enumerate(places)})
+    kinds = list(alike.values())
+    outs = compress_batches(
+        [
+            torch.stack([groups[place] for place in places]) if places[1:] else groups[places[0]][None]
+            for places in kinds
+        ],
+        [keeps[places[0]] for places in kinds],
+        [basis] * len(kinds),
+        sampling,
+        merge,
+        seed,
+        variant=variant,
+        check=check,
+        kernels=kernels,
+        names=kinds,
+    )
+    found = {place: _row(out, row) for places, out in zip(kinds, outs, strict=True) for row, place in enumerate(places)}
     return [found[place] for place in range(len(groups))]
+
+
+def compress_batches(
+    batches: Sequence[Tensor],
+    keeps: Sequence[int],
+    bases: Sequence[int],
+    sampling: Sampling = "fps",
+    merge: bool = True,
+    seed: int = 0,
+    *,
+    variant: Variant = "paper",
+    check: bool = True,
+    kernels: bool = True,
+    names: Sequence[Sequence[int]] | None = None,
+) -> list[Compressed]:
+    """`compress` for each of many batches of equal groups, (B_i, N_i, D): together where the kernels can, else in turn.
+
+    names: what each batch's groups are called in errors, if not by their places in it
+    """
+    found: dict[int, Compressed] = {}
+    fused: dict[tuple[object, ...], list[int]] = {}
+    for place, (tokens, keep, basis) in enumerate(zip(batches, keeps, bases, strict=True)):
+        _check_numbers(tokens, keep, basis, variant)
+        its_names = names[place] if names else None
+        if keep >= tokens.shape[1]:
+            found[place] = _untouched(tokens, its_names, check)
+        elif kernels and sampling == "fps" and variant == "paper" and usable(tokens):
+            fused.setdefault((tokens.device, tokens.dtype, tokens.shape[2]), []).append(place)
+        else:
+            found[place] = _equal(tokens, keep, basis, sampling, merge, seed, variant, its_names, check)
+    for places in fused.values():
+        outs = compress_together(
+            [batches[place] for place in places],
+            [keeps[place] for place in places],
+            [bases[place] for place in places],
+            merge,
+        )
+        if check and not bool(torch.cat([out.squares.flatten() for out in outs]).isfinite().all()):
+            for place, out in zip(places, outs, strict=True):
+                _check_finite(out.squares.isfinite(), names[place] if names else None)
+        for place, (kept, index, error, slot, _) in zip(places, outs, strict=True):
+            found[place] = Compressed(kept.to(batches[place].dtype), index, error.sqrt().float(), slot)
+    return [found[place] for place in range(len(batches))]
+
+
+def _check_numbers(tokens: Tensor, keep: int, basis: int, variant: Variant) -> None:
+    if not tokens.dtype.is_floating_point:
+        raise ValueError(f"tokens are {tokens.dtype}; they are float32, bfloat16 or float16")
+    if keep < 1 or basis < 1:
+        raise ValueError(f"keep is {keep} and basis is {basis}; both are at least 1")
+    count, smallest = tokens.shape[1], basis + (variant == "release")
+    if smallest > keep < count:
+        raise ValueError(
+            f"keep is {keep} of {count} tokens with a basis of {basis}; keep at least {smallest} or choose "
+            f"a smaller basis" + (" (the release has no slot to merge into when keep = basis)" * (variant == "release"))
+        )
+
+
+def _untouched(tokens: Tensor, names: Sequence[int] | None, check: bool) -> Compressed:
+    """Groups (B, N, D) that keep all they have."""
+    batch, count, _ = tokens.shape
+    if check:
+        _check_finite(tokens.isfinite().all(-1), names)
+    index = torch.arange(count, device=tokens.device).expand(batch, count)
+    return Compressed(tokens, index, tokens.new_zeros(batch, count, dtype=torch.float32), index)
 
 
 def _equal(
@@ -148,29 +233,13 @@ def _equal(
     merge: bool,
     seed: int,
     variant: Variant,
-    names: list[int] | None,
+    names: Sequence[int] | None,
     check: bool,
 ) -> Compressed:
-    """Groups of one size (B, N, D); `names` are their places in the caller's list, for errors."""
-    batch, count, _ = tokens.shape
-    if not tokens.dtype.is_floating_point:
-        raise ValueError(f"tokens are {tokens.dtype}; they are float32, bfloat16 or float16")
+    """Groups of one size (B, N, D), in plain torch; `names` are their places in the caller's list, for errors."""
     if tokens.device.type == "mps":  # which has no float64
         out = _equal(tokens.cpu(), keep, basis, sampling, merge, seed, variant, names, check)
         return Compressed(*(getattr(out, field.name).to(tokens.device) for field in fields(out)))
-    if keep < 1 or basis < 1:
-        raise ValueError(f"keep is {keep} and basis is {basis}; both are at least 1")
-    if keep >= count:
-        if check:
-            _check_finite(tokens.isfinite().all(-1), names)
-        index = torch.arange(count, device=tokens.device).expand(batch, count)
-        return Compressed(tokens, index, tokens.new_zeros(batch, count, dtype=torch.float32), index)
-    smallest = basis + (variant == "release")
-    if keep < smallest:
-        raise ValueError(
-            f"keep is {keep} of {count} tokens with a basis of {basis}; keep at least {smallest} or choose "
-            f"a smaller basis" + (" (the release has no slot to merge into when keep = basis)" * (variant == "release"))
-        )
     parts, start = [], 0
     for chunk in chunks(tokens):
         gram = Gram(chunk)
@@ -224,7 +293,7 @@ def _row(out: Compressed, row: int) -> Compressed:
     return Compressed(*(getattr(out, field.name)[row] for field in fields(out)))
 
 
-def _check_finite(finite: Tensor, names: list[int] | None, start: int = 0) -> None:
+def _check_finite(finite: Tensor, names: Sequence[int] | None, start: int = 0) -> None:
     bad = (~finite.all(dim=1)).nonzero()
     if len(bad):
         row = int(bad[0, 0]) + start

@@ -31,6 +31,10 @@ def averages(tokens: Tensor, slot: Tensor, slots: int) -> Tensor:
     """The mean of the tokens (B, N, D) that share a slot: (B, slots, D)."""
     batch, _, width = tokens.shape
     place = (slot + slots * torch.arange(batch, device=slot.device)[:, None]).flatten()
-    total = tokens.new_zeros(batch * slots, width).index_add_(0, place, tokens.flatten(0, 1))
+    total, rows = tokens.new_zeros(batch * slots, width), tokens.flatten(0, 1)
+    if tokens.is_cuda:  # where index_add_ adds in any order, so that the last bits of a sum depend on chance
+        total.index_put_((place,), rows, accumulate=True)
+    else:
+        total.index_add_(0, place, rows)
     members = tokens.new_zeros(batch * slots).index_add_(0, place, tokens.new_ones(()).expand(len(place)))
     return (total / members[:, None]).view(batch, slots, width)

@@ -188,16 +188,15 @@ class Prefill:
         return [(tracked.parts[0], tracked.schedule.tokens_at(layer)) for tracked in self.tracked]
 
     def choose(self, work: Sequence[tuple[Part, int]], look: Callable[[Batch], View]) -> list[Chosen]:
-        """Let the method choose, for all parts of a size at once. Parts that keep all are left alone."""
+        """Let the method choose, for all parts at once. Parts that keep all are left alone."""
         alike: dict[tuple[int, int, tuple[int, int]], list[Part]] = {}
         for part, keep in work:
             if keep < len(part.columns):
                 whole = part.group is not None and len(part.columns) == len(part.group.columns)
                 grid = part.group.grid if part.group and whole else (1, len(part.columns))
                 alike.setdefault((len(part.columns), keep, grid), []).append(part)
-        chosen = []
-        for (_, keep, grid), parts in alike.items():
-            batch = Batch(
+        batches = [
+            Batch(
                 parts,
                 self.to_device(torch.tensor([[part.row] for part in parts])),
                 torch.stack([part.columns for part in parts]),
@@ -206,13 +205,19 @@ class Prefill:
                 grid,
                 tuple(self.seeds[part.row] for part in parts),
             )
-            view = look(batch)
-            with self.stopwatch.running():
-                tokens, places = self.method.select(view)
+            for (_, keep, grid), parts in alike.items()
+        ]
+        if not batches:
+            return []
+        views = [look(batch) for batch in batches]
+        with self.stopwatch.running():
+            selected = self.method.select_batches(views)
+        chosen = []
+        for batch, (tokens, places) in zip(batches, selected, strict=True):
             columns, origin = batch.columns.gather(1, places), batch.origin.gather(1, places)
-            for part, here, which in zip(parts, columns, origin, strict=True):
+            for part, here, which in zip(batch.parts, columns, origin, strict=True):
                 part.columns, part.origin = here, which
-                self.lengths[part.row] -= batch.columns.shape[1] - keep
+                self.lengths[part.row] -= batch.columns.shape[1] - batch.keep
             chosen.append(Chosen(batch, tokens, columns))
         return chosen
 

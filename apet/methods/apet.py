@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from apet.compression import Sampling, Variant, compress
+from apet.compression import Sampling, Variant, compress_batches
 from apet.methods.base import Kept, Method
 from apet.view import View
 
@@ -23,17 +24,28 @@ class ApET(Method):
     variant: Variant = "paper"
 
     def select(self, view: View) -> Kept:
-        basis, variant = min(self.basis, view.keep), self.variant
-        if variant == "release":  # needs a slot beside its basis; one token alone is the paper's
-            basis, variant = (min(self.basis, view.keep - 1), variant) if view.keep > 1 else (1, "paper")
-        out = compress(
-            view.tokens,
-            view.keep,
-            basis,
+        (kept,) = self.select_batches([view])
+        return kept
+
+    def select_batches(self, views: Sequence[View]) -> list[Kept]:
+        if self.variant == "release":  # needs a slot beside its basis; one token alone is the paper's
+            return [self._released(view) for view in views]
+        return self._compress(views, [min(self.basis, view.keep) for view in views], "paper")
+
+    def _released(self, view: View) -> Kept:
+        basis, variant = (min(self.basis, view.keep - 1), self.variant) if view.keep > 1 else (1, "paper")
+        (kept,) = self._compress([view], [basis], variant)
+        return kept
+
+    def _compress(self, views: Sequence[View], bases: Sequence[int], variant: Variant) -> list[Kept]:
+        outs = compress_batches(
+            [view.tokens for view in views],
+            [view.keep for view in views],
+            bases,
             self.sampling,
             self.merge,
             self.seed,
             variant=variant,
             check=False,  # would wait for the device inside the model's layers
         )
-        return Kept(out.tokens, out.index)
+        return [Kept(out.tokens, out.index) for out in outs]

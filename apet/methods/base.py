@@ -7,6 +7,7 @@ A method is a frozen dataclass of its options. It says at which sites it acts (`
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
@@ -75,3 +76,7 @@ class Method(ABC):
     @abstractmethod
     def select(self, view: View) -> Kept:
         """What to keep of the groups in `view`."""
+
+    def select_batches(self, views: Sequence[View]) -> list[Kept]:
+        """Likewise in several batches, of groups of several sizes; for methods that can do that in one go."""
+        return [self.select(view) for view in views]
