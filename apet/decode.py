@@ -18,14 +18,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    Cache,
-    GenerationConfig,
-    LogitsProcessorList,
-    PreTrainedModel,
-    StoppingCriteriaList,
-)
-from transformers.generation import GenerationMode
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+from transformers.generation.configuration_utils import GenerationMode
 
 from apet.attach import attached_to
 from apet.graph import Fixed, Graphs
@@ -39,7 +33,8 @@ class Decode:
     """Answers of one model, whatever is attached to it at the time. Greedy: a processor may bring luck of its own."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self.model, self.family = model, family_of(model)
+        self.model: Any = model
+        self.family = family_of(model)
         self.graphs = Graphs(self.family) if model.device.type == "cuda" else None
 
     def answer(
@@ -87,8 +82,8 @@ class Decode:
         self,
         model: Any,
         input_ids: Tensor,
-        logits_processor: LogitsProcessorList,
-        stopping_criteria: StoppingCriteriaList,
+        logits_processor: Any,
+        stopping_criteria: Any,
         generation_config: GenerationConfig,
         **model_kwargs: Any,
     ) -> Tensor:
@@ -140,7 +135,7 @@ class Decode:
                     return fixed
         return Rooms(self.family, past)
 
-    def _past(self, prompt: Mapping[str, Any], cache: Cache) -> Past:
+    def _past(self, prompt: Mapping[str, Any], cache: Any) -> Past:
         """Where the prompt leaves off; an attached method has made it shorter, and knows how."""
         positions, mask = prompt["position_ids"][..., -1:] + 1, prompt.get("attention_mask")
         attachment = attached_to(self.family.core)

@@ -18,7 +18,6 @@ from torch import Tensor
 from transformers import Cache, DynamicLayer
 
 from apet.models.base import Family
-from apet.prefill import Left
 from apet.step import ROOM, Past, each_layer, longer, step
 
 BUCKET = 64  # a cache's columns are a multiple: prompts of like lengths share a graph, and kernels like it
@@ -43,11 +42,14 @@ class Shape(NamedTuple):
         return cls(len(keys), widths, past.positions.ndim, keys.dtype)
 
 
-class Column(DynamicLayer):  # type: ignore[misc]
+class Column(DynamicLayer):
     """A layer's cache that stays where it is: a step writes the column `at` (1,)."""
 
+    keys: Any
+    values: Any
+
     def __init__(self, keys: Tensor, values: Tensor, at: Tensor) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.is_initialized, self.dtype, self.device = True, keys.dtype, keys.device
         self.keys, self.values, self.at = keys, values, at
 
@@ -75,7 +77,8 @@ class Fixed:
             for first, width in shape.widths
         }
         at = each_layer(self._at, len(storage))
-        self._cache = Cache(layers=[Column(*both, here) for both, here in zip(storage, at, strict=True)])
+        self._layers = [Column(*both, here) for both, here in zip(storage, at, strict=True)]
+        self._cache = Cache(layers=[*self._layers])
         self._logits: Tensor | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
 
@@ -106,7 +109,7 @@ class Fixed:
             end = mask.shape[-1] - ROOM
             mask.zero_()
             mask[:, 0, 0, end - valid.shape[1] : end] = valid
-        for layer, old in zip(self._cache.layers, past.layers, strict=True):
+        for layer, old in zip(self._layers, past.layers, strict=True):
             for mine, its in ((layer.keys, old.keys), (layer.values, old.values)):
                 end = mine.shape[2] - ROOM
                 start = end - its.shape[2]
@@ -119,7 +122,7 @@ class Fixed:
         for first, mask in self._masks.items():
             torch.add(self._step, mask.shape[-1] - ROOM, out=self._at[first])
             mask.index_fill_(3, self._at[first], True)
-        masks = each_layer(self._masks, len(self._family.layers))
+        masks = each_layer(self._masks, len(self._layers))
         logits = step(self._family, self._tokens, self._positions, self._cache, masks)
         self._positions.add_(1)
         self._step.add_(1)
@@ -142,10 +145,10 @@ class Fixed:
     def past(self) -> Past:
         """Where they leave off: a copy, for the next graph has the same storage."""
         left, layers = longer(self._left, self._taken), []
-        for layer, (valid, _) in zip(self._cache.layers, each_layer(left, len(self._cache.layers)), strict=True):
+        for layer, (valid, _) in zip(self._layers, each_layer(left, len(self._layers)), strict=True):
             end = layer.keys.shape[2] - ROOM + self._taken
             here = slice(end - valid.shape[1], end)
-            copy = DynamicLayer()
+            copy: Any = DynamicLayer()
             copy.keys, copy.values = layer.keys[:, :, here].clone(), layer.values[:, :, here].clone()
             layers.append(copy)
         return Past(layers, left, self._positions.clone())

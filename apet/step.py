@@ -71,7 +71,8 @@ def step(family: Family, tokens: Tensor, positions: Tensor, cache: Cache, masks:
     finally:
         for hook in hooks:
             hook.remove()
-    logits: Tensor = family.model.get_output_embeddings()(out.last_hidden_state[:, -1])
+    head: Any = family.model.get_output_embeddings()
+    logits: Tensor = head(out.last_hidden_state[:, -1])
     return logits
 
 
@@ -81,11 +82,14 @@ def _masked(
     return args, kwargs | {"attention_mask": mask}
 
 
-class Room(DynamicLayer):  # type: ignore[misc]
+class Room(DynamicLayer):
     """A layer's cache with free columns behind it. It takes over from `past`, which is empty afterwards."""
 
+    keys: Any
+    values: Any
+
     def __init__(self, past: Any) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.is_initialized, self.dtype, self.device = True, past.keys.dtype, past.keys.device
         self._whole = _wider(past.keys), _wider(past.values)
         self._show(past.keys.shape[2])
@@ -118,12 +122,12 @@ class Rooms:
 
     def __init__(self, family: Family, past: Past) -> None:
         self._family, self._left, self._positions, self._taken = family, past.left, past.positions, 0
-        self._cache = Cache(layers=[Room(layer) for layer in past.layers])
-        keys = self._cache.layers[0].keys
+        self._layers = [Room(layer) for layer in past.layers]
+        self._cache = Cache(layers=[*self._layers])
         self._masks: dict[int, Tensor | None] = {}
         for first, (valid, padded) in past.left.items():
             wide = torch.cat([valid, valid.new_ones(len(valid), ROOM)], dim=1)
-            query = keys.new_empty(len(valid), 1, 0)
+            query = self._layers[0].keys.new_empty(len(valid), 1, 0)
             self._masks[first] = causal_mask(family.decoder, first, query, wide, padded, valid.shape[1])
 
     @property
@@ -137,14 +141,14 @@ class Rooms:
         masks = {
             first: None if mask is None else mask[..., : mask.shape[-1] - unused] for first, mask in self._masks.items()
         }
-        layers = each_layer(masks, len(self._family.layers))
-        logits = step(self._family, tokens, self._positions, self._cache, layers)
+        each = each_layer(masks, len(self._layers))
+        logits = step(self._family, tokens, self._positions, self._cache, each)
         self._positions = self._positions + 1
         return logits
 
     def keep(self, rows: Tensor) -> None:
         """Go on with `rows` (n,) alone."""
-        for layer in self._cache.layers:
+        for layer in self._layers:
             layer.keep(rows)
         self._left = {first: Left(valid[rows], padded) for first, (valid, padded) in self._left.items()}
         self._masks = {first: None if mask is None else mask[rows] for first, mask in self._masks.items()}
@@ -152,7 +156,7 @@ class Rooms:
 
     def past(self) -> Past:
         """Where they leave off."""
-        return Past(self._cache.layers, longer(self._left, self._taken), self._positions)
+        return Past(self._layers, longer(self._left, self._taken), self._positions)
 
 
 def longer(left: Mapping[int, Left], steps: int) -> dict[int, Left]:
