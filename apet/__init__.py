@@ -2,6 +2,7 @@
 
 from apet.attach import Attachment, attach
 from apet.compression import Compressed, compress
+from apet.decode import Decode
 from apet.flops import SHAPES, Flops, ModelShape, prefill_flops
 from apet.methods import METHODS
 from apet.methods.apet import ApET
@@ -16,6 +17,7 @@ __all__ = [
     "Attachment",
     "Budget",
     "Compressed",
+    "Decode",
     "Flops",
     "ModelShape",
     "RowStats",

@@ -52,6 +52,12 @@ def attach(
     return Attachment(family_of(model), method, keep_index, towers)
 
 
+def attached_to(core: nn.Module) -> Attachment | None:
+    """What is attached to the module that takes token ids and pixels."""
+    owners = (getattr(hook, "__self__", None) for hook in core._forward_pre_hooks.values())
+    return next((owner for owner in owners if isinstance(owner, Attachment)), None)
+
+
 class Attachment:
     """An attached method. `stats` speaks of the latest prompts, one entry a row."""
 
@@ -75,10 +81,13 @@ class Attachment:
     def stats(self) -> list[RowStats]:
         return self._latest.stats if self._latest else []
 
+    def prefill_of(self, cache: Cache) -> Prefill | None:
+        """What was made of the prompts that this cache holds."""
+        return self._caches.get(cache)
+
     def __enter__(self) -> Self:
         family = self.family
-        present = (getattr(hook, "__self__", None) for hook in family.core._forward_pre_hooks.values())
-        if any(isinstance(owner, Attachment) for owner in present):
+        if attached_to(family.core) is not None:
             raise ValueError("a method is attached already; leave its `with` block first")
         try:
             self._hooks.extend(self._vision.hooks())

@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteriaList
 from transformers.utils import logging as transformers_logging
 
-from apet import Towers, attach
+from apet import Decode, Towers, attach
 from apet.methods.base import Method
 from apet.models import load as load_model
 from pipelines.brief import Job, Section
@@ -72,6 +72,7 @@ class Answerer:
             device=self.device,
             trust_remote_code=recipe.trust_remote_code,
         )[0]
+        self.decode = Decode(self.model)
         self._warm_up()
 
     def __call__(self, block: pa.Table) -> pa.Table:
@@ -195,6 +196,7 @@ class Answerer:
         del trouble  # its traceback holds the batch's tensors
         if half > 1:
             self.towers.forget()
+            self.decode.forget()
             gc.collect()
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -215,17 +217,15 @@ class Answerer:
         with attach(self.model, method, towers=self.towers if self.sharing else None) as attached:
             attached.seeds = seeds
             clock.mark()
-            out = self.model.generate(
-                **inputs,
-                do_sample=False,
-                max_new_tokens=tokens or section.max_new_tokens,
-                logits_processor=LogitsProcessorList(luck),
-                stopping_criteria=StoppingCriteriaList([clock]),
+            new = self.decode.answer(
+                inputs,
+                tokens or section.max_new_tokens,
+                LogitsProcessorList(luck),
+                StoppingCriteriaList([clock]),
             )
             prefill_ms, decode_ms = clock.read()
             prefill_ms += self.towers.spared_ms()  # what this method would have spent alone
             stats = attached.stats
-        new = out[:, inputs["input_ids"].shape[1] :]
         texts = self.processor.batch_decode(new, skip_special_tokens=True)
         ends = ends_of(self.model, self.processor)
         count = len(rows)
