@@ -25,6 +25,7 @@ from transformers import LogitsProcessorList, StoppingCriteriaList
 from transformers.utils import logging as transformers_logging
 
 from apet import Towers, attach
+from apet.compiled import compile_towers
 from apet.methods.base import Method
 from apet.models import load as load_model
 from pipelines import batches
@@ -77,9 +78,11 @@ class Answerer:
             revision=recipe.revision,
             dtype=self.job.dtype,
             attn=self.job.attn or "sdpa",
-            device=self.device,
+            device="auto" if ray.is_initialized() and len(ray.get_gpu_ids()) > 1 else self.device,
             trust_remote_code=recipe.trust_remote_code,
         )[0]
+        if self.job.compile:
+            compile_towers(self.model)
         self._warm_up()
 
     def __call__(self, block: pa.Table) -> pa.Table:

@@ -137,7 +137,12 @@ class EvalConfig:
         shown="one a GPU; without GPUs what the CPUs allow",
     )
     gpus_per_actor: float | None = flag(
-        WHERE, values.gpus, "X", "parts of one, too, such as 0.25", shown="1 where the cluster has GPUs, else 0"
+        WHERE,
+        values.gpus,
+        "X",
+        "parts of one, too, such as 0.25; several, such as 2, share the layers of one large model (with the package"
+        " accelerate)",
+        shown="1 where the cluster has GPUs, else 0",
     )
     cpus_per_actor: float | None = flag(
         WHERE, values.above_zero, "X", "beside its GPU", shown="1 with a GPU, else an equal part"
@@ -159,7 +164,11 @@ class EvalConfig:
         shown="auto",
     )
     compile: bool = flag(
-        ASK, values.yes_no, "", "the vision encoder, with torch.compile: answers may differ in the last digits", False
+        ASK,
+        values.yes_no,
+        "",
+        "the vision encoder, by torch.compile (not Qwen's); its numbers differ in the last digits",
+        False,
     )
     batch_timeout: float = flag(
         WHERE,
