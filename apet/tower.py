@@ -40,7 +40,8 @@ class TileTower:
         yield module.register_forward_pre_hook(partial(self._start, vision))
         for depth, layer in enumerate(self.layers):
             yield layer.register_forward_pre_hook(partial(self._layer, vision, depth))
-            yield layer.self_attn.k_proj.register_forward_hook(partial(self._keys, vision, layer.self_attn))
+            if vision.method.inside_tower:
+                yield layer.self_attn.k_proj.register_forward_hook(partial(self._keys, vision, layer.self_attn))
         yield self.layers[-1].register_forward_hook(partial(self._last, vision))
 
     def _start(self, vision: Vision, module: nn.Module, args: object) -> None:
@@ -100,8 +101,7 @@ class TileTower:
         return run
 
     def _keys(self, vision: Vision, attention: Any, projection: nn.Module, args: object, output: Tensor) -> None:
-        if vision.method.inside_tower:
-            self._run(vision).keys = output.unflatten(-1, (attention.num_heads, -1)).mean(dim=2)
+        self._run(vision).keys = output.unflatten(-1, (attention.num_heads, -1)).mean(dim=2)
 
     def _last(self, vision: Vision, layer: nn.Module, args: object, output: Any) -> None:
         if self.prefix and vision.method.needs_tower:

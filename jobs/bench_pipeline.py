@@ -158,7 +158,7 @@ def loop(config: Any, worker: Any) -> None:
     answerer = worker(plan, book)
     torch.set_num_threads(os.cpu_count() or 1)  # in a task it takes one
     rows = work.missing().append_column("section", [[0] * len(work.index)])
-    for block in prepared(rows, plan, book, BATCHES * config.batch_size):
+    for block in prepared(rows, plan, book, BATCHES * plan.batch_size):
         answerer(block)
 
 

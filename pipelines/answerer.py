@@ -7,11 +7,13 @@ row that fails alone is an error row. Only what no `except` sees, a worker that 
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import gc
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
 from typing import Any
@@ -19,23 +21,28 @@ from typing import Any
 import pyarrow as pa
 import ray
 import torch
-from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteriaList
 from transformers.utils import logging as transformers_logging
 
 from apet import Decode, Towers, attach
+from apet.compiled import compile_towers
 from apet.methods.base import Method
 from apet.models import load as load_model
+from pipelines import batches
 from pipelines.brief import Job, Section
+from pipelines.busy import Busy
+from pipelines.cluster import gpu_share
+from pipelines.feed import Feed, Inputs, Sent
 from pipelines.generation import Clock, Sampler, ends_of, length, seed_of
 from pipelines.handed import Prepared
 from pipelines.ledger import Desk
+from pipelines.points import Point
 from pipelines.prepare import Collator, processor_of, unpacked, warm_up
 from pipelines.rows import Row, described
 from pipelines.sheet import FLUSH, Sheet, Writer
 from pipelines.storage import at_once
 
-Inputs = dict[str, Tensor]
+WARM = Prepared(0, Row("warm-up"), ())
 
 
 class Answerer:
@@ -51,11 +58,13 @@ class Answerer:
         self.device = torch.device("cuda" if torch.cuda.is_available() and mine else "cpu")
         self.processor = processor_of(job.sections[0].recipe)
         self.collate = Collator(self.processor)
+        self.feed, self.busy = Feed(self.device, self.collate.normalised), Busy(self.device)
         self.methods = {run.point: run.point.build() for section in job.sections for run in section.runs}
         self.towers, self.sharing = Towers(), False
         # a worker that died does nothing on the side any more: what it dies of next is what it was told to do
         self._ahead = None if careful else ThreadPoolExecutor(1, thread_name_prefix="collate")
         self.load()
+        self.most_tokens = self._most_tokens()
         self.desk.ready(time.monotonic() - began)
 
     def load(self) -> None:
@@ -69,9 +78,11 @@ class Answerer:
             revision=recipe.revision,
             dtype=self.job.dtype,
             attn=self.job.attn,
-            device=self.device,
+            device="auto" if ray.is_initialized() and len(ray.get_gpu_ids()) > 1 else self.device,
             trust_remote_code=recipe.trust_remote_code,
         )[0]
+        if self.job.compile:
+            compile_towers(self.model)
         self.decode = Decode(self.model)
         self._warm_up()
 
@@ -93,9 +104,9 @@ class Answerer:
                     sheet.fail(row, row.error)
         fine = sorted((row for row in rows if row.error is None), key=lambda row: (row.tokens, row.row_id))
         slowest = 0.0  # a batch under one method, in seconds
-        for batch, inputs in self._batches(fine, sheets):
+        for batch, inputs in self._batches(fine, section.max_new_tokens, sheets):
             for some, alone in self._safe(batch, sheets):
-                its = inputs if len(some) == len(batch) and inputs is not None else self._made(some)
+                its = inputs if len(some) == len(batch) and inputs is not None else self._made(self._inputs, some)
                 lacking = [sheet for sheet in sheets if any(map(sheet.lacks, some))]
                 self.sharing = len(lacking) > 1
                 for sheet in lacking:
@@ -110,40 +121,37 @@ class Answerer:
         at_once(Sheet.flush, sheets)
         self._told(sheets)
 
-    def _batches(self, rows: list[Prepared], sheets: list[Sheet]) -> Iterator[tuple[list[Prepared], Inputs | None]]:
+    def _batches(
+        self, rows: list[Prepared], room: int, sheets: list[Sheet]
+    ) -> Iterator[tuple[list[Prepared], Inputs | None]]:
         """Batches with their inputs on the device; the next one is made while this one is worked on.
 
         Of a batch that some rows are still wanted of, all are answered again: numbers depend on the company.
         """
-        size = self.job.batch_size
-        batches = [rows[start : start + size] for start in range(0, len(rows), size)]
-        batches = [batch for batch in batches if any(sheet.lacks(row) for row in batch for sheet in sheets)]
+        parts = batches.cut(rows, self.job.batch_size, self.most_tokens, room)
+        todo = [batch for batch in parts if any(sheet.lacks(row) for row in batch for sheet in sheets)]
         if self._ahead is None:
-            yield from ((batch, None) for batch in batches)
+            yield from ((batch, None) for batch in todo)
             return
-        ahead: list[Future[Inputs]] = [self._ahead.submit(self._inputs, batches[0])] if batches else []
-        for place, batch in enumerate(batches):
-            inputs = ahead.pop()
-            if place + 1 < len(batches):
-                ahead.append(self._ahead.submit(self._inputs, batches[place + 1]))
-            try:
-                ready: Inputs | None = inputs.result()
-            except Exception:
-                ready = None
-            yield batch, ready
+        ahead: list[Future[Sent]] = [self._ahead.submit(self._sent, todo[0])] if todo else []
+        for place, batch in enumerate(todo):
+            sent = ahead.pop()
+            if place + 1 < len(todo):
+                ahead.append(self._ahead.submit(self._sent, todo[place + 1]))
+            yield batch, self._made(lambda sent=sent: sent.result().taken())
 
-    def _made(self, rows: Sequence[Prepared]) -> Inputs | None:
-        """The inputs of these rows; None if they cannot be made, for then `_answer` finds out why."""
+    def _made(self, make: Callable[..., Inputs], *given: Any) -> Inputs | None:
+        """The inputs of a batch; None if they cannot be made, for then `_answer` finds out why."""
         try:
-            return self._inputs(rows)
+            return make(*given)
         except Exception:
             return None
 
     def _inputs(self, rows: Sequence[Prepared]) -> Inputs:
-        batch = self.collate([unpacked(row.inputs) for row in rows])
-        if self.device.type == "cuda":
-            batch = {name: value.pin_memory().to(self.device, non_blocking=True) for name, value in batch.items()}
-        return self.collate.normalised(batch)
+        return self._sent(rows).taken()
+
+    def _sent(self, rows: Sequence[Prepared]) -> Sent:
+        return self.feed.send(self.collate([unpacked(row.inputs) for row in rows]))
 
     def _safe(self, batch: list[Prepared], sheets: list[Sheet]) -> Iterator[tuple[list[Prepared], bool]]:
         """The batch, once the ledger knows of it; rows that a worker died with come one by one, or not at all."""
@@ -176,7 +184,7 @@ class Answerer:
         """Answer `rows` for one point, whatever it takes."""
         began = time.monotonic()
         try:
-            with self.desk.within(self.job.batch_timeout):
+            with self.desk.within(self.job.batch_timeout), self.busy.batch():
                 found = self.generate(sheet.section, sheet.method, rows, inputs or self._inputs(rows))
         except torch.OutOfMemoryError as error:
             trouble: Exception = error
@@ -250,18 +258,40 @@ class Answerer:
     def _warm_up(self) -> None:
         """One answer for each point before anything is measured."""
         failed: list[Exception] = []
-        for kind, same in groupby(sorted(self.job.sections, key=lambda each: each.kind), key=lambda each: each.kind):
-            sections = list(same)
-            raw = warm_up(self.processor, sections[0].recipe, kind)
-            row = Prepared(0, Row("warm-up"), ())
-            for point in dict.fromkeys(run.point for section in sections for run in section.runs):
-                inputs = {name: value.to(self.device) for name, value in self.collate.normalised(raw).items()}
+        for section, points in self.job.kinds():
+            raw = warm_up(self.processor, section.recipe, section.kind)
+            for point in points:
                 try:
-                    self.generate(sections[0], self.methods[point], [row], inputs, tokens=2)
+                    self.generate(section, self.methods[point], [WARM], self.feed.send(raw).taken(), tokens=2)
                 except Exception as error:
                     failed.append(error)  # its rows will say so, and the other points' will not
         if len(failed) == len(self.methods):
             raise failed[0]
 
+    def _most_tokens(self) -> int | None:
+        """Of a batch: what the job says, or what its first worker found to fit; without a GPU any number."""
+        known = self.job.batch_tokens or self.desk.most_tokens()
+        if known is None and self.device.type == "cuda":
+            known = min(self._fitting(section, points) for section, points in self.job.kinds())
+        return None if known is None else self.desk.most_tokens(known)
+
+    def _fitting(self, section: Section, points: Sequence[Point]) -> int:
+        """The tokens of a batch for which the memory suffices, measured with grey pictures under every point."""
+        raw = warm_up(self.processor, section.recipe, section.kind, batches.SIDE)
+        tokens = raw["input_ids"].shape[1]
+        rows = max(1, batches.PROBE // tokens)
+        self.sharing = len(points) > 1  # what the towers made is held, too
+
+        def answer(point: Point) -> None:
+            with contextlib.suppress(Exception):  # but for memory, its rows will say why
+                self.generate(section, self.methods[point], [WARM] * rows, inputs, tokens=2)
+
+        try:
+            inputs = self.feed.send(self.collate([raw] * rows)).taken()
+            ways = [functools.partial(answer, point) for point in points]
+            return batches.fitting(ways, rows * tokens, gpu_share())
+        finally:
+            self.towers.forget()
+
     def _told(self, sheets: Sequence[Sheet]) -> None:
-        self.desk.end([sheet.told() for sheet in sheets])
+        self.desk.end([sheet.told() for sheet in sheets], self.busy.told())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pipelines.config import EvalConfig
@@ -11,6 +12,8 @@ from pipelines.prepare import Recipe
 from pipelines.rows import Kind
 from pipelines.storage import Folder
 from pipelines.work import Work
+
+ROWS, ROWS_ON_GPU = 16, 64  # at once, where nobody says; on a GPU tokens are what limits them
 
 
 @dataclass(frozen=True)
@@ -44,16 +47,34 @@ class Job:
     model_name: str
     dtype: str
     attn: str
-    batch_size: int
+    compile: bool  # the vision encoder
+    batch_size: int  # rows at once, at most
+    batch_tokens: int | None  # and their tokens; None: the first worker finds out
     batch_timeout: float
     threads: int | None  # of torch in a worker; None: as torch likes
 
+    def kinds(self) -> Iterator[tuple[Section, list[Point]]]:
+        """For images and for videos, a section, and all points that are asked about such."""
+        for kind in sorted({section.kind for section in self.sections}):
+            sections = [section for section in self.sections if section.kind == kind]
+            yield sections[0], list(dict.fromkeys(run.point for section in sections for run in section.runs))
 
-def job_of(works: list[Work], threads: int | None) -> Job:
-    """What workers are told of these works, all of one model."""
+
+def job_of(works: Sequence[Work], threads: int | None, gpus: float = 0.0) -> Job:
+    """What workers with so many GPUs each are told of these works, all of one model."""
     config = works[0].config
-    sections = tuple(_section(work) for work in works)
-    return Job(sections, config.model_name, config.dtype, config.attn, config.batch_size, config.batch_timeout, threads)
+    known = [unit.record.metrics.get("batch_tokens") for work in works for unit in work.open if unit.record]
+    return Job(
+        sections=tuple(_section(work) for work in works),
+        model_name=config.model_name,
+        dtype=config.dtype,
+        attn=config.attn,
+        compile=config.compile,
+        batch_size=config.batch_size or (ROWS_ON_GPU if gpus else ROWS),
+        batch_tokens=config.batch_tokens or min((int(each) for each in known if each), default=None),
+        batch_timeout=config.batch_timeout,
+        threads=threads,
+    )
 
 
 def _section(work: Work) -> Section:

@@ -73,6 +73,12 @@ def ledger() -> Any:
     return Ledger.options(scheduling_strategy=here).remote()
 
 
+def gpu_share() -> float:
+    """Of each of its GPUs, what the worker that asks may fill."""
+    given = ray.get_runtime_context().get_assigned_resources() if ray.is_initialized() else {}
+    return min(1.0, given.get("GPU", 1.0))
+
+
 class Node(NamedTuple):
     """What a machine of the cluster has."""
 

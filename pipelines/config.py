@@ -138,12 +138,39 @@ class EvalConfig:
         shown="one a GPU; without GPUs what the CPUs allow",
     )
     gpus_per_actor: float | None = flag(
-        WHERE, values.gpus, "X", "parts of one, too, such as 0.25", shown="1 where the cluster has GPUs, else 0"
+        WHERE,
+        values.gpus,
+        "X",
+        "parts of one, too, such as 0.25; several, such as 2, share the layers of one large model (with the package"
+        " accelerate)",
+        shown="1 where the cluster has GPUs, else 0",
     )
     cpus_per_actor: float | None = flag(
         WHERE, values.above_zero, "X", "beside its GPU", shown="1 with a GPU, else an equal part"
     )
-    batch_size: int = flag(WHERE, values.whole(1), "N", "questions at once; halved where memory is short", 16)
+    batch_size: int | None = flag(
+        WHERE,
+        values.whole(1),
+        "N",
+        "questions at once, at most; halved where memory is short",
+        shown="64 on a GPU, else 16",
+    )
+    batch_tokens: int | None = flag(
+        WHERE,
+        values.tokens,
+        "N",
+        "at once, at most: questions times the longest's tokens, uncompressed and with its answer; auto: on a GPU what"
+        " its memory holds, which the job's first worker measures, the others follow and record.json keeps, so that a"
+        " job that goes on makes the same batches; on CPUs any number",
+        shown="auto",
+    )
+    compile: bool = flag(
+        ASK,
+        values.yes_no,
+        "",
+        "the vision encoder, by torch.compile (not Qwen's); its numbers differ in the last digits",
+        False,
+    )
     batch_timeout: float = flag(
         WHERE,
         values.above_zero,
@@ -220,6 +247,7 @@ class EvalConfig:
             "max_new_tokens": self.max_new_tokens,
             "method": point.method,
             "options": dict(point.options),
+            **({"compile": True} if self.compile else {}),  # not in the runs of before there was such a thing
         }
 
     def run_name(self, point: Point, identity: Mapping[str, Any]) -> str:

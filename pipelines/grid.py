@@ -161,8 +161,9 @@ def model_groups(jobs: Iterable[EvalConfig]) -> list[list[EvalConfig]]:
     """Jobs that can share workers with one loaded model, in the order of the first of each."""
     groups: dict[tuple[Any, ...], list[EvalConfig]] = {}
     for job in jobs:
-        key = (job.model, job.revision, job.trust_remote_code, job.dtype, job.attn, job.batch_size)
+        key = (job.model, job.revision, job.trust_remote_code, job.dtype, job.attn, job.compile)
         size = (job.actors, job.gpus_per_actor, job.cpus_per_actor, job.batch_timeout)
+        size += (job.batch_size, job.batch_tokens)
         groups.setdefault((*key, *size), []).append(job)
     return list(groups.values())
 

@@ -41,6 +41,15 @@ class Done:
 
 
 @dataclass
+class Shift:
+    """Seconds of a worker, and those of them in which it had a batch in work."""
+
+    busy_s: float = 0.0
+    whole_s: float = 0.0
+    gpu: bool = False  # measured on one
+
+
+@dataclass
 class Progress:
     """What the job has done so far, of all its workers."""
 
@@ -53,7 +62,15 @@ class Progress:
     visual_tokens: Counter[str] = field(default_factory=Counter)  # by run: that the models would have seen
     started: float = 0.0  # of the first answer's batch, by the ledger's own steady clock
     latest: float = 0.0  # and of the last answer
+    most_tokens: int | None = None  # of a batch
+    shift: Shift = field(default_factory=Shift)  # of all workers
     devices: dict[str, dict[str, float]] = field(default_factory=dict)  # by worker: how busy its GPU is
+
+    def busy(self) -> dict[str, float]:
+        """The share of its steady state in which a worker had a batch in work, the mean over the workers' time."""
+        if not self.shift.whole_s:
+            return {}
+        return {"gpu_busy" if self.shift.gpu else "worker_busy": self.shift.busy_s / self.shift.whole_s}
 
     def device(self) -> dict[str, float]:
         """The mean over the workers' GPUs; on a hundred, a line for each would be too many."""
@@ -138,8 +155,16 @@ class Book:
         self._alone[row] = 0
         return True
 
-    def end(self, worker: str, done: Sequence[Done], device: Mapping[str, float]) -> None:
+    def most_tokens(self, found: int | None = None) -> int | None:
+        """Of a batch, for all workers: what the first of them has found. None: nobody has."""
+        if self.progress.most_tokens is None:
+            self.progress.most_tokens = found
+        return self.progress.most_tokens
+
+    def end(self, worker: str, done: Sequence[Done], shift: Shift, device: Mapping[str, float]) -> None:
         """A worker has answered what it began."""
+        total = self.progress.shift
+        self.progress.shift = Shift(total.busy_s + shift.busy_s, total.whole_s + shift.whole_s, shift.gpu)
         now = time.monotonic()
         self.progress.devices[worker] = dict(device)
         self._survived(worker)
@@ -171,8 +196,8 @@ class Published(Book):
         self._workers = metrics.Gauge("apet_workers", "Workers that have loaded the model.")
         self._deaths = metrics.Gauge("apet_worker_deaths", "Workers that died and were started again.")
 
-    def end(self, worker: str, done: Sequence[Done], device: Mapping[str, float]) -> None:
-        super().end(worker, done, device)
+    def end(self, worker: str, done: Sequence[Done], shift: Shift, device: Mapping[str, float]) -> None:
+        super().end(worker, done, shift, device)
         for part in done:
             for status, count in (("ok", part.rows - part.errors), ("error", part.errors)):
                 if count:
@@ -235,8 +260,12 @@ class Desk:
     def pardon(self, row: str) -> bool:
         return bool(self._ask("pardon", row))
 
-    def end(self, done: Sequence[Done]) -> None:
-        self._ask("end", self.worker, done, device())
+    def most_tokens(self, found: int | None = None) -> int | None:
+        known: int | None = self._ask("most_tokens", found)
+        return known
+
+    def end(self, done: Sequence[Done], shift: Shift) -> None:
+        self._ask("end", self.worker, done, shift, device())
 
     def leave(self) -> None:
         self._ask("leave", self.worker)

@@ -46,8 +46,8 @@ class Pipeline:
         self._units = [unit for work in works for unit in work.open]
         self._wanted = 0  # answers
         self._had = {unit.run_id: dict(unit.record.rows) for unit in self._units if unit.record}
-        print(f"{self.share}; batches of {config.batch_size} rows", flush=True)
-        self.job = job_of(works, self.share.threads)
+        self.job = job_of(works, self.share.threads, self.share.gpus)
+        print(f"{self.share}; batches of at most {self.job.batch_size} rows{_tokens(self.job)}", flush=True)
 
     def answer(self, todo: Sequence[pa.Table]) -> Iterator[None]:
         """Answer what of these rows is wanted, a table for each of the works; yields as it gets on."""
@@ -100,6 +100,10 @@ class Pipeline:
             if answers_of(part):
                 alone = self.works[number].config.retry_errors
                 yield part.filter(pc.greater(pc.list_value_length(part["wanted"]), 0)) if alone else part
+
+
+def _tokens(job: Job) -> str:
+    return f" and {job.batch_tokens:,} tokens" if job.batch_tokens else ""
 
 
 def rows_per_task(rows: int, actors: int, batch_size: int) -> int:
@@ -217,8 +221,18 @@ class Watch:
         done, errors = self._had[name]["done"], self._had[name]["error"]
         rows, spent = progress.answered[name], progress.spent_s[name]
         record.rows = {**record.rows, "done": done + rows, "error": errors + progress.errors[name]}
-        record.metrics = {**record.metrics, "load_s": progress.load_s}
-        values = {"rows_done": float(done + rows), "rows_error": float(record.rows["error"]), **progress.device()}
+        record.metrics = {**record.metrics, "load_s": progress.load_s, **progress.busy()}
+        found = progress.most_tokens
+        if found is not None and record.metrics.get("batch_tokens") != found:  # before there are answers: who goes on
+            record.metrics = {**record.metrics, "batch_tokens": found}  # from them has to make the same batches
+            with contextlib.suppress(OSError):
+                record.save(unit.folder)
+        values = {
+            "rows_done": float(done + rows),
+            "rows_error": float(record.rows["error"]),
+            **progress.device(),
+            **progress.busy(),
+        }
         if spent:
             values |= {"rows_per_s": rows / spent, "visual_tokens_per_s": progress.visual_tokens[name] / spent}
         if rows and record.log(done + rows, values, force=last):

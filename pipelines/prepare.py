@@ -216,10 +216,10 @@ def _normalised(pixels: Tensor, processor: Any) -> Tensor:
     return out.view(pixels.shape)
 
 
-def warm_up(processor: ProcessorMixin, recipe: Recipe, kind: Kind) -> dict[str, Tensor]:
-    """The inputs of a short question about something grey."""
+def warm_up(processor: ProcessorMixin, recipe: Recipe, kind: Kind, side: int = 64) -> dict[str, Tensor]:
+    """The inputs of a short question about something grey, of so many pixels a side."""
     prompt = conversation(processor, recipe.conversation, [kind], "?")
-    grey = np.full((recipe.frames, 64, 64, 3), 127, dtype=np.uint8)
+    grey = np.full((recipe.frames, side, side, 3), 127, dtype=np.uint8)
     if kind == "image":
         return encoded(processor, prompt, [grey[0]], [])
     return encoded(processor, prompt, [], [videos.Clip(grey, list(range(len(grey))), len(grey), UNKNOWN_FPS)])

@@ -54,7 +54,7 @@ def summarise(
     """The metrics of one point, by the names they have in MLflow. What cannot be known is left out, never zero.
 
     vanilla: the answers of the unmodified model to the same rows; None where there are none, or for that run itself.
-    timings: what the answers do not know, taken over as it is: load_s, wall_s, prefill_tflops, ...
+    timings: what the answers do not know, taken over as it is: load_s, wall_s, prefill_tflops, gpu_busy, ...
     """
     table = _table(answers)
     good = table.filter(pc.equal(table["status"], "ok"))
@@ -191,20 +191,27 @@ def error_lines(failures: Iterable[Failure], width: int = 100) -> str:
 
 
 HEADER = ("method", "accuracy [95 %]", "retention [95 %]", "kept", "share", "rows/s", "prefill ms", "errors")
+BUSY = "GPU busy"
 WIDTH = 100
 
 
 def table(points: Sequence[tuple[str, Mapping[str, float]]]) -> str:
-    """One line a point, (name, metrics), at most WIDTH columns: what a job ends with. `-` is what is not known."""
-    rows = [_line(name, metrics) for name, metrics in points]
-    widths = [max(len(row[place]) for row in [HEADER, *rows]) for place in range(len(HEADER))]
-    widths[0] = min(widths[0], WIDTH - sum(widths[1:]) - 2 * (len(HEADER) - 1))
+    """One line a point, (name, metrics), at most WIDTH columns: what a job ends with. `-` is what is not known.
+
+    How busy the GPU was is a column where there was one.
+    """
+    header, rows = HEADER, [_line(name, metrics) for name, metrics in points]
+    if any("gpu_busy" in metrics for _, metrics in points):
+        busy = [_percent(metrics.get("gpu_busy")) for _, metrics in points]
+        header, rows = (*header, BUSY), [(*row, cell) for row, cell in zip(rows, busy, strict=True)]
+    widths = [max(len(row[place]) for row in [header, *rows]) for place in range(len(header))]
+    widths[0] = min(widths[0], WIDTH - sum(widths[1:]) - 2 * (len(header) - 1))
     lines = [
         "  ".join(
             cell.rjust(w) if place else _cut(cell, w).ljust(w)
             for place, (cell, w) in enumerate(zip(row, widths, strict=True))
         )
-        for row in [HEADER, *rows]
+        for row in [header, *rows]
     ]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 

@@ -51,6 +51,16 @@ def whole(low: int, example: int = 16) -> Reader:
     return read
 
 
+def tokens(given: str) -> int | None:
+    """Of a batch; None for as many as fit."""
+    if given.lower() == "auto":
+        return None
+    try:
+        return int(whole(1)(given))
+    except ValueError:
+        raise ValueError(f"'{given}' is no number of tokens; give one from 1, such as 32768, or 'auto'") from None
+
+
 def number(given: str) -> float:
     """0 or more."""
     try:

@@ -28,6 +28,7 @@ from pipelines.record import Record, State, git_commit
 from pipelines.storage import Folder, at_once, redacted
 
 CONFIG, SAMPLE = "config.yaml", "answers.table.json"
+KEPT = ("load_s", "wall_s", "gpu_busy", "worker_busy", "batch_tokens")  # metrics that the answers do not know
 PART = 1 << 16  # rows of a table that is made in parts
 
 
@@ -198,7 +199,7 @@ class Work:
         assert record is not None
         vanilla = unit.point.method == "vanilla"
         table = baseline if vanilla and baseline is not None else self._answered(unit)
-        timings = {name: record.metrics[name] for name in ("load_s", "wall_s") if name in record.metrics}
+        timings = {name: record.metrics[name] for name in KEPT if name in record.metrics}
         if wall_s is not None:
             timings["wall_s"] = timings.get("wall_s", 0.0) + wall_s  # of the job, however often it was interrupted
         some = answers.sample(unit.folder)

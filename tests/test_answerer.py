@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def answered(config: EvalConfig, worker: type[Answerer] = Answerer) -> tuple[dic
             except Died:
                 deaths += 1
 
-    for block in restarted(lambda: list(prepared(pointers, job, book, config.batch_size))):
+    for block in restarted(lambda: list(prepared(pointers, job, book, 4 * job.batch_size))):
         restarted(lambda rows: worker(job, book)(rows), block)
     return {unit.point.name: answers.read(unit.folder) for unit in todo.units}, deaths
 
@@ -76,6 +77,18 @@ def asked(model: Path, folder: Path, ids: Sequence[str], methods: tuple[str, ...
         max_new_tokens=2,
         batch_size=4,
     )
+
+
+def test_batches_are_limited_by_tokens(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    config = asked(checkpoint("llava"), tmp_path, list("abcdefg"), ("vanilla", "uniform"))
+    whole, _ = answered(replace(config, output=str(tmp_path / "whole")))
+    tokens = set(whole["vanilla"]["prompt_tokens"].to_pylist())  # the same question about one picture
+    cut, _ = answered(replace(config, batch_tokens=3 * (max(tokens) + config.max_new_tokens)))
+    for name, table in cut.items():
+        assert sorted(table["batch_rows"].to_pylist()) == [1, 3, 3, 3, 3, 3, 3]
+        assert sorted(whole[name]["batch_rows"].to_pylist()) == [3, 3, 3, 4, 4, 4, 4]
+        found, want = (each.select(["row_id", "prediction"]).sort_by("row_id") for each in (table, whole[name]))
+        assert found == want
 
 
 class Mortal(Answerer):

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from pipelines.cluster import Node, Share, share
-from pipelines.ledger import ALONE, DEATHS, Book, Desk, Done
+from pipelines.ledger import ALONE, DEATHS, Book, Desk, Done, Shift
 from pipelines.plan import rows_per_task
 
 
@@ -109,7 +109,7 @@ def test_a_row_that_kills_its_worker_is_found_and_given_up() -> None:
             if not work(batch):
                 deaths += 1
                 break
-            desk.end([Done("p", rows=len(batch))])
+            desk.end([Done("p", rows=len(batch))], Shift())
     assert sorted(answered) == ["a", "b", "c"]
     assert deaths == 1 + ALONE
     assert Desk(book, "w1").begin(rows)[1] == {"poison": "WorkerDied: the worker died"}
@@ -178,17 +178,17 @@ def test_a_job_that_gets_on_does_not() -> None:
         desk.arrive()
         desk.begin([f"row {number}"])
         if number % 3 == 0:
-            desk.end([Done("p", rows=1)])
+            desk.end([Done("p", rows=1)], Shift())
 
 
 def test_the_clock_starts_with_the_first_batch() -> None:
     """Whose time is that of all its runs: a sweep's first words on its speed are true."""
     book = Book()
     desk = Desk(book, "w1")
-    desk.end([])
+    desk.end([], Shift())
     assert not book.progress.started
-    desk.end([Done(f"run {number}", rows=8, spent_s=2.0) for number in range(5)])
+    desk.end([Done(f"run {number}", rows=8, spent_s=2.0) for number in range(5)], Shift())
     assert book.progress.latest - book.progress.started == pytest.approx(10.0)
     first = book.progress.started
-    desk.end([Done("run 0", rows=8, spent_s=2.0)])
+    desk.end([Done("run 0", rows=8, spent_s=2.0)], Shift())
     assert book.progress.started == first

@@ -76,7 +76,7 @@ def test_every_flag_is_read() -> None:
             " --media-root clips --allow-outside --question 'What is it?' --limit 1_000 --method apet --budget 10.0%"
             " --frames 4 --min-pixels 9 --max-pixels 99 --conversation vicuna_v1 --temperature 0.7 --max-new-tokens 32"
             " --seed 3 --dtype bfloat16 --attn sdpa --ray-address auto --actors 1,4 --gpus-per-actor 0.25"
-            " --cpus-per-actor 2 --batch-size 8 --batch-timeout 90 --output gs://b/o"
+            " --cpus-per-actor 2 --batch-size 8 --batch-tokens 4096 --compile --batch-timeout 90 --output gs://b/o"
             " --tracking-uri http://host:5000 --experiment e --max-error-rate 5% --retry-errors"
         ),
     )
@@ -108,6 +108,8 @@ def test_every_flag_is_read() -> None:
         gpus_per_actor=0.25,
         cpus_per_actor=2.0,
         batch_size=8,
+        batch_tokens=4096,
+        compile=True,
         batch_timeout=90.0,
         output="gs://b/o",
         tracking_uri="http://host:5000",
@@ -537,6 +539,7 @@ def test_identity_is_what_affects_answers() -> None:
     same = {
         "actors": (3, 4),
         "batch_size": 3,
+        "batch_tokens": 900,
         "batch_timeout": 9.0,
         "output": "o",
         "tracking_uri": "t",
@@ -559,6 +562,7 @@ def test_identity_is_what_affects_answers() -> None:
     other = {
         "dtype": "float16",
         "attn": "eager",
+        "compile": True,
         "benchmark": "shapes",
         "split": "val",
         "question": "What?",

@@ -297,6 +297,14 @@ def test_the_table_is_narrow_and_aligned() -> None:
     assert lines[2].split()[1:] == ["-"] * 6 + ["0/3"]
 
 
+def test_how_busy_a_gpu_was_is_shown_where_there_was_one() -> None:
+    assert "GPU" not in summary.table([("vanilla", {"rows_total": 3, "worker_busy": 0.5})])
+    points = [("vanilla", {"rows_total": 3, "gpu_busy": 0.957}), ("apet-64", {"rows_total": 3})]
+    lines = summary.table(points).splitlines()
+    assert [line.split("  ")[-1].strip() for line in (lines[0], *lines[2:])] == ["GPU busy", "95.7 %", "-"]
+    assert summary.summarise(drawn(5), None, Shapes(), {"gpu_busy": 0.957})["gpu_busy"] == 0.957
+
+
 def test_the_sample_shows_errors_and_the_whole_run() -> None:
     found = json.loads(summary.sample(drawn(7), rows=40))
     assert found["columns"][0] == "row_id"

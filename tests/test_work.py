@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipelines.brief import ROWS, ROWS_ON_GPU, job_of
 from pipelines.config import EvalConfig
 from pipelines.manifest import Manifest
 from pipelines.record import Record
@@ -53,3 +55,21 @@ def test_finished_runs_know_how_many_rows_they_have(asked: dict[str, Any], monke
     monkeypatch.setattr(Manifest, "index", read)
     assert Work.of(EvalConfig.of("image", **asked, methods=("vanilla",))).rows == 5
     assert Work.of(EvalConfig.of("image", **asked, methods=("vanilla",), limit=2)).rows == 2
+
+
+def test_a_job_that_goes_on_makes_the_batches_it_made(asked: dict[str, Any]) -> None:
+    """What a worker measured is in the records; where two runs differ, the smaller number fits both."""
+    config = EvalConfig.of("image", **asked, methods=("vanilla", "uniform", "random"))
+    work = Work.of(config)
+    assert job_of([work], threads=1).batch_tokens is None
+    work.begin(Record("job"))
+    for unit, found in zip(work.units, (4096, None, 2048), strict=True):
+        assert unit.record is not None
+        unit.record.metrics = {"load_s": 1.0} | ({"batch_tokens": found} if found else {})
+        unit.record.save(unit.folder)
+    again = Work.of(config)
+    assert job_of([again], threads=1).batch_tokens == 2048
+    assert job_of([Work.of(replace(config, batch_tokens=512))], threads=1).batch_tokens == 512
+    assert job_of([again], threads=1).batch_size == ROWS
+    assert job_of([again], threads=1, gpus=0.5).batch_size == ROWS_ON_GPU
+    assert job_of([Work.of(replace(config, batch_size=5))], threads=1, gpus=1).batch_size == 5

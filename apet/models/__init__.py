@@ -54,6 +54,7 @@ def load(
     dtype:    "auto" is the checkpoint's
     attn:     the attention kernel: "packed" (`apet/varlen.py`), "sdpa", "eager", "flash_attention_2", or another that
               transformers knows
+    device:   "auto" spreads the layers over all GPUs that this process sees, for a model that is too large for one
     revision: a branch, tag or commit of the hub's repository
 
     Weights come from safetensors, which hold numbers alone. The processor pads on the left, as generation needs it.
@@ -63,12 +64,25 @@ def load(
             f"attn is {attn!r}, and the package flash-attn is not installed; install it where there is a GPU and nvcc,"
             " with `pip install -e '.[gpu]' --no-build-isolation`, or choose attn='packed'"
         )
+    spread = device == "auto"
+    if spread and find_spec("accelerate") is None:
+        raise ImportError(
+            "a model is spread over several GPUs by the package accelerate, which is not installed; install it with"
+            " `pip install accelerate`, or give one GPU"
+        )
     processor = load_processor(name, revision=revision, trust_remote_code=trust_remote_code)
     source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     model: Any = AutoModelForImageTextToText.from_pretrained(
-        name, dtype=dtype, attn_implementation=attn, use_safetensors=True, **source
+        name,
+        dtype=dtype,
+        attn_implementation=attn,
+        use_safetensors=True,
+        device_map="auto" if spread else None,
+        **source,
     )
-    return model.to(device) if device is not None else model, processor
+    if spread and torch.cuda.is_available() and {"cpu", "disk"} & set(map(str, model.hf_device_map.values())):
+        raise ValueError(f"{name} does not fit on {torch.cuda.device_count()} GPUs; give more or larger ones")
+    return model.to(device) if device is not None and not spread else model, processor
 
 
 def load_processor(name: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> ProcessorMixin:
