@@ -1,8 +1,8 @@
 """Models of the real shapes with random weights, and one prefill of them, timed: what the benchmarks share.
 
 A `Subject` is a model of the paper and the prompt that its figures are for. Each has two sizes: `7b`, the real one, and
-`small`, which two CPU cores prefill in seconds (the LLaVAs also `tiny`). Weights are random, in bfloat16 on a GPU and float32 on a CPU, and are
-made where they are used: nothing is downloaded.
+`small`, which two CPU cores prefill in seconds; the LLaVAs also have `tiny`. Weights are random, in bfloat16 on a GPU
+and float32 on a CPU, and are made where they are used: nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from apet.schedule import Schedule
 
 IMAGE, VIDEO = 32000, 32001  # ids of the placeholders of LLaVA and Video-LLaVA
 LLAMA: dict[str, dict[str, Any]] = {
-    "tiny": {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 8, "num_attention_heads": 4},
+    "tiny": {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8},
     "small": {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 16, "num_attention_heads": 16},
     "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
 }
@@ -44,6 +44,7 @@ QWEN: dict[str, dict[str, Any]] = {
 }
 CLIP = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
 CLIP_SMALL = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 12, "num_attention_heads": 4}
+CLIP_TINY = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 2}
 GRID = (1, 40, 74)  # Qwen's patches: 740 tokens of four
 WINDOWS = {"window_size": 112, "fullatt_block_indexes": [7, 15, 23, 31]}
 
@@ -103,7 +104,7 @@ def _noise(*shape: int) -> Tensor:
 
 
 def llava(size: str) -> Any:
-    tower = CLIP_SMALL if size == "tiny" else CLIP
+    tower = CLIP_TINY if size == "tiny" else CLIP
     return hf.LlavaConfig(
         vision_config=hf.CLIPVisionConfig(**tower, patch_size=14, image_size=336, projection_dim=768),
         text_config=hf.LlamaConfig(**LLAMA[size], vocab_size=32064),
@@ -113,11 +114,11 @@ def llava(size: str) -> Any:
 
 
 def video_llava(size: str) -> Any:
-    tower = CLIP if size == "7b" else CLIP_SMALL
+    tower = {"7b": CLIP, "small": CLIP_SMALL, "tiny": CLIP_TINY}[size]
     text = LLAMA[size] if size != "small" else {**LLAMA["small"], "hidden_size": 512, "intermediate_size": 1408}
     return hf.VideoLlavaConfig(
         vision_config=hf.CLIPVisionConfig(**tower, patch_size=14, image_size=224, projection_dim=768),
-        text_config=hf.LlamaConfig(**text, vocab_size=32064),
+        text_config=hf.LlamaConfig(**text, vocab_size=32064, max_position_embeddings=4096),
         image_token_index=IMAGE,
         video_token_index=VIDEO,
         image_seq_length=256,

@@ -162,9 +162,7 @@ def profiled(given: argparse.Namespace, device: torch.device) -> list[Row]:
     subject, (budget, *_) = SUBJECTS["llava-1.5-7b"], BARS["llava-1.5-7b"]
     model = subject.make(given.size, device, given.attn)
     inputs, rows = subject.prompts(given.batch, model), []
-    print(
-        f"\n{'operations of a prefill':28}{'ms':>9}{'matmul':>9}{'attention':>11}{'compression':>13}{'copy':>7}{'other':>8}"
-    )
+    print(f"\n{'operations of a prefill':28}{'ms':>9}   matmul  attention  compression   copy   other")
     for method in (build("vanilla"), build("apet", budget=budget)):
         took, parts = shares(model, method, inputs)
         cells = "".join(f"{100 * parts[name]:{wide}.1f} %" for name, wide in zip(parts, (7, 9, 11, 5, 6), strict=True))
@@ -182,9 +180,9 @@ def arguments(gpu: bool) -> argparse.Namespace:
     add("--job-size", default="7b" if gpu else "tiny", help="of those that answer: 7b, small, tiny (%(default)s)")
     add("--batch", type=int, default=32 if gpu else 1, help="rows of a prefill; videos a quarter (%(default)s)")
     add("--repeat", type=int, default=10 if gpu else 1, help="turns, of which the median counts (%(default)s)")
-    add("--rows", type=int, default=3072 if gpu else 96, help="questions of a job (%(default)s)")
-    add("--alone", type=int, default=96 if gpu else 12, help="of them answered one by one (%(default)s)")
-    add("--clips", type=int, default=512 if gpu else 48, help="videos of a job (%(default)s)")
+    add("--rows", type=int, default=3072 if gpu else 64, help="questions of a job (%(default)s)")
+    add("--alone", type=int, default=96 if gpu else 8, help="of them answered one by one (%(default)s)")
+    add("--clips", type=int, default=512 if gpu else 40, help="videos of a job (%(default)s)")
     add("--folder", help="where checkpoints of 14 GB and files lie for a while (default: the system's)")
     add("--profile", action="store_true", help="where the time goes; with --only '' that alone")
     given = parser.parse_args()
