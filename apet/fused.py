@@ -45,14 +45,13 @@ class Groups(NamedTuple):
 
     @classmethod
     def of(cls, sizes: Sequence[int], keeps: Sequence[int], bases: Sequence[int], device: torch.device) -> Groups:
-        tiles = [-(-size // TILE) for size in sizes]
-        columns = torch.stack([_column(column, device) for column in (sizes, tiles, keeps, bases)])
-        starts = F.pad(columns[:3].cumsum(1), (1, 0))
+        columns = sizes, [-(-size // TILE) for size in sizes], keeps
+        starts = [F.pad(_column(column, device).cumsum(0), (1, 0)) for column in columns]
         owners = [
-            torch.searchsorted(ends[1:].contiguous(), torch.arange(sum(column), device=device), right=True)
-            for ends, column in zip(starts, (sizes, tiles, keeps), strict=True)
+            torch.searchsorted(begin[1:], torch.arange(sum(column), device=device), right=True)
+            for begin, column in zip(starts, columns, strict=True)
         ]
-        return cls(max(bases), starts[0], starts[1], starts[2], columns[2], columns[3], *owners)
+        return cls(max(bases), starts[0], starts[1], starts[2], _column(keeps, device), _column(bases, device), *owners)
 
 
 class Left(NamedTuple):
@@ -77,6 +76,8 @@ def _works(device: torch.device, dtype: torch.dtype) -> bool:
     """Once a process: do the kernels compile here, and keep what the torch path keeps? Waits for the device."""
     if find_spec("triton") is None:
         return False
+    if torch.cuda.is_current_stream_capturing():
+        raise RuntimeError("a CUDA graph is being captured; call compress once before, so that its kernels are there")
     sample = torch.randn(2, 100, 72, generator=torch.Generator().manual_seed(0)).to(device, dtype)
     gram = Gram(sample)
     basis = farthest_points(gram, 10, 0)
@@ -132,10 +133,10 @@ def _errors(tokens: Tensor, groups: Groups) -> tuple[Tensor, Tensor, Tensor]:
     count, width = tokens.shape
     tiles = len(groups.of_tile)
     means = tokens.new_empty(len(groups.keeps), width, dtype=torch.float64)
-    squares, error, score = means.new_empty(3, count)
+    squares, error, score = (means.new_empty(count) for _ in range(3))
     explained = means.new_empty(groups.picks, count)
     # Far, noise, low and high, twice: a step reads what the one before left while others of its programs write.
-    now, then = ([*means.new_empty(2, count), *means.new_empty(2, tiles)] for _ in range(2))
+    now, then = ([means.new_empty(size) for size in (count, count, tiles, tiles)] for _ in range(2))
     where = groups.starts, groups.tile_starts, groups.of_tile
     blocks = -(-width // kernels.COLUMNS.value)
     kernels.group_means[len(groups.keeps), blocks](tokens, groups.starts, means, width, **FUSION)

@@ -7,6 +7,9 @@ The textbook is ApET written step by step in batched torch, as one would after r
 distances, a solve, top-k, and the cosine of every dropped with every kept token, either broadcast to
 N x K x D as the authors' release does it, or as a product of normalised matrices. It computes in the input's
 dtype; ours accumulates in float64. All three must keep the same tokens.
+
+On a GPU ours are Triton kernels. A second table sets them beside our own torch path and the textbook in bfloat16, on
+batches as large as a GPU takes: launched one by one, replayed as a CUDA graph, and of pictures that all differ in size.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from apet import compress
+from apet.fused import usable
 
 SHAPES = [  # groups, tokens, width, kept
     (1, 576, 1024, 64),
@@ -39,6 +43,13 @@ SHAPES = [  # groups, tokens, width, kept
     (1, 96, 4096, 32),
 ]
 LONG = [(2048, 512), (4096, 512), (8192, 512), (16_384, 1024)]  # tokens, kept
+BATCHES = [  # groups, tokens, width, kept: both sites of LLaVA-1.5, Video-LLaVA's frames, Qwen2.5-VL's pictures
+    (64, 576, 1024, 96),
+    (64, 96, 4096, 32),
+    (256, 256, 4096, 32),
+    (32, 740, 3584, 111),
+    (8, 2048, 4096, 205),
+]
 BASIS = 10
 
 
@@ -167,6 +178,50 @@ def grow(device: torch.device, repeat: int) -> list[dict[str, Any]]:
     ]
 
 
+def replayed(tokens: Tensor, keep: int) -> Callable[[], object]:
+    """The same compression as a CUDA graph."""
+    compress(tokens, keep, BASIS, check=False)  # what compiles must do so before
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        compress(tokens, keep, BASIS, check=False)
+    return graph.replay
+
+
+def fuse(shape: tuple[int, int, int, int], device: torch.device, repeat: int) -> dict[str, Any]:
+    """The Triton kernels against our torch path and the textbook, in bfloat16; `device` is a GPU."""
+    groups, count, width, keep = shape
+    tokens = normal(groups, count, width).to(device, torch.bfloat16)
+    uneven = [tokens[place, : max(keep + 1, count - place)] for place in range(groups)]
+    ways: dict[str, Callable[[], object]] = {
+        "kernels": lambda: compress(tokens, keep, BASIS, check=False),
+        "torch": lambda: compress(tokens, keep, BASIS, check=False, kernels=False),
+        "textbook": lambda: textbook(tokens.float(), keep, broadcast=False),
+        "uneven": lambda: compress(uneven, keep, BASIS, check=False),
+        "uneven_torch": lambda: compress(uneven, keep, BASIS, check=False, kernels=False),
+    }
+    fused = usable(tokens)
+    if fused:
+        ways["graph"] = replayed(tokens, keep)
+    ms = median_ms(ways, repeat, device)
+    one, other = compress(tokens, keep, BASIS), compress(tokens, keep, BASIS, kernels=False)
+    return {"shape": shape, "ms": ms, "fused": fused, "same_tokens": torch.equal(one.index, other.index)}
+
+
+def print_fused(found: list[dict[str, Any]]) -> None:
+    print("\nbfloat16                            kernels  as graph     torch  textbook |  uneven     torch    same")
+    print("groups x tokens x width -> kept          ms        ms        ms        ms |      ms        ms  tokens")
+    for one in found:
+        ms = one["ms"]
+        graph = f"{ms['graph']:9.2f}" if one["fused"] else f"{'no':>9}"
+        print(
+            f"{'{} x {} x {} -> {}'.format(*one['shape']):31} {ms['kernels']:11.2f} {graph} {ms['torch']:9.2f}"
+            f" {ms['textbook']:9.2f} | {ms['uneven']:7.2f} {ms['uneven_torch']:9.2f}"
+            f" {'yes' if one['same_tokens'] else 'NO':>7}"
+        )
+    if not all(one["fused"] for one in found):
+        print("Triton does not work here: 'kernels' are the torch path")
+
+
 def normal(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
@@ -204,9 +259,11 @@ def main() -> None:
             grown.append(found)
             name = f"{found['count']} -> {found['keep']}" + (" gpu" if device.type == "cuda" else "")
             print(f"{name:31} {found['ms']:11.1f} {factor} {found['peak_mib']:10.0f}")
-    print(
-        json.dumps({"bench": "compress", "torch": torch.__version__, "where": where, "shapes": compared, "long": grown})
-    )
+    fused = [fuse(shape, device, repeat) for device in devices[1:] for shape in BATCHES]
+    if fused:
+        print_fused(fused)
+    found = {"bench": "compress", "torch": torch.__version__, "where": where}
+    print(json.dumps({**found, "shapes": compared, "long": grown, "fused": fused}))
 
 
 if __name__ == "__main__":

@@ -11,13 +11,14 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ROOMS = ("apet", "pipelines", "jobs")  # each may import itself and those before it
 OUTSIDE = {  # what a room may import beside the standard library; `jobs` may import anything
-    "apet": {"torch", "transformers"},
+    "apet": {"torch", "transformers", "triton"},
     "pipelines": {"torch", "transformers", "ray", "pyarrow", "mlflow", "av", "PIL", "numpy", "yaml", "matplotlib"}
     | {"safetensors", "tokenizers"},
 }
 ONLY = {  # what few files may import, so that the others stay plain functions
     "ray": {"pipelines/answerer.py", "pipelines/cluster.py", "pipelines/ledger.py", "pipelines/plan.py"},
     "mlflow": {"jobs/train_demo.py", "pipelines/experiment.py"},
+    "triton": {"apet/kernels.py"},  # torch's builds without a GPU come without it
 }
 FILES = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
 
@@ -50,9 +51,16 @@ def test_a_few_files_know_of(package: str) -> None:
 
 
 def test_the_core_needs_torch_alone() -> None:
-    core = ["basis", "compression", "error", "gram", "merge", "release"]
+    core = ["basis", "compression", "error", "fused", "gram", "merge", "release"]
     foreign = {name for module in core for name in imports(ROOT / "apet" / f"{module}.py")}
     assert foreign - sys.stdlib_module_names == {"torch", "apet"}
+
+
+def test_the_kernels_are_imported_when_they_are_used() -> None:
+    """Inside functions: where Triton is missing, all else works."""
+    for path in FILES:
+        for node in ast.parse(path.read_text()).body:
+            assert "apet import kernels" not in ast.unparse(node) or isinstance(node, ast.FunctionDef), path
 
 
 def test_there_is_something_to_check() -> None:

@@ -24,18 +24,17 @@ class ApET(Method):
     variant: Variant = "paper"
 
     def select(self, view: View) -> Kept:
-        (kept,) = self.select_batches([view])
+        basis, variant = min(self.basis, view.keep), self.variant
+        if variant == "release":  # needs a slot beside its basis; one token alone is the paper's
+            basis, variant = (min(self.basis, view.keep - 1), variant) if view.keep > 1 else (1, "paper")
+        (kept,) = self._compress([view], [basis], variant)
         return kept
 
     def select_batches(self, views: Sequence[View]) -> list[Kept]:
-        if self.variant == "release":  # needs a slot beside its basis; one token alone is the paper's
-            return [self._released(view) for view in views]
+        own = type(self).select is not ApET.select  # a subclass chooses otherwise
+        if own or len(views) == 1 or self.variant == "release":
+            return super().select_batches(views)
         return self._compress(views, [min(self.basis, view.keep) for view in views], "paper")
-
-    def _released(self, view: View) -> Kept:
-        basis, variant = (min(self.basis, view.keep - 1), self.variant) if view.keep > 1 else (1, "paper")
-        (kept,) = self._compress([view], [basis], variant)
-        return kept
 
     def _compress(self, views: Sequence[View], bases: Sequence[int], variant: Variant) -> list[Kept]:
         outs = compress_batches(

@@ -78,5 +78,5 @@ class Method(ABC):
         """What to keep of the groups in `view`."""
 
     def select_batches(self, views: Sequence[View]) -> list[Kept]:
-        """Likewise in several batches, of groups of several sizes; for methods that can do that in one go."""
+        """Likewise in all batches of a site, whose groups differ in size; for methods that can do that in one go."""
         return [self.select(view) for view in views]
