@@ -1,0 +1,104 @@
+"""The benchmark of speed: its models are the real shapes, its sums are right, and its table says what was reached."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from apet import SHAPES
+from apet.flops import shape_of
+from apet.methods import build
+
+JOBS = str(Path(__file__).parent.parent / "jobs")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def bench() -> Iterator[Any]:
+    """The scripts, as their own folder's imports find them."""
+    sys.path.insert(0, JOBS)
+    import bench_speed
+
+    yield bench_speed
+    sys.path.remove(JOBS)
+
+
+@pytest.mark.parametrize("name", ["llava-1.5-7b", "qwen2.5-vl-7b", "video-llava-7b"])
+def test_the_models_are_of_the_real_shapes(name: str, bench: Any) -> None:
+    assert shape_of(bench.SUBJECTS[name].config("7b")) == SHAPES[name]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("name", "kept"), [("llava-1.5-7b", 64.0), ("video-llava-7b", 256.0)])
+def test_a_prefill_keeps_what_the_schedule_says(name: str, kept: float, bench: Any) -> None:
+    subject, point = bench.SUBJECTS[name], bench.Point(build("apet", budget=int(kept)), str(int(kept)))
+    model = subject.make("tiny", CPU, "sdpa")
+    inputs = subject.prompts(1, model)
+    assert (inputs["input_ids"] == subject.placeholder).sum() == subject.visual + subject.inside
+    assert inputs["input_ids"].shape[1] == subject.visual + subject.text
+    points = [bench.Point(build("vanilla"), "full"), point]
+    bench.measure(model, points, inputs, 1)
+    assert [each.kv_bytes for each in points] == [subject.kv_bytes(model, each.method, 1) for each in points]
+    assert point.kept == str(subject.schedule(model, point.method))
+    assert subject.schedule(model, point.method).average == kept
+    vanilla, ours = bench.report(subject, model, points)
+    assert vanilla["prefill"]["speedup"] == 1.0
+    assert ours["prefill"]["limit"] == pytest.approx(vanilla["flops"] / ours["flops"])
+    assert ours["decoder"]["limit"] > ours["prefill"]["limit"] > 1
+
+
+@torch.inference_mode()
+def test_a_profile_tells_compression_from_the_rest(bench: Any) -> None:
+    import bench_profile
+
+    subject = bench.SUBJECTS["llava-1.5-7b"]
+    model = subject.make("tiny", CPU, "sdpa")
+    inputs = subject.prompts(1, model)
+    for method in (build("vanilla"), build("apet", budget=64)):
+        took, parts = bench_profile.shares(model, method, inputs)
+        assert took > 0
+        assert sum(parts.values()) == pytest.approx(1)
+        assert parts["matmul"] > 0.1
+        assert (parts["compression"] > 0) == (method.name == "apet")
+
+
+def test_the_table_says_what_was_reached(bench: Any) -> None:
+    rows = [
+        bench.bar("faster", 3.6, ">=", 3.5, limit=4.2, paper=1.38),
+        bench.bar("slower", 3.4, ">=", 3.5),
+        bench.bar("little", 0.7, "<=", 1.0, "%"),
+        bench.bar("much", 1.2, "<=", 1.0, "%"),
+        bench.bar("equal", 100.0, "=", 100.0, "%"),
+        bench.bar("without a bar", 5.0, unit=""),
+    ]
+    assert [row["reached"] for row in rows] == [True, False, True, False, True, None]
+    lines = [bench.shown(row, gpu=True) for row in rows]
+    assert lines[0].split() == ["faster", "3.60", "x", ">=", "3.50", "x", "4.20", "x", "1.38", "x", "yes"]
+    assert [line.split()[-1] for line in lines] == ["yes", "NO", "yes", "NO", "yes", "-"]
+    assert {bench.shown(row, gpu=False).split()[-1] for row in rows} == {"-"}  # the bars are for a GPU
+    assert all(len(line) <= len(bench.TITLE) for line in lines)
+
+
+def test_files_and_checkpoints(bench: Any, tmp_path: Path) -> None:
+    """What the jobs are given: a folder that loads, pictures and clips that decode, questions six a picture."""
+    import bench_whole_job as whole
+
+    from pipelines.benchmarks import benchmark
+    from pipelines.prepare import Preparer, Recipe
+
+    for kind, tokens in (("image", 576), ("video", 8 * 257)):
+        model = whole.checkpoint(kind, "tiny", tmp_path / f"{kind}-model", CPU)
+        data = whole.questions(kind, 7 if kind == "image" else 1, tmp_path / kind)
+        manifest = benchmark("manifest").rows(str(data), "test", kind=kind).ready()
+        rows = manifest.read(manifest.index())
+        recipe = Recipe(str(model), None, False, "manifest", "model", 8, None, None, 2)
+        _, inputs = Preparer(recipe)(rows[0], manifest)
+        found, _ = whole.load(str(model))
+        placeholder = found.config.video_token_index if kind == "video" else found.config.image_token_index
+        assert (inputs["input_ids"] == placeholder).sum() == tokens
+        assert len({row.media[0].path for row in rows}) == (2 if kind == "image" else 1)
