@@ -25,6 +25,7 @@ from pipelines.handed import Prepared
 from pipelines.ledger import Desk, Progress
 from pipelines.prepare import error_of, packed, preparer
 from pipelines.rows import Row
+from pipelines.whole import Whole
 from pipelines.work import Unit, Work, answers_of
 
 TASKS = 4000  # that read rows, at most: their number is what the driver's memory and Ray's bookkeeping grow with
@@ -37,8 +38,8 @@ SILENT = 2
 class Pipeline:
     """The cluster, the plan and the watch over it, for works that share a model."""
 
-    def __init__(self, works: Sequence[Work], worker: type[Answerer] = Answerer) -> None:
-        self.works, self.worker = works, worker
+    def __init__(self, works: Sequence[Work], whole: Whole, worker: type[Answerer] = Answerer) -> None:
+        self.works, self.whole, self.worker = works, whole, worker
         config = works[0].config
         cluster.join(config.ray_address)
         self.share = cluster.share(config.actors, config.gpus_per_actor, config.cpus_per_actor)
@@ -52,7 +53,7 @@ class Pipeline:
     def answer(self, todo: Sequence[pa.Table]) -> Iterator[None]:
         """Answer what of these rows is wanted, a table for each of the works; yields as it gets on."""
         self._wanted = self._wanted or sum(map(answers_of, todo))
-        with Watch(self.ledger, self._units, self._wanted, self._had):
+        with Watch(self.ledger, self.whole, self._units, self._wanted, self._had):
             for _ in self._plan(todo).iter_batches(batch_size=None, batch_format="pyarrow"):
                 yield
 
@@ -149,10 +150,12 @@ def _ready(number: int, section: Section, row: Row, wanted: tuple[int, ...]) -> 
 
 
 class Watch:
-    """`with Watch(...):` a thread says how far the job is: a line for people, points of the history for the records."""
+    """`with Watch(...):` a thread says how far the job is: a line for people, points of the history for its record."""
 
-    def __init__(self, ledger: Any, units: Sequence[Unit], wanted: int, had: Mapping[str, Mapping[str, int]]) -> None:
-        self._ledger, self._units, self._wanted, self._had = ledger, units, wanted, had
+    def __init__(
+        self, ledger: Any, whole: Whole, units: Sequence[Unit], wanted: int, had: Mapping[str, Mapping[str, int]]
+    ) -> None:
+        self._ledger, self._whole, self._units, self._wanted, self._had = ledger, whole, units, wanted, had
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         self._line = 0.0
@@ -185,8 +188,7 @@ class Watch:
             return
         self._silent = 0
         self._say(progress, last)
-        for unit in self._units:
-            self._note(unit, progress, last)
+        self._note(progress, last)
 
     def _say(self, progress: Progress, last: bool) -> None:
         terminal = sys.stderr.isatty()
@@ -214,6 +216,7 @@ class Watch:
             flush=True,
         )
 
+<<<<<<< HEAD
     def _note(self, unit: Unit, progress: Progress, last: bool) -> None:
         record, name = unit.record, unit.run_id
         if record is None:
@@ -233,11 +236,24 @@ class Watch:
             **progress.device(),
             **progress.busy(),
         }
+=======
+    def _note(self, progress: Progress, last: bool) -> None:
+        for unit in self._units:
+            if unit.record is not None:
+                had, name = self._had[unit.run_id], unit.run_id
+                done, errors = had["done"] + progress.answered[name], had["error"] + progress.errors[name]
+                unit.record.rows = {**unit.record.rows, "done": done, "error": errors}
+                unit.record.metrics = {**unit.record.metrics, "load_s": progress.load_s}
+        values, spent = progress.device(), progress.spent_s.total()
+>>>>>>> pages
         if spent:
-            values |= {"rows_per_s": rows / spent, "visual_tokens_per_s": progress.visual_tokens[name] / spent}
-        if rows and record.log(done + rows, values, force=last):
-            with contextlib.suppress(OSError):  # the next look saves it, or the end of the job
-                record.save(unit.folder)
+            values["rows_per_s"] = progress.answered.total() / spent
+            values["visual_tokens_per_s"] = progress.visual_tokens.total() / spent
+        with contextlib.suppress(OSError):  # the next look saves it, or the end of the job
+            if progress.answered and self._whole.note(values, last=last):
+                for unit in self._units:
+                    if unit.record is not None and progress.answered[unit.run_id]:
+                        unit.record.save(unit.folder)
 
 
 def _clock(seconds: float) -> str:

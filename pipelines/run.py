@@ -21,6 +21,7 @@ from pipelines.paths import resolve_paths
 from pipelines.record import Record, State
 from pipelines.rows import described
 from pipelines.storage import Folder, at_once, redacted
+from pipelines.whole import Whole
 from pipelines.work import Work, answers_of, records, tags
 
 if TYPE_CHECKING:
@@ -106,6 +107,7 @@ def carry_out(
     config = groups[0][0].config  # where all of it runs and is tracked
     works = [work for group in groups for work in group]
     folder = Folder.of(config.output).child(job.name)
+    whole = Whole(job, folder, works)
     worst: State = "finished"
     messages = []
     with Lock(folder):
@@ -115,7 +117,7 @@ def carry_out(
         try:
             tracker.watch(job, folder)
             for group in groups:
-                state, message = _group(group, job, tracker, worker)
+                state, message = _group(group, whole, tracker, worker)
                 messages += [message] if message else []
                 worst = state if "killed" in (state, worst) or worst == "finished" else worst
                 if worst == "killed":
@@ -125,24 +127,24 @@ def carry_out(
         except KeyboardInterrupt:
             worst, messages = "killed", [*messages, f"interrupted; {AGAIN}"]
         finally:
-            _close(works, job, folder, worst, "; ".join(messages), tracker)
+            _close(whole, worst, "; ".join(messages), tracker)
     for line in messages:
         print(line, file=sys.stderr)
     return worst
 
 
-def _group(group: Sequence[Work], job: Record, tracker: Tracker, worker: type[Answerer] | None) -> tuple[State, str]:
+def _group(group: Sequence[Work], whole: Whole, tracker: Tracker, worker: type[Answerer] | None) -> tuple[State, str]:
     """Answer what the runs of a group lack; how that ended, and a line on it unless it ended well."""
     with contextlib.ExitStack() as held:
         try:
             locks = _locked(group, held)
             for work in group:
-                work.begin(job)
+                work.begin(whole.record)
         except (ValueError, OSError, Locked) as error:
             return "failed", redacted(str(error))
         for _, unit, record in records(group):
             tracker.watch(record, unit.folder)
-        return _answer(group, locks, tracker, worker)
+        return _answer(group, whole, locks, tracker, worker)
 
 
 def _locked(group: Sequence[Work], held: contextlib.ExitStack) -> list[Lock]:
@@ -156,13 +158,13 @@ def _locked(group: Sequence[Work], held: contextlib.ExitStack) -> list[Lock]:
 
 
 def _answer(
-    group: Sequence[Work], locks: Sequence[Lock], tracker: Tracker, worker: type[Answerer] | None
+    group: Sequence[Work], whole: Whole, locks: Sequence[Lock], tracker: Tracker, worker: type[Answerer] | None
 ) -> tuple[State, str]:
     began = time.monotonic()
     state: State = "failed"
     message = ""
     try:
-        lost = _work(group, locks, worker)
+        lost = _work(group, whole, locks, worker)
         state = "failed" if lost else "finished"
         message = f"{lost} answers could not be had; run the same command again" if lost else ""
     except KeyboardInterrupt:
@@ -193,7 +195,7 @@ def _raised(error: Exception) -> str:
     return f"{line}; make room on that disk" if any(full in line for full in FULL) else line
 
 
-def _work(group: Sequence[Work], locks: Sequence[Lock], worker: type[Answerer] | None) -> int:
+def _work(group: Sequence[Work], whole: Whole, locks: Sequence[Lock], worker: type[Answerer] | None) -> int:
     """Run the pipeline until nothing is missing, or no pass brings anything. Returns the answers still missing."""
 
     checked = time.monotonic()
@@ -211,7 +213,7 @@ def _work(group: Sequence[Work], locks: Sequence[Lock], worker: type[Answerer] |
         if attempt == 0:
             from pipelines.plan import Pipeline  # Ray, torch and the model come with it
 
-            pipeline = Pipeline(group, **({"worker": worker} if worker else {}))
+            pipeline = Pipeline(group, whole, **({"worker": worker} if worker else {}))
         for _ in pipeline.answer(todo):
             check(Lock.BEAT)
         check()
@@ -221,14 +223,11 @@ def _work(group: Sequence[Work], locks: Sequence[Lock], worker: type[Answerer] |
     return sum(map(answers_of, todo))
 
 
-def _close(works: Sequence[Work], job: Record, folder: Folder, state: State, message: str, tracker: Tracker) -> None:
-    total = dict.fromkeys(job.rows, 0)
-    for _, _, record in records(works):
-        total = {key: total[key] + record.rows[key] for key in total}
-    job.rows = total
-    job.end(state, {}, message)
+def _close(whole: Whole, state: State, message: str, tracker: Tracker) -> None:
+    whole.record.rows = whole.rows()
+    whole.record.end(state, {}, message)
     try:
-        job.save(folder)
+        whole.record.save(whole.folder)
     except OSError as error:  # of a full disk, say: what is wrong is said, and the next command finds out the rest
         print(f"the job's record could not be written: {described(error)}", file=sys.stderr)
     if not tracker.stop():

@@ -65,8 +65,8 @@ def test_each_type_keeps_its_own() -> None:
     for place, kind in enumerate(("color", "count")):
         both = [each for each in mine.keys() & other.keys() if int(each) % 2 == place]
         kept = sum(mine[each] for each in both) / sum(other[each] for each in both)
-        assert metrics[f"manifest/{kind}/accuracy_retention"] == pytest.approx(kept)
-        assert metrics[f"manifest/{kind}/accuracy_retention_ci_low"] < kept
+        assert metrics[f"manifest.{kind}.accuracy_retention"] == pytest.approx(kept)
+        assert metrics[f"manifest.{kind}.accuracy_retention_ci_low"] < kept
 
 
 def test_one_question_a_medium_is_mcnemars_test() -> None:

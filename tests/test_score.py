@@ -103,7 +103,7 @@ def test_what_does_not_match_is_counted_and_never_shifted(
     found = scored(capsys, monkeypatch, *given)
     assert (found["rows"], found["matched"], found["missing"]) == (6, 5, 1)
     assert (found["duplicate"], found["unknown"]) == (1, 1)
-    assert found["metrics"]["pope/accuracy"] == 1  # a shift by one would make it 0
+    assert found["metrics"]["pope.accuracy"] == 1  # a shift by one would make it 0
     assert "1 rows have no answer and are in no number: adversarial/COCO_val2014_000000310196" in found["out"]
     assert "1 answers are to rows that had one; the first counts: 2\n" in found["out"]
     assert "1 answers are to no row of this data: 777\n" in found["out"]
@@ -124,8 +124,8 @@ def test_what_counts_together_is_missing_together(
     assert (found["missing"], found["metrics"]["rows_error"]) == (1, 1)
     assert found["value"] == value
     if name == "mmbench":
-        assert "mmbench/reasoning/circular" not in found["metrics"]
-        assert found["metrics"]["mmbench/reasoning/plain"] == 1
+        assert "mmbench.reasoning.circular" not in found["metrics"]
+        assert found["metrics"]["mmbench.reasoning.plain"] == 1
 
 
 def run_of(name: str, folder: Path, output: Path, predictions: Sequence[str], **more: Any) -> Path:

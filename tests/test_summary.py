@@ -97,17 +97,18 @@ def test_every_metric_by_a_plain_loop() -> None:
     rows = table.to_pylist()
     good = [row for row in rows if row["status"] == "ok"]
     scored = [row for row in good if row["correct"] is not None]
+    assert next(iter(found)) == "accuracy"
     assert found["rows_total"] == 400
     assert found["rows_error"] == 400 - len(good) > 0
     assert found["rows_scored"] == len(scored) < len(good)
     assert found["accuracy"] == pytest.approx(sum(row["correct"] for row in scored) / len(scored))
     for name, kind in (("color", "color"), ("count _all_", "count (all)")):
         mine = [row["correct"] for row in scored if row["type"] == kind]
-        assert found[f"shapes/{name}/accuracy"] == pytest.approx(sum(mine) / len(mine))
-        assert found[f"shapes/{name}/rows"] == len(mine)
-        assert found[f"shapes/{name}/accuracy_ci_low"] < found[f"shapes/{name}/accuracy"]
-    assert found["shapes/color/chance"] == 0.25
-    assert "shapes/count _all_/chance" not in found
+        assert found[f"shapes.{name}.accuracy"] == pytest.approx(sum(mine) / len(mine))
+        assert found[f"shapes.{name}.rows"] == len(mine)
+        assert found[f"shapes.{name}.accuracy_ci_low"] < found[f"shapes.{name}.accuracy"]
+    assert found["shapes.color.chance"] == 0.25
+    assert "shapes.count _all_.chance" not in found
     theirs = {row["row_id"]: row["correct"] for row in vanilla.to_pylist() if row["status"] == "ok"}
     both = [(row["correct"], theirs[row["row_id"]]) for row in scored if theirs.get(row["row_id"]) is not None]
     assert found["accuracy_retention"] == pytest.approx(sum(a for a, _ in both) / sum(b for _, b in both))

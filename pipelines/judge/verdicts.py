@@ -151,7 +151,7 @@ def _note(folder: Folder, outcome: Outcome) -> None:
     record.metrics = {**before, **outcome.metrics}
     record.tags = {**record.tags, **outcome.tags}
     # MLflow shows a metric's latest value, and the final ones have the time at which the run ended
-    record.log(record.rows.get("done", 0), {**gone, **outcome.metrics}, force=True)
+    record.log(0, {**gone, **outcome.metrics}, force=True)
     record.save(folder)
 
 

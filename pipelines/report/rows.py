@@ -19,14 +19,14 @@ def types(each: Findings) -> Table | None:
         return None
     prefixes = [metric_name(f"{bench.name}/{kind}") for kind in kinds]
     whole = names.group("")
-    chances = [base.metrics.get(f"{prefix}/chance") for prefix in prefixes]
+    chances = [base.metrics.get(f"{prefix}.chance") for prefix in prefixes]
     rows = [
-        Row(("Rows", *(number(base.metrics.get(f"{prefix}/rows"), 0) for prefix in prefixes)), whole),
+        Row(("Rows", *(number(base.metrics.get(f"{prefix}.rows"), 0) for prefix in prefixes)), whole),
         Row(("Chance %", *(None if chance is None else number(100 * chance) for chance in chances)), whole),
-        Row(("Vanilla's accuracy %", *(percent(base.metrics, f"{prefix}/accuracy") for prefix in prefixes)), whole),
+        Row(("Vanilla's accuracy %", *(percent(base.metrics, f"{prefix}.accuracy") for prefix in prefixes)), whole),
     ]
     for result in compared:
-        kept = [percent(result.metrics, f"{prefix}/accuracy_retention") for prefix in prefixes]
+        kept = [percent(result.metrics, f"{prefix}.accuracy_retention") for prefix in prefixes]
         rows.append(Row((f"{names.method(result.run.label)} kept %", *kept), names.group(result.run.budget)))
     return Table(
         f"types-{each.study.column}",
