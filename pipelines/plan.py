@@ -216,36 +216,15 @@ class Watch:
             flush=True,
         )
 
-<<<<<<< HEAD
-    def _note(self, unit: Unit, progress: Progress, last: bool) -> None:
-        record, name = unit.record, unit.run_id
-        if record is None:
-            return
-        done, errors = self._had[name]["done"], self._had[name]["error"]
-        rows, spent = progress.answered[name], progress.spent_s[name]
-        record.rows = {**record.rows, "done": done + rows, "error": errors + progress.errors[name]}
-        record.metrics = {**record.metrics, "load_s": progress.load_s, **progress.busy()}
-        found = progress.most_tokens
-        if found is not None and record.metrics.get("batch_tokens") != found:  # before there are answers: who goes on
-            record.metrics = {**record.metrics, "batch_tokens": found}  # from them has to make the same batches
-            with contextlib.suppress(OSError):
-                record.save(unit.folder)
-        values = {
-            "rows_done": float(done + rows),
-            "rows_error": float(record.rows["error"]),
-            **progress.device(),
-            **progress.busy(),
-        }
-=======
     def _note(self, progress: Progress, last: bool) -> None:
         for unit in self._units:
             if unit.record is not None:
                 had, name = self._had[unit.run_id], unit.run_id
                 done, errors = had["done"] + progress.answered[name], had["error"] + progress.errors[name]
                 unit.record.rows = {**unit.record.rows, "done": done, "error": errors}
-                unit.record.metrics = {**unit.record.metrics, "load_s": progress.load_s}
-        values, spent = progress.device(), progress.spent_s.total()
->>>>>>> pages
+                unit.record.metrics = {**unit.record.metrics, "load_s": progress.load_s, **progress.busy()}
+                self._note_limit(unit, progress.most_tokens)
+        values, spent = {**progress.device(), **progress.busy()}, progress.spent_s.total()
         if spent:
             values["rows_per_s"] = progress.answered.total() / spent
             values["visual_tokens_per_s"] = progress.visual_tokens.total() / spent
@@ -254,6 +233,13 @@ class Watch:
                 for unit in self._units:
                     if unit.record is not None and progress.answered[unit.run_id]:
                         unit.record.save(unit.folder)
+
+    def _note_limit(self, unit: Unit, tokens: int | None) -> None:
+        """Before there are answers: who goes on from them has to make the same batches."""
+        if tokens is not None and unit.record and unit.record.metrics.get("batch_tokens") != tokens:
+            unit.record.metrics = {**unit.record.metrics, "batch_tokens": tokens}
+            with contextlib.suppress(OSError):
+                unit.record.save(unit.folder)
 
 
 def _clock(seconds: float) -> str:
