@@ -181,7 +181,7 @@ class Graphs:
                 return None
             self._kept[shape] = self._made(shape, past)
         self._kept.move_to_end(shape)
-        if len(self._kept) > KEPT:
+        while len(self._kept) > KEPT:
             self._kept.popitem(last=False)
         self._kept[shape].load(past)
         return self._kept[shape]
