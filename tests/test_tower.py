@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AttentionInterface, AutoModelForImageTextToText, LlavaConfig
 
 from apet import ApET, attach, compress
-from apet.methods import build
+from apet.methods import METHODS, build
 from apet.methods.base import Kept, Method, Model
 from apet.methods.tome import merge_pairs
 from apet.methods.visionzip import zip_tokens
@@ -198,20 +198,18 @@ def test_a_tower_that_is_no_clip_is_refused() -> None:
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
 def test_half_precision_rounds_the_model_alone(family: str, name: str, dtype: torch.dtype) -> None:
     """What a method chooses among half-precision tokens, it chooses among the same numbers in float32."""
-    model, method = tiny.model(family, dtype=dtype), build(name, budget="50%")
+    model, kind = tiny.model(family, dtype=dtype), METHODS[name]
     views: list[View] = []
-    original = type(method).select
 
     def select(self: Method, view: View) -> Kept:
-        exact = original(self, replace(view, tokens=view.tokens.float(), memory=dict(view.memory)))
-        kept = original(self, view)
+        exact = kind.select(self, replace(view, tokens=view.tokens.float(), memory=dict(view.memory)))
+        kept = kind.select(self, view)
         assert torch.equal(kept.places, exact.places)
         torch.testing.assert_close(kept.tokens, exact.tokens.to(kept.tokens.dtype))
         views.append(view)
         return kept
 
-    with torch.no_grad(), pytest.MonkeyPatch.context() as patch, attach(model, method):
-        patch.setattr(type(method), "select", select)
+    with torch.no_grad(), attach(model, type("Watched", (kind,), {"select": select})(budget="50%")):
         logits = model(**tiny.inputs(family, rows(family))).logits
     assert logits.isfinite().all()
     assert {view.tokens.dtype for view in views} == {dtype}
