@@ -38,6 +38,8 @@ CHANCE = {  # how often a guess among the answers that are possible is right
     "count": 1 / len(COUNTS),
 }
 _FPS = 8
+# Without its assembler: that of AVX-512 makes other bytes each time, and each kind of CPU has its own.
+_X264 = {"crf": "16", "preset": "veryfast", "threads": "1", "x264-params": "asm=0"}
 _GAP = 0.15  # of the clip between two events, at least, for one of them to be the first
 
 
@@ -90,7 +92,7 @@ def _media(split: str, seed: int) -> Iterator[Medium]:
 
 def _save(shown: Clip, file: Path) -> None:
     with av.open(str(file), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=_FPS, options={"crf": "16", "preset": "veryfast", "threads": "1"})
+        stream = container.add_stream("libx264", rate=_FPS, options=_X264)
         stream.width = stream.height = SIDE
         stream.pix_fmt = "yuv420p"
         for number in range(shown.length):
