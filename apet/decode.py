@@ -61,8 +61,8 @@ class Decode:
         return answers
 
     def forget(self) -> None:
-        """Memory is short: give back what graphs hold, and make no more of them."""
-        self.graphs = None
+        """Memory is short: give back what graphs hold."""
+        self.graphs = None if self.graphs is None else Graphs(self.family)
 
     def _fits(self, inputs: Mapping[str, Any], max_new_tokens: int) -> bool:
         """Is this plain greedy choice, on one device, over caches that keep all columns? If not, `generate` does it."""
@@ -129,7 +129,7 @@ class Decode:
                 fixed = self.graphs.take(past)
             except RuntimeError as error:  # also torch.OutOfMemoryError
                 warnings.warn(f"answers go on without CUDA graphs, which could not be made: {error}", stacklevel=2)
-                self.forget()
+                self.graphs = None
             else:
                 if fixed is not None:
                     return fixed

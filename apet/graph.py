@@ -7,7 +7,6 @@ one graph is ever at work, so all share one storage, as large as the largest of 
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from math import prod
@@ -21,8 +20,7 @@ from apet.models.base import Family
 from apet.step import ROOM, Past, each_layer, longer, step
 
 BUCKET = 64  # a cache's columns are a multiple: prompts of like lengths share a graph, and kernels like it
-KEPT = 8  # graphs
-KNOWN = 256  # shapes that are remembered as seen
+KEPT = 32  # graphs
 
 
 class Shape(NamedTuple):
@@ -159,32 +157,30 @@ class Graphs:
 
     def __init__(self, family: Family) -> None:
         self._family = family
-        self._seen: OrderedDict[Shape, None] = OrderedDict()
-        self._kept: OrderedDict[Shape, Fixed] = OrderedDict()
+        self._seen: set[Shape] = set()
+        self._kept: dict[Shape, Fixed] = {}
         self._storage: Tensor | None = None
-        self._pool = torch.cuda.graph_pool_handle() if torch.cuda.is_available() else None
+        self._pool = _pool()
 
     def take(self, past: Past) -> Fixed | None:
-        """Steps that go on from `past`; None if it is left as it was, to be continued without a graph.
+        """Steps that go on from `past`; None if it is left as it was, to be continued without fixed shapes.
 
-        To capture costs several steps. So it is done when a shape comes for the second time: what comes once, the
-        last batch of a block or a single question, costs nothing more than before.
+        To capture costs several steps. So it is done when a shape comes for the second time; until then, and for
+        shapes beyond `KEPT`, the same steps run uncaptured: what a batch's answers are does not depend on what came
+        before it. Graphs are never given up for others: a sweep, whose shapes come round, would capture for ever.
         """
         if self._family.decoder.config._attn_implementation == "eager":
             return None
         shape = Shape.of(past)
-        if shape not in self._kept:
-            if shape not in self._seen:
-                self._seen[shape] = None
-                if len(self._seen) > KNOWN:
-                    self._seen.popitem(last=False)
-                return None
-            self._kept[shape] = self._made(shape, past)
-        self._kept.move_to_end(shape)
-        while len(self._kept) > KEPT:
-            self._kept.popitem(last=False)
-        self._kept[shape].load(past)
-        return self._kept[shape]
+        fixed = self._kept.get(shape)
+        if fixed is None:
+            fixed = self._made(shape, past)
+            if shape in self._seen and len(self._kept) < KEPT:
+                fixed.capture(self._pool)
+                self._kept[shape] = fixed
+            self._seen.add(shape)
+        fixed.load(past)
+        return fixed
 
     def _made(self, shape: Shape, past: Past) -> Fixed:
         widths = each_layer(dict(shape.widths), len(past.layers))
@@ -194,17 +190,21 @@ class Graphs:
             for states in (layer.keys, layer.values)
         ]
         with torch.inference_mode(False):  # tensors made in that mode could not be written outside it
-            fixed = Fixed(self._family, shape, past, list(self._places(sizes, past.layers[0].keys)))
-        fixed.capture(self._pool)
-        return fixed
+            return Fixed(self._family, shape, past, list(self._places(sizes, past.layers[0].keys)))
 
     def _places(self, sizes: Sequence[tuple[int, ...]], like: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Keys and values of each layer, in the storage."""
         need = sum(map(prod, sizes))
         if self._storage is None or len(self._storage) < need or self._storage.dtype != like.dtype:
             self._kept.clear()  # they know the old one's address
+            self._pool = _pool()  # one whose graphs are all gone cannot be captured into
             self._storage = None  # before there is a new one: both may not fit
             self._storage = torch.zeros(need, dtype=like.dtype, device=like.device)
         parts = self._storage[:need].split([prod(size) for size in sizes])
         views = [part.view(size) for part, size in zip(parts, sizes, strict=True)]
         yield from list(pairwise(views))[::2]
+
+
+def _pool() -> Any:
+    """Memory that graphs share, since one of them is at work at a time."""
+    return torch.cuda.graph_pool_handle() if torch.cuda.is_available() else None

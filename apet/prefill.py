@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from apet.device import sent
 from apet.methods.base import Method, Model
 from apet.models.base import Group, Medium
 from apet.schedule import Schedule, Stage, share
@@ -160,7 +161,7 @@ class Prefill:
         return [part for tracked in self.tracked for part in tracked.parts]
 
     def to_device(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.device, non_blocking=True)
+        return sent(tensor, self.device)
 
     def _parts_to_device(self) -> None:
         """All columns in one copy."""

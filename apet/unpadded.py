@@ -17,6 +17,7 @@ from transformers import DynamicCache
 from transformers.utils.generic import is_flash_attention_requested
 
 from apet import varlen
+from apet.device import sent
 from apet.mask import window_of
 
 OUTPUTS = ("output_hidden_states", "output_attentions")  # what can be asked for, one tensor a layer
@@ -50,8 +51,8 @@ class Unpadded:
         self._shape = layout.shape
         count = layout.flatten().cumsum(0)
         flat = torch.searchsorted(count, torch.arange(1, sum(lengths) + 1))  # where the first, second, ... token stands
-        self._place = torch.stack([flat // layout.shape[1], flat % layout.shape[1]]).to(device, non_blocking=True)
-        ends = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32).to(device, non_blocking=True)
+        self._place = sent(torch.stack([flat // layout.shape[1], flat % layout.shape[1]]), device)
+        ends = sent(torch.tensor([0, *accumulate(lengths)], dtype=torch.int32), device)
         self.inputs: dict[str, Any] = {  # what tells a kernel where rows begin and end
             "cu_seq_lens_q": ends,
             "cu_seq_lens_k": ends,

@@ -172,7 +172,7 @@ def arguments(gpu: bool) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--only", help=f"of {','.join(PARTS)} (default: all)")
-    add("--attn", default="sdpa", help="attention kernel, of all ways (default %(default)s)")
+    add("--attn", default="packed", help="attention kernel, of all ways (default %(default)s)")
     add("--size", default="7b" if gpu else "small", help="of the models that are prefilled: 7b, small (%(default)s)")
     add("--job-size", default="7b" if gpu else "tiny", help="of those that answer: 7b, small, tiny (%(default)s)")
     add("--batch", type=int, default=32 if gpu else 1, help="rows of a prefill; videos a quarter (%(default)s)")

@@ -142,7 +142,12 @@ def test_no_secret_gets_out(
     for name, text in {**texts, **logged}.items():
         assert "kestrel" not in text, f"{name} shows what was asked"
     for part, word in (  # what was looked through is what was written
-        *((".parquet", "kestrel"), ("/cache/", "kestrel"), ("mlflow-artifacts", "kestrel"), ("mlflow.db", answered[-8:])),
+        *(
+            (".parquet", "kestrel"),
+            ("/cache/", "kestrel"),
+            ("mlflow-artifacts", "kestrel"),
+            ("mlflow.db", answered[-8:]),
+        ),
         *(("record.json", answered), ("report.html", "Vanilla"), ("config.yaml", "max_new_tokens")),
     ):
         assert any(word in text for path, text in kept.items() if part in path), part
