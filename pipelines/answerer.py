@@ -236,7 +236,7 @@ class Answerer:
             stats = attached.stats
         texts = self.processor.batch_decode(new, skip_special_tokens=True)
         ends = ends_of(self.model, self.processor)
-        count = len(rows)
+        count, lengths = len(rows), inputs["attention_mask"].sum(dim=1).tolist()  # waits for a GPU once
         return [
             {
                 "prediction": text.strip(),
@@ -244,7 +244,7 @@ class Answerer:
                 "schedule": ",".join(f"{site}={kept}" for site, kept in stat.kept.items()),
                 "visual_tokens_in": stat.visual_tokens,
                 "visual_tokens_kept": list(stat.kept.values()),
-                "prompt_tokens": int(mask.sum()),
+                "prompt_tokens": tokens_in,
                 "new_tokens": length(answer, ends),
                 "batch_rows": count,
                 "prefill_ms": prefill_ms / count,
@@ -252,7 +252,7 @@ class Answerer:
                 "compress_ms": stat.compress_ms,
                 "peak_memory_bytes": torch.cuda.max_memory_allocated() if self.device.type == "cuda" else None,
             }
-            for text, stat, mask, answer in zip(texts, stats, inputs["attention_mask"], new.tolist(), strict=True)
+            for text, stat, tokens_in, answer in zip(texts, stats, lengths, new.tolist(), strict=True)
         ]
 
     def _warm_up(self) -> None:
