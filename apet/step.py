@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import torch
@@ -155,8 +156,11 @@ class Rooms:
         self._positions = self._positions[..., rows, :]
 
     def past(self) -> Past:
-        """Where they leave off."""
-        return Past(self._layers, longer(self._left, self._taken), self._positions)
+        """Where they leave off, and end: whoever takes over frees each layer as it is copied."""
+        layers = [SimpleNamespace(keys=layer.keys, values=layer.values) for layer in self._layers]
+        self._layers.clear()
+        self._cache.layers.clear()
+        return Past(layers, longer(self._left, self._taken), self._positions)
 
 
 def longer(left: Mapping[int, Left], steps: int) -> dict[int, Left]:
