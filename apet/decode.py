@@ -30,7 +30,10 @@ from apet.step import Past, Rooms, single_queries
 
 
 class Decode:
-    """Answers of one model, whatever is attached to it at the time. Greedy: a processor may bring luck of its own."""
+    """Answers of one model, on the device where it stays, whatever is attached to it at the time.
+
+    The likeliest token is taken each time; for sampling, a processor of logits adds noise, as Gumbel's trick has it.
+    """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model: Any = model
@@ -60,9 +63,10 @@ class Decode:
         answers: Tensor = out[:, inputs["input_ids"].shape[1] :]
         return answers
 
-    def forget(self) -> None:
-        """Memory is short: give back what graphs hold."""
-        self.graphs = None if self.graphs is None else Graphs(self.family)
+    def forget(self) -> bool:
+        """Memory is short: give back what graphs hold, and make no more of them. Were there any?"""
+        there, self.graphs = self.graphs is not None, None
+        return there
 
     def _fits(self, inputs: Mapping[str, Any], max_new_tokens: int) -> bool:
         """Is this plain greedy choice, on one device, over caches that keep all columns? If not, `generate` does it."""
@@ -102,7 +106,7 @@ class Decode:
                 tokens = logits_processor(ids[:, :at], logits.float()).argmax(dim=-1)
                 ids[:, at] = tokens if pad is None else tokens.where(unfinished, pad)
                 unfinished = unfinished & ~stopping_criteria(ids[:, : at + 1], None)
-                # Waits for the device. A step costs it far more than the launch of a graph behind an idle moment.
+                # This waits for the device: the moment until the next launch costs less than a step for nobody.
                 if at + 1 == end or (left := int(unfinished.sum())) == 0:
                     break
                 if steps is None:
@@ -129,7 +133,7 @@ class Decode:
                 fixed = self.graphs.take(past)
             except RuntimeError as error:  # also torch.OutOfMemoryError
                 warnings.warn(f"answers go on without CUDA graphs, which could not be made: {error}", stacklevel=2)
-                self.graphs = None
+                self.forget()
             else:
                 if fixed is not None:
                     return fixed

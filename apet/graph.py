@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from math import prod
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -146,9 +147,8 @@ class Fixed:
         for layer, (valid, _) in zip(self._layers, each_layer(left, len(self._layers)), strict=True):
             end = layer.keys.shape[2] - ROOM + self._taken
             here = slice(end - valid.shape[1], end)
-            copy: Any = DynamicLayer()
-            copy.keys, copy.values = layer.keys[:, :, here].clone(), layer.values[:, :, here].clone()
-            layers.append(copy)
+            keys, values = layer.keys[:, :, here].clone(), layer.values[:, :, here].clone()
+            layers.append(SimpleNamespace(keys=keys, values=values))
         return Past(layers, left, self._positions.clone())
 
 

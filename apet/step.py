@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import torch
@@ -91,7 +92,7 @@ class Room(DynamicLayer):
     def __init__(self, past: Any) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.is_initialized, self.dtype, self.device = True, past.keys.dtype, past.keys.device
-        self._whole: tuple[Tensor, ...] = (_wider(past.keys), _wider(past.values))
+        self._whole = _wider(past.keys), _wider(past.values)
         self._show(past.keys.shape[2])
         past.keys = past.values = None
 
@@ -105,10 +106,6 @@ class Room(DynamicLayer):
         there = self.keys.shape[2]
         self._whole = self._whole[0][rows], self._whole[1][rows]
         self._show(there)
-
-    def let_go(self) -> None:
-        """Hold no more than `keys` and `values` do."""
-        self._whole = ()
 
     def _show(self, columns: int) -> None:
         self.keys, self.values = (whole[:, :, :columns] for whole in self._whole)
@@ -160,9 +157,10 @@ class Rooms:
 
     def past(self) -> Past:
         """Where they leave off, and end: whoever takes over frees each layer as it is copied."""
-        for layer in self._layers:
-            layer.let_go()
-        return Past(self._layers, longer(self._left, self._taken), self._positions)
+        layers = [SimpleNamespace(keys=layer.keys, values=layer.values) for layer in self._layers]
+        self._layers.clear()
+        self._cache.layers.clear()
+        return Past(layers, longer(self._left, self._taken), self._positions)
 
 
 def longer(left: Mapping[int, Left], steps: int) -> dict[int, Left]:

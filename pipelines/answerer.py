@@ -182,13 +182,14 @@ class Answerer:
 
     def _answer(self, sheet: Sheet, rows: list[Prepared], inputs: Inputs | None) -> None:
         """Answer `rows` for one point, whatever it takes."""
-        began = time.monotonic()
+        began, freed = time.monotonic(), False
         try:
             with self.desk.within(self.job.batch_timeout), self.busy.batch():
                 found = self.generate(sheet.section, sheet.method, rows, inputs or self._inputs(rows))
         except torch.OutOfMemoryError as error:
             trouble: Exception = error
-            half = (len(rows) + 1) // 2
+            freed = self.decode.forget()  # then all of them once more
+            half = len(rows) if freed else (len(rows) + 1) // 2
         except Exception as error:
             if "CUDA error" in str(error) or isinstance(error, getattr(torch, "AcceleratorError", ())):
                 print(f"worker {self.worker} ends: {described(error)}", file=sys.stderr, flush=True)
@@ -198,13 +199,12 @@ class Answerer:
         else:
             sheet.add(rows, found, time.monotonic() - began)
             return
-        if len(rows) == 1:
+        if len(rows) == 1 and not freed:
             sheet.fail(rows[0], described(trouble))
             return
         del trouble  # its traceback holds the batch's tensors
-        if half > 1:
+        if half > 1 or freed:
             self.towers.forget()
-            self.decode.forget()
             gc.collect()
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()

@@ -14,7 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import tiny
+import torch
 
+from apet.graph import Graphs
 from pipelines import answers, work
 from pipelines.answerer import Answerer
 from pipelines.brief import job_of
@@ -119,6 +121,27 @@ def test_a_row_that_workers_die_of_is_lost_to_the_methods_it_kills(
     for table in tables.values():
         assert sorted(table["row_id"].to_pylist()) == sorted(["a", "b", "c", name])
         assert all(error.startswith("WorkerDied") for error in errors(table).values())
+
+
+class Tight(Answerer):
+    """Has memory for a batch, or for what graphs hold."""
+
+    def load(self) -> None:
+        super().load()
+        self.decode.graphs = Graphs(self.decode.family)
+
+    def generate(self, section: Any, method: Any, rows: Sequence[Any], *more: Any, **how: Any) -> list[dict[str, Any]]:
+        if self.decode.graphs is not None and rows[0].row_id != "warm-up":
+            raise torch.OutOfMemoryError
+        return super().generate(section, method, rows, *more, **how)
+
+
+@pytest.mark.parametrize("names", ["abcd", "a"])
+def test_graphs_go_before_a_batch_is_halved(checkpoint: Checkpoint, tmp_path: Path, names: str) -> None:
+    config = asked(checkpoint("llava"), tmp_path, names, ("vanilla",))
+    tables, _ = answered(config, Tight)
+    assert not errors(tables["vanilla"])
+    assert tables["vanilla"]["batch_rows"].to_pylist() == [len(names)] * len(names)
 
 
 class Deadly(Manifest):

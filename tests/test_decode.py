@@ -283,8 +283,8 @@ def test_graphs_replay_what_steps_say(family: str, inference: bool) -> None:
     """Captured in inference mode and replayed outside it, too; batches of other shapes share their storage."""
     core = tiny.model(family).cuda()
     decode, plain = Decode(core), Decode(core)
-    plain.graphs = None
-    batches = [batch(family).to("cuda"), alone(family, 0).to("cuda")]
+    plain.forget()
+    batches = [{key: value.cuda() for key, value in inputs.items()} for inputs in (batch(family), alone(family, 0))]
     for name in ("vanilla", "apet"):
         with attach(core, make(name, family)):
             for inputs in (*batches, *batches, *batches):
