@@ -19,6 +19,7 @@ Ways are timed in turn in one process; jobs have a process each, on the same dev
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import sys
@@ -86,8 +87,7 @@ def prefill(given: argparse.Namespace, device: torch.device) -> Iterator[Row]:
         yield bar(f"{title}, KV bytes, of the schedule's", 100 * ours["kv_bytes"] / planned, "=", 100.0, "%")
         yield bar(f"{title}, KV bytes, of vanilla's", 100 * ours["kv_bytes"] / vanilla["kv_bytes"], unit="%")
         del model
-        if gpu:
-            torch.cuda.empty_cache()
+        forget(gpu)
 
 
 def rivals(given: argparse.Namespace, device: torch.device) -> Iterator[Row]:
@@ -168,6 +168,13 @@ def profiled(given: argparse.Namespace, device: torch.device) -> list[Row]:
     return rows
 
 
+def forget(gpu: bool) -> None:
+    """Give the memory of models that are gone back to the device: the next one, or a job's worker, wants it."""
+    gc.collect()
+    if gpu:
+        torch.cuda.empty_cache()
+
+
 def arguments(gpu: bool) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -201,6 +208,7 @@ def main() -> None:
         for row in parts[name](given, device):
             rows.append({"part": name, **row})
             print(shown(row, gpu), flush=True)
+        forget(gpu)
     profile = profiled(given, device) if given.profile else []
     about = {"bench": "speed", "torch": torch.__version__, "where": where, "size": given.size, "batch": given.batch}
     print(json.dumps({**about, "attn": given.attn, "rows": rows, "profile": profile}))
