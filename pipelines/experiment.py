@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipelines.record import flat
+from pipelines.record import flat, title
 from pipelines.storage import Folder, redacted
 
 TAG = "apet.record"  # the run of a record
@@ -160,7 +160,7 @@ class Experiment:
                 self._experiment_id,
                 start_time=int(data["started"] * 1000),
                 tags={TAG: data["id"], **nested},
-                run_name=data["name"],
+                run_name=title(data),
             )
         elif parent and run.data.tags.get("mlflow.parentRunId") != state["parent_run_id"]:
             client.set_tag(run.info.run_id, "mlflow.parentRunId", state["parent_run_id"])
@@ -190,7 +190,7 @@ class Experiment:
         tables = [name for name in data["artifacts"] if name.endswith(".table.json")]
         tags = {
             **data["tags"],
-            "mlflow.runName": data["name"],
+            "mlflow.runName": title(data),
             **({"mlflow.note.content": data["message"]} if data["message"] else {}),
             **(
                 {"mlflow.loggedArtifacts": json.dumps([{"path": name, "type": "table"} for name in tables])}

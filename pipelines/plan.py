@@ -221,8 +221,8 @@ class Watch:
                 unit.record.metrics = {**unit.record.metrics, "load_s": progress.load_s}
         values, spent = progress.device(), progress.spent_s.total()
         if spent:
-            values["rows_per_s"] = progress.answered.total() / spent
-            values["visual_tokens_per_s"] = progress.visual_tokens.total() / spent
+            values["progress.rows_per_s"] = progress.answered.total() / spent
+            values["progress.visual_tokens_per_s"] = progress.visual_tokens.total() / spent
         with contextlib.suppress(OSError):  # the next look saves it, or the end of the job
             if progress.answered and self._whole.note(values, last=last):
                 for unit in self._units:

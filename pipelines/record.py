@@ -34,7 +34,7 @@ class Record:
     """A run: one point, or the job that it belongs to. Change it by its methods, from any thread, and `save` it.
 
     id          one run in MLflow has this tag, whoever brings it there and however often
-    name        what a person calls it; MLflow's run name
+    name        of its folder; MLflow's run name is made of it (title)
     parent      the job's record that this one is nested under: {"id": ..., "name": ...}
     dataset     {"name", "digest", "source"}: MLflow's dataset input
     artifacts   names of files in the same folder; one that ends in `.table.json` is shown as a table (summary.sample)
@@ -115,6 +115,12 @@ class Record:
         data = json.loads(folder.read(NAME))
         known = {entry.name for entry in fields(cls)}
         return cls(**{key: value for key, value in data.items() if key in known})  # a newer version may know more
+
+
+def title(data: Mapping[str, Any]) -> str:
+    """What MLflow's pages call a run: its point comes first, since charts show no more than the beginning."""
+    before, point, after = data["name"].rpartition(f"-{data['point'].get('name', '')}-")
+    return f"{point.strip('-')} {before} {after}" if before else str(data["name"])
 
 
 def places(folder: str) -> Iterator[Folder]:
