@@ -179,7 +179,7 @@ class Work:
         record.resume()
         record.identity = unit.identity
         record.point = {"name": unit.point.name, "method": unit.point.method, **options}
-        asked, own = config.to_dict(), {"point": unit.point.name, "method": unit.point.method}
+        asked, own = config.to_dict(), {"method": unit.point.method}
         for name, value in options.items():  # a schedule is the point's; a seed of its own hides not the job's
             own[f"{unit.point.method}.{name}" if name in asked and name != "schedule" else name] = value
         record.config = asked | own

@@ -20,8 +20,12 @@ _LATEX = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
+    '"': r"\symbol{34}",
+    "[": "{[}",  # it would be an option of the line's end before it, and so would a star
+    "*": "{*}",
 }
+LINES = r">{\raggedright\arraybackslash}p{4cm}"
+WIDE = 28  # characters of a text that LaTeX may set in several lines
 
 
 def as_csv(table: Table) -> str:
@@ -93,11 +97,18 @@ def _shown(cell: Cell) -> str:
 
 
 def as_latex(table: Table) -> str:
-    """A table for a paper (needs booktabs); intervals are small, published figures in italics."""
+    """A table for a paper; intervals are small, published figures in italics. It shrinks to the width of the text."""
     width = len(table.columns)
-    lines = [r"\begin{table}", r"\centering", rf"\caption{{{_escaped(table.title)}}}", r"\small"]
-    lines += [rf"\begin{{tabular}}{{l{'r' * (width - 1)}}}", r"\toprule"]
-    lines += [" & ".join(map(_escaped, table.columns)) + r" \\"]
+    wrapped = [_wrapped(table, place) for place in range(width)]
+    stacked = sum(map(table.ranged, range(width))) > 3  # intervals below their numbers: side by side is too wide
+    lines = ["% \\usepackage{array,booktabs,graphicx}; compile letters that are not Latin with XeLaTeX or LuaLaTeX"]
+    lines += [r"\begin{table}", r"\centering", rf"\caption{{{_escaped(table.title)}}}", r"\small"]
+    lines += [r"\setlength{\tabcolsep}{3pt}"] if width > 8 else []
+    lines += [r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"]
+    kinds = ("l" if not place or _texts(table, place) else "r" for place in range(width))
+    columns = (LINES if wraps else kind for wraps, kind in zip(wrapped, kinds, strict=True))
+    lines += [rf"\begin{{tabular}}{{{''.join(columns)}}}", r"\toprule"]
+    lines += [" & ".join(map(_heading, table.columns)) + r" \\"]
     group = ""
     if not table.grouped:
         lines.append(r"\midrule")
@@ -105,22 +116,49 @@ def as_latex(table: Table) -> str:
         if row.group != group:
             lines += [r"\midrule", rf"\multicolumn{{{width}}}{{c}}{{\textit{{{_escaped(row.group)}}}}} \\"]
             group = row.group
-        cells = [_set(cell) for cell in row.cells]
+        cells = [_set(cell, wraps, stacked) for cell, wraps in zip(row.cells, wrapped, strict=True)]
         if row.published:
             cells = [rf"\textit{{{cell}}}" for cell in cells]
             cells[0] += r" {\scriptsize (published)}"
         lines.append(" & ".join(cells) + r" \\")
-    lines += [r"\bottomrule", r"\end{tabular}"]
+    lines += [r"\bottomrule", r"\end{tabular}}"]
     lines += [rf"\par\smallskip\footnotesize {_escaped(table.note)}"] if table.note else []
     lines += [r"\end{table}"]
     return "\n".join(lines) + "\n"
 
 
-def _set(cell: Cell) -> str:
+def _texts(table: Table, place: int) -> list[str]:
+    """What a column says in words."""
+    return [cell for row in table.rows if isinstance(cell := row.cells[place], str)]
+
+
+def _wrapped(table: Table, place: int) -> bool:
+    return any(len(text) > WIDE for text in _texts(table, place))
+
+
+def _heading(text: str) -> str:
+    """In two lines if it has words for them."""
+    words = text.split()
+    if len(words) < 2 or len(text) < 8:
+        return _escaped(text)
+    cut = min(range(1, len(words)), key=lambda at: abs(len(" ".join(words[:at])) - len(" ".join(words[at:]))))
+    first, second = (_escaped(" ".join(part)) for part in (words[:cut], words[cut:]))
+    return rf"\shortstack{{{first}\\{second}}}"
+
+
+def _set(cell: Cell, wraps: bool, stacked: bool) -> str:
     if isinstance(cell, Number) and cell.range():
-        return rf"{_escaped(cell.shown())} {{\scriptsize [{_escaped(cell.range())}]}}"
-    return _escaped(_shown(cell)) if cell is not None else "--"
+        shown, between = _escaped(cell.shown()), rf"{{\scriptsize [{_escaped(cell.range())}]}}"
+        return rf"\shortstack[r]{{{shown}\\{between}}}" if stacked else f"{shown} {between}"
+    if cell is None:
+        return "--"
+    if wraps:  # an id or a path has no spaces to break at
+        words = ([word[at : at + 8] for at in range(0, len(word), 8)] for word in _shown(cell).split())
+        return " ".join(r"\allowbreak{}".join(map(_escaped, parts)) for parts in words)
+    return _escaped(_shown(cell))
 
 
 def _escaped(text: str) -> str:
-    return "".join(_LATEX.get(letter, letter) for letter in " ".join(text.split()))
+    """As it reads; what cannot be printed, and LaTeX refuses, is a question mark."""
+    seen = (letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
+    return "".join(_LATEX.get(letter, letter) for letter in seen)
