@@ -54,7 +54,7 @@ class Groups(NamedTuple):
         return cls(max(bases), starts[0], starts[1], starts[2], _column(keeps, device), _column(bases, device), *owners)
 
 
-class Left(NamedTuple):
+class Outcome(NamedTuple):
     """What is left of all groups, one after the other; or of a batch: (B, K, D), (B, K) and (B, N)."""
 
     tokens: Tensor  # (sum of K, D) float64
@@ -93,7 +93,9 @@ def _works(device: torch.device, dtype: torch.dtype) -> bool:
     return False
 
 
-def compress_together(batches: Sequence[Tensor], keeps: Sequence[int], bases: Sequence[int], merge: bool) -> list[Left]:
+def compress_together(
+    batches: Sequence[Tensor], keeps: Sequence[int], bases: Sequence[int], merge: bool
+) -> list[Outcome]:
     """Batches of equal groups (B_i, N_i, D), of one device and dtype, in one set of launches."""
     counts, sizes = [len(tokens) for tokens in batches], [tokens.shape[1] for tokens in batches]
 
@@ -107,13 +109,13 @@ def compress_together(batches: Sequence[Tensor], keeps: Sequence[int], bases: Se
     were = [count * size for count, size in zip(counts, sizes, strict=True)]
     columns = [part.split(rows) for part, rows in zip(out, (kept, kept, were, were, were), strict=True)]
     return [
-        Left(*(part.unflatten(0, (count, -1)) for part in parts))
+        Outcome(*(part.unflatten(0, (count, -1)) for part in parts))
         for count, *parts in zip(counts, *columns, strict=True)
     ]
 
 
 @torch.no_grad()
-def compress_flat(tokens: Tensor, groups: Groups, merge: bool) -> Left:
+def compress_flat(tokens: Tensor, groups: Groups, merge: bool) -> Outcome:
     """Steps 1 to 4 of `apet.compression` for tokens (T, D) of many groups. Each keeps fewer tokens than it has."""
     tokens = tokens.contiguous()
     with torch.cuda.device_of(tokens):  # where Triton launches
@@ -123,7 +125,7 @@ def compress_flat(tokens: Tensor, groups: Groups, merge: bool) -> Left:
         slot = torch.full_like(groups.of_token, -1)
         slot[kept] = torch.arange(len(kept), device=kept.device) - groups.slot_starts[groups.of_slot]
         left = _merge(tokens, groups, squares, kept, slot) if merge else tokens[kept].double()
-    return Left(left, places, error, slot, squares)
+    return Outcome(left, places, error, slot, squares)
 
 
 def _errors(tokens: Tensor, groups: Groups) -> tuple[Tensor, Tensor, Tensor]:

@@ -30,14 +30,23 @@ def takes_packed(decoder: Any, inputs: Mapping[str, Any]) -> bool:
     one layer could be narrower than all rows together, and its cache would then lose rows. Hidden states and attention
     that somebody asks for are wanted padded.
     """
-    kernel, cache = decoder.config._attn_implementation, inputs.get("past_key_values")
+    cache = inputs.get("past_key_values")
     asked = (inputs.get(name, getattr(decoder.config, name, False)) for name in OUTPUTS)
     return (
-        (kernel == varlen.NAME or is_flash_attention_requested(decoder.config))
-        and (cache is None or (type(cache) is DynamicCache and not cache.offloading))
+        (cache is None or (type(cache) is DynamicCache and not cache.offloading))
         and all(window_of(layer) is None for layer in decoder.layers)
         and not any(asked)
+        and (_is_packed(decoder) or is_flash_attention_requested(decoder.config))
     )
+
+
+def _is_packed(decoder: Any) -> bool:
+    """Is its kernel "packed", and has the device one for it? A mask costs a GPU less than a launch a row."""
+    if decoder.config._attn_implementation != varlen.NAME:
+        return False
+    config, weight = decoder.config, next(decoder.layers.parameters())
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return weight.device.type != "cuda" or varlen.has_flash(weight.device, weight.dtype, width)
 
 
 class Unpadded:

@@ -2,10 +2,10 @@
 
     model, processor = load(name)  # attn="packed"
 
-On a GPU a call is one launch of PyTorch's own flash kernel for all rows; where that kernel cannot be had (a CPU,
-float32, an old GPU or PyTorch), each row goes through SDPA by itself. Calls that are not of packed rows, those of
-vision towers and of steps after the prompt, are SDPA's, as under "sdpa". `apet/unpadded.py` packs rows, where a method
-is attached; nothing else does.
+On a GPU a call is one launch of PyTorch's own flash kernel for all rows; on a CPU each row goes through SDPA by itself.
+Calls that are not of packed rows, those of vision towers and of steps after the prompt, are SDPA's, as under "sdpa".
+`apet/unpadded.py` packs rows, where a method is attached and a GPU has that kernel (not in float32, nor on an old one);
+nothing else does.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def forward(
     """
     if row_lengths is None or cu_seq_lens_q is None or max_length_q is None:
         return sdpa(module, query, key, value, attention_mask, scaling=scaling, is_causal=is_causal, **kwargs)
-    if _has_flash(query):
+    if has_flash(query.device, query.dtype, query.shape[-1]):
         causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
         return _flash(query, key, value, cu_seq_lens_q, max_length_q, scaling, causal), None
     rows = zip(*(states.split(list(row_lengths), dim=2) for states in (query, key, value)), strict=True)
@@ -56,16 +56,16 @@ def forward(
     return torch.cat(done, dim=1), None
 
 
-def _has_flash(query: Tensor) -> bool:
-    """Whether PyTorch's flash kernel takes these queries."""
+def has_flash(device: torch.device, dtype: torch.dtype, width: int) -> bool:
+    """Whether PyTorch's flash kernel takes queries there, of this dtype and so many numbers a head."""
     return (
-        query.is_cuda
-        and query.dtype in (torch.float16, torch.bfloat16)
-        and query.shape[-1] % 8 == 0
-        and query.shape[-1] <= 256
+        device.type == "cuda"
+        and dtype in (torch.float16, torch.bfloat16)
+        and width % 8 == 0
+        and width <= 256
         and {"scale", "window_size"} <= _TAKES
         and torch.backends.cuda.is_flash_attention_available()
-        and torch.cuda.get_device_capability(query.device) >= AMPERE
+        and torch.cuda.get_device_capability(device) >= AMPERE
     )
 
 

@@ -65,6 +65,7 @@ class Answerer:
         self._ahead = None if careful else ThreadPoolExecutor(1, thread_name_prefix="collate")
         self.load()
         self.most_tokens = self._most_tokens()
+        self.busy = Busy(self.device)  # warming up was no work
         self.desk.ready(time.monotonic() - began)
 
     def load(self) -> None:
@@ -184,7 +185,7 @@ class Answerer:
         """Answer `rows` for one point, whatever it takes."""
         began, freed = time.monotonic(), False
         try:
-            with self.desk.within(self.job.batch_timeout), self.busy.batch():
+            with self.desk.within(self.job.batch_timeout):
                 found = self.generate(sheet.section, sheet.method, rows, inputs or self._inputs(rows))
         except torch.OutOfMemoryError as error:
             trouble: Exception = error
@@ -224,14 +225,15 @@ class Answerer:
         luck = [Sampler(section.temperature, seeds)] if section.temperature else []
         with attach(self.model, method, towers=self.towers if self.sharing else None) as attached:
             attached.seeds = seeds
-            clock.mark()
-            new = self.decode.answer(
-                inputs,
-                tokens or section.max_new_tokens,
-                LogitsProcessorList(luck),
-                StoppingCriteriaList([clock]),
-            )
-            prefill_ms, decode_ms = clock.read()
+            with self.busy.batch():
+                clock.mark()
+                new = self.decode.answer(
+                    inputs,
+                    tokens or section.max_new_tokens,
+                    LogitsProcessorList(luck),
+                    StoppingCriteriaList([clock]),
+                )
+                prefill_ms, decode_ms = clock.read()
             prefill_ms += self.towers.spared_ms()  # what this method would have spent alone
             stats = attached.stats
         texts = self.processor.batch_decode(new, skip_special_tokens=True)
@@ -284,7 +286,8 @@ class Answerer:
 
         def answer(point: Point) -> None:
             with contextlib.suppress(Exception):  # but for memory, its rows will say why
-                self.generate(section, self.methods[point], [WARM] * rows, inputs, tokens=2)
+                # more than one step after the prompt: then a graph's keys and values are held as well
+                self.generate(section, self.methods[point], [WARM] * rows, inputs, tokens=3)
 
         try:
             inputs = self.feed.send(self.collate([raw] * rows)).taken()

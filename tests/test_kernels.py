@@ -84,7 +84,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """How many groups each set of launches was for."""
     seen: list[int] = []
 
-    def counting(tokens: Tensor, groups: Groups, merge: bool) -> fused.Left:
+    def counting(tokens: Tensor, groups: Groups, merge: bool) -> fused.Outcome:
         seen.append(len(groups.keeps))
         return compress_flat(tokens, groups, merge)
 

@@ -173,6 +173,29 @@ def test_who_is_not_packed() -> None:
     assert not takes_packed(model("llava", "eager").model.language_model, {})
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_a_gpu_must_have_a_kernel_for_it(there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda")
+    weight = SimpleNamespace(device=gpu, dtype=torch.bfloat16)
+    monkeypatch.setattr(varlen, "has_flash", lambda *about: there and about == (gpu, torch.bfloat16, 16))
+    decoder = SimpleNamespace(
+        config=SimpleNamespace(_attn_implementation=varlen.NAME, hidden_size=64, num_attention_heads=4),
+        layers=OneWeight([SimpleNamespace(self_attn=SimpleNamespace(sliding_window=None))], weight),
+    )
+    assert takes_packed(decoder, {}) == there
+
+
+class OneWeight(list[Any]):
+    """Layers that are on a GPU, if one asks."""
+
+    def __init__(self, layers: list[Any], weight: Any) -> None:
+        super().__init__(layers)
+        self.weight = weight
+
+    def parameters(self) -> Iterator[Any]:
+        return iter([self.weight])
+
+
 def test_there_and_back() -> None:
     layout = torch.tensor([[0, 1, 1], [1, 0, 1], [0, 0, 1]], dtype=torch.bool)
     rows = Unpadded(layout, torch.device("cpu"))
@@ -256,7 +279,7 @@ def test_how_pytorch_s_kernel_is_called(
 
     takes = {"scale", "window_size"} | ({"enable_gqa"} if takes_groups else set())
     monkeypatch.setattr(varlen, "_TAKES", takes)
-    monkeypatch.setattr(varlen, "_has_flash", lambda query: True)
+    monkeypatch.setattr(varlen, "has_flash", lambda *about: True)
     monkeypatch.setattr(torch_varlen, "varlen_attn", reference)
     found, _ = varlen.forward(Attention(), *states(), None, scaling=0.5, is_causal=causal, **packed_inputs())
     torch.testing.assert_close(found[0].double(), by_row(*states(), causal is None), rtol=0, atol=1e-6)
@@ -273,6 +296,6 @@ def test_pytorch_s_kernel_takes_that_call() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_pytorch_s_kernel(dtype: torch.dtype) -> None:
     parts = states(dtype, "cuda")
-    assert varlen._has_flash(parts[0]) == (dtype == torch.bfloat16)
+    assert varlen.has_flash(parts[0].device, dtype, 8) == (dtype == torch.bfloat16)
     found, _ = varlen.forward(Attention(), *parts, None, scaling=0.5, **packed_inputs("cuda"))
     torch.testing.assert_close(found[0].double(), by_row(*parts), rtol=0, atol=2e-2)

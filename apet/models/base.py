@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from apet.packed import PackedRun, PackedTower
+from apet.packed_tower import PackedRun, PackedTower
 from apet.shorter import Shorter
 from apet.stopwatch import Stopwatch
 from apet.tower import TileRun, TileTower

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from apet.models.base import Family, Group, Medium, Seen
-from apet.packed import PackedTower
+from apet.packed_tower import PackedTower
 
 
 class Qwen25VL(Family):

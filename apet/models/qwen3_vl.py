@@ -18,7 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from apet.models.qwen2_5_vl import Qwen25VL
-from apet.packed import PackedTower
+from apet.packed_tower import PackedTower
 from apet.shorter import Shorter
 
 

@@ -9,6 +9,7 @@ An injection has a seed, which chooses the row, the moment and the size; a night
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import random
 import statistics
@@ -75,7 +76,7 @@ def main() -> int:
     plan = soak(names, args.soak, random.Random(args.seed)) if args.soak else nights(names, args.times)
     tallies = {name: Tally(name) for name in names}
     total, began = Tally("all"), time.monotonic()
-    with Theatre() as theatre:
+    with contextlib.suppress(KeyboardInterrupt), Theatre() as theatre:  # after Ctrl-C: what has been counted
         for number, some in enumerate(plan):
             night = theatre.night(args.seed + number)
             try:
