@@ -42,8 +42,7 @@ NIGHTS = (  # faults that can share a job do: starting one is what takes time
         "store_cut",
         "mlflow_down",
     ],
-    ["worker_killed", "machine_lost", "driver_killed", "clock_jumps", "mlflow_killed"],
-    ["head_lost"],
+    ["worker_killed", "machine_lost", "driver_killed", "clock_jumps", "mlflow_killed", "head_lost"],
     ["disk_full"],
     ["store_small"],
 )
