@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from pipelines.storage import redacted
 from pipelines.tracking import replay
 
 
@@ -22,7 +23,11 @@ def main() -> int:
     parser.add_argument("--tracking-uri", help="the MLflow to bring the runs to (the one each record names)")
     parser.add_argument("--experiment", help="the experiment there (the one each record names)")
     options = parser.parse_args()
-    return 0 if replay(options.output, options.tracking_uri, options.experiment) else 1
+    try:
+        return 0 if replay(options.output, options.tracking_uri, options.experiment) else 1
+    except (ValueError, OSError) as error:
+        print(f"track.py: {redacted(' '.join(str(error).split()))}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

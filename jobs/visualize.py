@@ -12,8 +12,9 @@ ranked  what each patch is worth: the vision tower's attention, the decoder's at
 
 Runs are folders of one model and one benchmark, as the jobs print them. The model is loaded again and asked these rows
 again, one by one; where its answer is not the run's, picture and output say so: sums round differently alone, in a
-batch and on another machine, or the model has changed. Media are read from where the runs read them. The pictures and
-pictures.json, a list of file, title and caption, are put into <output>/pictures.
+batch and on another machine, or the model has changed. Media are read from where the runs read them; what a run was
+allowed beyond that (--trust-remote-code, --allow-outside) has to be allowed here again. The pictures and pictures.json,
+a list of file, title and caption, are put into <output>/pictures.
 
 Without --rows, rows are taken on which two runs of the same budget disagree: one is right and the other wrong, both
 ways round in turn. The caption says how often each happens.
@@ -33,6 +34,8 @@ def main() -> int:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a folder of answers: a path, s3:// or gs://")
     parser.add_argument("--rows", metavar="ID,ID", help="draw these rows")
     parser.add_argument("--count", metavar="N", default="4", help="of rows on which runs disagree (4)")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
+    parser.add_argument("--allow-outside", action="store_true", help="read media outside the media root, too")
     parser.add_argument("--output", metavar="FOLDER", help="where `pictures` is put (beside the first run)")
     options = parser.parse_args()
     try:
@@ -40,7 +43,8 @@ def main() -> int:
         count = values.whole(1, 4)(options.count)
         from pipelines.pictures import visualize  # torch comes with it
 
-        visualize(options.runs, rows, count, options.output)
+        trust = {"trust_remote_code": options.trust_remote_code, "allow_outside": options.allow_outside}
+        visualize(options.runs, rows, count, options.output, **trust)
     except (ValueError, OSError) as error:
         print(f"visualize.py: {redacted(' '.join(str(error).split()))}", file=sys.stderr)
         return 2

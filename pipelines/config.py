@@ -254,6 +254,9 @@ class EvalConfig:
         """The folder of one point's answers: readable, and its own."""
         return f"{self.benchmark}-{self.model_name}-{point.name}-{digest(identity)[:8]}"
 
+    def __repr__(self) -> str:
+        return f"EvalConfig({self.to_dict()})"
+
     def to_dict(self) -> dict[str, Any]:
         """Every field as YAML and MLflow take it; URIs without passwords."""
         plain: dict[str, Any] = {"kind": self.kind}

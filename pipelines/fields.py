@@ -51,5 +51,5 @@ def _texts(value: Any) -> tuple[str, ...]:
         return tuple(text for item in items for text in _texts(item))
     texts = tuple("" if item is None else str(item) for item in items)
     if not all(map(encodable, texts)):
-        raise ValueError(f"a text holds half a character: {ascii(texts)[:80]}")
+        raise ValueError("a question, answer or option holds half a character, a surrogate without its other half")
     return texts

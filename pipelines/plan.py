@@ -126,9 +126,10 @@ def _prepared(pointers: pa.Table, job: Job, ledger: Any) -> pa.Table:
     desk = Desk(ledger, "prepare " + hashlib.sha256("\n".join(keys).encode()).hexdigest()[:16])
     desk.arrive()
     suspects, lost = desk.begin(keys)
-    rows = zip(keys, section.manifest.read(pointers), pointers["wanted"].to_pylist(), strict=True)
+    with desk.within(job.batch_timeout):
+        rows = section.manifest.read(pointers)
     out = []
-    for key, row, wanted in rows:
+    for key, row, wanted in zip(keys, rows, pointers["wanted"].to_pylist(), strict=True):
         if key in lost:
             out.append(Prepared(number, row, tuple(wanted), error=f"{lost[key]} each time it read this row"))
             continue

@@ -63,11 +63,19 @@ class Record:
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
+        latest = self.history[-1]["ts_ms"] / 1000 if self.history else self.started
+        self._born = time.monotonic() - max(0.0, latest - self.started)
+        self._noted: dict[str, float] = {}  # by name: its latest point, on the same clock
 
     @property
     def params(self) -> dict[str, str]:
         """The whole resolved config, flat, as MLflow has its params."""
         return flat(_clean(self.config))
+
+    @property
+    def age(self) -> float:
+        """Seconds since the run began, its interruptions but for the last among them, whatever its clock is set to."""
+        return time.monotonic() - self._born
 
     def log(self, step: int, values: Mapping[str, float], *, force: bool = False) -> bool:
         """Add a point to the history, unless there is a recent one with one of these names; say whether.
@@ -75,11 +83,12 @@ class Record:
         The longer a run takes the farther its points stand apart, so that a week is a few thousand points.
         """
         with self._lock:
-            now = time.time()
-            last = next((point["ts_ms"] / 1000 for point in reversed(self.history) if point.keys() & values.keys()), 0)
-            if not force and now - last < max(LEAST_S, (now - self.started) / MOST_POINTS):
+            age = self.age
+            last = max((self._noted[name] for name in values if name in self._noted), default=-math.inf)
+            if not force and age - last < max(LEAST_S, age / MOST_POINTS):
                 return False
-            self.history.append({"ts_ms": int(now * 1000), "step": step, **values})
+            self._noted |= dict.fromkeys(values, age)
+            self.history.append({"ts_ms": int(time.time() * 1000), "step": step, **values})
             return True
 
     def resume(self) -> None:

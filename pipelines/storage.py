@@ -73,6 +73,9 @@ class Folder:
     def of(cls, uri: str) -> Folder:
         return cls(uri.rstrip("/") if _SCHEME.match(uri) else str(Path(uri).expanduser().absolute()))
 
+    def __repr__(self) -> str:
+        return f"Folder({redacted(self.uri)!r})"
+
     def __reduce__(self) -> tuple[Any, ...]:
         return Folder, (self.uri,)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import os
 import shlex
 import sys
 import threading
@@ -22,6 +23,7 @@ from pipelines.meter import Meter
 from pipelines.record import NAME, Record, git_commit, places
 from pipelines.storage import Folder, redacted
 
+LOGIN = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 LONGEST_WAIT = 30.0  # seconds between two attempts at a server that does not answer
 
 
@@ -102,7 +104,7 @@ class Tracker:
             last = self._stopping.is_set()
             for record, _ in self._records():
                 if record.parent is None and record.state == "running":
-                    record.log(int(time.time() - record.started), self._meter.read())
+                    record.log(int(record.age), self._meter.read())
             if last or time.monotonic() >= self._try_at:
                 self._bring(everything=last)
             if last:
@@ -182,6 +184,13 @@ def replay(
             say(f"{record.name}: its record does not say where MLflow is, or leaves out a password; use --tracking-uri")
             complete = False
             continue
+        if uri is None and not _may_have_login(key[0]):
+            say(
+                f"{record.name}: its record names {redacted(key[0])}; so that the login of MLFLOW_TRACKING_... goes to"
+                " no server that you did not name, give --tracking-uri"
+            )
+            complete = False
+            continue
         if key in silent:
             complete = False
             continue
@@ -203,6 +212,12 @@ def replay(
         known = "was there" if state == before else "brought"
         say(f"{record.name}: {known if problem is None else said(problem)}  ({server.shown})")
     return complete
+
+
+def _may_have_login(uri: str) -> bool:
+    """Does MLflow's client send it nothing secret, or is it where that belongs? Anybody can write a record."""
+    known = os.environ.get("MLFLOW_TRACKING_URI")
+    return uri.startswith(SQLITE) or uri == known or not any(map(os.environ.get, LOGIN))
 
 
 def dashboard(uri: str) -> str:

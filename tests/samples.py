@@ -41,7 +41,11 @@ CLIPS = (  # container, codec
     ("ivf", "libvpx"),
     ("gif", "gif"),
     ("h264", "libx264"),
+    ("mp4", "libx265"),
+    ("avi", "mjpeg"),
+    ("mov", "prores"),
 )
+PIXELS = {"gif": "rgb8", "mjpeg": "yuvj420p", "prores": "yuv422p10le"}
 
 
 def noise(size: tuple[int, int] = (48, 32)) -> Image.Image:
@@ -90,7 +94,7 @@ def clip(container: str, codec: str, frames: int = 14, size: tuple[int, int] = (
     with av.open(file, "w", format=container) as out:
         stream = out.add_stream(codec, rate=25)
         stream.width, stream.height, stream.gop_size = *size, 6
-        stream.pix_fmt = "rgb8" if codec == "gif" else "yuv420p"
+        stream.pix_fmt = PIXELS.get(codec, "yuv420p")
         stream.codec_context.thread_count = 1  # the same bytes every time
         for number in range(frames):
             pixels = np.roll(np.asarray(noise(size)), 4 * number, axis=1)

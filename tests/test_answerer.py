@@ -123,6 +123,20 @@ def test_a_row_that_workers_die_of_is_lost_to_the_methods_it_kills(
         assert all(error.startswith("WorkerDied") for error in errors(table).values())
 
 
+class Starved(Answerer):
+    """Has no memory for the row c, not even alone."""
+
+    def generate(self, section: Any, method: Any, rows: Sequence[Any], *more: Any, **how: Any) -> list[dict[str, Any]]:
+        if "c" in [row.row_id for row in rows]:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return super().generate(section, method, rows, *more, **how)
+
+
+def test_a_row_that_fits_nowhere_is_an_error_row(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    tables, _ = answered(asked(checkpoint("llava"), tmp_path, "abcd", ("vanilla",)), Starved)
+    assert errors(tables["vanilla"]) == {"c": "OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 GiB"}
+
+
 class Tight(Answerer):
     """Has memory for a batch, or for what graphs hold."""
 

@@ -6,6 +6,7 @@ from collections.abc import Generator, Iterator
 
 import pytest
 from faults import FAULTS, NIGHTS
+from faults.places import mounts
 from faults.scene import Count, Night, Theatre
 
 pytestmark = pytest.mark.filterwarnings("default")  # Ray and MLflow warn of themselves
@@ -17,8 +18,10 @@ def theatre() -> Iterator[Theatre]:
         yield made
 
 
-@pytest.mark.parametrize("faults", NIGHTS[:2], ids=" ".join)  # the others fill disks and memory
+@pytest.mark.parametrize("faults", NIGHTS, ids=" ".join)
 def test_no_row_is_lost_or_doubled(theatre: Theatre, faults: list[str]) -> None:
+    if "disk_full" in faults and not mounts():
+        pytest.skip("a small disk to fill is a file system to mount, which takes root")
     assert theatre.night(seed=1).play([FAULTS[name] for name in faults]) == Count(lost=0, doubled=0)
 
 

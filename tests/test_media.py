@@ -11,6 +11,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+import samples
 from PIL import Image
 
 from pipelines.media import images, videos
@@ -172,6 +173,11 @@ CLIPS = [
     ("old.mpg", {"codec": "mpeg2video"}),
     ("no_times.h264", {}),
 ]
+
+
+def test_a_codec_that_is_not_allowed() -> None:
+    with pytest.raises(ValueError, match=r"the video's codec is utvideo; allowed are .*h264"):
+        videos.decode(samples.clip("avi", "utvideo"), 2)
 
 
 @pytest.mark.parametrize(("name", "options"), CLIPS, ids=[name for name, _ in CLIPS])

@@ -304,6 +304,21 @@ def test_pictures_of_several_calls_are_listed_once_each(tmp_path: Path) -> None:
     assert json.loads(folder.read("pictures.json")) == [other, {**one, "title": "again"}]
 
 
+def test_what_a_run_was_trusted_with_is_not_for_it_to_say(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    one_image(checkpoint("llava"), tmp_path / "data")
+    (tmp_path / "data" / "0.png").rename(tmp_path / "0.png")
+    rows = (tmp_path / "data" / "rows.jsonl").read_text().replace('"0.png"', '"../0.png"')
+    (tmp_path / "data" / "rows.jsonl").write_text(rows)
+    config = asked(checkpoint("llava"), tmp_path / "data" / "rows.jsonl", allow_outside=True)
+    run = stored(tmp_path, config, APET, {"0-0": ("a", True)})
+    said: list[str] = []
+    with pytest.raises(ValueError, match="none of the rows could be drawn"):
+        visualize([run], ["0-0"], say=said.append)
+    assert any("--allow-outside" in line for line in said), said
+    assert visualize([run], ["0-0"], say=said.append, allow_outside=True)
+
+
 def test_what_the_data_has_no_more(checkpoint: Checkpoint, tmp_path: Path) -> None:
     one_image(checkpoint("llava"), tmp_path)
     config = asked(checkpoint("llava"), tmp_path / "rows.jsonl")

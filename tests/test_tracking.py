@@ -230,6 +230,28 @@ def test_a_copy_of_the_records_is_the_same_runs(database: str, experiment: str, 
     check(database, experiment, job, point)
 
 
+def test_a_login_goes_where_it_belongs(output: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever writes a record.json does not get the token of who brings it to MLflow."""
+    asked: list[str] = []
+    monkeypatch.setattr(Experiment, "bring", lambda self, *_: asked.append(self.shown))
+    monkeypatch.setattr(Experiment, "adopt", lambda self, state: dict(state))
+    record = Record("theirs", mlflow={"uri": "http://theirs.example"})
+    record.save(output)
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "t")
+    said: list[str] = []
+    assert not replay(output.uri, say=said.append)
+    assert "theirs: its record names http://theirs.example; " in said[0]
+    assert "give --tracking-uri" in said[0]
+    assert asked == []
+    assert replay(output.uri, "http://theirs.example", say=said.append)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://theirs.example")
+    assert replay(output.uri, say=said.append)
+    monkeypatch.delenv("MLFLOW_TRACKING_TOKEN")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert replay(output.uri, say=said.append)
+    assert asked == ["http://theirs.example"] * 3
+
+
 def test_a_run_that_goes_on_is_the_same_run(database: str, experiment: str, output: Folder) -> None:
     _, point, _, _ = tracked(output, database, experiment, points=5)
     first = runs(database, experiment)[point.name]
@@ -452,6 +474,7 @@ def test_a_record_that_cannot_be_read_costs_no_other(database: str, experiment: 
 def test_the_history_stays_short(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1_000_000.0
     monkeypatch.setattr(time, "time", lambda: now)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     record = Record("week", started=now)
     while now < 1_000_000 + 7 * 86_400:
         record.log(int(now), {"rows_done": now})
@@ -461,6 +484,22 @@ def test_the_history_stays_short(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(done) == len(record.history) / 2
     assert 500 < len(done) < 4000
     assert done[1]["ts_ms"] - done[0]["ts_ms"] <= 6000
+
+
+@pytest.mark.parametrize("jump", [-30 * 86_400.0, 30 * 86_400.0])
+def test_the_history_goes_on_when_the_clock_jumps(jump: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    wall = steady = 1_000_000.0
+    monkeypatch.setattr(time, "time", lambda: wall)
+    monkeypatch.setattr(time, "monotonic", lambda: steady)
+    record, steps = Record("night"), []
+    for second in range(60):
+        if second == 20:
+            wall += jump
+        if record.log(int(record.age), {"rows_done": second}):
+            steps.append(second)
+        wall, steady = wall + 1, steady + 1
+    assert steps == list(range(0, 60, 5))
+    assert [point["step"] for point in record.history] == steps
 
 
 def test_a_record_is_what_was_saved(output: Folder) -> None:

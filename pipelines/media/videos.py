@@ -18,6 +18,11 @@ from pipelines.media.content import Content, Pixels, check, start
 from pipelines.memory import bounded
 
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,h264,hevc,m4v,ivf"
+CODECS = {  # FFmpeg knows hundreds, most of which nobody has looked at for years
+    *("h264", "hevc", "av1", "vp8", "vp9", "mpeg4", "mpeg1video", "mpeg2video", "h263", "flv1", "theora", "mjpeg"),
+    *("msmpeg4v2", "msmpeg4v3", "wmv1", "wmv2", "wmv3", "vc1", "prores", "dnxhd", "ffv1", "rawvideo", "gif", "png"),
+}
+DECODERS = ",".join(sorted(CODECS | {"flv", "libdav1d", "msmpeg4"}))  # those of them that have other names as well
 MAX_FRAMES = 1_000_000  # nine hours at 30 frames a second
 MAX_PIXELS = 36_000_000  # of one frame: 8K
 MAX_DECODED = 1 << 39  # pixels of all frames that are decoded to find those: two hours of 1080p without a keyframe
@@ -223,7 +228,7 @@ def _same(size: tuple[int, int], frame: av.VideoFrame) -> None:
 
 def _opened(data: Content) -> Any:
     source = io.BytesIO(data) if isinstance(data, bytes) else str(data.absolute())
-    options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
+    options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file", "codec_whitelist": DECODERS}
     return av.open(source, options=options, buffer_size=1 << 20)
 
 
@@ -233,8 +238,9 @@ def _stream(container: Any) -> Any:
         kinds = ", ".join(sorted({each.type for each in container.streams})) or "nothing"
         raise ValueError(f"the file has no video stream, only {kinds}")
     codec = stream.codec_context
-    if codec is None:
-        raise ValueError("the video is of a codec that is not known here")
+    if codec is None or codec.codec.canonical_name not in CODECS:
+        name = "one that is not known here" if codec is None else codec.codec.canonical_name
+        raise ValueError(f"the video's codec is {name}; allowed are {', '.join(sorted(CODECS))}")
     if codec.width * codec.height > MAX_PIXELS:
         raise ValueError(
             f"the video has frames of {codec.width} x {codec.height} pixels; at most {MAX_PIXELS:,} pixels"

@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -31,8 +32,8 @@ from pipelines.rows import Row
 from pipelines.storage import Folder, redacted
 from pipelines.work import manifest_of
 
-ASKED = (  # of a run's config: how its rows are found, read and asked
-    *("model", "revision", "trust_remote_code", "benchmark", "data", "split", "media_root", "allow_outside"),
+ASKED = (  # of a run's config: how its rows are found, read and asked; what it was trusted with is not for it to say
+    *("model", "revision", "benchmark", "data", "split", "media_root"),
     *("question", "limit", "frames", "min_pixels", "max_pixels", "conversation", "temperature", "max_new_tokens"),
     *("seed", "dtype", "attn"),
 )
@@ -44,6 +45,9 @@ def visualize(
     count: int = 4,
     output: str | None = None,
     say: Callable[[str], None] = print,
+    *,
+    trust_remote_code: bool = False,
+    allow_outside: bool = False,
 ) -> list[dict[str, str]]:
     """Draw rows of runs; returns {"file", "title", "caption"} of each picture, as pictures.json has them.
 
@@ -52,10 +56,10 @@ def visualize(
     """
     found = cases.runs(uris)
     chosen = cases.chosen(found, rows, count)
-    config = _config(found[0])
-    eye = Eye(config)
+    config = replace(_config(found[0]), trust_remote_code=trust_remote_code, allow_outside=allow_outside)
     if model_fingerprint(config.model, config.revision) != found[0].record.identity["model"]:
         say(f"{config.model} is not what it was when the runs were made; answers may differ")
+    eye = Eye(config)
     manifest, read = _read(config, [case.row_id for case in chosen])
     said = {run: run.rows([case.row_id for case in chosen if run in case.runs]) for run in found}
     folder = (Folder.of(output) if output else found[0].folder.parent).child(FOLDER)
@@ -65,7 +69,7 @@ def visualize(
             stored = [said[run][row.row_id] for run in case.runs]
             pictures = _drawn(eye, eye.read(row, manifest), row, case, stored, say)
         except (ValueError, OSError, RowError) as error:  # a picture that is gone takes no other with it
-            say(f"{row.row_id} cannot be drawn: {error_of(error)}")
+            say(redacted(f"{row.row_id} cannot be drawn: {error_of(error)}"))
             continue
         for entry, png in pictures:
             folder.write(entry["file"], png)
@@ -112,12 +116,12 @@ def _drawn(
         told.append(figures.Told(run.name, answer, eye.ask(prompt, method)))
         if not told[-1].same:
             here, there = told[-1].came.answer, answer["prediction"]
-            say(f"{row.row_id}: {run.name} answers {here!r} here and {there!r} in the run")
+            say(redacted(f"{row.row_id}: {run.name} answers {here!r} here and {there!r} in the run"))
     like = next((method for method in methods if isinstance(method, ApET)), ApET(budget=1))
     maps = list(rankings(eye, prompt, like))
     for note in maps:
         if isinstance(note, str):
-            say(f"{row.row_id}: {note}")
+            say(redacted(f"{row.row_id}: {note}"))
     ranked = [each for each in maps if isinstance(each, Ranking)]
     names = " and ".join(each.name for each in told if each.came.sites)
     where = f"{eye.config.benchmark}, row {row.row_id}"

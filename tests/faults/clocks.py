@@ -23,6 +23,10 @@ def clock_jumps(night: Night) -> Generator[None, None, None]:
     night.in_a_batch()
     yield
     for path in night.output.glob("*/record.json"):
-        metrics = json.loads(path.read_text())["metrics"]
+        record = json.loads(path.read_text())
+        metrics = record["metrics"]
         assert all(0 <= metrics.get(name, 0) < 3600 for name in ("wall_s", "load_s")), metrics
         assert metrics.get("samples_per_s", 1) > 0, metrics
+        ages = [point["step"] for point in record["history"] if "system/cpu_utilization_percentage" in point]
+        assert ages == sorted(ages), ages
+        assert all(0 <= age < 3600 for age in ages), ages

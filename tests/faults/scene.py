@@ -141,7 +141,6 @@ class Night:
     wrong: dict[str, str] = field(default_factory=dict)  # rows that must end as errors, and a pattern of what they say
     recoveries: dict[str, list[float]] = field(default_factory=dict)  # by fault: seconds until all goes on
     fault: str = ""  # whose turn it is
-    starts: int = 0
 
     def __post_init__(self) -> None:
         self.dice = random.Random(self.seed)
@@ -174,9 +173,9 @@ class Night:
 
     def start(self) -> None:
         """The command, again with the same."""
-        self.starts += 1
-        make = partial(worker, self.folder, dict(self.acts))
-        self.job = Job(self.config(), self.folder / "log.txt", make, list(self.before))
+        log = self.folder / "log.txt"
+        self.deaths, self.heard = 0, len(log.read_text()) if log.exists() else 0
+        self.job = Job(self.config(), log, partial(worker, self.folder, dict(self.acts)), list(self.before))
 
     def take(self, act: str = "", error: str = "") -> str:
         """A row that nothing else happens to; with an error it must end as one that says this."""
@@ -235,6 +234,16 @@ class Night:
 
     def _recovered(self, seconds: float) -> None:
         self.recoveries.setdefault(self.fault, []).append(seconds)
+
+    def told_of_a_death(self) -> None:
+        """Wait until the progress line counts one worker more among those that died."""
+        self.deaths += 1
+        line = re.compile(r"(\d+) workers died")
+        with self.held():  # or the job could end before its next line
+            self.job.until(
+                lambda: max(map(int, line.findall(self.job.said[self.heard :])), default=0) >= self.deaths,
+                "the progress line has its death",
+            )
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
