@@ -58,13 +58,13 @@ class Record:
     artifacts: list[str] = field(default_factory=list)
     started: float = field(default_factory=time.time)  # seconds since 1970, UTC
     ended: float | None = None
+    age_s: float = 0.0  # at the latest point of the history
     history: list[dict[str, float]] = field(default_factory=list)
     mlflow: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
-        latest = self.history[-1]["ts_ms"] / 1000 if self.history else self.started
-        self._born = time.monotonic() - max(0.0, latest - self.started)
+        self._born = time.monotonic() - self.age_s
         self._noted: dict[str, float] = {}  # by name: its latest point, on the same clock
 
     @property
@@ -74,7 +74,7 @@ class Record:
 
     @property
     def age(self) -> float:
-        """Seconds since the run began, its interruptions but for the last among them, whatever its clock is set to."""
+        """Seconds that the run has taken, without its interruptions, whatever the clock is set to meanwhile."""
         return time.monotonic() - self._born
 
     def log(self, step: int, values: Mapping[str, float], *, force: bool = False) -> bool:
@@ -87,6 +87,7 @@ class Record:
             last = max((self._noted[name] for name in values if name in self._noted), default=-math.inf)
             if not force and age - last < max(LEAST_S, age / MOST_POINTS):
                 return False
+            self.age_s = age
             self._noted |= dict.fromkeys(values, age)
             self.history.append({"ts_ms": int(time.time() * 1000), "step": step, **values})
             return True

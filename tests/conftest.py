@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: nothing here may reach for a hub
 os.environ |= {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s", "AWS_REGION": "us-east-1"}  # workers sign, too
-os.environ["RAY_AUTH_MODE"] = "disabled"  # before Ray is: no token file in the home of who runs the tests
+os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}  # before Ray is: its ports are open
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # nor a process that tells Ray's makers
 os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # seven processes of a server that nothing here needs
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch and numpy are: matrices this small only wait for further threads
