@@ -38,9 +38,10 @@ from pipelines.handed import Prepared
 from pipelines.ledger import Desk
 from pipelines.points import Point
 from pipelines.prepare import Collator, processor_of, unpacked, warm_up
+from pipelines.record import NAME
 from pipelines.rows import Row, described
 from pipelines.sheet import FLUSH, Sheet, Writer
-from pipelines.storage import at_once
+from pipelines.storage import at_once, redacted
 
 WARM = Prepared(0, Row("warm-up"), ())
 
@@ -52,6 +53,7 @@ class Answerer:
         began = time.monotonic()
         self.job = job
         self.worker = (ray.is_initialized() and ray.get_runtime_context().get_actor_id()) or "alone"
+        self._sees(job)
         self.desk = Desk(ledger, self.worker)
         careful = self.desk.arrive()
         mine = not ray.is_initialized() or ray.get_gpu_ids()
@@ -67,6 +69,15 @@ class Answerer:
         self.most_tokens = self._most_tokens()
         self.busy = Busy(self.device)  # warming up was no work
         self.desk.ready(time.monotonic() - began)
+
+    def _sees(self, job: Job) -> None:
+        """A folder on a disk of this machine alone would take answers that nobody finds."""
+        run = next(run for section in job.sections for run in section.runs)
+        if not run.folder.exists(NAME):
+            raise FileNotFoundError(
+                f"a worker's machine does not see {redacted(run.folder.uri)}, where answers go; --output must be a"
+                " folder that all machines share, or s3:// or gs://"
+            )
 
     def load(self) -> None:
         """Load the model, and answer once under each method before anything is measured."""

@@ -43,7 +43,7 @@ class EvalConfig:
 
     model: str = flag(WHAT, values.text, "MODEL", "a folder, a name on the hub, or demo", "demo")
     revision: str | None = flag(
-        WHAT, values.text, "REV", "of a model on the hub; pin it, and resuming is safe", shown="main"
+        WHAT, values.text, "REV", "of a model on the hub: a branch, a tag or a commit, which it becomes", shown="main"
     )
     trust_remote_code: bool = flag(WHAT, values.yes_no, "", "run code that comes with the model", False)
     benchmark: str = flag(

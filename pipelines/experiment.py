@@ -236,7 +236,8 @@ class Experiment:
         client = self._connect()
         ended = int((data["ended"] or data["started"]) * 1000)
         client.log_batch(run_id, metrics=list(_metrics(data["metrics"], ended, 0)))  # of later steps it draws lines
-        client.set_terminated(run_id, STATUS[data["state"]], end_time=ended)
+        bad = data["state"] == "finished" and data["message"]  # all is answered, too much of it with errors
+        client.set_terminated(run_id, "FAILED" if bad else STATUS[data["state"]], end_time=ended)
 
     def _artifacts(
         self, run_id: str, data: Mapping[str, Any], folder: Folder, state: dict[str, Any], *, again: bool
@@ -265,7 +266,7 @@ class Experiment:
 
 def _content(data: Mapping[str, Any]) -> str:
     """Changes with what a run says beside its progress."""
-    moving = ("history", "rows", "mlflow")
+    moving = ("history", "age_s", "rows", "mlflow")
     still = {name: value for name, value in data.items() if name not in moving}
     return hashlib.sha256(json.dumps(still, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -6,6 +6,8 @@ be relative; what is written must not be.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import os
 import re
@@ -24,6 +26,7 @@ DEMO = Path(__file__).parent.parent / "demo"
 PIECE, PIECES = 2**16, 64  # of a file of weights, evenly spread from its first byte to its last
 _URI = re.compile(r"^[a-z][a-z0-9+.-]*:", re.IGNORECASE)
 _SQLITE = "sqlite:///"
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def submitted() -> bool:
@@ -33,9 +36,11 @@ def submitted() -> bool:
 
 def resolve_paths(config: EvalConfig) -> EvalConfig:
     """The config with absolute paths, and with a place for what is tracked."""
+    model = _model(config.model, config.kind)
     resolved = replace(
         config,
-        model=_model(config.model, config.kind),
+        model=model,
+        revision=config.revision if Path(model).is_dir() else commit(model, config.revision),
         data=_to_read(config.data, "data"),
         media_root=_to_read(config.media_root, "media-root"),
         output=_to_write(config.output, "output"),
@@ -110,6 +115,26 @@ def _tracking(uri: str | None, output: str) -> str:
         f"--tracking-uri {given}: MLflow keeps no runs in plain folders any more;"
         f" give http://host:5000 or a file such as {_SQLITE}{given.rstrip('/')}/mlflow.db"
     )
+
+
+@functools.cache
+def commit(model: str, revision: str | None) -> str | None:
+    """The commit that a branch or tag of a model on the hub stands at, so that a job which goes on asks the same model.
+
+    The hub says, or where it cannot be asked what was loaded from it last; if neither knows, the revision as it is.
+    """
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    if revision and _COMMIT.fullmatch(revision):
+        return revision
+    if not constants.HF_HUB_OFFLINE:
+        with contextlib.suppress(Exception):  # of the network, of httpx, of the hub: loading will say it
+            return HfApi().model_info(model, revision=revision, timeout=10).sha or revision
+    folder = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=model, repo_type="model"))
+    with contextlib.suppress(OSError):
+        return (folder / "refs" / (revision or "main")).read_text().strip() or revision
+    return revision
 
 
 def model_fingerprint(model: str, revision: str | None = None) -> str:

@@ -22,7 +22,7 @@ from pipelines.record import Record, State
 from pipelines.rows import described
 from pipelines.storage import Folder, at_once, redacted
 from pipelines.whole import Whole
-from pipelines.work import Work, answers_of, records, tags
+from pipelines.work import Work, answers_of, records, tags, too_many_errors
 
 if TYPE_CHECKING:
     from pipelines.answerer import Answerer
@@ -144,6 +144,7 @@ def _group(group: Sequence[Work], whole: Whole, tracker: Tracker, worker: type[A
             return "failed", redacted(str(error))
         for _, unit, record in records(group):
             tracker.watch(record, unit.folder)
+            held.callback(tracker.loosen, record)  # before the locks are
         return _answer(group, whole, locks, tracker, worker)
 
 
@@ -225,7 +226,8 @@ def _work(group: Sequence[Work], whole: Whole, locks: Sequence[Lock], worker: ty
 
 def _close(whole: Whole, state: State, message: str, tracker: Tracker) -> None:
     whole.record.rows = whole.rows()
-    whole.record.end(state, {}, message)
+    failed = [unit.point.name for work, unit, record in records(whole.works) if too_many_errors(record, work.config)]
+    whole.record.end(state, {}, message or (f"too many errors: {', '.join(failed)}" if failed else ""))
     try:
         whole.record.save(whole.folder)
     except OSError as error:  # of a full disk, say: what is wrong is said, and the next command finds out the rest
@@ -252,20 +254,14 @@ def conclude(works: Sequence[Work]) -> None:
     print(f"compare the runs:\n  {dashboard(works[0].config.tracking_uri)}")
 
 
-def too_many_errors(record: Record, config: EvalConfig) -> bool:
-    return record.rows["error"] > config.max_error_rate * record.rows["done"]
-
-
 def status_of(works: Sequence[Work]) -> int:
     """1 if too many rows of a run ended in an error."""
-    failed = [(work, unit, record) for work, unit, record in records(works) if too_many_errors(record, work.config)]
-    for work, unit, record in failed:
-        print(
-            f"\n{unit.point.name}: {record.rows['error']} of {record.rows['done']} rows ended in an error, more than"
-            f" --max-error-rate {work.config.max_error_rate:g}; --retry-errors takes them again",
-            file=sys.stderr,
-        )
-    return 1 if failed else 0
+    status = 0
+    for work, unit, record in records(works):
+        if failed := too_many_errors(record, work.config):
+            print(f"\n{unit.point.name}: {failed}; --retry-errors takes them again", file=sys.stderr)
+            status = 1
+    return status
 
 
 @contextlib.contextmanager

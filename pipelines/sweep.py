@@ -19,9 +19,9 @@ from pipelines.paths import resolve_paths
 from pipelines.record import State, git_commit
 from pipelines.report.write import PAGE, report
 from pipelines.rows import described
-from pipelines.run import carry_out, conclude, guarded, job_record, status_of, too_many_errors
+from pipelines.run import carry_out, conclude, guarded, job_record, status_of
 from pipelines.storage import Folder, redacted
-from pipelines.work import Work, records
+from pipelines.work import Unit, Work, records, too_many_errors
 
 if TYPE_CHECKING:
     from pipelines.answerer import Answerer
@@ -108,7 +108,7 @@ def prepare(grid: Grid) -> tuple[list[Work], list[Hopeless]]:
     for job in grid.jobs:
         try:
             work = Work.of(resolve_paths(job))
-            if any(unit.record and too_many_errors(unit.record, work.config) for unit in work.units):
+            if any(_failed(unit, work) for unit in work.units):
                 work.retry_errors()  # a point that failed is tried again
             known = _remembered(Folder.of(work.config.output))
             for unit in [unit for unit in work.open if unit.run_id in known]:
@@ -124,6 +124,12 @@ def prepare(grid: Grid) -> tuple[list[Work], list[Hopeless]]:
     if twice := [run_id for run_id, times in Counter(ids).items() if times > 1]:
         raise ValueError(f"{', '.join(twice[:3])}: asked for twice; name each model and benchmark once")
     return works, hopeless
+
+
+def _failed(unit: Unit, work: Work) -> bool:
+    """Was it answered to the end, with too many errors? Of one that was interrupted nobody knows yet."""
+    record = unit.record
+    return record is not None and record.state == "finished" and bool(too_many_errors(record, work.config))
 
 
 def _remember(works: Sequence[Work]) -> None:

@@ -42,6 +42,7 @@ class Tracker:
         self._interval = interval
         self._say = say or _to_stderr
         self._watched: dict[str, tuple[Record, Folder]] = {}
+        self._loose: set[str] = set()  # records whose lock is not ours any more
         self._brought: dict[str, tuple[Any, ...]] = {}  # by record: where it stood when MLflow last got all of it
         self._wake, self._stopping, self._given_up = threading.Event(), threading.Event(), threading.Event()
         self._writing = threading.Lock()
@@ -58,6 +59,7 @@ class Tracker:
         The record of a job, which has no parent, gets this machine's system metrics as well.
         """
         record.tags = {**_origin(), **record.tags}
+        self._loose.discard(record.id)
         record.track(self._experiment.adopt(record.mlflow))
         self._watched[record.id] = (record, folder)
         self._brought.pop(record.id, None)
@@ -67,6 +69,11 @@ class Tracker:
         """From now on nothing is written of a record: its run is another job's (pipelines.lock)."""
         with self._writing:
             self._watched.pop(record.id, None)
+
+    def loosen(self, record: Record) -> None:
+        """Its lock is given back: another job may write it from now on, and of this one only what MLflow has."""
+        with self._writing:
+            self._loose.add(record.id)
 
     def stop(self, timeout: float | None = None) -> bool:
         """Bring what is missing, for `timeout` seconds at most. True if MLflow has all; else `problem` says why not.
@@ -151,9 +158,13 @@ class Tracker:
     def _save(self, record: Record, folder: Folder) -> None:
         try:
             with self._writing:
-                if record.id in self._watched:
-                    record.save(folder)
-        except OSError as error:
+                if record.id not in self._watched:
+                    return
+                latest = Record.load(folder) if record.id in self._loose else record
+                if latest is not record:
+                    latest.track(record.mlflow)
+                latest.save(folder)
+        except (OSError, ValueError) as error:
             self._say(f"{NAME} of {record.name} could not be written: {said(error)}")
 
 

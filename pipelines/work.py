@@ -215,7 +215,7 @@ class Work:
         record.artifacts = [CONFIG, SAMPLE]
         unit.folder.write(SAMPLE, summary.sample(some))
         if unit in self.open and len(table) == wanted:
-            state, message = "finished", ""  # whatever became of others
+            state, message = "finished", too_many_errors(record, config)  # whatever became of others
         record.end(state, metrics, message)
         record.save(unit.folder)
 
@@ -271,6 +271,14 @@ def tags(config: EvalConfig) -> dict[str, str]:
     found = {"model": config.model_name, "benchmark": config.benchmark, "split": config.split}
     commit = git_commit()
     return {**found, "git_commit": commit} if commit else found
+
+
+def too_many_errors(record: Record, config: EvalConfig) -> str:
+    """How many rows of a run ended in an error, if they are more than it may have; else nothing."""
+    done, errors = record.rows["done"], record.rows["error"]
+    if errors <= config.max_error_rate * done:
+        return ""
+    return f"{errors} of {done} rows ended in an error, more than --max-error-rate {config.max_error_rate:g}"
 
 
 def records(works: Sequence[Work]) -> list[tuple[Work, Unit, Record]]:

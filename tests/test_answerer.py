@@ -24,6 +24,7 @@ from pipelines.config import EvalConfig
 from pipelines.ledger import ALONE, Book
 from pipelines.manifest import Manifest
 from pipelines.plan import prepared
+from pipelines.record import Record
 from pipelines.rows import Medium
 
 Checkpoint = Callable[[str], Path]
@@ -36,6 +37,7 @@ class Died(BaseException):
 def answered(config: EvalConfig, worker: type[Answerer] = Answerer) -> tuple[dict[str, pa.Table], int]:
     """The answers by point, and how often who read or answered died of it. Ray would start them again likewise."""
     todo, book, deaths = work.Work.of(config), Book(), 0
+    todo.begin(Record("job"))
     job = job_of([todo], threads=1)
     pointers = todo.missing().append_column("section", pa.array(np.zeros(len(todo.index), np.int16)))
 
@@ -79,6 +81,13 @@ def asked(model: Path, folder: Path, ids: Sequence[str], methods: tuple[str, ...
         max_new_tokens=2,
         batch_size=4,
     )
+
+
+def test_a_worker_that_does_not_see_the_output(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """As on another machine: it would write to its own disk."""
+    config = asked(checkpoint("llava"), tmp_path, "ab", ("vanilla",))
+    with pytest.raises(FileNotFoundError, match=r"does not see .*; --output must be a folder that all machines share"):
+        Answerer(job_of([work.Work.of(config)], threads=1), Book())
 
 
 def test_batches_are_limited_by_tokens(checkpoint: Checkpoint, tmp_path: Path) -> None:

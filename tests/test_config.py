@@ -12,6 +12,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -621,3 +622,26 @@ def test_a_model_is_its_files_wherever_they_are(tmp_path: Path) -> None:
     assert len(seen) == 6
     assert model_fingerprint("org/name", "v1") == "org/name@v1"
     assert model_fingerprint("org/name") == "org/name@main"
+
+
+def test_a_branch_on_the_hub_becomes_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a job that goes on would go on with another model, once the branch has moved."""
+    from huggingface_hub import HfApi, constants
+
+    one, other = "1" * 40, "2" * 40
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    paths.commit.cache_clear()
+    assert paths.commit("org/m", None) is None  # nobody knows it
+    assert paths.commit("org/m", one) == one
+    (tmp_path / "models--org--m" / "refs").mkdir(parents=True)
+    (tmp_path / "models--org--m" / "refs" / "main").write_text(one)
+    paths.commit.cache_clear()
+    assert paths.commit("org/m", None) == one
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(HfApi, "model_info", lambda *_, **asked: SimpleNamespace(sha=other))
+    paths.commit.cache_clear()
+    config = resolve_paths(EvalConfig.of("image", model="org/m", data=str(tmp_path), output=str(tmp_path)))
+    assert config.revision == other
+    assert paths.model_fingerprint(config.model, config.revision) == f"org/m@{other}"
+    paths.commit.cache_clear()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pyarrow.compute as pc
 import pytest
@@ -17,10 +18,10 @@ from ray import cloudpickle
 from pipelines import answers
 from pipelines.answerer import Answerer
 from pipelines.grid import Grid, parse_grid
-from pipelines.record import Record
+from pipelines.record import Record, State
 from pipelines.storage import Folder
-from pipelines.sweep import sweep
-from pipelines.work import Work
+from pipelines.sweep import _failed, sweep
+from pipelines.work import Unit, Work
 
 pytestmark = pytest.mark.filterwarnings("default")  # Ray and MLflow warn of themselves
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test
@@ -164,6 +165,16 @@ def test_killed_and_started_again_it_gives_the_same_tables(cluster: str, tmp_pat
     ):
         columns = ["row_id", "prediction", "score", "visual_tokens_kept", "batch_rows"]
         assert answers.read(one, columns).equals(answers.read(other, columns))
+
+
+@pytest.mark.parametrize(
+    ("state", "errors", "failed"), [("finished", 9, True), ("killed", 1, False), ("finished", 0, False)]
+)
+def test_an_interrupted_point_has_not_failed_yet(state: State, errors: int, failed: bool) -> None:
+    """One error of twenty rows is little of a thousand; and rows are asked in other company when errors are retried."""
+    record = Record("point", state=state, rows={"wanted": 1000, "done": 20, "error": errors})
+    work = cast(Work, SimpleNamespace(config=SimpleNamespace(max_error_rate=0.01)))
+    assert _failed(cast(Unit, SimpleNamespace(record=record)), work) == failed
 
 
 def test_what_a_model_cannot_do_is_found_out_once(

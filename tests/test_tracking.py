@@ -278,6 +278,37 @@ def test_a_run_that_goes_on_is_the_same_run(database: str, experiment: str, outp
     assert Path(client(database).download_artifacts(now.info.run_id, "config.yaml")).read_bytes() == b"model: another\n"
 
 
+def test_a_run_with_too_many_errors_has_failed(database: str, experiment: str, output: Folder) -> None:
+    record = Record("full of errors")
+    tracker = Tracker(database, experiment, interval=60)
+    tracker.watch(record, output.child(record.name))
+    record.end("finished", {"rows_error": 9}, "9 of 20 rows ended in an error")
+    assert tracker.stop(60)
+    run = runs(database, experiment)[record.name]
+    assert run.info.status == "FAILED"
+    assert run.data.tags["mlflow.note.content"] == "9 of 20 rows ended in an error"
+
+
+def test_of_a_run_whose_lock_is_given_back_only_our_part_is_written(
+    database: str, experiment: str, output: Folder
+) -> None:
+    record, folder = Record("taken over"), output.child("taken over")
+    tracker = Tracker(database, experiment, interval=60)
+    tracker.watch(record, folder)
+    until(lambda: folder.exists("record.json"))
+    record.end("failed", {"accuracy": 0.5}, "a worker died")
+    record.save(folder)
+    tracker.loosen(record)
+    another = Record.load(folder)
+    another.resume()
+    another.log(3, {"progress.rows_done": 3})
+    another.save(folder)
+    assert tracker.stop(60)
+    now = Record.load(folder)
+    assert (now.state, now.history) == ("running", another.history)
+    assert now.mlflow["run_id"] == record.mlflow["run_id"]
+
+
 def test_what_stands_still_is_not_read_again(
     database: str, experiment: str, output: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
