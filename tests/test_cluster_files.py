@@ -330,6 +330,24 @@ def test_the_image_has_the_pinned_versions() -> None:
     assert all((ROOT / name.removeprefix("!")).exists() for name in brought if name.startswith("!"))
 
 
+def test_the_image_can_compile_kernels() -> None:
+    """Triton's launcher includes Python.h, of the very Python that the environment is made with."""
+    stage = DOCKERFILE.split(" AS apet\n")[1]
+    [installed] = re.findall(r"apt-get install((?:.*\\\n)*)", stage)
+    [python] = re.findall(r"RUN (python3\.[0-9]+) -m venv", stage)
+    assert {"gcc", "g++", "libc6-dev", f"{python}-dev", f"{python}-venv"} <= set(installed.split())
+
+
+def test_the_image_knows_its_commit() -> None:
+    for file in ("Dockerfile", "compose.yaml"):
+        assert "GIT_COMMIT=$(git rev-parse HEAD)" in (CLUSTER / file).read_text(), file
+    assert COMPOSE["job"]["build"]["args"] == {"GIT_COMMIT": "${GIT_COMMIT:-}"}
+    stage = DOCKERFILE.split(" AS apet\n")[1]
+    place, commit = re.findall("WORKDIR (.*)", stage), 'ARG GIT_COMMIT\nRUN echo "${GIT_COMMIT}" > COMMIT\n'
+    assert place == ["/opt/apet"]
+    assert stage.index("COPY . .") < stage.index(commit), "layers before it would be made anew for each commit"
+
+
 @pytest.mark.parametrize("name", LAUNCHED)
 def test_ray_up_knows_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = yaml.safe_load((CLUSTER / name).read_text())
