@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -270,6 +271,32 @@ def test_nothing_is_open_to_the_world(objects: list[Object]) -> None:
         assert "network_mode" not in service
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
     assert "--include-dashboard=false" in (CLUSTER / "slurm.sh").read_text()
+
+
+def test_what_is_made_beside_the_code_stays_out_of_git(tmp_path: Path) -> None:
+    """And of the image; the password's file is its owner's alone."""
+    if (ROOT / ".git").exists():
+        made = ["cluster/.env", ".env", "apet-70001.log", "ray-70001-n1.log"]
+        told = subprocess.run(["git", "-C", ROOT, "check-ignore", *made], capture_output=True, text=True, check=False)
+        assert told.stdout.split() == made
+        kept = ["git", "-C", ROOT, "ls-files", "--cached", "--ignored", "--exclude-standard"]
+        assert subprocess.run(kept, capture_output=True, check=True).stdout == b""
+    brought = [
+        line for line in (CLUSTER / "Dockerfile.dockerignore").read_text().splitlines() if not line.startswith("#")
+    ]
+    assert brought[0] == "*"
+    assert "**/.env" in brought[max(place for place, line in enumerate(brought) if line.startswith("!")) :]
+    [command] = re.findall(
+        "^# +(cd cluster && .*POSTGRES_PASSWORD.*)$", (CLUSTER / "compose.yaml").read_text(), re.MULTILINE
+    )
+    (tmp_path / "cluster").mkdir()
+    (tmp_path / "openssl").write_text("#!/bin/sh\necho secret\n")
+    (tmp_path / "openssl").chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    subprocess.run(["sh", "-c", f"umask 022; {command}"], cwd=tmp_path, env={"PATH": path}, check=True)
+    written = tmp_path / "cluster" / ".env"
+    assert written.read_text() == "POSTGRES_PASSWORD=secret\n"
+    assert written.stat().st_mode & 0o777 == 0o600
 
 
 def test_nobody_is_root(objects: list[Object]) -> None:
