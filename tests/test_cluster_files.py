@@ -20,6 +20,7 @@ import pytest
 import ray
 import yaml
 from kustomize import Object, render
+from ray.autoscaler._private.aws import config as ray_on_aws
 
 from pipelines.cluster import Share, share
 from pipelines.config import parse
@@ -265,12 +266,27 @@ def test_nothing_is_open_to_the_world(objects: list[Object]) -> None:
         assert not [
             port for container in pod["containers"] for port in container.get("ports", []) if "hostPort" in port
         ]
+    for name in LAUNCHED:
+        [start] = [
+            each for each in yaml.safe_load((CLUSTER / name).read_text())["head_start_ray_commands"] if "--head" in each
+        ]
+        assert re.findall("--dashboard-host=([^ ]*)", start) == ["127.0.0.1"]
     policies = [each["spec"] for each in objects if each["kind"] == "NetworkPolicy"]
     assert all(sender for policy in policies for rule in policy["ingress"] for sender in rule["from"])
     for service in COMPOSE.values():
         assert "network_mode" not in service
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
     assert "--include-dashboard=false" in (CLUSTER / "slurm.sh").read_text()
+
+
+def test_ray_opens_no_ssh_on_aws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray makes a group with port 22 open to the world for each kind of machine that has none."""
+    asked = []
+    monkeypatch.setattr(ray_on_aws, "_upsert_security_groups", lambda config, types: asked.append(types))
+    config = yaml.safe_load((CLUSTER / "ray-aws.yaml").read_text())
+    assert ray_on_aws._configure_security_group(config) is config
+    assert not asked
+    assert not config["provider"].get("security_group")
 
 
 def test_what_is_made_beside_the_code_stays_out_of_git(tmp_path: Path) -> None:
