@@ -36,6 +36,7 @@ LAUNCHED = ("ray-aws.yaml", "ray-gcp.yaml")
 PINS = dict(
     line.split(" ;")[0].split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line
 )
+SPOT = {"cloud.google.com/gke-spot", "kubernetes.azure.com/scalesetpriority", "spot"}  # taints of spot nodes
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 VALUED = {"--constraint", "--requirements", "--extra", "--wheel-dir", "--editable"}  # pip's options with a value
 
@@ -239,6 +240,35 @@ def test_memory_holds_the_object_store(objects: list[Object]) -> None:
         limits, requests = container["resources"]["limits"], container["resources"]["requests"]
         assert amount(volume["sizeLimit"]) <= amount(limits["memory"]) / 2
         assert requests["memory"] == limits["memory"], "a node would promise memory that it has not"
+
+
+def test_spot_nodes_and_gpu_nodes_take_who_belongs_there(objects: list[Object]) -> None:
+    """The head on no spot node, all workers on them too, and those without a GPU on no node that has one."""
+    cluster = cluster_of(objects)
+    head = cluster["headGroupSpec"]["template"]["spec"]
+    assert "tolerations" not in head
+    [term] = head["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    refused = {(each["key"], each["operator"], *each.get("values", [])) for each in term["matchExpressions"]}
+    assert refused == {
+        ("cloud.google.com/gke-spot", "DoesNotExist"),
+        ("kubernetes.azure.com/scalesetpriority", "DoesNotExist"),
+        ("eks.amazonaws.com/capacityType", "NotIn", "SPOT"),
+        ("karpenter.sh/capacity-type", "NotIn", "spot"),
+    }
+    for group in cluster["workerGroupSpecs"]:
+        pod = group["template"]["spec"]
+        gpus = "nvidia.com/gpu" in pod["containers"][0]["resources"]["limits"]
+        assert {each["key"] for each in pod["tolerations"]} == SPOT | ({"nvidia.com/gpu"} if gpus else set())
+
+
+def test_the_guide_changes_every_bucket(tmp_path: Path) -> None:
+    [line] = re.findall("^sed -i .*$", (ROOT / "docs" / "cluster.md").read_text(), re.MULTILINE)
+    shutil.copytree(CLUSTER, tmp_path / "cluster")
+    for command in (line, line.replace("s3://apet", "s3://BUCKET").replace("#s3://BUCKET#g", "#gs://mine#g")):
+        subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True)
+        text = "".join(yaml.safe_dump(render(tmp_path / "cluster" / "kuberay" / leaf)) for leaf in LEAVES)
+        assert "s3://apet" not in text
+    assert set(re.findall(r"(\w+://\w+)/(?:mlflow|questions|images|results)", text)) == {"gs://mine"}
 
 
 def test_secrets_are_secrets(objects: list[Object]) -> None:
