@@ -319,6 +319,23 @@ def test_ray_opens_no_ssh_on_aws(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not config["provider"].get("security_group")
 
 
+def test_prometheus_finds_ray(objects: list[Object]) -> None:
+    """On the port of the guide, and in Kubernetes by the rule that is there to be taken."""
+    for name in LAUNCHED:
+        config = yaml.safe_load((CLUSTER / name).read_text())
+        commands = config["head_start_ray_commands"] + config["worker_start_ray_commands"]
+        assert all("--metrics-export-port=8080" in each for each in commands if "ray start" in each)
+    for group in [cluster_of(objects)["headGroupSpec"], *cluster_of(objects)["workerGroupSpecs"]]:
+        assert group["rayStartParams"].get("metrics-export-port", "8080") == "8080"  # KubeRay's default
+    written = (CLUSTER / "kuberay" / "base" / "network.yaml").read_text()
+    opened = list(yaml.safe_load_all(re.sub("^    # ", "    ", written, flags=re.MULTILINE)))
+    for policy in opened:
+        kubernetes_validate.validate(policy, KUBERNETES, strict=True)
+    [_, rule] = opened[0]["spec"]["ingress"]
+    assert rule["ports"] == [{"port": 8080}]
+    assert all(sender["namespaceSelector"]["matchLabels"] for sender in rule["from"])
+
+
 def test_what_is_made_beside_the_code_stays_out_of_git(tmp_path: Path) -> None:
     """And of the image; the password's file is its owner's alone."""
     if (ROOT / ".git").exists():
