@@ -21,6 +21,7 @@
 set -euo pipefail
 
 patience=${APET_PATIENCE:-600} # seconds that the nodes may take to come
+metrics=${APET_METRICS_PORT:-8080} # of each node, for Prometheus; 0 is any that is free
 if [ $# = 0 ]; then
     echo "usage: sbatch cluster/slurm.sh jobs/eval_image.py [flags of the job]" >&2
     exit 2
@@ -29,7 +30,13 @@ cd "${SLURM_SUBMIT_DIR:?run this with sbatch}"
 export PATH="$PWD/.venv/bin:$PATH"
 
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
-head=$(srun --nodes=1 --ntasks=1 --nodelist="${nodes[0]}" hostname --ip-address | awk '{print $1}')
+# What the node's name stands for, unless that is 127.0.1.1 as on Debian and Ubuntu: then an interface's first address.
+head=$(srun --nodes=1 --ntasks=1 --nodelist="${nodes[0]}" bash -c 'hostname --ip-address; hostname --all-ip-addresses' |
+    awk '{for (i = 1; i <= NF; i++) if (!found && $i !~ /^127\.|:/) found = $i} END {print found}')
+if [ -z "$head" ]; then
+    echo "${nodes[0]} has no IPv4 address that other nodes could reach; look at: hostname --all-ip-addresses" >&2
+    exit 1
+fi
 port=$((20000 + SLURM_JOB_ID % 10000)) # below are Ray's own worker ports; other jobs on the node have another one
 RAY_ADDRESS=$head:$port
 RAY_AUTH_MODE=token
@@ -50,7 +57,7 @@ start() { # on one node, until this script ends
     shift
     srun --nodes=1 --ntasks=1 --overlap --nodelist="$node" \
         ray start "$@" --num-cpus="$SLURM_CPUS_PER_TASK" --num-gpus="${SLURM_GPUS_ON_NODE:-0}" \
-        --disable-usage-stats --block >"ray-$SLURM_JOB_ID-$node.log" 2>&1 &
+        --metrics-export-port="$metrics" --disable-usage-stats --block >"ray-$SLURM_JOB_ID-$node.log" 2>&1 &
     pids+=($!)
 }
 joined() { # waits until so many nodes are there

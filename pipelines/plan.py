@@ -62,8 +62,7 @@ class Pipeline:
         context.enable_progress_bars = False
         context.print_on_execution_start = False
         context.target_max_block_size = BLOCK_BYTES
-        # the job fails by itself if nothing moves for so long: not before a row that hangs alone has been given up
-        context.execution_no_progress_timeout_s = max(1800, int(8 * self.works[0].config.batch_timeout))
+        context.execution_no_progress_timeout_s = patience(self.works[0].config.batch_timeout)
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         share, batch = self.share, self.job.batch_size
         size = rows_per_task(sum(map(len, todo)), share.most, batch)
@@ -105,6 +104,11 @@ class Pipeline:
 
 def _tokens(job: Job) -> str:
     return f" and {job.batch_tokens:,} tokens" if job.batch_tokens else ""
+
+
+def patience(batch_timeout: float) -> int:
+    """Seconds after which a job fails if nothing moves: not before a row that hangs alone has been given up."""
+    return max(1800, int(8 * batch_timeout))
 
 
 def rows_per_task(rows: int, actors: int, batch_size: int) -> int:

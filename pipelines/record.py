@@ -171,12 +171,24 @@ def flat(config: Mapping[str, Any]) -> dict[str, str]:
 
 @functools.cache
 def git_commit() -> str | None:
-    """The commit of the code that runs; None where it is not a checkout of its own, or git is missing."""
-    root = Path(__file__).resolve().parent.parent
+    """The commit of the code that runs, if that is known."""
+    return commit_of(Path(__file__).resolve().parent.parent)
+
+
+def commit_of(root: Path) -> str | None:
+    """Of a checkout what git says, of an image what cluster/Dockerfile wrote into its COMMIT; None where neither is.
+
+    A file, not a variable of the image's: a job with a working directory of its own brings other code into it.
+    """
     try:
         ask = ["git", "-C", str(root), "rev-parse", "--show-cdup", "HEAD"]
-        found = subprocess.run(ask, capture_output=True, text=True, timeout=5, check=True)
+        found = subprocess.run(ask, capture_output=True, text=True, timeout=5, check=True).stdout
     except (OSError, subprocess.SubprocessError):
+        found = ""
+    above, _, commit = found.partition("\n")
+    if commit and not above:  # `above`: it lies inside somebody else's repository
+        return commit.strip()
+    try:
+        return (root / "COMMIT").read_text().strip() or None
+    except OSError:
         return None
-    above, _, commit = found.stdout.partition("\n")
-    return commit.strip() if not above else None  # `above`: it lies inside somebody else's repository

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -19,6 +20,7 @@ import pytest
 import ray
 import yaml
 from kustomize import Object, render
+from ray.autoscaler._private.aws import config as ray_on_aws
 
 from pipelines.cluster import Share, share
 from pipelines.config import parse
@@ -34,6 +36,7 @@ LAUNCHED = ("ray-aws.yaml", "ray-gcp.yaml")
 PINS = dict(
     line.split(" ;")[0].split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line
 )
+SPOT = {"cloud.google.com/gke-spot", "kubernetes.azure.com/scalesetpriority", "spot"}  # taints of spot nodes
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 VALUED = {"--constraint", "--requirements", "--extra", "--wheel-dir", "--editable"}  # pip's options with a value
 
@@ -239,6 +242,35 @@ def test_memory_holds_the_object_store(objects: list[Object]) -> None:
         assert requests["memory"] == limits["memory"], "a node would promise memory that it has not"
 
 
+def test_spot_nodes_and_gpu_nodes_take_who_belongs_there(objects: list[Object]) -> None:
+    """The head on no spot node, all workers on them too, and those without a GPU on no node that has one."""
+    cluster = cluster_of(objects)
+    head = cluster["headGroupSpec"]["template"]["spec"]
+    assert "tolerations" not in head
+    [term] = head["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    refused = {(each["key"], each["operator"], *each.get("values", [])) for each in term["matchExpressions"]}
+    assert refused == {
+        ("cloud.google.com/gke-spot", "DoesNotExist"),
+        ("kubernetes.azure.com/scalesetpriority", "DoesNotExist"),
+        ("eks.amazonaws.com/capacityType", "NotIn", "SPOT"),
+        ("karpenter.sh/capacity-type", "NotIn", "spot"),
+    }
+    for group in cluster["workerGroupSpecs"]:
+        pod = group["template"]["spec"]
+        gpus = "nvidia.com/gpu" in pod["containers"][0]["resources"]["limits"]
+        assert {each["key"] for each in pod["tolerations"]} == SPOT | ({"nvidia.com/gpu"} if gpus else set())
+
+
+def test_the_guide_changes_every_bucket(tmp_path: Path) -> None:
+    [line] = re.findall("^sed -i .*$", (ROOT / "docs" / "cluster.md").read_text(), re.MULTILINE)
+    shutil.copytree(CLUSTER, tmp_path / "cluster")
+    for command in (line, line.replace("s3://apet", "s3://BUCKET").replace("#s3://BUCKET#g", "#gs://mine#g")):
+        subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True)
+        text = "".join(yaml.safe_dump(render(tmp_path / "cluster" / "kuberay" / leaf)) for leaf in LEAVES)
+        assert "s3://apet" not in text
+    assert set(re.findall(r"(\w+://\w+)/(?:mlflow|questions|images|results)", text)) == {"gs://mine"}
+
+
 def test_secrets_are_secrets(objects: list[Object]) -> None:
     assert not [each for each in objects if each["kind"] == "Secret"], "a Secret in a file is no secret"
     for variable in (each for each in walk(objects) if {"name", "value"} <= each.keys()):
@@ -264,12 +296,70 @@ def test_nothing_is_open_to_the_world(objects: list[Object]) -> None:
         assert not [
             port for container in pod["containers"] for port in container.get("ports", []) if "hostPort" in port
         ]
+    for name in LAUNCHED:
+        [start] = [
+            each for each in yaml.safe_load((CLUSTER / name).read_text())["head_start_ray_commands"] if "--head" in each
+        ]
+        assert re.findall("--dashboard-host=([^ ]*)", start) == ["127.0.0.1"]
     policies = [each["spec"] for each in objects if each["kind"] == "NetworkPolicy"]
     assert all(sender for policy in policies for rule in policy["ingress"] for sender in rule["from"])
     for service in COMPOSE.values():
         assert "network_mode" not in service
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
     assert "--include-dashboard=false" in (CLUSTER / "slurm.sh").read_text()
+
+
+def test_ray_opens_no_ssh_on_aws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray makes a group with port 22 open to the world for each kind of machine that has none."""
+    asked = []
+    monkeypatch.setattr(ray_on_aws, "_upsert_security_groups", lambda config, types: asked.append(types))
+    config = yaml.safe_load((CLUSTER / "ray-aws.yaml").read_text())
+    assert ray_on_aws._configure_security_group(config) is config
+    assert not asked
+    assert not config["provider"].get("security_group")
+
+
+def test_prometheus_finds_ray(objects: list[Object]) -> None:
+    """On the port of the guide, and in Kubernetes by the rule that is there to be taken."""
+    for name in LAUNCHED:
+        config = yaml.safe_load((CLUSTER / name).read_text())
+        commands = config["head_start_ray_commands"] + config["worker_start_ray_commands"]
+        assert all("--metrics-export-port=8080" in each for each in commands if "ray start" in each)
+    for group in [cluster_of(objects)["headGroupSpec"], *cluster_of(objects)["workerGroupSpecs"]]:
+        assert group["rayStartParams"].get("metrics-export-port", "8080") == "8080"  # KubeRay's default
+    written = (CLUSTER / "kuberay" / "base" / "network.yaml").read_text()
+    opened = list(yaml.safe_load_all(re.sub("^    # ", "    ", written, flags=re.MULTILINE)))
+    for policy in opened:
+        kubernetes_validate.validate(policy, KUBERNETES, strict=True)
+    [_, rule] = opened[0]["spec"]["ingress"]
+    assert rule["ports"] == [{"port": 8080}]
+    assert all(sender["namespaceSelector"]["matchLabels"] for sender in rule["from"])
+
+
+def test_what_is_made_beside_the_code_stays_out_of_git(tmp_path: Path) -> None:
+    """And of the image; the password's file is its owner's alone."""
+    if (ROOT / ".git").exists():
+        made = ["cluster/.env", ".env", "apet-70001.log", "ray-70001-n1.log"]
+        told = subprocess.run(["git", "-C", ROOT, "check-ignore", *made], capture_output=True, text=True, check=False)
+        assert told.stdout.split() == made
+        kept = ["git", "-C", ROOT, "ls-files", "--cached", "--ignored", "--exclude-standard"]
+        assert subprocess.run(kept, capture_output=True, check=True).stdout == b""
+    brought = [
+        line for line in (CLUSTER / "Dockerfile.dockerignore").read_text().splitlines() if not line.startswith("#")
+    ]
+    assert brought[0] == "*"
+    assert "**/.env" in brought[max(place for place, line in enumerate(brought) if line.startswith("!")) :]
+    [command] = re.findall(
+        "^# +(cd cluster && .*POSTGRES_PASSWORD.*)$", (CLUSTER / "compose.yaml").read_text(), re.MULTILINE
+    )
+    (tmp_path / "cluster").mkdir()
+    (tmp_path / "openssl").write_text("#!/bin/sh\necho secret\n")
+    (tmp_path / "openssl").chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    subprocess.run(["sh", "-c", f"umask 022; {command}"], cwd=tmp_path, env={"PATH": path}, check=True)
+    written = tmp_path / "cluster" / ".env"
+    assert written.read_text() == "POSTGRES_PASSWORD=secret\n"
+    assert written.stat().st_mode & 0o777 == 0o600
 
 
 def test_nobody_is_root(objects: list[Object]) -> None:
@@ -328,6 +418,24 @@ def test_the_image_has_the_pinned_versions() -> None:
     assert cuda.rpartition(".")[0] == PINS["cuda-toolkit"].rpartition(".")[0], "flash-attn needs the CUDA of PyTorch"
     brought = (CLUSTER / "Dockerfile.dockerignore").read_text().splitlines()
     assert all((ROOT / name.removeprefix("!")).exists() for name in brought if name.startswith("!"))
+
+
+def test_the_image_can_compile_kernels() -> None:
+    """Triton's launcher includes Python.h, of the very Python that the environment is made with."""
+    stage = DOCKERFILE.split(" AS apet\n")[1]
+    [installed] = re.findall(r"apt-get install((?:.*\\\n)*)", stage)
+    [python] = re.findall(r"RUN (python3\.[0-9]+) -m venv", stage)
+    assert {"gcc", "g++", "libc6-dev", f"{python}-dev", f"{python}-venv"} <= set(installed.split())
+
+
+def test_the_image_knows_its_commit() -> None:
+    for file in ("Dockerfile", "compose.yaml"):
+        assert "GIT_COMMIT=$(git rev-parse HEAD)" in (CLUSTER / file).read_text(), file
+    assert COMPOSE["job"]["build"]["args"] == {"GIT_COMMIT": "${GIT_COMMIT:-}"}
+    stage = DOCKERFILE.split(" AS apet\n")[1]
+    place, commit = re.findall("WORKDIR (.*)", stage), 'ARG GIT_COMMIT\nRUN echo "${GIT_COMMIT}" > COMMIT\n'
+    assert place == ["/opt/apet"]
+    assert stage.index("COPY . .") < stage.index(commit), "layers before it would be made anew for each commit"
 
 
 @pytest.mark.parametrize("name", LAUNCHED)

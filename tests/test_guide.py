@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from pipelines.config import parse
+from pipelines.plan import patience
+
 ROOT = Path(__file__).parent.parent
 GUIDE = (ROOT / "docs" / "cluster.md").read_text()
 SOURCE = "\n".join(path.read_text() for path in sorted((ROOT / "pipelines").rglob("*.py")))
@@ -36,6 +39,13 @@ def test_every_file_is_named() -> None:
         assert f"cluster/{path.name}" in GUIDE or path.suffix == ".dockerignore", path.name
     for name in re.findall(r"(?:cluster|tests|docs)/[\w./-]+\.\w+", GUIDE):
         assert (ROOT / name).exists(), name
+
+
+def test_the_patience_is_the_plans() -> None:
+    [said] = re.findall(r"nothing for (\d+) minutes \(eight times `--batch-timeout`, (\d+) minutes at least\)", GUIDE)
+    limit = parse("image", []).batch_timeout
+    assert [60 * int(minutes) for minutes in said] == [patience(limit), patience(1)]
+    assert patience(10 * limit) == 8 * 10 * limit
 
 
 def test_the_plan_adds_up() -> None:

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from pipelines.experiment import Experiment
-from pipelines.record import Record, git_commit
+from pipelines.record import Record, commit_of, git_commit
 from pipelines.storage import Folder
 from pipelines.tracking import Tracker, dashboard, replay
 
@@ -547,3 +547,19 @@ def test_a_record_is_what_was_saved(output: Folder) -> None:
 def test_how_to_look(monkeypatch: pytest.MonkeyPatch) -> None:
     assert dashboard("http://u:p@mlflow:5000") == "http://***@mlflow:5000"
     assert dashboard("sqlite:////a b/mlflow.db").endswith("mlflow ui --backend-store-uri 'sqlite:////a b/mlflow.db'")
+
+
+def test_the_commit_is_gits_or_the_images(tmp_path: Path) -> None:
+    outer, inner = tmp_path / "outer", tmp_path / "outer" / "inner"
+    inner.mkdir(parents=True)
+    assert commit_of(inner) is None
+    (inner / "COMMIT").write_text("\n")  # an image that was built without
+    assert commit_of(inner) is None
+    (inner / "COMMIT").write_text("0123abcd\n")
+    assert commit_of(inner) == "0123abcd"
+    git = ["git", "-C", str(outer), "-c", "user.name=x", "-c", "user.email=x@example.com"]
+    subprocess.run([*git, "init", "--quiet"], check=True)
+    subprocess.run([*git, "commit", "--quiet", "--allow-empty", "--message=x"], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    assert commit_of(outer) == head
+    assert commit_of(inner) == "0123abcd"
