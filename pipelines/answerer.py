@@ -287,8 +287,8 @@ class Answerer:
 
         def answer(point: Point) -> None:
             with contextlib.suppress(Exception):  # but for memory, its rows will say why
-                # more than one step after the prompt: then a graph's keys and values are held as well
-                self.generate(section, self.methods[point], [WARM] * rows, inputs, tokens=3)
+                # with a step after the prompt: then a graph's keys and values are held as well
+                self.generate(section, self.methods[point], [WARM] * rows, inputs, tokens=2)
 
         try:
             inputs = self.feed.send(self.collate([raw] * rows)).taken()
