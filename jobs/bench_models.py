@@ -215,14 +215,21 @@ def run(model: Any, point: Point, inputs: dict[str, Tensor]) -> None:
 
 
 def measure(model: Any, points: Sequence[Point], inputs: dict[str, Tensor], turns: int) -> None:
-    """All points in turn; on a GPU after a turn that does not count."""
+    """All points in turn; on a GPU after a turn that does not count. Memory may not suffice for some, but for vanilla."""
     for turn in range(-int(model.device.type == "cuda"), turns):
         for point in points:
+            if point.refused:
+                continue
             try:
-                if not point.refused:
-                    run(model, point, inputs)
+                run(model, point, inputs)
             except ValueError as error:
                 point.refused = str(error)
+            except torch.OutOfMemoryError as error:
+                if point is points[0]:
+                    raise
+                point.refused = f"out of memory: {error}"
+            if point.refused and model.device.type == "cuda":
+                torch.cuda.empty_cache()  # not before `error` is gone, which holds the tensors
             if turn < 0:
                 point.prefill, point.decoder, point.compress = [], [], []
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -50,6 +51,24 @@ def test_a_prefill_keeps_what_the_schedule_says(name: str, kept: float, bench: A
     assert vanilla["prefill"]["speedup"] == 1.0
     assert ours["prefill"]["limit"] == pytest.approx(vanilla["flops"] / ours["flops"])
     assert ours["decoder"]["limit"] > ours["prefill"]["limit"] > 1
+
+
+def test_a_rival_that_does_not_fit_ends_no_table(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(model: Any, point: Any, inputs: Any) -> None:
+        if point.method.name == starved:
+            raise torch.OutOfMemoryError("tried to allocate 20 GiB")
+        point.prefill.append(1.0)
+
+    monkeypatch.setattr(sys.modules["bench_models"], "run", run)
+    model = SimpleNamespace(device=CPU)
+    points = [bench.Point(build(name, budget="50%"), "50%") for name in ("vanilla", "fastv", "uniform")]
+    starved = "fastv"
+    bench.measure(model, points, {}, 2)
+    assert [point.refused for point in points] == [None, "out of memory: tried to allocate 20 GiB", None]
+    assert [len(point.prefill) for point in points] == [2, 0, 2]
+    starved = "vanilla"  # which all others are measured against
+    with pytest.raises(torch.OutOfMemoryError):
+        bench.measure(model, points, {}, 1)
 
 
 @torch.inference_mode()
