@@ -215,7 +215,7 @@ def run(model: Any, point: Point, inputs: dict[str, Tensor]) -> None:
 
 
 def measure(model: Any, points: Sequence[Point], inputs: dict[str, Tensor], turns: int) -> None:
-    """All points in turn; on a GPU after a turn that does not count. Memory may not suffice for some, but for vanilla."""
+    """All points in turn; on a GPU after a turn that does not count. Memory must suffice for vanilla alone."""
     for turn in range(-int(model.device.type == "cuda"), turns):
         for point in points:
             if point.refused:

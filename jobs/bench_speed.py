@@ -13,17 +13,20 @@
   video     the same on video files: how busy the GPU was
 
 Real shapes on a GPU, in bfloat16 with random weights; small ones in float32 on a CPU, for which the bars are not meant.
-Ways are timed in turn in one process; jobs have a process each, on the same device. A JSON line comes last.
+Ways are timed in turn in one process; jobs have a process each, on the same device. A JSON line comes behind each part,
+and one of all parts last. A part that fails says why and ends alone; the exit status is then 1.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import json
 import os
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -76,6 +79,8 @@ def prefill(given: argparse.Namespace, device: torch.device) -> Iterator[Row]:
         vanilla, ours = report(subject, model, points)
         print(f"\n{name}, {batch} rows, {given.attn}\n{HEAD}\n{line(vanilla)}\n{line(ours)}", file=sys.stderr)
         title = f"{name} at {budget}"
+        if "refused" in ours:
+            raise RuntimeError(f"{title}: {ours['refused']}")
         spans = ours["prefill"], ours["decoder"]
         yield bar(f"{title}, prefill", spans[0]["speedup"], ">=", wanted, limit=spans[0]["limit"], paper=paper)
         yield bar(f"{title}, decoder alone", spans[1]["speedup"], limit=spans[1]["limit"])
@@ -112,12 +117,13 @@ def job(given: argparse.Namespace, device: torch.device) -> Iterator[Row]:
         here = Path(place)
         model = checkpoint("image", given.job_size, here / "model", device)
         data = questions("image", given.rows, here / "files")
-        ways = {
-            name: answered("image", model, data, name, "64", given.attn, here / name) for name in ("vanilla", "apet")
-        }
+        ways: dict[str, Row] = {}
+        for name in ("vanilla", "apet"):
+            found = ways[name] = answered("image", model, data, name, "64", given.attn, here / name)
+            yield bar(
+                f"images, {name}, rows/s, batches of {found['batch_rows']}", found["rows_per_s"], unit="", **found
+            )
         alone = one_by_one(model, data, min(given.rows, given.alone), device)
-    for name, found in ways.items():
-        yield bar(f"images, {name}, rows/s, batches of {found['batch_rows']}", found["rows_per_s"], unit="", **found)
     yield bar("images, transformers' generate at batch 1, rows/s", alone, unit="")
     ours = ways["apet"]["rows_per_s"]
     yield bar(
@@ -203,15 +209,36 @@ def main() -> None:
     where = torch.cuda.get_device_name() if gpu else f"{torch.get_num_threads()} CPU threads"
     print(f"torch {torch.__version__}, {where}, load {os.getloadavg()[0]:.1f}\n{TITLE}")
     parts: dict[str, Callable[..., Iterator[Row]]] = {"prefill": prefill, "rivals": rivals, "job": job, "video": video}
-    rows = []
-    for name in given.parts:
-        for row in parts[name](given, device):
-            rows.append({"part": name, **row})
-            print(shown(row, gpu), flush=True)
-        forget(gpu)
-    profile = profiled(given, device) if given.profile else []
     about = {"bench": "speed", "torch": torch.__version__, "where": where, "size": given.size, "batch": given.batch}
-    print(json.dumps({**about, "attn": given.attn, "rows": rows, "profile": profile}))
+    about["attn"] = given.attn
+    rows, failed = [], []
+    for name in given.parts:
+        made: list[Row] = []
+        with ended(name, failed):
+            for row in parts[name](given, device):
+                made.append({"part": name, **row})
+                print(shown(row, gpu), flush=True)
+        print(json.dumps({**about, "part": name, "rows": made}), flush=True)
+        rows += made
+        forget(gpu)
+    profile: list[Row] = []
+    if given.profile:
+        with ended("profile", failed):
+            profile = profiled(given, device)
+    print(json.dumps({**about, "rows": rows, "profile": profile, "failed": failed}))
+    if failed:
+        raise SystemExit(1)
+
+
+@contextlib.contextmanager
+def ended(name: str, failed: list[str]) -> Iterator[None]:
+    """Whatever ends a part ends it alone: what was measured before and what comes after it is worth a GPU's hour."""
+    try:
+        yield
+    except (Exception, SystemExit):  # a job that fails exits
+        traceback.print_exc()
+        print(f"{name} failed; see above", file=sys.stderr, flush=True)
+        failed.append(name)
 
 
 if __name__ == "__main__":

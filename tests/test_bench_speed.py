@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -101,6 +102,39 @@ def test_the_table_says_what_was_reached(bench: Any) -> None:
     assert [line.split()[-1] for line in lines] == ["yes", "NO", "yes", "NO", "yes", "-"]
     assert {bench.shown(row, gpu=False).split()[-1] for row in rows} == {"-"}  # the bars are for a GPU
     assert all(len(line) <= len(bench.TITLE) for line in lines)
+
+
+def test_a_part_that_fails_ends_alone(
+    bench: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fine(*_: object) -> Iterator[dict[str, Any]]:
+        yield bench.bar("fine", 2.0)
+
+    def broken(error: BaseException) -> Any:
+        def part(*_: object) -> Iterator[dict[str, Any]]:
+            yield bench.bar("first", 1.0)
+            raise error
+
+        return part
+
+    monkeypatch.setattr(bench, "prefill", broken(ValueError("no such thing")))
+    monkeypatch.setattr(bench, "job", broken(SystemExit("the job failed")))
+    monkeypatch.setattr(bench, "video", fine)
+    monkeypatch.setattr(sys, "argv", ["bench_speed.py", "--only", "prefill,job,video"])
+    with pytest.raises(SystemExit) as end:
+        bench.main()
+    assert end.value.code == 1
+    out, err = capsys.readouterr()
+    *each, whole = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+    assert out.splitlines()[-1].startswith("{")
+    assert [part["part"] for part in each] == ["prefill", "job", "video"]
+    assert [row["what"] for part in each for row in part["rows"]] == ["first", "first", "fine"]
+    assert whole["rows"] == [row for part in each for row in part["rows"]]
+    assert whole["failed"] == ["prefill", "job"]
+    assert "ValueError: no such thing" in err
+    assert "the job failed" in err
+    monkeypatch.setattr(sys, "argv", ["bench_speed.py", "--only", "video"])
+    bench.main()
 
 
 def test_files_and_checkpoints(bench: Any, tmp_path: Path) -> None:
