@@ -104,6 +104,15 @@ def test_the_table_says_what_was_reached(bench: Any) -> None:
     assert all(len(line) <= len(bench.TITLE) for line in lines)
 
 
+@pytest.mark.parametrize(("gigabytes", "rows"), [(80, 64), (141, 128)])
+def test_a_large_gpu_is_given_more_rows(gigabytes: int, rows: int, bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    about = SimpleNamespace(total_memory=gigabytes * 10**9)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda gpu: about)
+    monkeypatch.setattr(sys, "argv", ["bench_speed.py"])
+    assert bench.arguments(gpu=True).batch == rows
+    assert bench.arguments(gpu=False).batch == 1
+
+
 def test_a_part_that_fails_ends_alone(
     bench: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
