@@ -113,6 +113,16 @@ def test_a_large_gpu_is_given_more_rows(gigabytes: int, rows: int, bench: Any, m
     assert bench.arguments(gpu=False).batch == 1
 
 
+def test_few_clips_are_encoded(bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import bench_whole_job as whole
+
+    monkeypatch.setattr(whole, "clip", lambda path, seed: path.write_text(str(seed)))
+    data = whole.questions("video", 20, tmp_path / "video")
+    names = [json.loads(line)["media"] for line in data.read_text().splitlines()]
+    assert len(set(names)) == 20
+    assert [int((data.parent / name).read_text()) for name in names] == [*range(16), *range(4)]
+
+
 def test_a_part_that_fails_ends_alone(
     bench: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
