@@ -22,7 +22,7 @@ from torch import Tensor
 from apet import Flops, attach, prefill_flops
 from apet.flops import shape_of
 from apet.methods.base import Method, Model
-from apet.models import family_of
+from apet.models import family_of, pack_windows
 from apet.schedule import Schedule
 
 IMAGE, VIDEO = 32000, 32001  # ids of the placeholders of LLaVA and Video-LLaVA
@@ -66,6 +66,7 @@ class Subject:
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         with device:
             made = hf.AutoModelForImageTextToText.from_config(self.config(size), attn_implementation=attn, dtype=dtype)
+        pack_windows(made)  # as `load` does
         return made.eval()
 
     def prompts(self, batch: int, model: Any) -> dict[str, Tensor]:
