@@ -110,10 +110,10 @@ class Decode:
                 if at + 1 == end or (left := int(unfinished.sum())) == 0:
                     break
                 if steps is None:
-                    steps = self._steps(self._past(prompt, cache), end - at - 1)
+                    steps = self._steps(self._past(prompt, cache))
                     del prompt, cache
                 elif steps.full:
-                    steps = self._steps(steps.past(), end - at - 1)
+                    steps = self._steps(steps.past())
                 here = batch if rows is None else len(rows)
                 if pad is not None and 2 * left <= here and isinstance(steps, Rooms):
                     places = (unfinished if rows is None else unfinished[rows]).nonzero()[:, 0]
@@ -126,9 +126,9 @@ class Decode:
                     logits = some.new_zeros(batch, some.shape[1]).index_copy(0, rows, some)
         return ids[:, : at + 1]
 
-    def _steps(self, past: Past, most: int) -> Rooms | Fixed:
-        """`most`: steps that may come; a graph is for several."""
-        if self.graphs is not None and most > 1:
+    def _steps(self, past: Past) -> Rooms | Fixed:
+        """Also of a single step: `Rooms` would copy caches as often, and a graph that comes again is one launch."""
+        if self.graphs is not None:
             try:
                 fixed = self.graphs.take(past)
             except RuntimeError as error:  # also torch.OutOfMemoryError

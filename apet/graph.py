@@ -167,7 +167,8 @@ class Graphs:
 
         To capture costs several steps. So it is done when a shape comes for the second time; until then, and for
         shapes beyond `KEPT`, the same steps run uncaptured: what a batch's answers are does not depend on what came
-        before it. Graphs are never given up for others: a sweep, whose shapes come round, would capture for ever.
+        before it. Answers of a single step pay it back over the batches that follow. Graphs are never given up for
+        others: a sweep, whose shapes come round, would capture for ever.
         """
         if self._family.decoder.config._attn_implementation == "eager":
             return None

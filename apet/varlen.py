@@ -3,9 +3,10 @@
     model, processor = load(name)  # attn="packed"
 
 On a GPU a call is one launch of PyTorch's own flash kernel for all rows; on a CPU each row goes through SDPA by itself.
-Calls that are not of packed rows, those of vision towers and of steps after the prompt, are SDPA's, as under "sdpa".
-`apet/unpadded.py` packs rows, where a method is attached and a GPU has that kernel (not in float32, nor on an old one);
-nothing else does.
+Calls that are not of packed rows, those of most vision towers and of steps after the prompt, are SDPA's, as under
+"sdpa". `apet/unpadded.py` packs rows, where a method is attached and a GPU has that kernel (not in float32, nor on an
+old one). Qwen's vision tower packs its windows and pictures by itself, and hands them over one by one, unless the name
+of its kernel says that it takes all at once: `one_launch` says so, where a GPU has that kernel.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward as s
 from transformers.masking_utils import sdpa_mask
 
 NAME = "packed"
+TOWER = "packed_flash"  # "flash" is what transformers looks for; the name is no kernel of its own
 _TAKES = set(inspect.signature(varlen.varlen_attn).parameters)  # from one PyTorch to the next it takes more
 AMPERE = (8, 0)  # the first GPUs with a flash kernel
 
@@ -44,13 +46,17 @@ def forward(
 ) -> tuple[Tensor, None]:
     """Attention (B, S, H, d) of a module's queries (B, H, S, d) to its keys and values (B, H_kv, S, d).
 
-    row_lengths: of packed rows, (1, H, T, d), how long each is; where they begin and end is `cu_seq_lens_q` (rows + 1)
+    row_lengths: of packed rows, (1, H, T, d), how long each is; where they begin and end is `cu_seq_lens_q` (rows + 1),
+                 which is all that a vision tower tells
     """
-    if row_lengths is None or cu_seq_lens_q is None or max_length_q is None:
+    packed = row_lengths is not None or attention_mask is None
+    if not packed or cu_seq_lens_q is None or max_length_q is None:
         return sdpa(module, query, key, value, attention_mask, scaling=scaling, is_causal=is_causal, **kwargs)
     if has_flash(query.device, query.dtype, query.shape[-1]):
         causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
-        return _flash(query, key, value, cu_seq_lens_q, max_length_q, scaling, causal), None
+        return _flash(query, key, value, cu_seq_lens_q, int(max_length_q), scaling, causal), None
+    if row_lengths is None:
+        row_lengths = cu_seq_lens_q.diff().tolist()
     rows = zip(*(states.split(list(row_lengths), dim=2) for states in (query, key, value)), strict=True)
     done = [sdpa(module, q, k, v, None, scaling=scaling, is_causal=is_causal, **kwargs)[0] for q, k, v in rows]
     return torch.cat(done, dim=1), None
@@ -67,6 +73,17 @@ def has_flash(device: torch.device, dtype: torch.dtype, width: int) -> bool:
         and torch.backends.cuda.is_flash_attention_available()
         and torch.cuda.get_device_capability(device) >= AMPERE
     )
+
+
+def one_launch(tower: Any) -> None:
+    """Let a vision tower under this kernel, whose blocks attend within windows, hand all of them over at once.
+
+    Only where there is a flash kernel for it, on the device where it is by now; elsewhere it stays as it is.
+    """
+    config, weight = tower.config, next(tower.parameters())
+    width = config.hidden_size // config.num_heads
+    if config._attn_implementation == NAME and has_flash(weight.device, weight.dtype, width):
+        config._attn_implementation = TOWER  # `set_attn_implementation` would want the package flash-attn
 
 
 def _flash(
@@ -86,5 +103,6 @@ def _flash(
     return out[None]
 
 
-AttentionInterface.register(NAME, forward)
-AttentionMaskInterface.register(NAME, sdpa_mask)
+for name in (NAME, TOWER):
+    AttentionInterface.register(name, forward)
+    AttentionMaskInterface.register(name, sdpa_mask)

@@ -22,7 +22,7 @@ from torch import Tensor
 from apet import Flops, attach, prefill_flops
 from apet.flops import shape_of
 from apet.methods.base import Method, Model
-from apet.models import family_of
+from apet.models import family_of, pack_windows
 from apet.schedule import Schedule
 
 IMAGE, VIDEO = 32000, 32001  # ids of the placeholders of LLaVA and Video-LLaVA
@@ -66,6 +66,7 @@ class Subject:
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         with device:
             made = hf.AutoModelForImageTextToText.from_config(self.config(size), attn_implementation=attn, dtype=dtype)
+        pack_windows(made)  # as `load` does
         return made.eval()
 
     def prompts(self, batch: int, model: Any) -> dict[str, Tensor]:
@@ -215,14 +216,21 @@ def run(model: Any, point: Point, inputs: dict[str, Tensor]) -> None:
 
 
 def measure(model: Any, points: Sequence[Point], inputs: dict[str, Tensor], turns: int) -> None:
-    """All points in turn; on a GPU after a turn that does not count."""
+    """All points in turn; on a GPU after a turn that does not count. Memory must suffice for vanilla alone."""
     for turn in range(-int(model.device.type == "cuda"), turns):
         for point in points:
+            if point.refused:
+                continue
             try:
-                if not point.refused:
-                    run(model, point, inputs)
+                run(model, point, inputs)
             except ValueError as error:
                 point.refused = str(error)
+            except torch.OutOfMemoryError as error:
+                if point is points[0]:
+                    raise
+                point.refused = f"out of memory: {error}"
+            if point.refused and model.device.type == "cuda":
+                torch.cuda.empty_cache()  # not before `error` is gone, which holds the tensors
             if turn < 0:
                 point.prefill, point.decoder, point.compress = [], [], []
 

@@ -6,24 +6,28 @@
 
   prefill   pixels to first logits, and the decoder alone: ApET against vanilla on LLaVA-1.5 (64 tokens), Qwen2.5-VL
             (10 %) and Video-LLaVA (256 of 2,048); beside each what the floating-point operations allow over the same
-            span; the share of compression; operations a second against a large matrix product; bytes of the KV cache
+            span; the share of compression; operations a second against a large matrix product's, the mean of one before
+            and one after; bytes of the KV cache
   rivals    every other method's prefill on LLaVA-1.5 at the same budget
   job       whole jobs on image files with questions like POPE's and answers of two tokens, through the pipeline:
             rows a second, ApET against vanilla, and against `generate` on one row after the other; how busy the GPU was
   video     the same on video files: how busy the GPU was
 
 Real shapes on a GPU, in bfloat16 with random weights; small ones in float32 on a CPU, for which the bars are not meant.
-Ways are timed in turn in one process; jobs have a process each, on the same device. A JSON line comes last.
+Ways are timed in turn in one process; jobs have a process each, on the same device. A JSON line comes behind each part,
+and one of all parts last. A part that fails says why and ends alone; the exit status is then 1.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import json
 import os
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -65,17 +69,22 @@ def shown(row: Row, gpu: bool) -> str:
 
 def prefill(given: argparse.Namespace, device: torch.device) -> Iterator[Row]:
     gpu = device.type == "cuda"
-    fast = matmul_flops(device)
-    yield bar("a large matrix product, TFLOP/s", fast / 1e12, unit="")
+    before = matmul_flops(device)
+    yield bar("a large matrix product, TFLOP/s", before / 1e12, unit="")
     for name, subject in SUBJECTS.items():
         budget, wanted, paper = BARS[name]
         model = subject.make(given.size, device, given.attn)
         batch = given.batch if name != "video-llava-7b" else max(1, given.batch // 4)
         points = [Point(build("vanilla"), "full"), Point(build("apet", budget=budget), budget)]
         measure(model, points, subject.prompts(batch, model), given.repeat)
+        after = matmul_flops(device)
         vanilla, ours = report(subject, model, points)
         print(f"\n{name}, {batch} rows, {given.attn}\n{HEAD}\n{line(vanilla)}\n{line(ours)}", file=sys.stderr)
         title = f"{name} at {budget}"
+        if "refused" in ours:
+            raise RuntimeError(f"{title}: {ours['refused']}")
+        yield bar(f"a large matrix product after {name}, TFLOP/s", after / 1e12, unit="")
+        fast, before = (before + after) / 2, after
         spans = ours["prefill"], ours["decoder"]
         yield bar(f"{title}, prefill", spans[0]["speedup"], ">=", wanted, limit=spans[0]["limit"], paper=paper)
         yield bar(f"{title}, decoder alone", spans[1]["speedup"], limit=spans[1]["limit"])
@@ -112,12 +121,13 @@ def job(given: argparse.Namespace, device: torch.device) -> Iterator[Row]:
         here = Path(place)
         model = checkpoint("image", given.job_size, here / "model", device)
         data = questions("image", given.rows, here / "files")
-        ways = {
-            name: answered("image", model, data, name, "64", given.attn, here / name) for name in ("vanilla", "apet")
-        }
+        ways: dict[str, Row] = {}
+        for name in ("vanilla", "apet"):
+            found = ways[name] = answered("image", model, data, name, "64", given.attn, here / name)
+            yield bar(
+                f"images, {name}, rows/s, batches of {found['batch_rows']}", found["rows_per_s"], unit="", **found
+            )
         alone = one_by_one(model, data, min(given.rows, given.alone), device)
-    for name, found in ways.items():
-        yield bar(f"images, {name}, rows/s, batches of {found['batch_rows']}", found["rows_per_s"], unit="", **found)
     yield bar("images, transformers' generate at batch 1, rows/s", alone, unit="")
     ours = ways["apet"]["rows_per_s"]
     yield bar(
@@ -146,10 +156,13 @@ def busy(title: str, found: Row, least: float) -> Row:
 
 
 def matmul_flops(device: torch.device) -> float:
-    """Operations a second of one large matrix product."""
-    side, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (2048, torch.float32)
+    """Operations a second of one large matrix product, on a GPU at the clock that long work leaves it."""
+    gpu = device.type == "cuda"
+    side, dtype, warm, turns = (8192, torch.bfloat16, 50, 200) if gpu else (2048, torch.float32, 0, 10)
     one = torch.randn(side, side, device=device, dtype=dtype)
-    took = median_ms({"product": lambda: one @ one}, 10, device)["product"]
+    for _ in range(warm):
+        one @ one
+    took = median_ms({"product": lambda: one @ one}, turns, device)["product"]
     return 2 * side**3 / (took / 1e3)
 
 
@@ -175,6 +188,11 @@ def forget(gpu: bool) -> None:
         torch.cuda.empty_cache()
 
 
+def most_rows() -> int:
+    """Of a prefill: as many as fill the first GPU's kernels and still fit beside a model of 14 GB, caches and all."""
+    return 128 if torch.cuda.get_device_properties(0).total_memory > 100e9 else 64
+
+
 def arguments(gpu: bool) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -182,7 +200,9 @@ def arguments(gpu: bool) -> argparse.Namespace:
     add("--attn", default="packed", help="attention kernel, of all ways (default %(default)s)")
     add("--size", default="7b" if gpu else "small", help="of the models that are prefilled: 7b, small (%(default)s)")
     add("--job-size", default="7b" if gpu else "tiny", help="of those that answer: 7b, small, tiny (%(default)s)")
-    add("--batch", type=int, default=32 if gpu else 1, help="rows of a prefill; videos a quarter (%(default)s)")
+    add(
+        "--batch", type=int, default=most_rows() if gpu else 1, help="rows of a prefill; videos a quarter (%(default)s)"
+    )
     add("--repeat", type=int, default=10 if gpu else 3, help="turns, of which the median counts (%(default)s)")
     add("--rows", type=int, default=3072 if gpu else 64, help="questions of a job (%(default)s)")
     add("--alone", type=int, default=96 if gpu else 8, help="of them answered one by one (%(default)s)")
@@ -203,15 +223,36 @@ def main() -> None:
     where = torch.cuda.get_device_name() if gpu else f"{torch.get_num_threads()} CPU threads"
     print(f"torch {torch.__version__}, {where}, load {os.getloadavg()[0]:.1f}\n{TITLE}")
     parts: dict[str, Callable[..., Iterator[Row]]] = {"prefill": prefill, "rivals": rivals, "job": job, "video": video}
-    rows = []
-    for name in given.parts:
-        for row in parts[name](given, device):
-            rows.append({"part": name, **row})
-            print(shown(row, gpu), flush=True)
-        forget(gpu)
-    profile = profiled(given, device) if given.profile else []
     about = {"bench": "speed", "torch": torch.__version__, "where": where, "size": given.size, "batch": given.batch}
-    print(json.dumps({**about, "attn": given.attn, "rows": rows, "profile": profile}))
+    about["attn"] = given.attn
+    rows, failed = [], []
+    for name in given.parts:
+        made: list[Row] = []
+        with ended(name, failed):
+            for row in parts[name](given, device):
+                made.append({"part": name, **row})
+                print(shown(row, gpu), flush=True)
+        print(json.dumps({**about, "part": name, "rows": made}), flush=True)
+        rows += made
+        forget(gpu)
+    profile: list[Row] = []
+    if given.profile:
+        with ended("profile", failed):
+            profile = profiled(given, device)
+    print(json.dumps({**about, "rows": rows, "profile": profile, "failed": failed}))
+    if failed:
+        raise SystemExit(1)
+
+
+@contextlib.contextmanager
+def ended(name: str, failed: list[str]) -> Iterator[None]:
+    """Whatever ends a part ends it alone: what was measured before and what comes after it is worth a GPU's hour."""
+    try:
+        yield
+    except (Exception, SystemExit):  # a job that fails exits
+        traceback.print_exc()
+        print(f"{name} failed; see above", file=sys.stderr, flush=True)
+        failed.append(name)
 
 
 if __name__ == "__main__":

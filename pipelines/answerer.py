@@ -250,6 +250,7 @@ class Answerer:
         texts = self.processor.batch_decode(new, skip_special_tokens=True)
         ends = ends_of(self.model, self.processor)
         count, lengths = len(rows), inputs["attention_mask"].sum(dim=1).tolist()  # waits for a GPU once
+        peak = torch.cuda.max_memory_allocated() if self.device.type == "cuda" else None
         return [
             {
                 "prediction": text.strip(),
@@ -263,7 +264,7 @@ class Answerer:
                 "prefill_ms": prefill_ms / count,
                 "decode_ms": decode_ms / count,
                 "compress_ms": stat.compress_ms,
-                "peak_memory_bytes": torch.cuda.max_memory_allocated() if self.device.type == "cuda" else None,
+                "peak_memory_bytes": peak,
             }
             for text, stat, tokens_in, answer in zip(texts, stats, lengths, new.tolist(), strict=True)
         ]
@@ -297,8 +298,8 @@ class Answerer:
 
         def answer(point: Point) -> None:
             with contextlib.suppress(Exception):  # but for memory, its rows will say why
-                # more than one step after the prompt: then a graph's keys and values are held as well
-                self.generate(section, self.methods[point], [WARM] * rows, inputs, tokens=3)
+                # with a step after the prompt: then a graph's keys and values are held as well
+                self.generate(section, self.methods[point], [WARM] * rows, inputs, tokens=2)
 
         try:
             inputs = self.feed.send(self.collate([raw] * rows)).taken()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -52,6 +54,24 @@ def test_a_prefill_keeps_what_the_schedule_says(name: str, kept: float, bench: A
     assert ours["decoder"]["limit"] > ours["prefill"]["limit"] > 1
 
 
+def test_a_rival_that_does_not_fit_ends_no_table(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(model: Any, point: Any, inputs: Any) -> None:
+        if point.method.name == starved:
+            raise torch.OutOfMemoryError("tried to allocate 20 GiB")
+        point.prefill.append(1.0)
+
+    monkeypatch.setattr(sys.modules["bench_models"], "run", run)
+    model = SimpleNamespace(device=CPU)
+    points = [bench.Point(build(name, budget="50%"), "50%") for name in ("vanilla", "fastv", "uniform")]
+    starved = "fastv"
+    bench.measure(model, points, {}, 2)
+    assert [point.refused for point in points] == [None, "out of memory: tried to allocate 20 GiB", None]
+    assert [len(point.prefill) for point in points] == [2, 0, 2]
+    starved = "vanilla"  # which all others are measured against
+    with pytest.raises(torch.OutOfMemoryError):
+        bench.measure(model, points, {}, 1)
+
+
 @torch.inference_mode()
 def test_a_profile_tells_compression_from_the_rest(bench: Any) -> None:
     import bench_profile
@@ -82,6 +102,58 @@ def test_the_table_says_what_was_reached(bench: Any) -> None:
     assert [line.split()[-1] for line in lines] == ["yes", "NO", "yes", "NO", "yes", "-"]
     assert {bench.shown(row, gpu=False).split()[-1] for row in rows} == {"-"}  # the bars are for a GPU
     assert all(len(line) <= len(bench.TITLE) for line in lines)
+
+
+@pytest.mark.parametrize(("gigabytes", "rows"), [(80, 64), (141, 128)])
+def test_a_large_gpu_is_given_more_rows(gigabytes: int, rows: int, bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    about = SimpleNamespace(total_memory=gigabytes * 10**9)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda gpu: about)
+    monkeypatch.setattr(sys, "argv", ["bench_speed.py"])
+    assert bench.arguments(gpu=True).batch == rows
+    assert bench.arguments(gpu=False).batch == 1
+
+
+def test_few_clips_are_encoded(bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import bench_whole_job as whole
+
+    monkeypatch.setattr(whole, "clip", lambda path, seed: path.write_text(str(seed)))
+    data = whole.questions("video", 20, tmp_path / "video")
+    names = [json.loads(line)["media"] for line in data.read_text().splitlines()]
+    assert len(set(names)) == 20
+    assert [int((data.parent / name).read_text()) for name in names] == [*range(16), *range(4)]
+
+
+def test_a_part_that_fails_ends_alone(
+    bench: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fine(*_: object) -> Iterator[dict[str, Any]]:
+        yield bench.bar("fine", 2.0)
+
+    def broken(error: BaseException) -> Any:
+        def part(*_: object) -> Iterator[dict[str, Any]]:
+            yield bench.bar("first", 1.0)
+            raise error
+
+        return part
+
+    monkeypatch.setattr(bench, "prefill", broken(ValueError("no such thing")))
+    monkeypatch.setattr(bench, "job", broken(SystemExit("the job failed")))
+    monkeypatch.setattr(bench, "video", fine)
+    monkeypatch.setattr(sys, "argv", ["bench_speed.py", "--only", "prefill,job,video"])
+    with pytest.raises(SystemExit) as end:
+        bench.main()
+    assert end.value.code == 1
+    out, err = capsys.readouterr()
+    *each, whole = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+    assert out.splitlines()[-1].startswith("{")
+    assert [part["part"] for part in each] == ["prefill", "job", "video"]
+    assert [row["what"] for part in each for row in part["rows"]] == ["first", "first", "fine"]
+    assert whole["rows"] == [row for part in each for row in part["rows"]]
+    assert whole["failed"] == ["prefill", "job"]
+    assert "ValueError: no such thing" in err
+    assert "the job failed" in err
+    monkeypatch.setattr(sys, "argv", ["bench_speed.py", "--only", "video"])
+    bench.main()
 
 
 def test_files_and_checkpoints(bench: Any, tmp_path: Path) -> None:

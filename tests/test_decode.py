@@ -130,7 +130,7 @@ def test_answers_longer_than_the_room(family: str, monkeypatch: Patch, stepped: 
             assert torch.equal(shapes.answer(batch(family), 8), want)
         assert len(shapes.graphs._kept) > 1
         columns = [columns for _, columns in stepped]
-        assert all(column % 3 == 0 for place, column in enumerate(columns) if place % 7 < 6)  # the last is alone
+        assert all(column % 3 == 0 for column in columns)  # the last step, too, which is alone
         stepped.clear()
         assert torch.equal(Decode(core).answer(batch(family), 8), want)
         columns = [columns for _, columns in stepped]
@@ -140,6 +140,22 @@ def test_answers_longer_than_the_room(family: str, monkeypatch: Patch, stepped: 
         for _ in range(3):  # shapes come round: the first one that came twice stays, the others do without
             assert torch.equal(few.answer(batch(family), 8), want)
         assert len(few.graphs._kept) == 1
+
+
+def test_a_single_step_is_worth_a_graph(monkeypatch: Patch, stepped: list[tuple[int, int]]) -> None:
+    """Yes or no, and the end: from a shape's second batch on, which is computed as its first one was."""
+    captured: list[object] = []
+    monkeypatch.setattr(apet.graph.Fixed, "capture", lambda steps, pool: captured.append(steps))
+    core, shapes = model("llava"), fixed(model("llava"))
+    with attach(core, make("apet", "llava")):
+        want = generated(core, batch("llava"), 2)
+        for times in range(3):
+            assert torch.equal(shapes.answer(batch("llava"), 2), want)
+            assert len(captured) == min(times, 1)
+    assert [*shapes.graphs._kept.values()] == captured
+    assert len(stepped) == 3
+    assert len(set(stepped)) == 1
+    assert stepped[0][1] % apet.graph.BUCKET == 0
 
 
 def test_what_masks_hide_does_no_harm() -> None:

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.nn.attention import varlen as torch_varlen
 from transformers import AttentionMaskInterface, BatchFeature, DynamicCache, PreTrainedModel
 
-from apet import attach, varlen
+from apet import ApET, attach, varlen
+from apet.models import pack_windows
 from apet.unpadded import Unpadded, takes_packed
 
 KERNELS = pytest.mark.parametrize("attn", [varlen.NAME, flash.NAME])
@@ -283,6 +284,64 @@ def test_how_pytorch_s_kernel_is_called(
     monkeypatch.setattr(torch_varlen, "varlen_attn", reference)
     found, _ = varlen.forward(Attention(), *states(), None, scaling=0.5, is_causal=causal, **packed_inputs())
     torch.testing.assert_close(found[0].double(), by_row(*states(), causal is None), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("schedule", [None, "vision.2=50%,encoder=50%"])
+@torch.no_grad()
+def test_a_tower_of_windows_is_one_launch_a_block(
+    family: str, schedule: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And says what it says under SDPA, window by window; with tokens dropped between its blocks, too."""
+    segments: list[int] = []
+
+    def reference(
+        query: Tensor, key: Tensor, value: Tensor, ends: Tensor, same: Tensor, longest: int, most: int, **more: Any
+    ) -> Tensor:
+        lengths = ends.diff().tolist()
+        assert ends is same
+        assert ends.dtype == torch.int32
+        assert max(lengths) <= longest == most
+        assert isinstance(longest, int)
+        assert more["window_size"] == (-1, -1)
+        segments.append(len(lengths))
+        parts = zip(*(part.transpose(0, 1).split(lengths, dim=1) for part in (query, key, value)), strict=True)
+        return torch.cat([flash.attend(*part, more["scale"], False) for part in parts], dim=1).transpose(0, 1)
+
+    def seen(core: PreTrainedModel) -> Tensor:
+        pictures: list[Tensor] = []
+        hook = core.model.visual.merger.register_forward_hook(lambda module, args, out: pictures.append(args[0]))
+        method = make("vanilla", family) if schedule is None else ApET(schedule=schedule, basis=3)
+        with attach(core, method):
+            core.model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"])
+        hook.remove()
+        return pictures[0]
+
+    inputs, core = batch(family), tiny.model(family, varlen.NAME)
+    want = seen(core)
+    pack_windows(core)
+    assert core.model.visual.config._attn_implementation == varlen.NAME  # on a CPU it stays as it is
+    monkeypatch.setattr(varlen, "has_flash", lambda *about: True)
+    monkeypatch.setattr(torch_varlen, "varlen_attn", reference)
+    assert torch.equal(seen(core), want)
+    assert not segments
+    pack_windows(core)
+    torch.testing.assert_close(seen(core), want, **CLOSE)
+    assert len(segments) == 4
+    if family == "qwen2_5_vl":  # the second and the last block see whole pictures
+        assert min(segments[0], segments[2]) > max(segments[1], segments[3])
+    monkeypatch.setattr(varlen, "has_flash", lambda *about: False)
+    assert torch.equal(seen(core), want)  # as a model that has been moved to a CPU
+    assert len(segments) == 4
+    assert core.model.language_model.config._attn_implementation == varlen.NAME
+
+
+def test_other_towers_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(varlen, "has_flash", lambda *about: True)
+    for family, attn in (("llava", varlen.NAME), ("qwen2_5_vl", "sdpa")):
+        core = tiny.model(family, attn)
+        pack_windows(core)
+        assert core.config.vision_config._attn_implementation == attn
 
 
 def test_pytorch_s_kernel_takes_that_call() -> None:

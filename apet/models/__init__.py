@@ -24,6 +24,7 @@ from apet.models.llava_onevision import LlavaOnevision
 from apet.models.qwen2_5_vl import Qwen25VL
 from apet.models.qwen3_vl import Qwen3VL
 from apet.models.video_llava import VideoLlava
+from apet.packed_tower import PackedTower
 
 FAMILIES: dict[str, type[Family]] = {
     "llava": Llava,
@@ -82,7 +83,17 @@ def load(
     )
     if spread and torch.cuda.is_available() and {"cpu", "disk"} & set(map(str, model.hf_device_map.values())):
         raise ValueError(f"{name} does not fit on {torch.cuda.device_count()} GPUs; give more or larger ones")
-    return model.to(device) if device is not None and not spread else model, processor
+    if device is not None and not spread:
+        model = model.to(device)
+    pack_windows(model)
+    return model, processor
+
+
+def pack_windows(model: PreTrainedModel) -> None:
+    """Under "packed", have a vision tower of windows attend in one launch a block, if its GPU can; else leave it."""
+    for tower, about in family_of(model).towers.items():
+        if isinstance(about, PackedTower):
+            varlen.one_launch(tower)
 
 
 def load_processor(name: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> ProcessorMixin:
