@@ -128,7 +128,7 @@ def _say(name: str, bench: Benchmark, split: str, table: pa.Table, counts: Mappi
         print("there is nothing to compare these answers with: their references are on a server")
     if bench.rule:
         print(f"({bench.rule})")
-    mine = {key: value for key, value in metrics.items() if key.startswith(f"{bench.name}/") and "_ci_" not in key}
+    mine = {key: value for key, value in metrics.items() if key.startswith(f"{bench.name}.") and "_ci_" not in key}
     width = max((len(key) for key in mine), default=0)
     for key, value in mine.items():
         print(f"  {key:<{width}}  {_shown(key, value)}")
@@ -141,7 +141,7 @@ def _say(name: str, bench: Benchmark, split: str, table: pa.Table, counts: Mappi
 
 
 def _shown(name: str, value: float) -> str:
-    last = name.rpartition("/")[2]
+    last = name.rpartition(".")[2]
     if last == "rows":
         return f"{int(value):,}"
     return f"{value:.2f}" if last in POINTS else f"{100 * value:.2f} %"
