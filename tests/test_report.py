@@ -21,6 +21,7 @@ from PIL import Image
 from reported import rows_of, run
 
 from jobs import report as job
+from jobs import score
 from pipelines import answers, comparison, significance, summary
 from pipelines.benchmarks import benchmark
 from pipelines.judge.verdicts import SCHEMA
@@ -173,6 +174,32 @@ def test_the_other_tables_are_their_queries(tmp_path: Path) -> None:
     split = comparison.hard(tables["apet-64"], tables["downsample-64"], benchmark("shapes"))
     assert split is not None
     assert (100 * split.accuracy.value, split.rows) == pytest.approx(said["apet-64"])
+
+
+def test_score_prints_intervals_and_p_values_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = []
+    for seed, (method, right) in enumerate([("vanilla", 0.9), ("apet", 0.7)]):
+        rows = rows_of("pope", seed, right)
+        for row in rows:
+            [label] = row["reference"]
+            row["prediction"] = label if row["correct"] else {"yes": "no", "no": "yes"}[label]
+        folders.append(str(run(tmp_path, "pope", method, rows, budget="64" if seed else None, seed=7).uri))
+    _, result = measured(tmp_path)[0].results
+    monkeypatch.setattr(sys, "argv", ["score.py", folders[1], "--against", folders[0]])
+    assert score.main() == 0
+    lines = capsys.readouterr().out.splitlines()
+    again = json.loads(lines[-1])["metrics"]
+    assert {name: value for name, value in result.metrics.items() if again.get(name) != value} == {}
+    assert again["accuracy_retention_ci_low"] < again["accuracy_retention"] < 1
+    [kept] = [line for line in lines if line.startswith("kept: ")]
+    assert f"p = {again['p_value']:.4f}" in kept
+    run(tmp_path / "other", "pope", "vanilla", rows_of("pope", 0, 0.9), manifest="another")
+    [other] = (tmp_path / "other").iterdir()
+    monkeypatch.setattr(sys, "argv", ["score.py", folders[1], "--against", str(other)])
+    assert score.main() == 2
+    assert "answers other questions" in capsys.readouterr().err
 
 
 def test_an_average_is_the_mean_of_ratios(tmp_path: Path) -> None:

@@ -295,6 +295,7 @@ def test_old_prompts_of_textvqa(
         (["--answers", "x.jsonl"], "--answers needs --benchmark NAME and --data FOLDER"),
         (["a", "b", "--submission", "x"], "is one file; give one run"),
         (["nowhere"], "holds no answers"),
+        (["--answers", "x", "--benchmark", "gqa", "--data", "y", "--against", "z"], "--against is for RUN"),
         (["--answers", "x", "--benchmark", "gqa", "--data", "nowhere"], "there is no file or folder"),
     ],
 )

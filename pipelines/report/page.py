@@ -148,6 +148,6 @@ def _origin(setup: Setup) -> str:
 <p>Each table has the query that brings its numbers from the answers, in Parquet files of one row a question. In the
 folder {escape(setup.base)}, start DuckDB and make the view that the queries read; queries.sql, beside this page, holds
 it and all of them. Intervals and p-values are computed from the same rows: Wilson's interval where each image or video
-has one right-or-wrong question, else a bootstrap over images and videos with a fixed seed; python jobs/score.py RUN
-prints them again.</p>
+has one right-or-wrong question, else a bootstrap over images and videos with the runs' seed. python jobs/score.py RUN
+--against VANILLA prints them again, of accuracy and of what is kept of it.</p>
 {_query("The view", setup.sql)}"""
