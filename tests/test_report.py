@@ -246,6 +246,30 @@ def test_the_papers_figures_stand_beside_ours_and_are_marked(tmp_path: Path) -> 
     assert '<tr class="published">' in text.read_text()
 
 
+def test_runs_of_other_rows_are_said_to_be(tmp_path: Path) -> None:
+    good = [{"row_id": f"{number:02}", "media": [f"{number}.png"], "correct": number % 3 > 0} for number in range(30)]
+    more: Any = {"model": "llava-1.5-7b-hf"}
+    for name in ("pope", "gqa"):
+        rows = [{**row, "type": "random", "reference": ["yes"]} for row in good]
+        torn = [{**row, "status": "error", "error": "OSError: torn", "correct": None} for row in rows[:4]]
+        run(tmp_path, name, "vanilla", rows, **more)
+        short = [*torn, *rows[4:12]] if name == "gqa" else rows
+        run(tmp_path, name, "apet", short, budget="64", limit=12 if name == "gqa" else 1000, **more)
+    [chapter], _ = gather([str(tmp_path)])
+    findings = measured(tmp_path)
+    table = accuracy(chapter, findings)
+    assert "GQA: runs of 12 to 30 rows stand side by side;" in table.note
+    assert "GQA: rows that ended in an error, up to 4 of a run, are in none of its numbers." in table.note
+    assert "GQA: 1 of 2 runs are of the first 12 questions, published figures of all." in table.note
+    assert "POPE: " not in table.note  # a limit of more questions than there are leaves none out
+    lines = list(csv.DictReader(io.StringIO(as_csv(table))))
+    [line] = [line for line in lines if line["Source"] == "ours" and line["Method"] == "ApET"]
+    assert [line[f"{name} {what}"] for name in ("GQA", "POPE") for what in ("rows", "errors")] == ["12", "4", "30", "0"]
+    assert {line["GQA rows"] for line in lines if line["Source"] == "published"} == {""}
+    assert "GQA rows" not in as_markdown(table)
+    assert "GQA: runs of 12 to 30 rows" in efficiency(chapter, findings[0]).note
+
+
 def test_ablations_where_apet_differs_in_one_option(tmp_path: Path) -> None:
     run(tmp_path, "pope", "vanilla", rows_of("pope", 0, 0.9), model="llava-1.5-7b-hf")
     for seed, options in enumerate([{}, {"basis": 5}, {"basis": 14}, {"sampling": "dpc"}]):

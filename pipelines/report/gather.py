@@ -62,6 +62,12 @@ class Run:
         return " ".join([self.method, *(f"{key}={_shown(value)}" for key, value in sorted(self.options.items()))])
 
     @property
+    def limit(self) -> int | None:
+        """How many questions were asked, where there are more of them."""
+        limit = self.record.config.get("limit")
+        return limit if isinstance(limit, int) and self.record.rows["wanted"] >= limit else None
+
+    @property
     def unfinished(self) -> bool:
         return self.record.state != "finished"
 
