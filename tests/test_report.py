@@ -90,7 +90,9 @@ def test_accuracy_and_what_is_kept_are_the_jobs_and_the_querys(name: str, tmp_pa
     tables = {run.point: answers.read(run.folder) for run in chapters[0].studies[0].runs}
     table = accuracy(chapters[0], findings)
     shown = numbers(table, table.columns[1])
-    said = {line["point"]: line["accuracy"] for line in asked(tmp_path, table.query)}
+    first, average = (f"{part};" for part in table.query.split(";")[:2])
+    said = {line["point"]: line["accuracy"] for line in asked(tmp_path, first)}
+    averages = {line["point"]: line["average"] for line in asked(tmp_path, average)}
     kept = retention(chapters[0], findings)
     assert kept is not None
     sums = {line["point"]: line for line in asked(tmp_path, kept.query)}
@@ -104,6 +106,7 @@ def test_accuracy_and_what_is_kept_are_the_jobs_and_the_querys(name: str, tmp_pa
         if point != "vanilla":
             assert numbers(kept, "Kept %")[place] == pytest.approx(100 * metrics["accuracy_retention"])
             assert numbers(table, "Average")[place] == pytest.approx(100 * metrics["accuracy_retention"])
+            assert averages[point] == pytest.approx(numbers(table, "Average")[place])
             assert sums[point]["kept"] == pytest.approx(100 * metrics["accuracy_retention"])
             assert sums[point]["rows"] == numbers(kept, "Rows")[place] == metrics["rows_compared"]
             assert (sums[point]["lost"], sums[point]["gained"]) == (metrics["rows_lost"], metrics["rows_gained"])
@@ -213,7 +216,26 @@ def test_an_average_is_the_mean_of_ratios(tmp_path: Path) -> None:
     assert kept is not None
     each = [row.cells[2].value for row in kept.rows if row.cells[0] == "downsample"]  # type: ignore[union-attr]
     assert len(each) == 2
-    assert numbers(table, "Average")["Keep 64 tokens", "downsample"] == pytest.approx(sum(each) / 2)
+    found = numbers(table, "Average")
+    assert found["Keep 64 tokens", "downsample"] == pytest.approx(sum(each) / 2)
+    *_, last = table.query.removesuffix(";").split(";")
+    said = asked(tmp_path, last)
+    assert {line["point"]: line["average"] for line in said} == pytest.approx(
+        {point: found[place] for place, point in POINTS.items() if point != "vanilla"}
+    )
+    assert {line["benchmarks"] for line in said} == {2}
+
+
+def test_what_no_query_brings_is_said(tmp_path: Path) -> None:
+    three(tmp_path, "shapes")
+    [chapter], _ = gather([str(tmp_path)])
+    findings = measured(tmp_path)
+    kept = retention(chapter, findings)
+    assert kept is not None
+    assert "python jobs/score.py RUN --against VANILLA prints them" in kept.note
+    seen, needed, rows = (numbers(kept, name) for name in ("Visible points", "Rows for one point", "Rows"))
+    assert seen == pytest.approx({place: (needed[place] / rows[place]) ** 0.5 for place in seen})
+    assert "prefill_tflops in the record.json" in efficiency(chapter, findings[0]).note
 
 
 def test_the_papers_figures_stand_beside_ours_and_are_marked(tmp_path: Path) -> None:
@@ -442,6 +464,8 @@ def test_a_judge_gives_accuracy_and_score(tmp_path: Path) -> None:
     [chapter], _ = gather([str(tmp_path)])
     table = judged(chapter, measured(tmp_path))
     assert table is not None
+    assert not table.query
+    assert "python jobs/judge.py RUN" in table.note
     shown = numbers(table, "MSVD Acc"), numbers(table, "MSVD Score"), numbers(table, "Average Acc")
     ours = ("Keep 256 tokens", "ApET")
     assert [each[ours] for each in shown] == pytest.approx([60, 2.8, 75])

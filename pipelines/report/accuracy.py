@@ -37,9 +37,15 @@ def accuracy(chapter: Chapter, findings: Sequence[Findings]) -> Table:
         + " ".join(["", *_rules(chapter)])
         + subsets(findings, any(row.published for row in rows))
         + paper.source(chapter),
-        "\n".join(queries.accuracy(each.study) for each in findings),
+        "\n".join([*(queries.accuracy(each.study) for each in findings), *_averages(findings)]),
         tuple(f"{column} {what}" for column in columns for what in ("rows", "errors")),
     )
+
+
+def _averages(findings: Sequence[Findings]) -> Iterator[str]:
+    compared = [each.study for each in findings if each.vanilla and len(each.results) > 1]
+    if compared:
+        yield queries.average(compared)
 
 
 def subsets(findings: Sequence[Findings], published: bool = False) -> str:
@@ -112,7 +118,9 @@ def retention(chapter: Chapter, findings: Sequence[Findings]) -> Table | None:
         " more. p is of no difference: McNemar's exact test where each medium has one question, else swaps of media;"
         f" Holm corrects it for all runs of a benchmark here. {POWER[0]} is the difference, in points of accuracy, that"
         f" this many rows would find with a power of 80 % (two-sided, 5 %, one comparison); {POWER[1].lower()}, how"
-        " many rows like these it would take to find a single one.",
+        " many rows like these it would take to find a single one. The query brings what is kept and the rows; p and"
+        f" {POWER[1].lower()} are no sums of rows: python jobs/score.py RUN --against VANILLA prints them. {POWER[0]}"
+        f" are {100 * POINT:g} times the root of {POWER[1].lower()} by rows.",
         "\n".join(queries.retention(each.study) for each in findings),
     )
 
@@ -165,7 +173,9 @@ def judged(chapter: Chapter, findings: Sequence[Findings]) -> Table | None:
         ("Method", *columns, "Average Acc", "Average Score"),
         together(rows),
         f"{names.INTERVALS} Judged by {', '.join(judges)}; numbers of different judges cannot be compared. Averages are"
-        " of the ratios to vanilla, in percent. Verdicts are in verdicts-*.arrow beside the answers."
+        " of the ratios to vanilla, in percent, on the rows that both have a verdict on. There is no query: the numbers"
+        " are means of the columns correct and score of verdicts-*.arrow beside the answers, not of answers; python"
+        " jobs/judge.py RUN, with the judge's flags, prints them again from its cache."
         + subsets(asked, any(row.published for row in rows))
         + paper.source(chapter),
     )
