@@ -15,6 +15,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import reported
 from PIL import Image
@@ -517,6 +518,20 @@ def test_what_is_unfinished_is_said(tmp_path: Path) -> None:
     ]
     assert "is killed, not finished" in notes[0]
     assert "has no answers yet" in notes[1]
+
+
+def test_parts_of_several_versions_are_one_view(tmp_path: Path) -> None:
+    """A part may lack a column, whichever comes first."""
+    run(tmp_path, "shapes", "vanilla", rows_of("shapes", 0, 0.9))
+    [folder] = tmp_path.iterdir()
+    first, *_ = sorted(folder.glob("*.parquet"))
+    pq.write_table(pq.read_table(first).drop_columns(["options", "batch_rows"]), first)
+    [each] = measured(tmp_path)
+    [chapter], _ = gather([str(tmp_path)])
+    table = accuracy(chapter, [each])
+    [line] = asked(tmp_path, table.query)
+    assert line["accuracy"] == pytest.approx(numbers(table, "shapes")["All visual tokens", "Vanilla"])
+    assert len(asked(tmp_path, queries.slowest(each.study))) == 10
 
 
 def test_wrong_use_is_one_line(

@@ -73,7 +73,7 @@ def setup(chapters: Sequence[Chapter]) -> Setup:
 SELECT runs.study, runs.budget_asked, rows.*,
   CASE WHEN status = 'ok' THEN coalesce(score, CAST(correct AS DOUBLE)) END AS worth
 FROM read_parquet([
-  {files}]) AS rows
+  {files}], union_by_name = true) AS rows
 JOIN (VALUES
   {known}) AS runs(run_id, study, budget_asked) ON runs.run_id = rows.run_id;"""
     return Setup(base, sql)
