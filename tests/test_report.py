@@ -520,6 +520,23 @@ def test_what_is_unfinished_is_said(tmp_path: Path) -> None:
     assert "has no answers yet" in notes[1]
 
 
+def test_points_that_were_left_out_are_said(tmp_path: Path) -> None:
+    three(tmp_path, "shapes")
+    done = "shapes-demo-llava-apet-64-0a1b2c3d"
+    gone = {"shapes-demo-llava-pdrop-2-12345678": "pdrop cannot keep 2 tokens of 64"}
+    others = {"pope-demo-llava-pdrop-2-12345678": "of a benchmark that is not here", done: "done since"}
+    (tmp_path / "left_out.json").write_text(json.dumps({"git_commit": "x", "runs": {**others, **gone}}))
+    said = "shapes-demo-llava-pdrop-2-12345678 was left out of its sweep: pdrop cannot keep 2 tokens of 64"
+    for uris in ([str(tmp_path)], [str(tmp_path / done)]):
+        _, notes = gather(uris)
+        assert notes == [said]
+    report([str(tmp_path)])
+    assert said in (tmp_path / "report" / "report.html").read_text()
+    (tmp_path / "left_out.json").write_text("[]")
+    _, [note] = gather([str(tmp_path)])
+    assert "left_out.json cannot be read" in note
+
+
 def test_parts_of_several_versions_are_one_view(tmp_path: Path) -> None:
     """A part may lack a column, whichever comes first."""
     run(tmp_path, "shapes", "vanilla", rows_of("shapes", 0, 0.9))
