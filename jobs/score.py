@@ -41,8 +41,10 @@ def main() -> int:
     parser.add_argument(
         "--benchmark", choices=BENCHMARKS, metavar="NAME", help=f"of --answers: {', '.join(BENCHMARKS)}"
     )
-    parser.add_argument("--data", metavar="FOLDER", help="of --answers: the benchmark's files; no media are needed")
-    parser.add_argument("--split", metavar="NAME", help="of the benchmark (test; dev of MMBench)")
+    parser.add_argument(
+        "--data", metavar="FOLDER", help="of --answers and --submission: the benchmark's files, no media"
+    )
+    parser.add_argument("--split", metavar="NAME", help="of --answers: of the benchmark (test; dev of MMBench)")
     parser.add_argument("--submission", metavar="FILE", help="write what the benchmark's server takes")
     parser.add_argument("--against", metavar="VANILLA", help="the run that those of RUN are compared with, row by row")
     options = parser.parse_args()
@@ -65,6 +67,11 @@ def main() -> int:
 def _check(options: argparse.Namespace) -> None:
     if bool(options.runs) == bool(options.answers):
         raise ValueError("give the folders of runs, or --answers FILE with --benchmark NAME and --data FOLDER")
+    for name in ("benchmark", "split") if options.runs else ():
+        if getattr(options, name) is not None:
+            raise ValueError(f"--{name} is of --answers: a run says itself what it answered; leave it out")
+    if options.runs and options.data and not options.submission:
+        raise ValueError("--data is not read for a run without --submission: its Parquet has all; leave it out")
     if options.answers and not (options.benchmark and options.data):
         raise ValueError("--answers needs --benchmark NAME and --data FOLDER, which say what the questions were")
     if options.submission and len(options.runs) > 1:
