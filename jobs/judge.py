@@ -33,8 +33,8 @@ from pipelines.storage import Folder, redacted
 KEY = "APET_JUDGE_API_KEY"
 NEEDS = {"endpoint": ("url", "model"), "local": ("model",), "offline": ()}
 TAKES = {
-    "endpoint": ("url", "model", "concurrency", "timeout", "tries", "request"),
-    "local": ("model", "revision", "actors", "gpus_per_actor", "batch_size", "address"),
+    "endpoint": ("url", "model", "cache", "concurrency", "timeout", "tries", "request"),
+    "local": ("model", "revision", "cache", "actors", "gpus_per_actor", "batch_size", "address"),
     "offline": (),
 }
 
@@ -101,7 +101,7 @@ def chosen(options: argparse.Namespace, folders: list[Folder]) -> Judge:
         if name not in given:
             raise ValueError(f"--judge {kind} needs --{name}; give it, or take --judge offline, which is no judge")
     cache = {} if kind == "offline" else {"cache": _cache(options.cache, folders[0])}
-    return judge(kind, **cache, **{name: getattr(options, name) for name in given})
+    return judge(kind, **cache, **{name: getattr(options, name) for name in given - {"cache"}})
 
 
 def _cache(given: str | None, run: Folder) -> Folder | None:

@@ -9,7 +9,7 @@ It makes, in `report` beside the runs or in the folder of --output:
     report.html      one page that needs nothing else: open it, send it, print it
     figures/         its charts as SVG
     tables/          each table as CSV, Markdown and LaTeX
-    queries.sql      for DuckDB: how each number comes from its rows
+    queries.sql      for DuckDB: how numbers come from their rows
 
 Runs of the same model, benchmark and settings are compared row by row; runs of other settings have tables of their own.
 Without a vanilla run there is accuracy, but not what is kept of it. Pictures that jobs/visualize.py has left in

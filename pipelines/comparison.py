@@ -89,8 +89,13 @@ class Pair:
         return significance.paired(*self._parts, self.seed)
 
     def rows_needed(self) -> int | None:
-        """Rows like these that find a difference of one point of accuracy, with a power of 80 %."""
-        return significance.rows_needed(significance.variance(*self._parts) / self.benchmark.most**2)
+        """Rows like these that find a difference of one point of accuracy, with a power of 80 %.
+
+        Rows as `rows` counts them: all rotations of a question, and those that the headline is not about.
+        """
+        ours, theirs, cluster = self._parts
+        each = self.rows / max(1, len(cluster))  # rows for one of the headline's
+        return significance.rows_needed(each * significance.variance(ours, theirs, cluster) / self.benchmark.most**2)
 
     @cached_property
     def lost(self) -> Bools:

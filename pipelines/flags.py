@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pipelines.guide import INSTEAD
+from pipelines.guide import INSTEAD, NOTHING
 from pipelines.rows import Kind
 from pipelines.values import Reader, near
 
@@ -143,7 +143,10 @@ def from_mapping(read: Mapping[str, Any], flags: Sequence[Flag], where: str) -> 
 
 def instead(given: str, known: Iterable[str]) -> str:
     """What to write for an unknown name: our flag for one of the release, the nearest, or where to look."""
-    ours = INSTEAD.get(given.lstrip("-").replace("-", "_"))
+    name = given.lstrip("-").replace("-", "_")
+    if name in NOTHING:
+        return f"; leave it out: {NOTHING[name]} (docs/flags.md)"
+    ours = INSTEAD.get(name)
     dashes = "-" if given.startswith("-") else "_"
     form = given.replace("_" if dashes == "-" else "-", dashes)
     return f"; use {ours}" if ours else near(form, known) or "; --help lists all"

@@ -54,10 +54,12 @@ INSTEAD = {  # what to use instead of flags of ApET's release, all of which are 
     "model_path": "--model",
     "question_file": "--data",
     "gt_file_question": "--data",
+    "gt_file_answers": "--data",
     "image_folder": "--media-root",
     "video_dir": "--media-root",
     "answers_file": "--output",
     "output_dir": "--output",
+    "output_name": "--output",
     "conv_mode": "--conversation",
     "layer_list": "--budget 64 or --schedule encoder=96,16=32",
     "image_token_list": "--budget 64 or --schedule encoder=96,16=32",
@@ -73,4 +75,17 @@ INSTEAD = {  # what to use instead of flags of ApET's release, all of which are 
     "num_chunks": "--actors",
     "chunk_idx": "--actors",
     "frames": "eval_video.py, which has it",  # asked of eval_image.py
+}
+BENCHMARKS = "it is a property of a benchmark, not of a run"
+NOTHING = {  # flags of ApET's release that there is nothing for, and why
+    "model_base": "merge adapters into the model first",
+    "top_p": "it is 1 in all scripts of the release",
+    "num_beams": "it is 1 in all scripts of the release",
+    "single_pred_prompt": BENCHMARKS,
+    "all_rounds": BENCHMARKS,
+    "lang": BENCHMARKS,
+    "answer_prompter": BENCHMARKS,
+    "device": "Ray places models",
+    "cache_dir": "HF_HOME says where the hub's files are",
+    "model_max_length": "a question too long for the model is an error row",
 }

@@ -17,6 +17,7 @@ from pipelines.config import EvalConfig
 from pipelines.grid import Grid, model_groups
 from pipelines.paths import resolve_paths
 from pipelines.record import State, git_commit
+from pipelines.report.gather import LEFT_OUT
 from pipelines.report.write import PAGE, report
 from pipelines.rows import described
 from pipelines.run import carry_out, conclude, guarded, job_record, status_of
@@ -25,9 +26,6 @@ from pipelines.work import Unit, Work, records, too_many_errors
 
 if TYPE_CHECKING:
     from pipelines.answerer import Answerer
-
-
-LEFT_OUT = "left_out.json"  # in the output folder: the points that a model cannot do; finding out takes long
 
 
 @dataclass(frozen=True)

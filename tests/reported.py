@@ -28,6 +28,8 @@ def run(
     tags: dict[str, str] | None = None,
     parts: int = 2,
     options: dict[str, Any] | None = None,
+    seed: int = 0,
+    limit: int | str = "all",
     **identity: Any,
 ) -> Folder:
     """Write one; `identity` is what else tells it apart, such as attn."""
@@ -54,7 +56,7 @@ def run(
         sink = pa.BufferOutputStream()
         pq.write_table(table.slice(part * size, size), sink)
         folder.write(f"answers-{part}.parquet", sink.getvalue().to_pybytes())
-    record = Record(name, state=state, metrics=metrics or {}, config={"seed": 0})
+    record = Record(name, state=state, metrics=metrics or {}, config={"seed": seed, "limit": limit})
     record.point = {"name": point, "method": method, **spent, **(options or {})}
     record.identity = {**known, "method": method, "options": {**spent, **(options or {})}}
     record.tags = {"model": model, "benchmark": benchmark, **(tags or {})}

@@ -124,6 +124,32 @@ def test_what_counts_together_is_compared_together() -> None:
     )
 
 
+def needed(changes: list[int], rows: int) -> int | None:
+    """By hand: as many rows as these have, for a spread of changes that are independent."""
+    mean = sum(changes) / len(changes)
+    spread = sum((change - mean) ** 2 for change in changes) / len(changes)
+    return significance.rows_needed(spread * rows / len(changes))
+
+
+def test_rows_needed_are_rows_of_the_data_set() -> None:
+    """Not questions, of which MMBench has one for four rows; nor ScienceQA's images, which are of some rows alone."""
+    ours, theirs = rotations(5, 0.9), rotations(6, 0.95)
+    metrics = Pair.of(ours, theirs, benchmark("mmbench")).metrics()
+    assert metrics["rows_compared"] == 240
+    assert metrics["rows_needed"] == needed([whole(ours, each) - whole(theirs, each) for each in range(60)], 240)
+
+    def science(seed: int, right: float) -> pa.Table:
+        dice = random.Random(seed)
+        rows = [{"row_id": f"{each:03}", "correct": dice.random() < right} for each in range(150)]
+        return table([row | {"meta": [("image", "no" if at % 3 else "yes")]} for at, row in enumerate(rows)])
+
+    ours, theirs = science(1, 0.6), science(2, 0.8)
+    mine, other = known(ours), known(theirs)
+    metrics = Pair.of(ours, theirs, benchmark("scienceqa")).metrics()
+    assert metrics["rows_compared"] == 150
+    assert metrics["rows_needed"] == needed([int(mine[each] - other[each]) for each in sorted(mine)[::3]], 150)
+
+
 def test_a_number_that_is_no_mean_is_tested_by_swapping_media() -> None:
     """POPE's F1, against a plain loop that swaps images."""
     dice = np.random.default_rng(0)

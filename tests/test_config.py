@@ -209,6 +209,9 @@ def test_the_resolved_config_tells_no_password() -> None:
         ("--visual_token_num 96", "use --budget 64 or --schedule encoder=96,16=32"),
         ("--basis 5", "apet:basis="),
         ("--conv-mode vicuna_v1", "use --conversation"),
+        ("--lang cn", "--lang; leave it out: it is a property of a benchmark, not of a run (docs/flags.md)"),
+        ("--cache_dir x", "--cache_dir; leave it out: HF_HOME says where the hub's files are"),
+        ("--all-rounds", "--all-rounds; leave it out: it is a property of a benchmark"),
         ("--config nowhere.yaml", "no such file"),
     ],
 )
@@ -276,6 +279,9 @@ def test_flags_of_the_release_are_in_the_table() -> None:
     said = {name.replace("-", "_") for name in re.findall(r"--([A-Za-z][\w-]+)", table)}
     released = {name for name, instead in guide.INSTEAD.items() if "apet:" not in instead and name != "frames"}
     assert released <= said
+    empty = " ".join(line.partition(" | | ")[0] for line in table.splitlines() if " | | " in line)
+    nothing = {name.replace("-", "_") for name in re.findall(r"--([A-Za-z][\w-]+)", empty)}
+    assert guide.NOTHING.keys() == nothing - guide.INSTEAD.keys()
     for instead in guide.INSTEAD.values():
         assert set(re.findall(r"--[a-z-]+", instead)) <= ours
 

@@ -689,6 +689,9 @@ def test_the_process_says_what_is_wrong(tmp_path: Path) -> None:
     unsure = job(str(tmp_path / "run"), "--url", "http://localhost:1/v1")
     assert (unsure.returncode, unsure.stdout) == (2, "")
     assert "--url is not for --judge offline; APET_JUDGE_API_KEY is not set" in unsure.stderr
+    kept = job(str(tmp_path / "run"), "--judge", "offline", "--cache", str(tmp_path / "cache"))
+    assert (kept.returncode, kept.stdout) == (2, "")
+    assert kept.stderr == "error: --cache is not for --judge offline; name the --judge that you mean\n"
 
 
 def test_the_process_without_a_key_is_offline(tmp_path: Path) -> None:

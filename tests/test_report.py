@@ -15,12 +15,14 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import reported
 from PIL import Image
 from reported import rows_of, run
 
 from jobs import report as job
+from jobs import score
 from pipelines import answers, comparison, significance, summary
 from pipelines.benchmarks import benchmark
 from pipelines.judge.verdicts import SCHEMA
@@ -89,7 +91,9 @@ def test_accuracy_and_what_is_kept_are_the_jobs_and_the_querys(name: str, tmp_pa
     tables = {run.point: answers.read(run.folder) for run in chapters[0].studies[0].runs}
     table = accuracy(chapters[0], findings)
     shown = numbers(table, table.columns[1])
-    said = {line["point"]: line["accuracy"] for line in asked(tmp_path, table.query)}
+    first, average = (f"{part};" for part in table.query.split(";")[:2])
+    said = {line["point"]: line["accuracy"] for line in asked(tmp_path, first)}
+    averages = {line["point"]: line["average"] for line in asked(tmp_path, average)}
     kept = retention(chapters[0], findings)
     assert kept is not None
     sums = {line["point"]: line for line in asked(tmp_path, kept.query)}
@@ -103,6 +107,7 @@ def test_accuracy_and_what_is_kept_are_the_jobs_and_the_querys(name: str, tmp_pa
         if point != "vanilla":
             assert numbers(kept, "Kept %")[place] == pytest.approx(100 * metrics["accuracy_retention"])
             assert numbers(table, "Average")[place] == pytest.approx(100 * metrics["accuracy_retention"])
+            assert averages[point] == pytest.approx(numbers(table, "Average")[place])
             assert sums[point]["kept"] == pytest.approx(100 * metrics["accuracy_retention"])
             assert sums[point]["rows"] == numbers(kept, "Rows")[place] == metrics["rows_compared"]
             assert (sums[point]["lost"], sums[point]["gained"]) == (metrics["rows_lost"], metrics["rows_gained"])
@@ -175,6 +180,32 @@ def test_the_other_tables_are_their_queries(tmp_path: Path) -> None:
     assert (100 * split.accuracy.value, split.rows) == pytest.approx(said["apet-64"])
 
 
+def test_score_prints_intervals_and_p_values_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = []
+    for seed, (method, right) in enumerate([("vanilla", 0.9), ("apet", 0.7)]):
+        rows = rows_of("pope", seed, right)
+        for row in rows:
+            [label] = row["reference"]
+            row["prediction"] = label if row["correct"] else {"yes": "no", "no": "yes"}[label]
+        folders.append(str(run(tmp_path, "pope", method, rows, budget="64" if seed else None, seed=7).uri))
+    _, result = measured(tmp_path)[0].results
+    monkeypatch.setattr(sys, "argv", ["score.py", folders[1], "--against", folders[0]])
+    assert score.main() == 0
+    lines = capsys.readouterr().out.splitlines()
+    again = json.loads(lines[-1])["metrics"]
+    assert {name: value for name, value in result.metrics.items() if again.get(name) != value} == {}
+    assert again["accuracy_retention_ci_low"] < again["accuracy_retention"] < 1
+    [kept] = [line for line in lines if line.startswith("kept: ")]
+    assert f"p = {again['p_value']:.4f}" in kept
+    run(tmp_path / "other", "pope", "vanilla", rows_of("pope", 0, 0.9), manifest="another")
+    [other] = (tmp_path / "other").iterdir()
+    monkeypatch.setattr(sys, "argv", ["score.py", folders[1], "--against", str(other)])
+    assert score.main() == 2
+    assert "answers other questions" in capsys.readouterr().err
+
+
 def test_an_average_is_the_mean_of_ratios(tmp_path: Path) -> None:
     three(tmp_path, "shapes")
     three(tmp_path, "pope")
@@ -186,7 +217,26 @@ def test_an_average_is_the_mean_of_ratios(tmp_path: Path) -> None:
     assert kept is not None
     each = [row.cells[2].value for row in kept.rows if row.cells[0] == "downsample"]  # type: ignore[union-attr]
     assert len(each) == 2
-    assert numbers(table, "Average")["Keep 64 tokens", "downsample"] == pytest.approx(sum(each) / 2)
+    found = numbers(table, "Average")
+    assert found["Keep 64 tokens", "downsample"] == pytest.approx(sum(each) / 2)
+    *_, last = table.query.removesuffix(";").split(";")
+    said = asked(tmp_path, last)
+    assert {line["point"]: line["average"] for line in said} == pytest.approx(
+        {point: found[place] for place, point in POINTS.items() if point != "vanilla"}
+    )
+    assert {line["benchmarks"] for line in said} == {2}
+
+
+def test_what_no_query_brings_is_said(tmp_path: Path) -> None:
+    three(tmp_path, "shapes")
+    [chapter], _ = gather([str(tmp_path)])
+    findings = measured(tmp_path)
+    kept = retention(chapter, findings)
+    assert kept is not None
+    assert "python jobs/score.py RUN --against VANILLA prints them" in kept.note
+    seen, needed, rows = (numbers(kept, name) for name in ("Visible points", "Rows for one point", "Rows"))
+    assert seen == pytest.approx({place: (needed[place] / rows[place]) ** 0.5 for place in seen})
+    assert "prefill_tflops in the record.json" in efficiency(chapter, findings[0]).note
 
 
 def test_the_papers_figures_stand_beside_ours_and_are_marked(tmp_path: Path) -> None:
@@ -217,6 +267,30 @@ def test_the_papers_figures_stand_beside_ours_and_are_marked(tmp_path: Path) -> 
     assert not any(row.published for each in findings[:1] for row in efficiency(chapter, each).rows)
     [text] = (tmp_path / "report").glob("*.html") if report([str(tmp_path)]) else []
     assert '<tr class="published">' in text.read_text()
+
+
+def test_runs_of_other_rows_are_said_to_be(tmp_path: Path) -> None:
+    good = [{"row_id": f"{number:02}", "media": [f"{number}.png"], "correct": number % 3 > 0} for number in range(30)]
+    more: Any = {"model": "llava-1.5-7b-hf"}
+    for name in ("pope", "gqa"):
+        rows = [{**row, "type": "random", "reference": ["yes"]} for row in good]
+        torn = [{**row, "status": "error", "error": "OSError: torn", "correct": None} for row in rows[:4]]
+        run(tmp_path, name, "vanilla", rows, **more)
+        short = [*torn, *rows[4:12]] if name == "gqa" else rows
+        run(tmp_path, name, "apet", short, budget="64", limit=12 if name == "gqa" else 1000, **more)
+    [chapter], _ = gather([str(tmp_path)])
+    findings = measured(tmp_path)
+    table = accuracy(chapter, findings)
+    assert "GQA: runs of 12 to 30 rows stand side by side;" in table.note
+    assert "GQA: rows that ended in an error, up to 4 of a run, are in none of its numbers." in table.note
+    assert "GQA: 1 of 2 runs are of the first 12 questions, published figures of all." in table.note
+    assert "POPE: " not in table.note  # a limit of more questions than there are leaves none out
+    lines = list(csv.DictReader(io.StringIO(as_csv(table))))
+    [line] = [line for line in lines if line["Source"] == "ours" and line["Method"] == "ApET"]
+    assert [line[f"{name} {what}"] for name in ("GQA", "POPE") for what in ("rows", "errors")] == ["12", "4", "30", "0"]
+    assert {line["GQA rows"] for line in lines if line["Source"] == "published"} == {""}
+    assert "GQA rows" not in as_markdown(table)
+    assert "GQA: runs of 12 to 30 rows" in efficiency(chapter, findings[0]).note
 
 
 def test_ablations_where_apet_differs_in_one_option(tmp_path: Path) -> None:
@@ -391,6 +465,8 @@ def test_a_judge_gives_accuracy_and_score(tmp_path: Path) -> None:
     [chapter], _ = gather([str(tmp_path)])
     table = judged(chapter, measured(tmp_path))
     assert table is not None
+    assert not table.query
+    assert "python jobs/judge.py RUN" in table.note
     shown = numbers(table, "MSVD Acc"), numbers(table, "MSVD Score"), numbers(table, "Average Acc")
     ours = ("Keep 256 tokens", "ApET")
     assert [each[ours] for each in shown] == pytest.approx([60, 2.8, 75])
@@ -442,6 +518,37 @@ def test_what_is_unfinished_is_said(tmp_path: Path) -> None:
     ]
     assert "is killed, not finished" in notes[0]
     assert "has no answers yet" in notes[1]
+
+
+def test_points_that_were_left_out_are_said(tmp_path: Path) -> None:
+    three(tmp_path, "shapes")
+    done = "shapes-demo-llava-apet-64-0a1b2c3d"
+    gone = {"shapes-demo-llava-pdrop-2-12345678": "pdrop cannot keep 2 tokens of 64"}
+    others = {"pope-demo-llava-pdrop-2-12345678": "of a benchmark that is not here", done: "done since"}
+    (tmp_path / "left_out.json").write_text(json.dumps({"git_commit": "x", "runs": {**others, **gone}}))
+    said = "shapes-demo-llava-pdrop-2-12345678 was left out of its sweep: pdrop cannot keep 2 tokens of 64"
+    for uris in ([str(tmp_path)], [str(tmp_path / done)]):
+        _, notes = gather(uris)
+        assert notes == [said]
+    report([str(tmp_path)])
+    assert said in (tmp_path / "report" / "report.html").read_text()
+    (tmp_path / "left_out.json").write_text("[]")
+    _, [note] = gather([str(tmp_path)])
+    assert "left_out.json cannot be read" in note
+
+
+def test_parts_of_several_versions_are_one_view(tmp_path: Path) -> None:
+    """A part may lack a column, whichever comes first."""
+    run(tmp_path, "shapes", "vanilla", rows_of("shapes", 0, 0.9))
+    [folder] = tmp_path.iterdir()
+    first, *_ = sorted(folder.glob("*.parquet"))
+    pq.write_table(pq.read_table(first).drop_columns(["options", "batch_rows"]), first)
+    [each] = measured(tmp_path)
+    [chapter], _ = gather([str(tmp_path)])
+    table = accuracy(chapter, [each])
+    [line] = asked(tmp_path, table.query)
+    assert line["accuracy"] == pytest.approx(numbers(table, "shapes")["All visual tokens", "Vanilla"])
+    assert len(asked(tmp_path, queries.slowest(each.study))) == 10
 
 
 def test_wrong_use_is_one_line(

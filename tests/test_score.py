@@ -82,6 +82,10 @@ def test_right_answers_get_all_points(
     assert found["rows"] == found["matched"] > 1
     if bench == "mme":
         assert found["value"] == 600  # of the three subtasks that there are
+        lines = [line.split() for line in found["out"].splitlines() if line.startswith("  mme.")]
+        assert ["mme.artwork.points", "200.00"] in lines  # points are no percentages, and rows are whole
+        assert ["mme.artwork.acc_plus", "100.00", "%"] in lines
+        assert ["mme.artwork.rows", f"{found['metrics']['mme.artwork.rows']}"] in lines
     elif bench in ("textvqa", "vizwiz", "vqav2"):
         assert found["value"] > 0.7  # people disagree
     else:
@@ -107,6 +111,7 @@ def test_what_does_not_match_is_counted_and_never_shifted(
     assert "1 rows have no answer and are in no number: adversarial/COCO_val2014_000000310196" in found["out"]
     assert "1 answers are to rows that had one; the first counts: 2\n" in found["out"]
     assert "1 answers are to no row of this data: 777\n" in found["out"]
+    assert "  pope.precision" in found["out"]
     assert gone["question_id"] == "1"
 
 
@@ -290,6 +295,10 @@ def test_old_prompts_of_textvqa(
         (["--answers", "x.jsonl"], "--answers needs --benchmark NAME and --data FOLDER"),
         (["a", "b", "--submission", "x"], "is one file; give one run"),
         (["nowhere"], "holds no answers"),
+        (["a", "--benchmark", "pope"], "--benchmark is of --answers: a run says itself"),
+        (["a", "--split", "val"], "--split is of --answers: a run says itself"),
+        (["a", "--data", "b"], "--data is not read for a run without --submission"),
+        (["--answers", "x", "--benchmark", "gqa", "--data", "y", "--against", "z"], "--against is for RUN"),
         (["--answers", "x", "--benchmark", "gqa", "--data", "nowhere"], "there is no file or folder"),
     ],
 )

@@ -21,20 +21,63 @@ def accuracy(chapter: Chapter, findings: Sequence[Findings]) -> Table:
     for runs in chapter.lines():
         results = [each.of(runs) for each in findings]
         cells = [cell(each, runs) for each in findings]
-        rows.append(Row((names.method(runs[0].label), *cells, _average(results)), names.group(runs[0].budget)))
+        counts = [count for result in results for count in _counts(result)]
+        line = (names.method(runs[0].label), *cells, _average(results))
+        rows.append(Row(line, names.group(runs[0].budget), aside=tuple(counts)))
         rows += paper.accuracy(chapter, runs[0])
     rows += paper.others(chapter)
+    columns = [names.column(each.study) for each in findings]
     return Table(
         "accuracy",
         f"Accuracy: {chapter.title}",
-        ("Method", *(names.column(each.study) for each in findings), "Average"),
+        ("Method", *columns, "Average"),
         together(rows),
         f"{names.INTERVALS} The average is the mean over benchmarks of the accuracy divided by vanilla's on the same"
         " rows, in percent, as in the paper; its interval takes the benchmarks as independent."
         + " ".join(["", *_rules(chapter)])
+        + subsets(findings, any(row.published for row in rows))
         + paper.source(chapter),
-        "\n".join(queries.accuracy(each.study) for each in findings),
+        "\n".join([*(queries.accuracy(each.study) for each in findings), *_averages(findings)]),
+        tuple(f"{column} {what}" for column in columns for what in ("rows", "errors")),
     )
+
+
+def _averages(findings: Sequence[Findings]) -> Iterator[str]:
+    compared = [each.study for each in findings if each.vanilla and len(each.results) > 1]
+    if compared:
+        yield queries.average(compared)
+
+
+def subsets(findings: Sequence[Findings], published: bool = False) -> str:
+    """What to know of runs side by side that are not of the same rows, or of some of the questions alone."""
+    said = [""]
+    for each in findings:
+        name, runs = names.column(each.study), each.study.runs
+        rows, errors = ([int(result.metrics[f"rows_{what}"]) for result in each.results] for what in ("total", "error"))
+        if min(rows) < max(rows):
+            said.append(
+                f"{name}: runs of {_span(rows)} rows stand side by side; what is kept of vanilla's is of the rows that"
+                " both have."
+            )
+        if any(errors):
+            said.append(
+                f"{name}: rows that ended in an error, up to {max(errors):,} of a run, are in none of its numbers."
+            )
+        if limits := [run.limit for run in runs if run.limit]:
+            which = "all runs are" if len(limits) == len(runs) else f"{len(limits)} of {len(runs)} runs are"
+            all_of_them = ", published figures of all" * published
+            said.append(f"{name}: {which} of the first {_span(limits)} questions{all_of_them}.")
+    return " ".join(said)
+
+
+def _span(counts: Sequence[int]) -> str:
+    return f"{min(counts):,}" + (f" to {max(counts):,}" if min(counts) < max(counts) else "")
+
+
+def _counts(result: Result | None) -> tuple[Cell, Cell]:
+    if result is None:
+        return None, None
+    return number(result.metrics["rows_total"], 0), number(result.metrics["rows_error"], 0)
 
 
 def cell(each: Findings, runs: Sequence[Run]) -> Cell:
@@ -75,7 +118,9 @@ def retention(chapter: Chapter, findings: Sequence[Findings]) -> Table | None:
         " more. p is of no difference: McNemar's exact test where each medium has one question, else swaps of media;"
         f" Holm corrects it for all runs of a benchmark here. {POWER[0]} is the difference, in points of accuracy, that"
         f" this many rows would find with a power of 80 % (two-sided, 5 %, one comparison); {POWER[1].lower()}, how"
-        " many rows like these it would take to find a single one.",
+        " many rows like these it would take to find a single one. The query brings what is kept and the rows; p and"
+        f" {POWER[1].lower()} are no sums of rows: python jobs/score.py RUN --against VANILLA prints them. {POWER[0]}"
+        f" are {100 * POINT:g} times the root of {POWER[1].lower()} by rows.",
         "\n".join(queries.retention(each.study) for each in findings),
     )
 
@@ -128,7 +173,10 @@ def judged(chapter: Chapter, findings: Sequence[Findings]) -> Table | None:
         ("Method", *columns, "Average Acc", "Average Score"),
         together(rows),
         f"{names.INTERVALS} Judged by {', '.join(judges)}; numbers of different judges cannot be compared. Averages are"
-        " of the ratios to vanilla, in percent. Verdicts are in verdicts-*.arrow beside the answers."
+        " of the ratios to vanilla, in percent, on the rows that both have a verdict on. There is no query: the numbers"
+        " are means of the columns correct and score of verdicts-*.arrow beside the answers, not of answers; python"
+        " jobs/judge.py RUN, with the judge's flags, prints them again from its cache."
+        + subsets(asked, any(row.published for row in rows))
         + paper.source(chapter),
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pipelines.report import names, paper, queries
-from pipelines.report.accuracy import cell
+from pipelines.report.accuracy import cell, subsets
 from pipelines.report.gather import Chapter, Run
 from pipelines.report.measure import Findings
 from pipelines.report.table import Row, Table, faster, number, percent, significant, together
@@ -41,6 +41,7 @@ def ablations(chapter: Chapter, findings: Sequence[Findings]) -> list[Table]:
                     (title, *(names.column(each.study) for each in asked)),
                     together(rows),
                     f"{names.INTERVALS} ApET with nothing else changed."
+                    + subsets(asked, any(row.published for row in rows))
                     + (said if any(row.published for row in rows) else ""),
                     "\n".join(queries.accuracy(each.study) for each in asked),
                 )
@@ -89,7 +90,10 @@ def efficiency(chapter: Chapter, each: Findings) -> Table:
         together(rows),
         "Time of the device: prefill and decoding of all answered rows, a batch's time divided by its rows, without"
         " start-up and reading. Prefill and compress ms are medians of rows; memory is the device's peak. TFLOPs are a"
-        " prefill's, from the model's shape and the rows' tokens. Speed-ups are against vanilla."
+        " prefill's, from the model's shape and the tokens of rows: the mean of a sample of them, which no query has."
+        " It is prefill_tflops in the record.json of the run, counted when the job ended. Speed-ups are the ratios to"
+        " vanilla's, of rows/s and of prefill ms."
+        + subsets([each], any(row.published for row in rows))
         + (said if any(row.published for row in rows) else ""),
         queries.efficiency(each.study),
     )

@@ -36,12 +36,14 @@ def as_csv(table: Table) -> str:
     for place, name in enumerate(table.columns):
         header += [name, f"{name} low", f"{name} high"] if table.ranged(place) else [name]
     apart = [*(["Group"] if table.grouped else []), *(["Source"] if table.compared else [])]
-    writer.writerow([*apart, *map(_plain, header)])  # a type of question can be a column
+    writer.writerow([*apart, *map(_plain, [*header, *table.aside])])  # a type of question can be a column
     for row in table.rows:
         line = [_plain(row.group)] if table.grouped else []
         line += ["published" if row.published else "ours"] if table.compared else []
         for place, cell in enumerate(row.cells):
             line += _fields(cell, table.ranged(place))
+        for cell in row.aside or [None] * len(table.aside):
+            line += _fields(cell, False)
         writer.writerow(line)
     return out.getvalue()
 

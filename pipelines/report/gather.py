@@ -16,12 +16,13 @@ from typing import Any
 from pipelines import answers
 from pipelines.benchmarks import BENCHMARKS, benchmark
 from pipelines.benchmarks.base import Benchmark
-from pipelines.record import Record, places
+from pipelines.record import NAME, Record, places
 from pipelines.storage import Folder, at_once, redacted
 
 OF_POINT = ("method", "options")  # what of a run's identity its point says
 OF_BENCHMARK = ("benchmark", "benchmark_version", "split", "manifest", "question", "max_new_tokens")
 SPENT = ("budget", "schedule")
+LEFT_OUT = "left_out.json"  # of a sweep, in its output folder: the points that a model cannot do, and why
 SHORT = 10  # characters of a digest, or of another long value, in a title
 
 
@@ -60,6 +61,12 @@ class Run:
     def label(self) -> str:
         """The method with its options, without the budget that it is grouped by."""
         return " ".join([self.method, *(f"{key}={_shown(value)}" for key, value in sorted(self.options.items()))])
+
+    @property
+    def limit(self) -> int | None:
+        """How many questions were asked, where there are more of them."""
+        limit = self.record.config.get("limit")
+        return limit if isinstance(limit, int) and self.record.rows["wanted"] >= limit else None
 
     @property
     def unfinished(self) -> bool:
@@ -127,6 +134,7 @@ def gather(uris: Sequence[str]) -> tuple[list[Chapter], list[str]]:
             if twin.folder.uri != run.folder.uri:
                 both = f"{redacted(twin.folder.uri)} and {redacted(run.folder.uri)}"
                 raise ValueError(f"{both} are the same run, {run.id}; give one of them")
+    notes += _left_out(uris, runs)
     whole = []
     for run in sorted(runs.values(), key=lambda run: run.id):
         if not answers.parts_of(run.folder):
@@ -140,6 +148,27 @@ def gather(uris: Sequence[str]) -> tuple[list[Chapter], list[str]]:
     if not whole:
         raise ValueError(f"none of the runs in {', '.join(map(redacted, uris))} has an answer; run the job again")
     return _chapters(whole), notes
+
+
+def _left_out(uris: Sequence[str], runs: Mapping[str, Run]) -> list[str]:
+    """Points of these models and benchmarks that a sweep could not do, as the output folder remembers them."""
+    near = {run.id.rpartition(f"{run.point}-")[0] for run in runs.values()}
+    notes = []
+    for uri in sorted({Folder.of(uri).uri for uri in uris} | {run.folder.parent.uri for run in runs.values()}):
+        folder = Folder.of(uri)
+        try:
+            found = sorted(dict(json.loads(folder.read(LEFT_OUT))["runs"]).items())
+        except FileNotFoundError:
+            continue
+        except (ValueError, TypeError, KeyError):
+            notes.append(f"{redacted(folder.child(LEFT_OUT).uri)} cannot be read: points may be missing here unsaid.")
+            continue
+        for name, why in found:
+            if any(map(name.startswith, near)) and not folder.child(name).exists(
+                NAME
+            ):  # another version may have done it
+                notes.append(f"{name} was left out of its sweep: {redacted(str(why))}")
+    return notes
 
 
 def _run(folder: Folder) -> Run:

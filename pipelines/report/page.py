@@ -145,9 +145,10 @@ def _pictures(pictures: Sequence[Picture]) -> str:
 
 def _origin(setup: Setup) -> str:
     return f"""<h2 id="from-rows-to-numbers">From rows to numbers</h2>
-<p>Each table has the query that brings its numbers from the answers, in Parquet files of one row a question. In the
-folder {escape(setup.base)}, start DuckDB and make the view that the queries read; queries.sql, beside this page, holds
-it and all of them. Intervals and p-values are computed from the same rows: Wilson's interval where each image or video
-has one right-or-wrong question, else a bootstrap over images and videos with a fixed seed; python jobs/score.py RUN
-prints them again.</p>
+<p>Tables have the queries that bring their numbers from the answers, in Parquet files of one row a question; the note
+of a table says which of them are no sums of rows, and how they are made. In the folder {escape(setup.base)}, start
+DuckDB and make the view that the queries read; queries.sql, beside this page, holds it and all of them. Intervals and
+p-values are computed from the same rows: Wilson's interval where each image or video has one right-or-wrong question,
+else a bootstrap over images and videos with the runs' seed. python jobs/score.py RUN --against VANILLA prints them
+again, of accuracy and of what is kept of it.</p>
 {_query("The view", setup.sql)}"""

@@ -1,8 +1,9 @@
-"""How each number comes from rows: SQL for DuckDB, over the runs' Parquet files.
+"""How numbers come from rows: SQL for DuckDB, over the runs' Parquet files.
 
 `setup` makes one view, `answers`, of all the report's rows; the queries beside the tables read it. What a row is worth
 is its score, else whether it is right, else nothing. Intervals and p-values are no sums over rows: they are those of
-pipelines.statistics and pipelines.significance, from the same rows.
+pipelines.statistics and pipelines.significance, from the same rows. What else a query does not bring, the notes of the
+tables say, with the command that prints it.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def setup(chapters: Sequence[Chapter]) -> Setup:
 SELECT runs.study, runs.budget_asked, rows.*,
   CASE WHEN status = 'ok' THEN coalesce(score, CAST(correct AS DOUBLE)) END AS worth
 FROM read_parquet([
-  {files}]) AS rows
+  {files}], union_by_name = true) AS rows
 JOIN (VALUES
   {known}) AS runs(run_id, study, budget_asked) ON runs.run_id = rows.run_id;"""
     return Setup(base, sql)
@@ -104,6 +105,14 @@ counts AS (
   FROM pairs GROUP BY point)
 SELECT point, rows, lost, gained, 100 * max(value) FILTER (side = 'run') / max(value) FILTER (side = 'vanilla') AS kept
 FROM headline JOIN counts USING (point) GROUP BY ALL ORDER BY point;"""
+
+
+def average(studies: Sequence[Study]) -> str:
+    """The mean over benchmarks of what is kept, for each point."""
+    kept = "\nUNION ALL\n".join(f"SELECT point, kept FROM ({retention(study).rstrip(';')})" for study in studies)
+    return f"""WITH every AS (
+{kept})
+SELECT point, avg(kept) AS average, count(kept) AS benchmarks FROM every GROUP BY point ORDER BY point;"""
 
 
 def types(study: Study) -> str:

@@ -35,6 +35,7 @@ class Row(NamedTuple):
     cells: tuple[Cell, ...]
     group: str = ""  # rows of one group stand together, below its name
     published: bool = False  # not ours: the paper's
+    aside: tuple[Cell, ...] = ()  # of the columns that only a file for programs has; empty where nothing is known
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Table:
     rows: tuple[Row, ...]
     note: str = ""
     query: str = ""  # SQL that brings its numbers from the rows
+    aside: tuple[str, ...] = ()  # more columns, of the CSV alone
 
     @property
     def grouped(self) -> bool:
