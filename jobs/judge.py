@@ -27,6 +27,7 @@ from pipelines import values
 from pipelines.judge import JUDGES, Judge, Unavailable, judge
 from pipelines.judge.verdicts import Outcome, judge_run, line, runs
 from pipelines.lock import Locked
+from pipelines.paths import to_write
 from pipelines.record import Record
 from pipelines.storage import Folder, redacted
 
@@ -106,7 +107,7 @@ def chosen(options: argparse.Namespace, folders: list[Folder]) -> Judge:
 
 def _cache(given: str | None, run: Folder) -> Folder | None:
     if given is not None:
-        return None if given == "none" else Folder.of(given)
+        return None if given == "none" else Folder.of(to_write(given, "cache"))
     return run.parent.child("judge-cache")
 
 

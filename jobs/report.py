@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from pipelines.paths import to_write
 from pipelines.report.write import report
 from pipelines.storage import redacted
 
@@ -32,7 +33,8 @@ def main() -> int:
     parser.add_argument("--output", metavar="FOLDER", help="where to write it (report, beside the first run)")
     options = parser.parse_args()
     try:
-        folder, names = report(options.runs, options.output)
+        output = to_write(options.output, "output") if options.output else None
+        folder, names = report(options.runs, output)
     except (ValueError, FileNotFoundError) as error:
         print(f"report.py: {redacted(' '.join(str(error).split()))}", file=sys.stderr)
         return 2

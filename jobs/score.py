@@ -28,6 +28,7 @@ import pyarrow as pa
 from pipelines import answers, scoring, summary
 from pipelines.benchmarks import BENCHMARKS, SPLITS, benchmark
 from pipelines.benchmarks.base import Benchmark
+from pipelines.paths import to_write
 from pipelines.record import Record
 from pipelines.storage import Folder, redacted
 
@@ -141,7 +142,7 @@ def _differ(one: float | None, other: float | None) -> bool:
 
 
 def _submit(path: str, bench: Benchmark, table: pa.Table, data: str | None) -> None:
-    Path(path).expanduser().write_bytes(bench.submission(table, data))
+    Path(to_write(path, "submission")).write_bytes(bench.submission(table, data))
     given = table["status"].to_pylist().count("ok")
     print(f"{path}: {given:,} answers for the server")
 

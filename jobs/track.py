@@ -13,18 +13,21 @@ from __future__ import annotations
 import argparse
 import sys
 
+from pipelines.paths import OUTPUT, to_write
 from pipelines.storage import redacted
 from pipelines.tracking import replay
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("output", nargs="?", default="results", help="the folder that --output named (results)")
+    parser.add_argument(
+        "output", nargs="?", default=OUTPUT, help="the folder that --output named (results, or ~/apet-results)"
+    )
     parser.add_argument("--tracking-uri", help="the MLflow to bring the runs to (the one each record names)")
     parser.add_argument("--experiment", help="the experiment there (the one each record names)")
     options = parser.parse_args()
     try:
-        return 0 if replay(options.output, options.tracking_uri, options.experiment) else 1
+        return 0 if replay(to_write(options.output, "output"), options.tracking_uri, options.experiment) else 1
     except (ValueError, OSError) as error:
         print(f"track.py: {redacted(' '.join(str(error).split()))}", file=sys.stderr)
         return 2

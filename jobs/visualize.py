@@ -26,6 +26,7 @@ import argparse
 import sys
 
 from pipelines import values
+from pipelines.paths import to_write
 from pipelines.storage import redacted
 
 
@@ -43,8 +44,9 @@ def main() -> int:
         count = values.whole(1, 4)(options.count)
         from pipelines.pictures import visualize  # torch comes with it
 
+        output = to_write(options.output, "output") if options.output else None
         trust = {"trust_remote_code": options.trust_remote_code, "allow_outside": options.allow_outside}
-        visualize(options.runs, rows, count, options.output, **trust)
+        visualize(options.runs, rows, count, output, **trust)
     except (ValueError, OSError) as error:
         print(f"visualize.py: {redacted(' '.join(str(error).split()))}", file=sys.stderr)
         return 2

@@ -230,8 +230,9 @@ class Answerer:
     ) -> list[dict[str, Any]]:
         """One batch under one method: what there is to say of each row's answer."""
         self.towers.spared_ms()  # of a batch that failed
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
+        gpus = range(torch.cuda.device_count()) if self.device.type == "cuda" else ()  # those that this worker has
+        for gpu in gpus:
+            torch.cuda.reset_peak_memory_stats(gpu)
         clock, seeds = Clock(self.device), [seed_of(section.seed, row.row_id) for row in rows]
         luck = [Sampler(section.temperature, seeds)] if section.temperature else []
         with attach(self.model, method, towers=self.towers if self.sharing else None) as attached:
@@ -250,7 +251,7 @@ class Answerer:
         texts = self.processor.batch_decode(new, skip_special_tokens=True)
         ends = ends_of(self.model, self.processor)
         count, lengths = len(rows), inputs["attention_mask"].sum(dim=1).tolist()  # waits for a GPU once
-        peak = torch.cuda.max_memory_allocated() if self.device.type == "cuda" else None
+        peak = sum(map(torch.cuda.max_memory_allocated, gpus)) if gpus else None
         return [
             {
                 "prediction": text.strip(),

@@ -43,7 +43,7 @@ def resolve_paths(config: EvalConfig) -> EvalConfig:
         revision=config.revision if Path(model).is_dir() else commit(model, config.revision),
         data=_to_read(config.data, "data"),
         media_root=_to_read(config.media_root, "media-root"),
-        output=_to_write(config.output, "output"),
+        output=to_write(config.output, "output"),
     )
     return replace(resolved, tracking_uri=_tracking(config.tracking_uri, resolved.output))
 
@@ -85,7 +85,8 @@ def _to_read(path: str | None, flag: str) -> str | None:
     return str(here)
 
 
-def _to_write(path: str, flag: str) -> str:
+def to_write(path: str, flag: str) -> str:
+    """Where a user's path to write to is; a ValueError for one that a Ray job would lose at its end."""
     if fixed := _absolute(path):
         return fixed
     if not submitted():
@@ -106,11 +107,11 @@ def _tracking(uri: str | None, output: str) -> str:
         folder = Path(HOME).expanduser() if _URI.match(local) else Path(local)
         return f"{_SQLITE}{folder}/mlflow.db"
     if given.startswith(_SQLITE):
-        return _SQLITE + _to_write(given.removeprefix(_SQLITE), "tracking-uri")
+        return _SQLITE + to_write(given.removeprefix(_SQLITE), "tracking-uri")
     if _URI.match(given) or given == "databricks":
         return given
     if given.endswith(".db"):
-        return _SQLITE + _to_write(given, "tracking-uri")
+        return _SQLITE + to_write(given, "tracking-uri")
     raise ValueError(
         f"--tracking-uri {given}: MLflow keeps no runs in plain folders any more;"
         f" give http://host:5000 or a file such as {_SQLITE}{given.rstrip('/')}/mlflow.db"

@@ -73,7 +73,7 @@ ANSWERS = pa.schema(
         ("prefill_ms", pa.float64()),  # of the batch, divided by its rows; so are the next two
         ("decode_ms", pa.float64()),
         ("compress_ms", pa.float64()),
-        ("peak_memory_bytes", pa.int64()),  # of the actor's device so far; null on a CPU
+        ("peak_memory_bytes", pa.int64()),  # of all the actor's GPUs, in this batch; null on a CPU
         ("answered_at", pa.timestamp("ms", tz="UTC")),
         ("actor", pa.string()),
         ("point", pa.string()),

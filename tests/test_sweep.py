@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -153,7 +154,10 @@ def demo(output: Path) -> list[str]:
 def test_killed_and_started_again_it_gives_the_same_tables(cluster: str, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert sweep(parse_grid(demo(whole))) == 0
-    kill([sys.executable, "jobs/sweep.py", *demo(killed), "--ray-address", cluster], killed, parts=3)
+    command = [sys.executable, "jobs/sweep.py", *demo(killed), "--ray-address", cluster]
+    assert kill(command, killed, parts=1, how=signal.SIGINT) == 130
+    assert "the same command goes on from here" in killed.with_suffix(".txt").read_text()
+    kill(command, killed, parts=4)
     done = [answers.read(folder).num_rows for folder in runs(killed).values()]
     assert sum(done) < 3 * (16 + 8)
     assert any(done)
