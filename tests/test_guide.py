@@ -1,4 +1,7 @@
-"""docs/cluster.md says what the code says: its messages, its metrics, its files, and arithmetic that adds up."""
+"""docs/cluster.md says what the code says: its messages, its metrics, its files, and arithmetic that adds up.
+
+And all pages show the pictures that there are.
+"""
 
 from __future__ import annotations
 
@@ -36,6 +39,13 @@ def test_every_file_is_named() -> None:
         assert f"cluster/{path.name}" in GUIDE or path.suffix == ".dockerignore", path.name
     for name in re.findall(r"(?:cluster|tests|docs)/[\w./-]+\.\w+", GUIDE):
         assert (ROOT / name).exists(), name
+
+
+def test_every_picture_is_shown_and_there() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    shown = {page.parent / name for page in pages for name in re.findall(r"!\[[^]]*\]\(([^)]+)\)", page.read_text())}
+    assert {path for path in shown if not path.exists()} == set()
+    assert set((ROOT / "docs" / "pictures").iterdir()) <= shown
 
 
 def test_the_plan_adds_up() -> None:
