@@ -1,4 +1,7 @@
-"""docs/cluster.md says what the code says: its messages, its metrics, its files, and arithmetic that adds up."""
+"""docs/cluster.md says what the code says: its messages, its metrics, its files, and arithmetic that adds up.
+
+And all pages show the pictures that there are.
+"""
 
 from __future__ import annotations
 
@@ -46,6 +49,13 @@ def test_the_patience_is_the_plans() -> None:
     limit = parse("image", []).batch_timeout
     assert [60 * int(minutes) for minutes in said] == [patience(limit), patience(1)]
     assert patience(10 * limit) == 8 * 10 * limit
+
+
+def test_every_picture_is_shown_and_there() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    shown = {page.parent / name for page in pages for name in re.findall(r"!\[[^]]*\]\(([^)]+)\)", page.read_text())}
+    assert {path for path in shown if not path.exists()} == set()
+    assert set((ROOT / "docs" / "pictures").iterdir()) <= shown
 
 
 def test_the_plan_adds_up() -> None:
