@@ -104,7 +104,8 @@ def _run(run: str, options: argparse.Namespace) -> None:
     changed = sum(map(_differ, stored["score"].to_pylist(), table["score"].to_pylist()))
     notes = [f"{changed:,} rows have another score than when they were answered"] if changed else []
     if options.submission:
-        _submit(options.submission, bench, table, options.data or (record and record.config.get("data")))
+        recorded = record.config.get("data") if record else None
+        _submit(options.submission, bench, table, options.data or recorded)
     # a run's rows are matched by construction: what is counted is whether each is there once
     unique = len(set(stored["row_id"].to_pylist()))
     wanted = max(unique, record.rows["wanted"] if record else 0)
