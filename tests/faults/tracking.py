@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -20,8 +21,11 @@ from pipelines.tracking import replay
 
 
 def port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
+    """A free one that stays free while no server has it: below those that the system hands out, above Ray's workers'."""
+    for number in random.sample(range(20_000, 30_000), 100):
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", number)):
+            return number
+    raise OSError("none of a hundred ports is free")
 
 
 class Server:
