@@ -21,7 +21,7 @@ from pipelines.tracking import replay
 
 
 def port() -> int:
-    """A free one that stays free while no server has it: below those that the system hands out, above Ray's workers'."""
+    """A free one that stays free while no server has it: below those the system hands out, above Ray's workers'."""
     for number in random.sample(range(20_000, 30_000), 100):
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", number)):
             return number
