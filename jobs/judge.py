@@ -46,6 +46,11 @@ def arguments() -> argparse.ArgumentParser:
     add("runs", nargs="+", metavar="RUN", help="a folder of answers: a path, s3:// or gs://")
     add("--judge", choices=list(JUDGES), help=f"offline; endpoint where {KEY} is set")
     add("--model", metavar="NAME", help="endpoint: as the server names it; local: a folder or a name on the hub")
+    add(
+        "--tracking-uri",
+        metavar="URI",
+        help="MLflow for the numbers (MLFLOW_TRACKING_URI, or the run's file)",
+    )
     add("--cache", metavar="FOLDER", help="of replies (judge-cache beside the first run); none: keep nothing")
     at = parser.add_argument_group("endpoint")
     at.add_argument("--url", help="up to and with /v1")
@@ -121,7 +126,7 @@ def main() -> int:
             name = redacted(folder.uri).rstrip("/").rpartition("/")[2]
             found[name] = judge_run(folder, with_whom, lambda text: print(text, file=sys.stderr))
             print(line(name, found[name]))
-            _track(folder)
+            _track(folder, options.tracking_uri)
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {redacted(str(error))}", file=sys.stderr)
         return 2
@@ -138,16 +143,16 @@ def main() -> int:
     return 0 if any(outcome.rows for outcome in found.values()) else 1
 
 
-def _track(folder: Folder) -> None:
-    """Bring the numbers to the MLflow that has the run."""
+def _track(folder: Folder, uri: str | None) -> None:
+    """Bring the numbers to the MLflow that has the run, or to another."""
     try:
         record = Record.load(folder)
     except FileNotFoundError:
         return
-    if record.mlflow.get("uri"):
+    if uri or record.mlflow.get("uri"):
         from pipelines.tracking import replay
 
-        replay(folder.uri, say=lambda text: print(f"  mlflow    {text}"))
+        replay(folder.uri, uri, say=lambda text: print(f"  mlflow    {text}"))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """Bring runs to MLflow that it has missed: its server was down, another one is wanted, or its database is gone.
 
-    python jobs/track.py results                                        # to where each run was meant to go
+    python jobs/track.py results                                        # to the file or server each run was meant for
     python jobs/track.py results --tracking-uri http://mlflow:5000      # all of them to this server
     python jobs/track.py s3://bucket/results --tracking-uri sqlite:///runs.db
 
 Everything is in the record.json beside each run's answers. Runs that are there already stay as they are, so this can be
-repeated, and it may run while a job does.
+repeated, and it may run while a job does. A server has to be named, by the flag or MLFLOW_TRACKING_URI: a record, which
+anybody can write, decides over a file at most.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ def main() -> int:
     parser.add_argument(
         "output", nargs="?", default=OUTPUT, help="the folder that --output named (results, or ~/apet-results)"
     )
-    parser.add_argument("--tracking-uri", help="the MLflow to bring the runs to (the one each record names)")
+    parser.add_argument(
+        "--tracking-uri",
+        help="MLflow for the runs (MLFLOW_TRACKING_URI, or the file each record names)",
+    )
     parser.add_argument("--experiment", help="the experiment there (the one each record names)")
     options = parser.parse_args()
     try:

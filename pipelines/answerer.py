@@ -44,6 +44,7 @@ from pipelines.sheet import FLUSH, Sheet, Writer
 from pipelines.storage import at_once, redacted
 
 WARM = Prepared(0, Row("warm-up"), ())
+LOOKS = 5  # at the output, in ten seconds
 
 
 class Answerer:
@@ -71,13 +72,22 @@ class Answerer:
         self.desk.ready(time.monotonic() - began)
 
     def _sees(self, job: Job) -> None:
-        """A folder on a disk of this machine alone would take answers that nobody finds."""
+        """A folder on a disk of this machine alone would take answers that nobody finds.
+
+        What is shared may be late to say what it has, and a store that does not answer now says nothing: writing will.
+        """
         run = next(run for section in job.sections for run in section.runs)
-        if not run.folder.exists(NAME):
-            raise FileNotFoundError(
-                f"a worker's machine does not see {redacted(run.folder.uri)}, where answers go; --output must be a"
-                " folder that all machines share, or s3:// or gs://"
-            )
+        for look in range(LOOKS):
+            time.sleep(look)
+            try:
+                if run.folder.exists(NAME):
+                    return
+            except OSError:
+                return
+        raise FileNotFoundError(
+            f"a worker's machine does not see {redacted(run.folder.uri)}, where answers go; --output must be a"
+            " folder that all machines share, or s3:// or gs://"
+        )
 
     def load(self) -> None:
         """Load the model, and answer once under each method before anything is measured."""

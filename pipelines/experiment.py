@@ -81,7 +81,7 @@ class Experiment:
         content = _content(data)
         fresh = state.get("content") != content
         if fresh:
-            self._describe(run_id, data)
+            self._describe(run_id, data, state)
         self._progress(run_id, data["history"], state)
         if fresh:
             self._conclude(run_id, data)
@@ -181,7 +181,7 @@ class Experiment:
             self._params[run.info.run_id] = set(run.data.params)
         return self._runs[parent["id"]]
 
-    def _describe(self, run_id: str, data: Mapping[str, Any]) -> None:
+    def _describe(self, run_id: str, data: Mapping[str, Any], state: dict[str, Any]) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
 
         client = self._connect()
@@ -191,7 +191,7 @@ class Experiment:
         tags = {
             **data["tags"],
             "mlflow.runName": title(data),
-            **({"mlflow.note.content": data["message"]} if data["message"] else {}),
+            **({"mlflow.note.content": data["message"]} if data["message"] or state.get("noted") else {}),
             **(
                 {"mlflow.loggedArtifacts": json.dumps([{"path": name, "type": "table"} for name in tables])}
                 if tables
@@ -204,6 +204,7 @@ class Experiment:
             tags=[RunTag(_key(name), str(value)[:5000]) for name, value in tags.items()],
         )
         known.update(params)
+        state["noted"] = bool(data["message"])  # a note that a person wrote is not ours to take away
         dataset = data["dataset"]
         if dataset:
             source = json.dumps({"uri": dataset.get("source", "")})

@@ -26,6 +26,7 @@ from pipelines.meter import device
 ALONE = 2  # deaths while answering a row by itself, after which it is given up
 PARDONS = 1  # of a row that was given up: it may have died of one method alone
 DEATHS = 10  # of workers in a row without an answer between, after which the job is
+BLAMELESS = 3  # so many of them is one that took a whole --batch-timeout over what no row can be blamed for
 GRACE = 10.0  # seconds that a worker has to say that it took too long
 
 
@@ -86,6 +87,7 @@ class Book:
         self._open: dict[str, list[str]] = {}  # by worker: the rows it is answering
         self._suspects: Counter[str] = Counter()  # rows that were in a batch whose worker died
         self._late: dict[str, float] = {}  # rows that were in a batch that took longer than so many seconds
+        self._overdue: dict[str, float] = {}  # workers that ended themselves because of that
         self._alone: Counter[str] = Counter()
         self._pardoned: Counter[str] = Counter()
         self._barren: Counter[str] = Counter()  # by worker: its deaths since any worker's last answer
@@ -97,11 +99,14 @@ class Book:
         died = self._open.pop(worker, None)
         if died is not None:
             self.progress.deaths += 1
-            self._barren[worker] += 1
+            overdue = self._overdue.pop(worker, None)
+            self._barren[worker] += 1 if died or overdue is None else BLAMELESS
             if len(died) == 1:
                 self._alone.update(died)
             self._suspects.update(died)
             self._last = ", ".join(died[:3]) or "no row yet"
+            if overdue is not None:
+                self._last += f", which took longer than --batch-timeout {overdue:g} s"
         self._open[worker] = []  # from here on its end is noticed
         if self._barren[worker] >= DEATHS:
             return True, (
@@ -129,6 +134,7 @@ class Book:
     def late(self, worker: str, seconds: float) -> None:
         """A worker ends itself, because what it is at takes longer than it may."""
         self._late.update(dict.fromkeys(self._open.get(worker, []), seconds))
+        self._overdue[worker] = seconds
 
     def begin(self, worker: str, rows: Sequence[str]) -> tuple[list[str], dict[str, str]]:
         """A worker is about to answer `rows`: which of them to answer alone, and which to give up, and why."""

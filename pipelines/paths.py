@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.rows import Kind
+from pipelines.storage import Folder, redacted
 
 if TYPE_CHECKING:
     from pipelines.config import EvalConfig
@@ -36,14 +37,14 @@ def submitted() -> bool:
 
 def resolve_paths(config: EvalConfig) -> EvalConfig:
     """The config with absolute paths, and with a place for what is tracked."""
-    model = _model(config.model, config.kind)
+    model, output = _model(config.model, config.kind), to_write(config.output, "output")
     resolved = replace(
         config,
         model=model,
-        revision=config.revision if Path(model).is_dir() else commit(model, config.revision),
         data=_to_read(config.data, "data"),
         media_root=_to_read(config.media_root, "media-root"),
-        output=to_write(config.output, "output"),
+        output=output,
+        revision=config.revision if Path(model).is_dir() else pinned(model, config.revision, output),
     )
     return replace(resolved, tracking_uri=_tracking(config.tracking_uri, resolved.output))
 
@@ -119,23 +120,52 @@ def _tracking(uri: str | None, output: str) -> str:
 
 
 @functools.cache
-def commit(model: str, revision: str | None) -> str | None:
-    """The commit that a branch or tag of a model on the hub stands at, so that a job which goes on asks the same model.
+def pinned(model: str, revision: str | None, output: str) -> str | None:
+    """The commit that stands for a branch or tag of a model on the hub, in all jobs with this output.
 
-    The hub says, or where it cannot be asked what was loaded from it last; if neither knows, the revision as it is.
+    The first of them asks the hub and notes it beside the answers. So the same command goes on with the same model when
+    the branch has moved, or the hub does not answer; a finished job asks nobody. Where nothing is known, the revision.
     """
-    from huggingface_hub import HfApi, constants
-    from huggingface_hub.file_download import repo_folder_name
-
     if revision and _COMMIT.fullmatch(revision):
         return revision
-    if not constants.HF_HUB_OFFLINE:
-        with contextlib.suppress(Exception):  # of the network, of httpx, of the hub: loading will say it
-            return HfApi().model_info(model, revision=revision, timeout=10).sha or revision
+    folder, name = Folder.of(output), f"{model}@{revision or 'main'}"
+    pin = f"{name.replace('/', '--')}.commit"
+    with contextlib.suppress(FileNotFoundError):
+        known = folder.read(pin).decode(errors="replace").strip()
+        if not _COMMIT.fullmatch(known):
+            raise ValueError(f"{redacted(folder.uri)}/{pin} holds no commit; delete it, or give --revision COMMIT")
+        print(f"{name} is at {known} for {redacted(folder.uri)}; --revision COMMIT, or deleting {pin}, takes another")
+        return known
+    found = _hub(model, revision) or _cached(model, revision)
+    if found is not None:
+        folder.write(pin, found.encode())
+    return found or revision
+
+
+def _hub(model: str, revision: str | None) -> str | None:
+    """The commit that a branch stands at now, if the hub says."""
+    from huggingface_hub import HfApi, constants
+
+    if constants.HF_HUB_OFFLINE:
+        return None
+    try:
+        return HfApi().model_info(model, revision=revision, timeout=10).sha
+    except Exception:  # of the network, of httpx, of the hub: loading will say it
+        return None
+
+
+def _cached(model: str, revision: str | None) -> str | None:
+    """The commit that this machine has of a branch: as its download said, or the only one there is."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
     folder = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=model, repo_type="model"))
     with contextlib.suppress(OSError):
-        return (folder / "refs" / (revision or "main")).read_text().strip() or revision
-    return revision
+        return (folder / "refs" / (revision or "main")).read_text().strip()
+    with contextlib.suppress(OSError, ValueError):
+        (only,) = (folder / "snapshots").iterdir()  # what was loaded as a commit, by a job, leaves no branch behind
+        return only.name
+    return None
 
 
 def model_fingerprint(model: str, revision: str | None = None) -> str:

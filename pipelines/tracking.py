@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.experiment import SQLITE, ArtifactError, Experiment, lacking, said
+from pipelines.lock import Lock
 from pipelines.meter import Meter
 from pipelines.record import NAME, Record, git_commit, places
 from pipelines.storage import Folder, redacted
 
-LOGIN = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 LONGEST_WAIT = 30.0  # seconds between two attempts at a server that does not answer
 
 
@@ -71,7 +71,7 @@ class Tracker:
             self._watched.pop(record.id, None)
 
     def loosen(self, record: Record) -> None:
-        """Its lock is given back: another job may write it from now on, and of this one only what MLflow has."""
+        """Its lock is given back: from now on it is written only as long as nobody else has begun to."""
         with self._writing:
             self._loose.add(record.id)
 
@@ -98,7 +98,7 @@ class Tracker:
             names = ", ".join([record.name for record, _ in missing[:3]] + ["..."] * (len(missing) > 3))
             self.problem = (
                 f"MLflow at {self._experiment.shown} lacks parts of {names} ({self._error}). Nothing is lost: it is all"
-                f" in their {NAME}, and python jobs/track.py <output> brings it there."
+                f" in their {NAME}, and python jobs/track.py <output>{_named(self._experiment)} brings it there."
             )
         return not missing
 
@@ -158,12 +158,8 @@ class Tracker:
     def _save(self, record: Record, folder: Folder) -> None:
         try:
             with self._writing:
-                if record.id not in self._watched:
-                    return
-                latest = Record.load(folder) if record.id in self._loose else record
-                if latest is not record:
-                    latest.track(record.mlflow)
-                latest.save(folder)
+                if record.id in self._watched and (record.id not in self._loose or _as_left(record, folder)):
+                    record.save(folder)
         except (OSError, ValueError) as error:
             self._say(f"{NAME} of {record.name} could not be written: {said(error)}")
 
@@ -195,10 +191,10 @@ def replay(
             say(f"{record.name}: its record does not say where MLflow is, or leaves out a password; use --tracking-uri")
             complete = False
             continue
-        if uri is None and not _may_have_login(key[0]):
+        if uri is None and not _ours(key[0]):
             say(
-                f"{record.name}: its record names {redacted(key[0])}; so that the login of MLFLOW_TRACKING_... goes to"
-                " no server that you did not name, give --tracking-uri"
+                f"{record.name}: its record names {redacted(key[0])}. Anybody can write a record, and MLflow's client"
+                " sends your login along: if you know that server, give --tracking-uri, or set MLFLOW_TRACKING_URI"
             )
             complete = False
             continue
@@ -225,10 +221,23 @@ def replay(
     return complete
 
 
-def _may_have_login(uri: str) -> bool:
-    """Does MLflow's client send it nothing secret, or is it where that belongs? Anybody can write a record."""
-    known = os.environ.get("MLFLOW_TRACKING_URI")
-    return uri.startswith(SQLITE) or uri == known or not any(map(os.environ.get, LOGIN))
+def _ours(uri: str) -> bool:
+    """Is it a file, or the server that the user works with?"""
+    return uri.startswith(SQLITE) or uri == os.environ.get("MLFLOW_TRACKING_URI")
+
+
+def _named(experiment: Experiment) -> str:
+    """What `replay` has to be told of a server."""
+    return "" if _ours(experiment.uri) else f" --tracking-uri {experiment.shown}"
+
+
+def _as_left(record: Record, folder: Folder) -> bool:
+    """Is the record in the folder the one that we wrote last, but for what MLflow has, and nobody about to change it?
+
+    Who takes the lock writes the record later than we do, who look and write at once.
+    """
+    left = Record.load(folder).snapshot()
+    return not folder.exists(Lock.NAME) and {**left, "mlflow": 0} == {**record.snapshot(), "mlflow": 0}
 
 
 def dashboard(uri: str) -> str:

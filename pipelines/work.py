@@ -53,7 +53,9 @@ class Unit:
         if record is None or record.state != "finished" or (config.retry_errors and record.rows["error"]):
             return False
         had = record.config.get("limit")
-        return had == "all" or (config.limit is not None and config.limit <= had)
+        if had == ("all" if config.limit is None else config.limit):
+            return record.message == too_many_errors(record, config)  # another --max-error-rate is another verdict
+        return had == "all" or (config.limit is not None and config.limit < had)
 
 
 @dataclass

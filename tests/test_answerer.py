@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from pipelines.manifest import Manifest
 from pipelines.plan import prepared
 from pipelines.record import Record
 from pipelines.rows import Medium
+from pipelines.storage import Folder
 
 Checkpoint = Callable[[str], Path]
 
@@ -83,11 +85,25 @@ def asked(model: Path, folder: Path, ids: Sequence[str], methods: tuple[str, ...
     )
 
 
-def test_a_worker_that_does_not_see_the_output(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    """As on another machine: it would write to its own disk."""
+def test_a_worker_that_does_not_see_the_output(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on another machine: it would write to its own disk. One that sees it late, or cannot ask now, goes on."""
     config = asked(checkpoint("llava"), tmp_path, "ab", ("vanilla",))
+    job = job_of([work.Work.of(config)], threads=1)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
     with pytest.raises(FileNotFoundError, match=r"does not see .*; --output must be a folder that all machines share"):
-        Answerer(job_of([work.Work.of(config)], threads=1), Book())
+        Answerer(job, Book())
+    looks = iter([False, False, True])
+    monkeypatch.setattr(Folder, "exists", lambda *_: next(looks))
+    assert Answerer(job, Book()).model is not None
+    assert list(looks) == []
+
+    def busy(*_: object) -> bool:
+        raise OSError("SLOW_DOWN")
+
+    monkeypatch.setattr(Folder, "exists", busy)
+    assert Answerer(job, Book()).model is not None
 
 
 def test_batches_are_limited_by_tokens(checkpoint: Checkpoint, tmp_path: Path) -> None:

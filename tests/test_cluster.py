@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 
 import pytest
 
 from pipelines.cluster import Node, Share, share
-from pipelines.ledger import ALONE, DEATHS, Book, Desk, Done, Shift
-from pipelines.plan import rows_per_task
+from pipelines.ledger import ALONE, BLAMELESS, DEATHS, Book, Desk, Done, Shift
+from pipelines.plan import patience, rows_per_task
 
 
 @pytest.fixture
@@ -169,6 +170,20 @@ def test_a_job_without_hope_ends() -> None:
         desk.begin([f"row {number}"])
     with pytest.raises(RuntimeError, match=f"died {DEATHS} times"):
         Desk(book, "w1").arrive()
+
+
+def test_what_no_row_is_to_blame_for_is_not_waited_for_as_often() -> None:
+    """A store that does not give the rows of a manifest hangs in each attempt, and each takes a whole timeout."""
+    book = Book()
+    desk = Desk(book, "prepare 1")
+    for attempt in range(1 + math.ceil((DEATHS - 1) / BLAMELESS)):
+        desk.arrive()
+        suspects, _ = desk.begin(["reading 0/a", "reading 0/b"])
+        assert bool(suspects) == (attempt > 0)
+        book.late("prepare 1", 600.0)
+    with pytest.raises(RuntimeError, match="answering no row yet, which took longer than --batch-timeout 600 s"):
+        desk.arrive()
+    assert (attempt + 1) * 600 < patience(600)
 
 
 def test_a_job_that_gets_on_does_not() -> None:

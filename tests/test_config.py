@@ -10,7 +10,8 @@ import string
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -630,24 +631,76 @@ def test_a_model_is_its_files_wherever_they_are(tmp_path: Path) -> None:
     assert model_fingerprint("org/name") == "org/name@main"
 
 
-def test_a_branch_on_the_hub_becomes_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Or a job that goes on would go on with another model, once the branch has moved."""
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub whose branch stands at what the test says, and this machine's copies of its models, none so far."""
     from huggingface_hub import HfApi, constants
 
-    one, other = "1" * 40, "2" * 40
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    paths.commit.cache_clear()
-    assert paths.commit("org/m", None) is None  # nobody knows it
-    assert paths.commit("org/m", one) == one
-    (tmp_path / "models--org--m" / "refs").mkdir(parents=True)
-    (tmp_path / "models--org--m" / "refs" / "main").write_text(one)
-    paths.commit.cache_clear()
-    assert paths.commit("org/m", None) == one
+    found = Hub(tmp_path / "cache")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(found.cache))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(HfApi, "model_info", lambda *_, **asked: SimpleNamespace(sha=other))
-    paths.commit.cache_clear()
-    config = resolve_paths(EvalConfig.of("image", model="org/m", data=str(tmp_path), output=str(tmp_path)))
-    assert config.revision == other
-    assert paths.model_fingerprint(config.model, config.revision) == f"org/m@{other}"
-    paths.commit.cache_clear()
+    monkeypatch.setattr(HfApi, "model_info", lambda *_, **asked: found.asked())
+    paths.pinned.cache_clear()
+    yield found
+    paths.pinned.cache_clear()
+
+
+@dataclass
+class Hub:
+    cache: Path
+    sha: str | None = None  # None: it does not answer
+    questions: int = 0
+
+    def asked(self) -> SimpleNamespace:
+        self.questions += 1
+        if self.sha is None:
+            raise ConnectionError("no network")
+        return SimpleNamespace(sha=self.sha)
+
+    def run_of(self, output: Path, **more: Any) -> str:
+        """The folder of a run of another process."""
+        paths.pinned.cache_clear()
+        config = resolve_paths(EvalConfig.of("image", model="org/m", data=str(output), output=str(output), **more))
+        fingerprint = paths.model_fingerprint(config.model, config.revision)
+        return config.run_name(config.points[0], config.identity(config.points[0], "manifest", fingerprint, "1"))
+
+
+ONE, OTHER = "1" * 40, "2" * 40
+
+
+def test_a_job_that_goes_on_asks_the_model_that_it_began_with(
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also when its branch has moved, or the hub is down; and what is finished asks nobody."""
+    hub.sha, output = ONE, tmp_path / "results"
+    first = hub.run_of(output)
+    assert ONE not in capsys.readouterr().out
+    hub.sha = OTHER
+    assert hub.run_of(output) == first
+    hub.sha = None
+    assert hub.run_of(output) == first
+    assert hub.questions == 1
+    assert f"org/m@main is at {ONE}" in capsys.readouterr().out
+    hub.sha = OTHER
+    elsewhere = hub.run_of(tmp_path / "another")
+    assert elsewhere != first
+    assert hub.run_of(output, revision=OTHER) == elsewhere
+    (output / "org--m@main.commit").unlink()
+    assert hub.run_of(output) == elsewhere
+    (output / "org--m@main.commit").write_text("main")
+    with pytest.raises(ValueError, match="holds no commit; delete it"):
+        hub.run_of(output)
+
+
+def test_without_the_hub_a_model_is_what_this_machine_has_of_it(hub: Hub, tmp_path: Path) -> None:
+    output = tmp_path / "results"
+    assert paths.pinned("org/m", "v1", str(output)) == "v1"  # nobody knows it: loading it will say so
+    assert not output.exists()
+    repository = hub.cache / "models--org--m"
+    (repository / "snapshots" / ONE).mkdir(parents=True)  # of a job, which loads a commit
+    known = hub.run_of(output)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(OTHER)
+    (repository / "snapshots" / OTHER).mkdir()
+    assert hub.run_of(output) == known
+    assert hub.run_of(tmp_path / "another") == hub.run_of(output, revision=OTHER) != known

@@ -654,6 +654,9 @@ def test_the_process_with_an_endpoint(serve: Callable[[Act], Server], tmp_path: 
     assert len(server.bodies) == 9
     assert (tmp_path / "judge-cache").is_dir()
     assert {file.suffix for file in (tmp_path / "one").iterdir()} == {".parquet", ".json", ".arrow"}
+    tracked = job(*command, "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db", key=SECRET)
+    assert tracked.returncode == 0
+    assert "mlflow    one: brought" in tracked.stdout
 
 
 def test_the_process_goes_on_after_an_interrupt(serve: Callable[[Act], Server], tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ def test_a_job_is_in_postgres_and_stays_as_it_is(server: str, postgres: int, tmp
     finish(output, job, point)
     assert tracker.stop(120), tracker.problem
     check(server, "with-postgres", job, point)
-    assert replay(output.uri, say=lambda text: None)
+    assert replay(output.uri, server, say=lambda text: None)
     check(server, "with-postgres", job, point)
     connection = psycopg2.connect(host="127.0.0.1", port=postgres, user="mlflow", dbname="mlflow")
     with connection.cursor() as cursor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -21,6 +22,7 @@ from typing import Any
 import pytest
 
 from pipelines.experiment import Experiment
+from pipelines.lock import Lock
 from pipelines.record import Record, commit_of, git_commit
 from pipelines.storage import Folder
 from pipelines.tracking import Tracker, dashboard, replay
@@ -231,25 +233,21 @@ def test_a_copy_of_the_records_is_the_same_runs(database: str, experiment: str, 
 
 
 def test_a_login_goes_where_it_belongs(output: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever writes a record.json does not get the token of who brings it to MLflow."""
+    """Whoever writes a record.json does not get the token of who brings it to MLflow, wherever MLflow finds it."""
     asked: list[str] = []
     monkeypatch.setattr(Experiment, "bring", lambda self, *_: asked.append(self.shown))
     monkeypatch.setattr(Experiment, "adopt", lambda self, state: dict(state))
     record = Record("theirs", mlflow={"uri": "http://theirs.example"})
     record.save(output)
-    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "t")
     said: list[str] = []
     assert not replay(output.uri, say=said.append)
-    assert "theirs: its record names http://theirs.example; " in said[0]
+    assert "theirs: its record names http://theirs.example. Anybody can write a record" in said[0]
     assert "give --tracking-uri" in said[0]
     assert asked == []
     assert replay(output.uri, "http://theirs.example", say=said.append)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://theirs.example")
     assert replay(output.uri, say=said.append)
-    monkeypatch.delenv("MLFLOW_TRACKING_TOKEN")
-    monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    assert replay(output.uri, say=said.append)
-    assert asked == ["http://theirs.example"] * 3
+    assert asked == ["http://theirs.example"] * 2
 
 
 def test_a_run_that_goes_on_is_the_same_run(database: str, experiment: str, output: Folder) -> None:
@@ -283,14 +281,27 @@ def test_a_run_with_too_many_errors_has_failed(database: str, experiment: str, o
     tracker = Tracker(database, experiment, interval=60)
     tracker.watch(record, output.child(record.name))
     record.end("finished", {"rows_error": 9}, "9 of 20 rows ended in an error")
+    record.save(output.child(record.name))
     assert tracker.stop(60)
     run = runs(database, experiment)[record.name]
     assert run.info.status == "FAILED"
     assert run.data.tags["mlflow.note.content"] == "9 of 20 rows ended in an error"
+    record.end("finished", {"rows_error": 1})
+    record.save(output.child(record.name))
+    assert replay(output.uri, database, experiment, say=lambda text: None)
+    run = runs(database, experiment)[record.name]
+    assert (run.info.status, run.data.tags["mlflow.note.content"]) == ("FINISHED", "")
+    client(database).set_tag(run.info.run_id, "mlflow.note.content", "a person's")
+    record = Record.load(output.child(record.name))
+    record.end("finished", {"rows_error": 0})
+    record.save(output.child(record.name))
+    assert replay(output.uri, database, experiment, say=lambda text: None)
+    assert runs(database, experiment)[record.name].data.tags["mlflow.note.content"] == "a person's"
 
 
-def test_of_a_run_whose_lock_is_given_back_only_our_part_is_written(
-    database: str, experiment: str, output: Folder
+@pytest.mark.parametrize("who", ["nobody", "who has begun", "who is about to begin"])
+def test_a_run_whose_lock_is_given_back_is_written_until_another_has_it(
+    who: str, database: str, experiment: str, output: Folder
 ) -> None:
     record, folder = Record("taken over"), output.child("taken over")
     tracker = Tracker(database, experiment, interval=60)
@@ -299,14 +310,21 @@ def test_of_a_run_whose_lock_is_given_back_only_our_part_is_written(
     record.end("failed", {"accuracy": 0.5}, "a worker died")
     record.save(folder)
     tracker.loosen(record)
-    another = Record.load(folder)
-    another.resume()
-    another.log(3, {"progress.rows_done": 3})
-    another.save(folder)
+    if who == "who has begun":
+        another = Record.load(folder)
+        another.resume()
+        another.log(3, {"progress.rows_done": 3})
+        another.save(folder)
+    elif who == "who is about to begin":
+        folder.write(Lock.NAME, b"{}")
+    left = folder.read("record.json")
     assert tracker.stop(60)
-    now = Record.load(folder)
-    assert (now.state, now.history) == ("running", another.history)
-    assert now.mlflow["run_id"] == record.mlflow["run_id"]
+    assert (folder.read("record.json") == left) == (who != "nobody")
+    assert runs(database, experiment)["taken over"].info.status == "FAILED"
+    if who == "nobody":
+        lines: list[str] = []
+        assert replay(output.uri, database, experiment, say=lines.append)
+        assert "was there" in lines[0]
 
 
 def test_what_stands_still_is_not_read_again(
@@ -472,13 +490,17 @@ def test_a_server_that_comes_back_has_all(server: Any, experiment: str, output: 
     began = time.monotonic()
     assert not tracker.stop(2)
     assert time.monotonic() - began < 3
-    assert "jobs/track.py" in (tracker.problem or "")
+    command = re.search(r"python (jobs/track.py) <output>( --tracking-uri \S+) brings it there", tracker.problem or "")
+    assert command is not None
     server.signal(signal.SIGCONT)
     while not alive(server.uri):
         time.sleep(0.5)
     for word in ("brought", "was there"):
         done = subprocess.run(
-            [sys.executable, str(ROOT / "jobs" / "track.py"), output.uri], capture_output=True, text=True, check=False
+            [sys.executable, str(ROOT / command[1]), output.uri, *command[2].split()],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert (done.returncode, done.stderr) == (0, ""), done
         assert [word in line for line in done.stdout.splitlines()] == [True, True]

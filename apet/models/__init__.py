@@ -55,7 +55,8 @@ def load(
     dtype:    "auto" is the checkpoint's
     attn:     the attention kernel: "packed" (`apet/varlen.py`), "sdpa", "eager", "flash_attention_2", or another that
               transformers knows
-    device:   "auto" spreads the layers over all GPUs that this process sees, for a model that is too large for one
+    device:   where it is to answer: how a tower attends is chosen for that place, so move it no more; "auto" spreads
+              the layers over all GPUs that this process sees, for a model that is too large for one
     revision: a branch, tag or commit of the hub's repository
 
     Weights come from safetensors, which hold numbers alone. The processor pads on the left, as generation needs it.

@@ -91,7 +91,7 @@ def mlflow_killed(night: Night) -> Generator[None, None, None]:
         yield
         assert "python jobs/track.py" in night.job.said
         server.start()
-        assert replay(str(night.output))
+        assert replay(str(night.output), server.uri)
         _has_all(night, server.uri)
     finally:
         server.kill()
