@@ -144,13 +144,12 @@ def loop(config: Any, worker: Any) -> None:
 
     from pipelines.brief import job_of
     from pipelines.ledger import Book
-    from pipelines.paths import resolve_paths
     from pipelines.plan import BATCHES, prepared
     from pipelines.prepare import preparer
     from pipelines.record import Record
     from pipelines.work import Work
 
-    work = Work.of(resolve_paths(config))
+    work = Work.of(config)
     work.begin(Record("loop"))
     plan = job_of([work], threads=os.cpu_count())
     book = Book()

@@ -190,7 +190,8 @@ def forget(gpu: bool) -> None:
     """Give the memory of models that are gone back to the device: the next one, or a job's worker, wants it."""
     gc.collect()
     if gpu:
-        torch.cuda.empty_cache()
+        with contextlib.suppress(RuntimeError):  # of a device that has failed; who comes next says so
+            torch.cuda.empty_cache()
 
 
 def most_rows() -> int:

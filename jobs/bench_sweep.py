@@ -67,7 +67,6 @@ def measured(args: argparse.Namespace, folder: str) -> dict[str, Any]:
     from pipelines.brief import job_of
     from pipelines.config import EvalConfig
     from pipelines.ledger import Book
-    from pipelines.paths import resolve_paths
     from pipelines.plan import BATCHES
     from pipelines.prepare import preparer
     from pipelines.record import Record
@@ -85,7 +84,7 @@ def measured(args: argparse.Namespace, folder: str) -> dict[str, Any]:
             output=f"{folder}/{output}",
             **given,
         )
-        work = Work.of(resolve_paths(config))
+        work = Work.of(config)
         work.begin(Record(output))
         return work
 

@@ -27,7 +27,7 @@ from pipelines import values
 from pipelines.judge import JUDGES, Judge, Unavailable, judge
 from pipelines.judge.verdicts import Outcome, judge_run, line, runs
 from pipelines.lock import Locked
-from pipelines.paths import to_write
+from pipelines.paths import to_write, tracking
 from pipelines.record import Record
 from pipelines.storage import Folder, redacted
 
@@ -49,7 +49,7 @@ def arguments() -> argparse.ArgumentParser:
     add(
         "--tracking-uri",
         metavar="URI",
-        help="MLflow for the numbers (MLFLOW_TRACKING_URI, or the run's file)",
+        help="another MLflow (where the run is: a file, or the server of MLFLOW_TRACKING_URI)",
     )
     add("--cache", metavar="FOLDER", help="of replies (judge-cache beside the first run); none: keep nothing")
     at = parser.add_argument_group("endpoint")
@@ -121,12 +121,13 @@ def main() -> int:
     found: dict[str, Outcome] = {}
     try:
         folders = runs(options.runs)
+        uri = tracking(options.tracking_uri, folders[0].parent.uri) if options.tracking_uri else None
         with_whom = chosen(options, folders)
         for folder in folders:
             name = redacted(folder.uri).rstrip("/").rpartition("/")[2]
             found[name] = judge_run(folder, with_whom, lambda text: print(text, file=sys.stderr))
             print(line(name, found[name]))
-            _track(folder, options.tracking_uri)
+            _track(folder, uri)
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {redacted(str(error))}", file=sys.stderr)
         return 2

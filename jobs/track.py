@@ -5,8 +5,8 @@
     python jobs/track.py s3://bucket/results --tracking-uri sqlite:///runs.db
 
 Everything is in the record.json beside each run's answers. Runs that are there already stay as they are, so this can be
-repeated, and it may run while a job does. A server has to be named, by the flag or MLFLOW_TRACKING_URI: a record, which
-anybody can write, decides over a file at most.
+repeated, and it may run while a job does. A server has to be named, by the flag or by MLFLOW_TRACKING_URI: what only a
+record names, which anybody can write, gets nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from pipelines.paths import OUTPUT, to_write
+from pipelines.paths import OUTPUT, to_write, tracking
 from pipelines.storage import redacted
 from pipelines.tracking import replay
 
@@ -26,12 +26,14 @@ def main() -> int:
     )
     parser.add_argument(
         "--tracking-uri",
-        help="MLflow for the runs (MLFLOW_TRACKING_URI, or the file each record names)",
+        help="another MLflow (where each record says: a file, or the server of MLFLOW_TRACKING_URI)",
     )
     parser.add_argument("--experiment", help="the experiment there (the one each record names)")
     options = parser.parse_args()
     try:
-        return 0 if replay(to_write(options.output, "output"), options.tracking_uri, options.experiment) else 1
+        output = to_write(options.output, "output")
+        uri = tracking(options.tracking_uri, output) if options.tracking_uri else None
+        return 0 if replay(output, uri, options.experiment) else 1
     except (ValueError, OSError) as error:
         print(f"track.py: {redacted(' '.join(str(error).split()))}", file=sys.stderr)
         return 2

@@ -25,6 +25,7 @@ TAG = "apet.record"  # the run of a record
 STATUS = {"running": "RUNNING", "finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
 _POINTS = 50  # of the history, in one call
 SQLITE = "sqlite:///"
+LOGIN = ("http:", "https:", "mlflow-artifacts:")  # places for files that MLflow's client sends its login to
 _PATIENCE = {  # MLflow's own would be four minutes on a server that is down
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
@@ -154,7 +155,7 @@ class Experiment:
         if parent:
             state["parent_run_id"] = self._parent(parent, data["started"])
         if run is None:
-            state.update(history=0, artifacts={}, content=None)
+            state.update(history=0, artifacts={}, content=None, note="")
             nested = {"mlflow.parentRunId": state["parent_run_id"]} if parent else {}
             run = self._connect().create_run(
                 self._experiment_id,
@@ -164,6 +165,12 @@ class Experiment:
             )
         elif parent and run.data.tags.get("mlflow.parentRunId") != state["parent_run_id"]:
             client.set_tag(run.info.run_id, "mlflow.parentRunId", state["parent_run_id"])
+        place = run.info.artifact_uri or ""
+        if self.uri.startswith(SQLITE) and place.lower().startswith(LOGIN):
+            raise ValueError(
+                "this database has the run's files at a server, which would be sent your login; if you know that"
+                f" server, give it as --tracking-uri: {redacted(place)}"
+            )
         state["run_id"] = self._runs[data["id"]] = run.info.run_id
         self._params[run.info.run_id] = set(run.data.params)
         return str(run.info.run_id)
@@ -188,10 +195,13 @@ class Experiment:
         params = {_key(name): value[:6000] for name, value in flat(data["config"]).items()}
         known = self._params[run_id]
         tables = [name for name in data["artifacts"] if name.endswith(".table.json")]
+        note, noted = data["message"], state.get("note", "")
+        if note != noted and self._note(run_id) != noted:
+            note = noted  # a person has written another one meanwhile
         tags = {
             **data["tags"],
             "mlflow.runName": title(data),
-            **({"mlflow.note.content": data["message"]} if data["message"] or state.get("noted") else {}),
+            **({"mlflow.note.content": note} if note != noted else {}),
             **(
                 {"mlflow.loggedArtifacts": json.dumps([{"path": name, "type": "table"} for name in tables])}
                 if tables
@@ -204,7 +214,7 @@ class Experiment:
             tags=[RunTag(_key(name), str(value)[:5000]) for name, value in tags.items()],
         )
         known.update(params)
-        state["noted"] = bool(data["message"])  # a note that a person wrote is not ours to take away
+        state["note"] = note
         dataset = data["dataset"]
         if dataset:
             source = json.dumps({"uri": dataset.get("source", "")})
@@ -212,6 +222,10 @@ class Experiment:
             client.log_inputs(run_id, [DatasetInput(entity, [InputTag("mlflow.data.context", "eval")])])
         if data["state"] == "running":
             client.update_run(run_id, status="RUNNING")
+
+    def _note(self, run_id: str) -> str:
+        """What MLflow's page of a run shows as its description."""
+        return str(self._connect().get_run(run_id).data.tags.get("mlflow.note.content", ""))
 
     def _progress(self, run_id: str, history: list[dict[str, float]], state: dict[str, Any]) -> None:
         client = self._connect()

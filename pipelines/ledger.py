@@ -26,7 +26,7 @@ from pipelines.meter import device
 ALONE = 2  # deaths while answering a row by itself, after which it is given up
 PARDONS = 1  # of a row that was given up: it may have died of one method alone
 DEATHS = 10  # of workers in a row without an answer between, after which the job is
-BLAMELESS = 3  # so many of them is one that took a whole --batch-timeout over what no row can be blamed for
+STUCK = 3  # times that a worker takes a whole --batch-timeout over what no row can be blamed for, before the job is
 GRACE = 10.0  # seconds that a worker has to say that it took too long
 
 
@@ -91,23 +91,27 @@ class Book:
         self._alone: Counter[str] = Counter()
         self._pardoned: Counter[str] = Counter()
         self._barren: Counter[str] = Counter()  # by worker: its deaths since any worker's last answer
+        self._stuck: Counter[str] = Counter()  # by worker: its deaths of what no row can be blamed for
         self._last = ""
         self.progress = Progress()
 
     def arrive(self, worker: str) -> tuple[bool, str]:
         """A worker starts. Returns whether it died before, and why the job should stop, if it should."""
-        died = self._open.pop(worker, None)
+        died, overdue = self._open.pop(worker, None), self._overdue.pop(worker, None)
         if died is not None:
             self.progress.deaths += 1
-            overdue = self._overdue.pop(worker, None)
-            self._barren[worker] += 1 if died or overdue is None else BLAMELESS
+            self._barren[worker] += 1
+            self._stuck[worker] += overdue is not None and not died
             if len(died) == 1:
                 self._alone.update(died)
             self._suspects.update(died)
             self._last = ", ".join(died[:3]) or "no row yet"
-            if overdue is not None:
-                self._last += f", which took longer than --batch-timeout {overdue:g} s"
         self._open[worker] = []  # from here on its end is noticed
+        if self._stuck[worker] >= STUCK:
+            return True, (
+                "reading rows of the manifest took longer than --batch-timeout each time; look at the store that --data"
+                " is on, or give more time"
+            )
         if self._barren[worker] >= DEATHS:
             return True, (
                 f"a worker died {self._barren[worker]} times without an answer between, last while answering"

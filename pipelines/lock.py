@@ -57,6 +57,11 @@ class Lock:
         if self._held():
             self.folder.delete(self.NAME)
 
+    def others(self) -> bool:
+        """Does another process hold the lock, or a dead one? Without taking it."""
+        holder, mine = self._holder(), ("host", "boot", "pid", "born")
+        return holder is not None and any(holder.get(key) != self._me[key] for key in mine)
+
     def check(self) -> None:
         """Locked if the run is another's by now: who held it must not write there any more."""
         with contextlib.suppress(OSError):  # a store that does not answer says nothing about who holds it

@@ -44,9 +44,9 @@ def resolve_paths(config: EvalConfig) -> EvalConfig:
         data=_to_read(config.data, "data"),
         media_root=_to_read(config.media_root, "media-root"),
         output=output,
-        revision=config.revision if Path(model).is_dir() else pinned(model, config.revision, output),
+        revision=config.revision if Path(model).is_dir() else commit_of(model, config.revision, output),
     )
-    return replace(resolved, tracking_uri=_tracking(config.tracking_uri, resolved.output))
+    return replace(resolved, tracking_uri=tracking(config.tracking_uri, resolved.output))
 
 
 def demo_model(kind: Kind) -> Path:
@@ -100,7 +100,7 @@ def to_write(path: str, flag: str) -> str:
     )
 
 
-def _tracking(uri: str | None, output: str) -> str:
+def tracking(uri: str | None, output: str) -> str:
     """MLflow's address: what was given, else what the environment says, else a file beside the answers."""
     given = uri or os.environ.get("MLFLOW_TRACKING_URI")
     if not given:
@@ -120,26 +120,51 @@ def _tracking(uri: str | None, output: str) -> str:
 
 
 @functools.cache
-def pinned(model: str, revision: str | None, output: str) -> str | None:
+def commit_of(model: str, revision: str | None, output: str) -> str | None:
     """The commit that stands for a branch or tag of a model on the hub, in all jobs with this output.
 
-    The first of them asks the hub and notes it beside the answers. So the same command goes on with the same model when
-    the branch has moved, or the hub does not answer; a finished job asks nobody. Where nothing is known, the revision.
+    The first of them asks the hub, and `pin` notes it. So the same command goes on with the same model when the branch
+    has moved, or the hub does not answer; a finished job asks nobody. Where nothing is known, the revision.
     """
     if revision and _COMMIT.fullmatch(revision):
         return revision
-    folder, name = Folder.of(output), f"{model}@{revision or 'main'}"
-    pin = f"{name.replace('/', '--')}.commit"
-    with contextlib.suppress(FileNotFoundError):
-        known = folder.read(pin).decode(errors="replace").strip()
-        if not _COMMIT.fullmatch(known):
-            raise ValueError(f"{redacted(folder.uri)}/{pin} holds no commit; delete it, or give --revision COMMIT")
-        print(f"{name} is at {known} for {redacted(folder.uri)}; --revision COMMIT, or deleting {pin}, takes another")
-        return known
-    found = _hub(model, revision) or _cached(model, revision)
-    if found is not None:
-        folder.write(pin, found.encode())
-    return found or revision
+    folder, (name, file) = Folder.of(output), _pin(model, revision)
+    known = _pinned(folder, file)
+    if known is not None:
+        print(f"{name} is at {known} for {redacted(folder.uri)}; --revision COMMIT, or deleting {file}, takes another")
+    return known or _hub(model, revision) or _cached(model, revision) or revision
+
+
+def pin(config: EvalConfig, revision: str | None) -> None:
+    """Note for later jobs at which commit this one, which has begun, asks its model.
+
+    config:   a resolved one
+    revision: what it had been before
+    """
+    if config.revision is None or config.revision == revision:
+        return
+    folder, (name, file) = Folder.of(config.output), _pin(config.model, revision)
+    known = _pinned(folder, file)
+    if known is None:
+        folder.write(file, config.revision.encode())
+    elif known != config.revision:
+        raise ValueError(f"another job has begun meanwhile, with {name} at {known}; run the same command again")
+
+
+def _pin(model: str, revision: str | None) -> tuple[str, str]:
+    """What a commit is noted for, and the file that it is noted in."""
+    name = f"{model}@{revision or 'main'}"
+    return name, f"{name.replace('/', '--')}.commit"
+
+
+def _pinned(folder: Folder, file: str) -> str | None:
+    try:
+        known = folder.read(file).decode(errors="replace").strip()
+    except FileNotFoundError:
+        return None
+    if not _COMMIT.fullmatch(known):
+        raise ValueError(f"{redacted(folder.uri)}/{file} holds no commit; delete it, or give --revision COMMIT")
+    return known
 
 
 def _hub(model: str, revision: str | None) -> str | None:
@@ -155,15 +180,19 @@ def _hub(model: str, revision: str | None) -> str | None:
 
 
 def _cached(model: str, revision: str | None) -> str | None:
-    """The commit that this machine has of a branch: as its download said, or the only one there is."""
+    """The commit that this machine has of a branch: as its download said, or of main the only one there is."""
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
     folder = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=model, repo_type="model"))
     with contextlib.suppress(OSError):
-        return (folder / "refs" / (revision or "main")).read_text().strip()
+        known = (folder / "refs" / (revision or "main")).read_text().strip()
+        return known if _COMMIT.fullmatch(known) else None
+    if revision not in (None, "main"):
+        return None
     with contextlib.suppress(OSError, ValueError):
-        (only,) = (folder / "snapshots").iterdir()  # what was loaded as a commit, by a job, leaves no branch behind
+        (only,) = (folder / "snapshots").iterdir()  # a job loads a commit, which leaves no branch behind
+        print(f"the hub does not say what {model} is; taken is all that this machine has of it, {only.name}")
         return only.name
     return None
 

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from pipelines import answers, summary
 from pipelines.config import EvalConfig, to_yaml
 from pipelines.lock import Lock, Locked
-from pipelines.paths import resolve_paths
 from pipelines.record import Record, State
 from pipelines.rows import described
 from pipelines.storage import Folder, at_once, redacted
@@ -39,12 +38,13 @@ def run(config: EvalConfig, worker: type[Answerer] | None = None) -> int:
     worker: another Answerer, for tests and benchmarks
     """
     with guarded() as status:
-        status.code = _run(resolve_paths(config), worker)
+        status.code = _run(config, worker)
     return status.code
 
 
-def _run(config: EvalConfig, worker: type[Answerer] | None) -> int:
-    work = Work.of(config)
+def _run(asked: EvalConfig, worker: type[Answerer] | None) -> int:
+    work = Work.of(asked)
+    config = work.config
     print(to_yaml(config))
     if not work.open:
         print("Everything asked for is answered already; nothing to do.\n")

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.config import EvalConfig
 from pipelines.grid import Grid, model_groups
-from pipelines.paths import resolve_paths
 from pipelines.record import State, git_commit
 from pipelines.report.gather import LEFT_OUT
 from pipelines.report.write import PAGE, report
@@ -105,7 +104,7 @@ def prepare(grid: Grid) -> tuple[list[Work], list[Hopeless]]:
     works, hopeless = [], []
     for job in grid.jobs:
         try:
-            work = Work.of(resolve_paths(job))
+            work = Work.of(job)
             if any(_failed(unit, work) for unit in work.units):
                 work.retry_errors()  # a point that failed is tried again
             known = _remembered(Folder.of(work.config.output))

@@ -185,17 +185,13 @@ def replay(
         return False
     servers: dict[tuple[str, str], Experiment] = {}
     silent: set[tuple[str, str]] = set()
+    refused: set[str] = set()  # servers, each said once
     for record, place in found:
-        key = (uri or record.mlflow.get("uri", ""), experiment or record.mlflow.get("experiment", "apet"))
-        if not key[0] or "***@" in key[0]:
-            say(f"{record.name}: its record does not say where MLflow is, or leaves out a password; use --tracking-uri")
-            complete = False
-            continue
-        if uri is None and not _ours(key[0]):
-            say(
-                f"{record.name}: its record names {redacted(key[0])}. Anybody can write a record, and MLflow's client"
-                " sends your login along: if you know that server, give --tracking-uri, or set MLFLOW_TRACKING_URI"
-            )
+        key = (uri or _meant(record), experiment or record.mlflow.get("experiment", "apet"))
+        if uri is None and (why := _refused(key[0])):
+            if key[0] not in refused:
+                say(f"{record.name}: {why}")
+            refused.add(key[0])
             complete = False
             continue
         if key in silent:
@@ -221,14 +217,27 @@ def replay(
     return complete
 
 
-def _ours(uri: str) -> bool:
-    """Is it a file, or the server that the user works with?"""
-    return uri.startswith(SQLITE) or uri == os.environ.get("MLFLOW_TRACKING_URI")
+def _meant(record: Record) -> str:
+    """Where a record was meant to go: if that is the user's own server, with the password that records leave out."""
+    uri, mine = str(record.mlflow.get("uri", "")), os.environ.get("MLFLOW_TRACKING_URI", "")
+    return mine if uri == redacted(mine) else uri
+
+
+def _refused(uri: str) -> str:
+    """Why nothing is brought to what only a record names: anybody can write one, and the client sends a login along."""
+    if uri.startswith(SQLITE) or (uri and uri == os.environ.get("MLFLOW_TRACKING_URI")):
+        return ""
+    if not uri or "***@" in uri:
+        return "its record does not say where MLflow is, or leaves out a password; use --tracking-uri"
+    return (
+        f"its record names {redacted(uri)}. Anybody can write a record, and MLflow's client sends your login along:"
+        " if you know that server, give it as --tracking-uri"
+    )
 
 
 def _named(experiment: Experiment) -> str:
     """What `replay` has to be told of a server."""
-    return "" if _ours(experiment.uri) else f" --tracking-uri {experiment.shown}"
+    return "" if experiment.uri.startswith(SQLITE) else f" --tracking-uri {experiment.shown}"
 
 
 def _as_left(record: Record, folder: Folder) -> bool:
@@ -237,7 +246,7 @@ def _as_left(record: Record, folder: Folder) -> bool:
     Who takes the lock writes the record later than we do, who look and write at once.
     """
     left = Record.load(folder).snapshot()
-    return not folder.exists(Lock.NAME) and {**left, "mlflow": 0} == {**record.snapshot(), "mlflow": 0}
+    return not Lock(folder).others() and {**left, "mlflow": 0} == {**record.snapshot(), "mlflow": 0}
 
 
 def dashboard(uri: str) -> str:

@@ -22,7 +22,7 @@ from pipelines.benchmarks import benchmark
 from pipelines.benchmarks.base import Benchmark
 from pipelines.config import EvalConfig, to_yaml
 from pipelines.manifest import Manifest
-from pipelines.paths import model_fingerprint
+from pipelines.paths import model_fingerprint, pin, resolve_paths
 from pipelines.points import Point
 from pipelines.record import Record, State, git_commit
 from pipelines.storage import Folder, at_once, redacted
@@ -53,9 +53,7 @@ class Unit:
         if record is None or record.state != "finished" or (config.retry_errors and record.rows["error"]):
             return False
         had = record.config.get("limit")
-        if had == ("all" if config.limit is None else config.limit):
-            return record.message == too_many_errors(record, config)  # another --max-error-rate is another verdict
-        return had == "all" or (config.limit is not None and config.limit < had)
+        return had == "all" or (config.limit is not None and config.limit <= had)
 
 
 @dataclass
@@ -68,10 +66,12 @@ class Work:
     units: list[Unit]
     open: list[Unit] = field(default_factory=list)  # that lack answers; what `wanted` counts
     left_out: dict[str, str] = field(default_factory=dict)  # runs that the model cannot do, and why
+    revision: str | None = None  # of the model, as it was asked for; the config has its commit
 
     @classmethod
-    def of(cls, config: EvalConfig) -> Work:
-        """What this config asks for; a ValueError or FileNotFoundError if its data is not what it says."""
+    def of(cls, asked: EvalConfig) -> Work:
+        """What a config asks for; a ValueError or FileNotFoundError if its data is not what it says."""
+        config = resolve_paths(asked)
         bench = benchmark(config.benchmark)
         manifest = manifest_of(config)
         digest = (bench.digest(config.split) if config.data is None else None) or manifest.digest()
@@ -81,7 +81,7 @@ class Work:
             identity = config.identity(point, digest, fingerprint, bench.version)
             run_id = config.run_name(point, identity)
             units.append(Unit(point, identity, run_id, output.child(run_id)))
-        work = cls(config, bench, manifest, units)
+        work = cls(config, bench, manifest, units, revision=asked.revision)
         work.look()
         return work
 
@@ -136,6 +136,7 @@ class Work:
 
     def begin(self, job: Record) -> None:
         """Under the runs' locks: write down that they are worked on."""
+        pin(self.config, self.revision)
         self.look()  # another job may have ended just before we had the locks
         for unit in self.open:
             unit.record = self._started(unit)

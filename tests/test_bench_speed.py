@@ -72,6 +72,21 @@ def test_a_rival_that_does_not_fit_ends_no_table(bench: Any, monkeypatch: pytest
         bench.measure(model, points, {}, 1)
 
 
+def test_a_model_that_fails_costs_no_other(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def one(name: str, given: Any, device: Any) -> Iterator[Any]:
+        yield f"{name} began"
+        if name == "qwen2.5-vl-7b":
+            raise torch.OutOfMemoryError("tried to allocate 20 GiB")
+        yield f"{name} ended"
+
+    monkeypatch.setattr(bench, "_prefill", one)
+    found: list[str] = []
+    with pytest.raises(RuntimeError, match=r"without qwen2.5-vl-7b$"):
+        found.extend(bench.prefill(SimpleNamespace(), CPU))
+    assert found[-2:] == ["video-llava-7b began", "video-llava-7b ended"]
+    assert len(found) == 5
+
+
 @torch.inference_mode()
 def test_a_profile_tells_compression_from_the_rest(bench: Any) -> None:
     import bench_profile

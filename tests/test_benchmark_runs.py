@@ -21,7 +21,6 @@ from jobs import eval_image, eval_video, score
 from pipelines import answers
 from pipelines.benchmarks import benchmark
 from pipelines.config import EvalConfig
-from pipelines.paths import resolve_paths
 from pipelines.record import Record
 from pipelines.rows import Kind
 from pipelines.run import carry_out, job_record
@@ -69,7 +68,7 @@ def results(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
         given = asked(name, folder)
         if name not in TYPED:
             config = EvalConfig.of(kind, **given, methods=("apet",), budgets=(BUDGET,), actors=(1, 1))
-            groups[kind].append(Work.of(resolve_paths(config)))
+            groups[kind].append(Work.of(config))
             continue
         argv = [part for flag, value in given.items() for part in (f"--{flag.replace('_', '-')}", str(value))]
         with pytest.MonkeyPatch.context() as patch:

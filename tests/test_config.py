@@ -640,9 +640,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(found.cache))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(HfApi, "model_info", lambda *_, **asked: found.asked())
-    paths.pinned.cache_clear()
+    paths.commit_of.cache_clear()
     yield found
-    paths.pinned.cache_clear()
+    paths.commit_of.cache_clear()
 
 
 @dataclass
@@ -659,8 +659,9 @@ class Hub:
 
     def run_of(self, output: Path, **more: Any) -> str:
         """The folder of a run of another process."""
-        paths.pinned.cache_clear()
+        paths.commit_of.cache_clear()
         config = resolve_paths(EvalConfig.of("image", model="org/m", data=str(output), output=str(output), **more))
+        paths.pin(config, more.get("revision"))  # it begins
         fingerprint = paths.model_fingerprint(config.model, config.revision)
         return config.run_name(config.points[0], config.identity(config.points[0], "manifest", fingerprint, "1"))
 
@@ -686,19 +687,29 @@ def test_a_job_that_goes_on_asks_the_model_that_it_began_with(
     assert elsewhere != first
     assert hub.run_of(output, revision=OTHER) == elsewhere
     (output / "org--m@main.commit").unlink()
+    paths.commit_of.cache_clear()
+    early = resolve_paths(EvalConfig.of("image", model="org/m", output=str(output)))
+    assert not (output / "org--m@main.commit").exists()  # of a job that did not begin
     assert hub.run_of(output) == elsewhere
+    paths.pin(early, None)
+    with pytest.raises(ValueError, match=f"another job has begun meanwhile, with org/m@main at {OTHER}"):
+        paths.pin(replace(early, revision=ONE), None)
     (output / "org--m@main.commit").write_text("main")
     with pytest.raises(ValueError, match="holds no commit; delete it"):
         hub.run_of(output)
 
 
-def test_without_the_hub_a_model_is_what_this_machine_has_of_it(hub: Hub, tmp_path: Path) -> None:
+def test_without_the_hub_a_model_is_what_this_machine_has_of_it(
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     output = tmp_path / "results"
-    assert paths.pinned("org/m", "v1", str(output)) == "v1"  # nobody knows it: loading it will say so
+    assert paths.commit_of("org/m", "v1", str(output)) == "v1"  # nobody knows it: loading it will say so
     assert not output.exists()
     repository = hub.cache / "models--org--m"
     (repository / "snapshots" / ONE).mkdir(parents=True)  # of a job, which loads a commit
     known = hub.run_of(output)
+    assert f"taken is all that this machine has of it, {ONE}" in capsys.readouterr().out
+    assert paths.commit_of("org/m", "v1", str(output)) == "v1"  # which it may not be
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(OTHER)
     (repository / "snapshots" / OTHER).mkdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -242,12 +243,31 @@ def test_a_login_goes_where_it_belongs(output: Folder, monkeypatch: pytest.Monke
     said: list[str] = []
     assert not replay(output.uri, say=said.append)
     assert "theirs: its record names http://theirs.example. Anybody can write a record" in said[0]
-    assert "give --tracking-uri" in said[0]
+    assert "give it as --tracking-uri" in said[0]
     assert asked == []
     assert replay(output.uri, "http://theirs.example", say=said.append)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://theirs.example")
     assert replay(output.uri, say=said.append)
     assert asked == ["http://theirs.example"] * 2
+    Record("ours", mlflow={"uri": "http://***@ours.example"}).save(output)
+    assert not replay(output.uri, say=said.append)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@ours.example")
+    assert replay(output.uri, say=said.append)  # whose password records leave out
+
+
+def test_a_database_sends_the_login_nowhere_either(
+    database: str, experiment: str, output: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its runs may have their files at a server, which MLflow's client would log in to."""
+    client(database).create_experiment(experiment, artifact_location="https://theirs.example/api")
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "secret")
+    record = Record("theirs", artifacts=["config.yaml"])
+    record.end("finished")
+    record.save(output.child("theirs"))
+    output.child("theirs").write("config.yaml", b"a: 1")
+    said: list[str] = []
+    assert not replay(output.uri, database, experiment, say=said.append)
+    assert "if you know that server, give it as --tracking-uri: https://theirs.example/api" in said[0]
 
 
 def test_a_run_that_goes_on_is_the_same_run(database: str, experiment: str, output: Folder) -> None:
@@ -286,17 +306,34 @@ def test_a_run_with_too_many_errors_has_failed(database: str, experiment: str, o
     run = runs(database, experiment)[record.name]
     assert run.info.status == "FAILED"
     assert run.data.tags["mlflow.note.content"] == "9 of 20 rows ended in an error"
-    record.end("finished", {"rows_error": 1})
+    record = mended(output.child(record.name), database, experiment)
+    run = runs(database, experiment)[record.name]
+    assert (run.info.status, run.data.tags["mlflow.note.content"]) == ("FINISHED", "")
+
+
+def test_a_persons_note_is_left_alone(database: str, experiment: str, output: Folder) -> None:
+    record = Record("full of errors")
+    record.end("finished", {"rows_error": 9}, "9 of 20 rows ended in an error")
     record.save(output.child(record.name))
     assert replay(output.uri, database, experiment, say=lambda text: None)
     run = runs(database, experiment)[record.name]
-    assert (run.info.status, run.data.tags["mlflow.note.content"]) == ("FINISHED", "")
     client(database).set_tag(run.info.run_id, "mlflow.note.content", "a person's")
-    record = Record.load(output.child(record.name))
-    record.end("finished", {"rows_error": 0})
-    record.save(output.child(record.name))
-    assert replay(output.uri, database, experiment, say=lambda text: None)
-    assert runs(database, experiment)[record.name].data.tags["mlflow.note.content"] == "a person's"
+    for message in ("", "8 of 20 rows ended in an error"):
+        mended(output.child(record.name), database, experiment, message)
+        run = runs(database, experiment)[record.name]
+        assert (run.info.status, run.data.tags["mlflow.note.content"]) == (
+            "FAILED" if message else "FINISHED",
+            "a person's",
+        )
+
+
+def mended(folder: Folder, database: str, experiment: str, message: str = "") -> Record:
+    """A run that ends again, otherwise."""
+    record = Record.load(folder)
+    record.end("finished", {"rows_error": 1}, message)
+    record.save(folder)
+    assert replay(folder.uri, database, experiment, say=lambda text: None)
+    return record
 
 
 @pytest.mark.parametrize("who", ["nobody", "who has begun", "who is about to begin"])
@@ -318,7 +355,8 @@ def test_a_run_whose_lock_is_given_back_is_written_until_another_has_it(
     elif who == "who is about to begin":
         folder.write(Lock.NAME, b"{}")
     left = folder.read("record.json")
-    assert tracker.stop(60)
+    with Lock(folder) if who == "nobody" else contextlib.nullcontext():  # ours, which is about to be given back
+        assert tracker.stop(60)
     assert (folder.read("record.json") == left) == (who != "nobody")
     assert runs(database, experiment)["taken over"].info.status == "FAILED"
     if who == "nobody":
