@@ -17,15 +17,17 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from pipelines.record import flat, title
 from pipelines.storage import Folder, redacted
 
 TAG = "apet.record"  # the run of a record
+NOTE, OUR_NOTE = "mlflow.note.content", "apet.note"  # what its page shows as its description, and what we wrote there
 STATUS = {"running": "RUNNING", "finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
 _POINTS = 50  # of the history, in one call
 SQLITE = "sqlite:///"
-LOGIN = ("http:", "https:", "mlflow-artifacts:")  # places for files that MLflow's client sends its login to
+PLACES = ("", "file", "s3", "gs")  # for files of a database's runs; to others MLflow's client may send its login
 _PATIENCE = {  # MLflow's own would be four minutes on a server that is down
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
@@ -82,7 +84,7 @@ class Experiment:
         content = _content(data)
         fresh = state.get("content") != content
         if fresh:
-            self._describe(run_id, data, state)
+            self._describe(run_id, data)
         self._progress(run_id, data["history"], state)
         if fresh:
             self._conclude(run_id, data)
@@ -155,7 +157,7 @@ class Experiment:
         if parent:
             state["parent_run_id"] = self._parent(parent, data["started"])
         if run is None:
-            state.update(history=0, artifacts={}, content=None, note="")
+            state.update(history=0, artifacts={}, content=None)
             nested = {"mlflow.parentRunId": state["parent_run_id"]} if parent else {}
             run = self._connect().create_run(
                 self._experiment_id,
@@ -165,12 +167,6 @@ class Experiment:
             )
         elif parent and run.data.tags.get("mlflow.parentRunId") != state["parent_run_id"]:
             client.set_tag(run.info.run_id, "mlflow.parentRunId", state["parent_run_id"])
-        place = run.info.artifact_uri or ""
-        if self.uri.startswith(SQLITE) and place.lower().startswith(LOGIN):
-            raise ValueError(
-                "this database has the run's files at a server, which would be sent your login; if you know that"
-                f" server, give it as --tracking-uri: {redacted(place)}"
-            )
         state["run_id"] = self._runs[data["id"]] = run.info.run_id
         self._params[run.info.run_id] = set(run.data.params)
         return str(run.info.run_id)
@@ -188,20 +184,20 @@ class Experiment:
             self._params[run.info.run_id] = set(run.data.params)
         return self._runs[parent["id"]]
 
-    def _describe(self, run_id: str, data: Mapping[str, Any], state: dict[str, Any]) -> None:
+    def _describe(self, run_id: str, data: Mapping[str, Any]) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
 
         client = self._connect()
         params = {_key(name): value[:6000] for name, value in flat(data["config"]).items()}
         known = self._params[run_id]
         tables = [name for name in data["artifacts"] if name.endswith(".table.json")]
-        note, noted = data["message"], state.get("note", "")
-        if note != noted and self._note(run_id) != noted:
-            note = noted  # a person has written another one meanwhile
+        there, message = client.get_run(run_id).data.tags, data["message"][:5000]
+        ours = there.get(NOTE, "") == there.get(OUR_NOTE, "")  # no person has written another one meanwhile
+        note = {NOTE: message, OUR_NOTE: message} if ours and message != there.get(NOTE, "") else {}
         tags = {
             **data["tags"],
             "mlflow.runName": title(data),
-            **({"mlflow.note.content": note} if note != noted else {}),
+            **note,
             **(
                 {"mlflow.loggedArtifacts": json.dumps([{"path": name, "type": "table"} for name in tables])}
                 if tables
@@ -214,7 +210,6 @@ class Experiment:
             tags=[RunTag(_key(name), str(value)[:5000]) for name, value in tags.items()],
         )
         known.update(params)
-        state["note"] = note
         dataset = data["dataset"]
         if dataset:
             source = json.dumps({"uri": dataset.get("source", "")})
@@ -222,10 +217,6 @@ class Experiment:
             client.log_inputs(run_id, [DatasetInput(entity, [InputTag("mlflow.data.context", "eval")])])
         if data["state"] == "running":
             client.update_run(run_id, status="RUNNING")
-
-    def _note(self, run_id: str) -> str:
-        """What MLflow's page of a run shows as its description."""
-        return str(self._connect().get_run(run_id).data.tags.get("mlflow.note.content", ""))
 
     def _progress(self, run_id: str, history: list[dict[str, float]], state: dict[str, Any]) -> None:
         client = self._connect()
@@ -266,6 +257,7 @@ class Experiment:
                 content = folder.read(name)
                 digest = hashlib.sha256(content).hexdigest()[:16]
                 if state["artifacts"].get(name) != digest:
+                    self._safe(run_id)
                     inside, _, last = name.rpartition("/")
                     with tempfile.TemporaryDirectory() as here:
                         file = Path(here, last)
@@ -277,6 +269,15 @@ class Experiment:
                 state["artifacts"] = {known: value for known, value in state["artifacts"].items() if known != name}
         if problem is not None:
             raise ArtifactError(f"artifacts: {said(problem)}") from problem
+
+    def _safe(self, run_id: str) -> None:
+        """A database, which anybody may have made, sends a run's files and MLflow's login to no server."""
+        place = self._connect().get_run(run_id).info.artifact_uri or ""
+        if self.uri.startswith(SQLITE) and urlsplit(place).scheme not in PLACES:
+            raise ValueError(
+                f"{self.experiment} in this database has its files at {redacted(place)[:40]}..., which may be sent your"
+                " login; give that server's own address as --tracking-uri"
+            )
 
 
 def _content(data: Mapping[str, Any]) -> str:

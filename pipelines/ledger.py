@@ -123,6 +123,7 @@ class Book:
         """A worker has done all it came for."""
         self._survived(worker)
         self._open.pop(worker, None)
+        self._stuck.pop(worker, None)
 
     def _survived(self, worker: str) -> None:
         """What a worker did alone did not kill it: neither the row nor the worker is suspected any more."""

@@ -44,7 +44,8 @@ def resolve_paths(config: EvalConfig) -> EvalConfig:
         data=_to_read(config.data, "data"),
         media_root=_to_read(config.media_root, "media-root"),
         output=output,
-        revision=config.revision if Path(model).is_dir() else commit_of(model, config.revision, output),
+        revision=(None if Path(model).is_dir() else commit_of(model, config.revision or "main", output))
+        or config.revision,
     )
     return replace(resolved, tracking_uri=tracking(config.tracking_uri, resolved.output))
 
@@ -120,40 +121,49 @@ def tracking(uri: str | None, output: str) -> str:
 
 
 @functools.cache
-def commit_of(model: str, revision: str | None, output: str) -> str | None:
-    """The commit that stands for a branch or tag of a model on the hub, in all jobs with this output.
+def commit_of(model: str, branch: str, output: str) -> str | None:
+    """The commit that stands for a branch or tag of a model on the hub, in all jobs with this output; None: not known.
 
     The first of them asks the hub, and `pin` notes it. So the same command goes on with the same model when the branch
-    has moved, or the hub does not answer; a finished job asks nobody. Where nothing is known, the revision.
+    has moved, or the hub does not answer; a finished job asks nobody.
     """
-    if revision and _COMMIT.fullmatch(revision):
-        return revision
-    folder, (name, file) = Folder.of(output), _pin(model, revision)
+    if _COMMIT.fullmatch(branch):
+        return branch
+    folder, (name, file) = Folder.of(output), _pin(model, branch)
     known = _pinned(folder, file)
     if known is not None:
         print(f"{name} is at {known} for {redacted(folder.uri)}; --revision COMMIT, or deleting {file}, takes another")
-    return known or _hub(model, revision) or _cached(model, revision) or revision
+        return known
+    known = _hub(model, branch)
+    if known is None and (known := _cached(model, branch)):
+        print(f"the hub does not say what {name} is; taken is what this machine has of it, {known}")
+    return known
 
 
 def pin(config: EvalConfig, revision: str | None) -> None:
-    """Note for later jobs at which commit this one, which has begun, asks its model.
+    """Note for later jobs at which commit this one, which begins, asks its model; a ValueError if that is not sure.
 
     config:   a resolved one
     revision: what it had been before
     """
-    if config.revision is None or config.revision == revision:
+    found = config.revision or ""
+    if Path(config.model).is_dir() or (found == revision and _COMMIT.fullmatch(found)):
         return
-    folder, (name, file) = Folder.of(config.output), _pin(config.model, revision)
-    known = _pinned(folder, file)
-    if known is None:
-        folder.write(file, config.revision.encode())
-    elif known != config.revision:
+    folder, (name, file) = Folder.of(config.output), _pin(config.model, revision or "main")
+    if not _COMMIT.fullmatch(found):
+        raise ValueError(
+            f"the hub did not say which commit {name} is, so the same command could not go on with the same model;"
+            " run it again, or give --revision COMMIT"
+        )
+    if _pinned(folder, file) is None:
+        folder.write(file, found.encode())
+    if (known := _pinned(folder, file)) != found:
         raise ValueError(f"another job has begun meanwhile, with {name} at {known}; run the same command again")
 
 
-def _pin(model: str, revision: str | None) -> tuple[str, str]:
+def _pin(model: str, branch: str) -> tuple[str, str]:
     """What a commit is noted for, and the file that it is noted in."""
-    name = f"{model}@{revision or 'main'}"
+    name = f"{model}@{branch}"
     return name, f"{name.replace('/', '--')}.commit"
 
 
@@ -167,34 +177,34 @@ def _pinned(folder: Folder, file: str) -> str | None:
     return known
 
 
-def _hub(model: str, revision: str | None) -> str | None:
+def _hub(model: str, branch: str) -> str | None:
     """The commit that a branch stands at now, if the hub says."""
     from huggingface_hub import HfApi, constants
 
     if constants.HF_HUB_OFFLINE:
         return None
     try:
-        return HfApi().model_info(model, revision=revision, timeout=10).sha
+        return _commit(HfApi().model_info(model, revision=branch, timeout=10).sha or "")
     except Exception:  # of the network, of httpx, of the hub: loading will say it
         return None
 
 
-def _cached(model: str, revision: str | None) -> str | None:
+def _cached(model: str, branch: str) -> str | None:
     """The commit that this machine has of a branch: as its download said, or of main the only one there is."""
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
     folder = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=model, repo_type="model"))
     with contextlib.suppress(OSError):
-        known = (folder / "refs" / (revision or "main")).read_text().strip()
-        return known if _COMMIT.fullmatch(known) else None
-    if revision not in (None, "main"):
-        return None
+        return _commit((folder / "refs" / branch).read_text().strip())
     with contextlib.suppress(OSError, ValueError):
         (only,) = (folder / "snapshots").iterdir()  # a job loads a commit, which leaves no branch behind
-        print(f"the hub does not say what {model} is; taken is all that this machine has of it, {only.name}")
-        return only.name
+        return _commit(only.name) if branch == "main" else None
     return None
+
+
+def _commit(text: str) -> str | None:
+    return text if _COMMIT.fullmatch(text) else None
 
 
 def model_fingerprint(model: str, revision: str | None = None) -> str:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines import answers, summary
 from pipelines.config import EvalConfig, to_yaml
 from pipelines.lock import Lock, Locked
+from pipelines.paths import pin
 from pipelines.record import Record, State
 from pipelines.rows import described
 from pipelines.storage import Folder, at_once, redacted
@@ -111,6 +112,8 @@ def carry_out(
     worst: State = "finished"
     messages = []
     with Lock(folder):
+        for work in works:
+            pin(work.config, work.revision)
         job.resume()
         job.save(folder)
         tracker = Tracker(config.tracking_uri, config.experiment)

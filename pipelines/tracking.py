@@ -187,8 +187,8 @@ def replay(
     silent: set[tuple[str, str]] = set()
     refused: set[str] = set()  # servers, each said once
     for record, place in found:
-        key = (uri or _meant(record), experiment or record.mlflow.get("experiment", "apet"))
-        if uri is None and (why := _refused(key[0])):
+        key = (_whole(uri or record.mlflow.get("uri") or ""), experiment or record.mlflow.get("experiment", "apet"))
+        if why := _refused(key[0], named=uri is not None):
             if key[0] not in refused:
                 say(f"{record.name}: {why}")
             refused.add(key[0])
@@ -217,18 +217,21 @@ def replay(
     return complete
 
 
-def _meant(record: Record) -> str:
-    """Where a record was meant to go: if that is the user's own server, with the password that records leave out."""
-    uri, mine = str(record.mlflow.get("uri", "")), os.environ.get("MLFLOW_TRACKING_URI", "")
+def _whole(uri: str) -> str:
+    """With the password that records and messages leave out, where it is the user's own server."""
+    mine = os.environ.get("MLFLOW_TRACKING_URI", "")
     return mine if uri == redacted(mine) else uri
 
 
-def _refused(uri: str) -> str:
-    """Why nothing is brought to what only a record names: anybody can write one, and the client sends a login along."""
-    if uri.startswith(SQLITE) or (uri and uri == os.environ.get("MLFLOW_TRACKING_URI")):
-        return ""
+def _refused(uri: str, named: bool) -> str:
+    """Why nothing is brought there. What only a record names is no server of ours: MLflow's client sends a login along.
+
+    named: by the user
+    """
     if not uri or "***@" in uri:
-        return "its record does not say where MLflow is, or leaves out a password; use --tracking-uri"
+        return "it is not said where MLflow is, or *** stands for its password; use --tracking-uri with all of it"
+    if named or uri.startswith(SQLITE) or uri == os.environ.get("MLFLOW_TRACKING_URI"):
+        return ""
     return (
         f"its record names {redacted(uri)}. Anybody can write a record, and MLflow's client sends your login along:"
         " if you know that server, give it as --tracking-uri"

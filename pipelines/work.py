@@ -22,7 +22,7 @@ from pipelines.benchmarks import benchmark
 from pipelines.benchmarks.base import Benchmark
 from pipelines.config import EvalConfig, to_yaml
 from pipelines.manifest import Manifest
-from pipelines.paths import model_fingerprint, pin, resolve_paths
+from pipelines.paths import model_fingerprint, resolve_paths
 from pipelines.points import Point
 from pipelines.record import Record, State, git_commit
 from pipelines.storage import Folder, at_once, redacted
@@ -136,7 +136,6 @@ class Work:
 
     def begin(self, job: Record) -> None:
         """Under the runs' locks: write down that they are worked on."""
-        pin(self.config, self.revision)
         self.look()  # another job may have ended just before we had the locks
         for unit in self.open:
             unit.record = self._started(unit)

@@ -703,13 +703,15 @@ def test_without_the_hub_a_model_is_what_this_machine_has_of_it(
     hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "results"
-    assert paths.commit_of("org/m", "v1", str(output)) == "v1"  # nobody knows it: loading it will say so
+    assert paths.commit_of("org/m", "v1", str(output)) is None  # nobody knows it: loading it will say so
+    with pytest.raises(ValueError, match=r"did not say which commit org/m@v1 is, .* or give --revision COMMIT"):
+        hub.run_of(output, revision="v1")  # it begins, since the hub says by now
     assert not output.exists()
     repository = hub.cache / "models--org--m"
     (repository / "snapshots" / ONE).mkdir(parents=True)  # of a job, which loads a commit
     known = hub.run_of(output)
-    assert f"taken is all that this machine has of it, {ONE}" in capsys.readouterr().out
-    assert paths.commit_of("org/m", "v1", str(output)) == "v1"  # which it may not be
+    assert f"taken is what this machine has of it, {ONE}" in capsys.readouterr().out
+    assert paths.commit_of("org/m", "v1", str(output)) is None  # which it may not be
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(OTHER)
     (repository / "snapshots" / OTHER).mkdir()

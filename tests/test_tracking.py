@@ -194,7 +194,9 @@ def test_a_server_that_is_down_gets_everything_later(database: str, experiment: 
     assert not json.loads(saved.read_text())["mlflow"]["synced"]
     lines: list[str] = []
     assert not replay(output.uri, say=lines.append)
-    assert "password; use --tracking-uri" in lines[0]
+    assert "*** stands for its password; use --tracking-uri with all of it" in lines[0]
+    assert not replay(output.uri, uri.replace("user:secret", "***"), say=lines.append)  # as the job's last line has it
+    assert len(lines) == 2
     for word in ("brought", "was there"):
         lines = []
         assert replay(output.uri, database, experiment, say=lines.append)
@@ -255,19 +257,26 @@ def test_a_login_goes_where_it_belongs(output: Folder, monkeypatch: pytest.Monke
     assert replay(output.uri, say=said.append)  # whose password records leave out
 
 
+@pytest.mark.parametrize(
+    "place", ["https://theirs.example/api", " https://theirs.example", "models:/theirs/1", "HTTP://x.y"]
+)
 def test_a_database_sends_the_login_nowhere_either(
-    database: str, experiment: str, output: Folder, monkeypatch: pytest.MonkeyPatch
+    place: str, database: str, experiment: str, output: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its runs may have their files at a server, which MLflow's client would log in to."""
-    client(database).create_experiment(experiment, artifact_location="https://theirs.example/api")
-    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "secret")
+    """Its runs may have their files at a server, which MLflow's client would log in to. All else is brought."""
+    client(database).create_experiment(experiment, artifact_location=place)
+    sent: list[object] = []
+    monkeypatch.setattr("mlflow.MlflowClient.log_artifact", lambda *given: sent.append(given))
     record = Record("theirs", artifacts=["config.yaml"])
-    record.end("finished")
+    record.end("finished", {"accuracy": 0.5})
     record.save(output.child("theirs"))
     output.child("theirs").write("config.yaml", b"a: 1")
     said: list[str] = []
     assert not replay(output.uri, database, experiment, say=said.append)
-    assert "if you know that server, give it as --tracking-uri: https://theirs.example/api" in said[0]
+    assert "may be sent your login; give that server's own address as --tracking-uri" in said[0]
+    assert sent == []
+    run = runs(database, experiment)["theirs"]
+    assert (run.info.status, run.data.metrics["accuracy"]) == ("FINISHED", 0.5)
 
 
 def test_a_run_that_goes_on_is_the_same_run(database: str, experiment: str, output: Folder) -> None:
