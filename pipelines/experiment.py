@@ -27,7 +27,15 @@ NOTE, OUR_NOTE = "mlflow.note.content", "apet.note"  # what its page shows as it
 STATUS = {"running": "RUNNING", "finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
 _POINTS = 50  # of the history, in one call
 SQLITE = "sqlite:///"
-PLACES = ("", "file", "s3", "gs")  # for files of a database's runs; to others MLflow's client may send its login
+PLACES = (
+    "",
+    "file",
+    "s3",
+    "gs",
+    "wasbs",
+    "abfss",
+    "hdfs",
+)  # for a database's files; elsewhere MLflow's login may go along
 _PATIENCE = {  # MLflow's own would be four minutes on a server that is down
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
@@ -272,8 +280,10 @@ class Experiment:
 
     def _safe(self, run_id: str) -> None:
         """A database, which anybody may have made, sends a run's files and MLflow's login to no server."""
+        if not self.uri.startswith(SQLITE):
+            return
         place = self._connect().get_run(run_id).info.artifact_uri or ""
-        if self.uri.startswith(SQLITE) and urlsplit(place).scheme not in PLACES:
+        if urlsplit(place).scheme not in PLACES:
             raise ValueError(
                 f"{self.experiment} in this database has its files at {redacted(place)[:40]}..., which may be sent your"
                 " login; give that server's own address as --tracking-uri"

@@ -140,21 +140,25 @@ def commit_of(model: str, branch: str, output: str) -> str | None:
     return known
 
 
+def refuse_unknown(config: EvalConfig) -> None:
+    """A ValueError if a model is on the hub, and nobody said at which commit."""
+    if not Path(config.model).is_dir() and _commit(config.revision or "") is None:
+        raise ValueError(
+            f"the hub did not say which commit {config.model}@{config.revision or 'main'} is, so the same command could"
+            " not go on with the same model; run it again, or give --revision COMMIT"
+        )
+
+
 def pin(config: EvalConfig, revision: str | None) -> None:
-    """Note for later jobs at which commit this one, which begins, asks its model; a ValueError if that is not sure.
+    """Note for later jobs at which commit this one, which begins, asks its model; a ValueError if they know another.
 
     config:   a resolved one
     revision: what it had been before
     """
-    found = config.revision or ""
-    if Path(config.model).is_dir() or (found == revision and _COMMIT.fullmatch(found)):
+    found = _commit(config.revision or "")
+    if Path(config.model).is_dir() or found is None or found == revision:
         return
     folder, (name, file) = Folder.of(config.output), _pin(config.model, revision or "main")
-    if not _COMMIT.fullmatch(found):
-        raise ValueError(
-            f"the hub did not say which commit {name} is, so the same command could not go on with the same model;"
-            " run it again, or give --revision COMMIT"
-        )
     if _pinned(folder, file) is None:
         folder.write(file, found.encode())
     if (known := _pinned(folder, file)) != found:

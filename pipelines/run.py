@@ -113,7 +113,8 @@ def carry_out(
     messages = []
     with Lock(folder):
         for work in works:
-            pin(work.config, work.revision)
+            if work.open:
+                pin(work.config, work.revision)
         job.resume()
         job.save(folder)
         tracker = Tracker(config.tracking_uri, config.experiment)

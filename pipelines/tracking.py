@@ -187,7 +187,10 @@ def replay(
     silent: set[tuple[str, str]] = set()
     refused: set[str] = set()  # servers, each said once
     for record, place in found:
-        key = (_whole(uri or record.mlflow.get("uri") or ""), experiment or record.mlflow.get("experiment", "apet"))
+        key = (
+            _whole(uri or str(record.mlflow.get("uri") or "")),
+            experiment or record.mlflow.get("experiment", "apet"),
+        )
         if why := _refused(key[0], named=uri is not None):
             if key[0] not in refused:
                 say(f"{record.name}: {why}")

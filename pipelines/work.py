@@ -22,7 +22,7 @@ from pipelines.benchmarks import benchmark
 from pipelines.benchmarks.base import Benchmark
 from pipelines.config import EvalConfig, to_yaml
 from pipelines.manifest import Manifest
-from pipelines.paths import model_fingerprint, resolve_paths
+from pipelines.paths import model_fingerprint, refuse_unknown, resolve_paths
 from pipelines.points import Point
 from pipelines.record import Record, State, git_commit
 from pipelines.storage import Folder, at_once, redacted
@@ -125,6 +125,7 @@ class Work:
         known = reach(
             config.model, config.revision, config.trust_remote_code, config.frames if config.kind == "video" else 1
         )
+        refuse_unknown(config)  # of a model that there is
         for unit in list(self.open):
             unit.point.build()
             try:

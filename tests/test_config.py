@@ -705,7 +705,7 @@ def test_without_the_hub_a_model_is_what_this_machine_has_of_it(
     output = tmp_path / "results"
     assert paths.commit_of("org/m", "v1", str(output)) is None  # nobody knows it: loading it will say so
     with pytest.raises(ValueError, match=r"did not say which commit org/m@v1 is, .* or give --revision COMMIT"):
-        hub.run_of(output, revision="v1")  # it begins, since the hub says by now
+        paths.refuse_unknown(EvalConfig.of("image", model="org/m", revision="v1"))
     assert not output.exists()
     repository = hub.cache / "models--org--m"
     (repository / "snapshots" / ONE).mkdir(parents=True)  # of a job, which loads a commit

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -74,6 +75,20 @@ def test_the_commit_of_a_model_is_noted_when_the_job_begins(
     paths.commit_of.cache_clear()
     monkeypatch.setattr(paths, "_hub", lambda *_: "2" * 40)
     assert Work.of(config).units[0].run_id == work.units[0].run_id
+    paths.commit_of.cache_clear()
+
+
+def test_a_job_does_not_begin_with_a_model_of_no_known_commit(
+    asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub gave its files, but not its commit: the same command might go on with another model."""
+    monkeypatch.setattr(paths, "_hub", lambda *_: None)
+    monkeypatch.setattr(paths, "_cached", lambda *_: None)
+    monkeypatch.setattr("pipelines.reach.reach", lambda *_: SimpleNamespace(refuse=lambda point: None))
+    paths.commit_of.cache_clear()
+    work = Work.of(EvalConfig.of("image", **{**asked, "model": "org/m"}, methods=("vanilla",)))
+    with pytest.raises(ValueError, match="did not say which commit org/m@main is"):
+        work.refuse()
     paths.commit_of.cache_clear()
 
 
