@@ -27,15 +27,8 @@ NOTE, OUR_NOTE = "mlflow.note.content", "apet.note"  # what its page shows as it
 STATUS = {"running": "RUNNING", "finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
 _POINTS = 50  # of the history, in one call
 SQLITE = "sqlite:///"
-PLACES = (
-    "",
-    "file",
-    "s3",
-    "gs",
-    "wasbs",
-    "abfss",
-    "hdfs",
-)  # for a database's files; elsewhere MLflow's login may go along
+# Where a database's runs may have their files: to other places MLflow's client may send its login.
+PLACES = ("", "file", "s3", "gs", "wasbs", "abfss", "hdfs")
 _PATIENCE = {  # MLflow's own would be four minutes on a server that is down
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
