@@ -184,14 +184,15 @@ class Book:
         for part in done:
             if part.rows > part.errors:
                 self._barren.clear()
+            told.spent_s[part.run] += part.spent_s  # of a batch whose rows are written later, too
             if part.rows:
                 told.answered[part.run] += part.rows
                 told.errors[part.run] += part.errors
-                told.spent_s[part.run] += part.spent_s
                 told.visual_tokens[part.run] += part.visual_tokens
                 told.latest = now
-        if told.latest and not told.started:
-            told.started = now - sum(part.spent_s for part in done)
+        spent = sum(part.spent_s for part in done)
+        if spent and not told.started:
+            told.started = now - spent
 
     def tell(self) -> Progress:
         return self.progress
