@@ -27,7 +27,7 @@ from pipelines import values
 from pipelines.judge import JUDGES, Judge, Unavailable, judge
 from pipelines.judge.verdicts import Outcome, judge_run, line, runs
 from pipelines.lock import Locked
-from pipelines.paths import to_write, tracking
+from pipelines.paths import mlflow_at, to_write
 from pipelines.record import Record
 from pipelines.storage import Folder, redacted
 
@@ -121,7 +121,7 @@ def main() -> int:
     found: dict[str, Outcome] = {}
     try:
         folders = runs(options.runs)
-        uri = tracking(options.tracking_uri, folders[0].parent.uri) if options.tracking_uri else None
+        uri = mlflow_at(options.tracking_uri) if options.tracking_uri else None
         with_whom = chosen(options, folders)
         for folder in folders:
             name = redacted(folder.uri).rstrip("/").rpartition("/")[2]

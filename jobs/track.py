@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from pipelines.paths import OUTPUT, to_write, tracking
+from pipelines.paths import OUTPUT, mlflow_at, to_write
 from pipelines.storage import redacted
 from pipelines.tracking import replay
 
@@ -32,7 +32,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         output = to_write(options.output, "output")
-        uri = tracking(options.tracking_uri, output) if options.tracking_uri else None
+        uri = mlflow_at(options.tracking_uri) if options.tracking_uri else None
         return 0 if replay(output, uri, options.experiment) else 1
     except (ValueError, OSError) as error:
         print(f"track.py: {redacted(' '.join(str(error).split()))}", file=sys.stderr)

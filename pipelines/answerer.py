@@ -54,7 +54,7 @@ class Answerer:
         began = time.monotonic()
         self.job = job
         self.worker = (ray.is_initialized() and ray.get_runtime_context().get_actor_id()) or "alone"
-        self._sees(job)
+        sees(job)
         self.desk = Desk(ledger, self.worker)
         careful = self.desk.arrive()
         mine = not ray.is_initialized() or ray.get_gpu_ids()
@@ -70,24 +70,6 @@ class Answerer:
         self.most_tokens = self._most_tokens()
         self.busy = Busy(self.device)  # warming up was no work
         self.desk.ready(time.monotonic() - began)
-
-    def _sees(self, job: Job) -> None:
-        """A folder on a disk of this machine alone would take answers that nobody finds.
-
-        What is shared may be late to say what it has, and a store that does not answer now says nothing: writing will.
-        """
-        run = next(run for section in job.sections for run in section.runs)
-        for look in range(LOOKS):
-            time.sleep(look)
-            try:
-                if run.folder.exists(NAME):
-                    return
-            except OSError:
-                return
-        raise FileNotFoundError(
-            f"a worker's machine does not see {redacted(run.folder.uri)}, where answers go; --output must be a"
-            " folder that all machines share, or s3:// or gs://"
-        )
 
     def load(self) -> None:
         """Load the model, and answer once under each method before anything is measured."""
@@ -321,3 +303,22 @@ class Answerer:
 
     def _told(self, sheets: Sequence[Sheet]) -> None:
         self.desk.end([sheet.told() for sheet in sheets], self.busy.told())
+
+
+def sees(job: Job) -> None:
+    """A folder on a disk of this machine alone would take answers that nobody finds.
+
+    What is shared may be late to say what it has, and a store that does not answer now says nothing: writing will.
+    """
+    run = next(run for section in job.sections for run in section.runs)
+    for look in range(LOOKS):
+        time.sleep(look)
+        try:
+            if run.folder.exists(NAME):
+                return
+        except OSError:
+            return
+    raise FileNotFoundError(
+        f"a worker's machine does not see {redacted(run.folder.uri)}, where answers go; --output must be a"
+        " folder that all machines share, or s3:// or gs://"
+    )

@@ -27,7 +27,8 @@ NOTE, OUR_NOTE = "mlflow.note.content", "apet.note"  # what its page shows as it
 STATUS = {"running": "RUNNING", "finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
 _POINTS = 50  # of the history, in one call
 SQLITE = "sqlite:///"
-# Where a database's runs may have their files: to other places MLflow's client may send its login.
+SERVERS = ("http://", "https://", "databricks")  # what else there is are databases
+# Where the runs of these may have their files: to other places MLflow's client may send its login.
 PLACES = ("", "file", "s3", "gs", "wasbs", "abfss", "hdfs")
 _PATIENCE = {  # MLflow's own would be four minutes on a server that is down
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -60,6 +61,7 @@ class Experiment:
         self._experiment_id = ""
         self._runs: dict[str, str] = {}  # of records that were met, by their id
         self._params: dict[str, set[str]] = {}  # that a run has: they cannot be changed
+        self._places: dict[str, str] = {}  # where its files go
         self._closed = False
 
     def adopt(self, state: Mapping[str, Any]) -> dict[str, Any]:
@@ -168,9 +170,8 @@ class Experiment:
             )
         elif parent and run.data.tags.get("mlflow.parentRunId") != state["parent_run_id"]:
             client.set_tag(run.info.run_id, "mlflow.parentRunId", state["parent_run_id"])
-        state["run_id"] = self._runs[data["id"]] = run.info.run_id
-        self._params[run.info.run_id] = set(run.data.params)
-        return str(run.info.run_id)
+        state["run_id"] = self._met(data["id"], run)
+        return str(state["run_id"])
 
     def _parent(self, parent: Mapping[str, str], started: float) -> str:
         """The run of a job, also when its record is not here: its name and id are enough to nest under it."""
@@ -181,9 +182,14 @@ class Experiment:
                 tags={TAG: parent["id"]},
                 run_name=parent["name"],
             )
-            self._runs[parent["id"]] = run.info.run_id
-            self._params[run.info.run_id] = set(run.data.params)
+            self._met(parent["id"], run)
         return self._runs[parent["id"]]
+
+    def _met(self, record_id: str, run: Any) -> str:
+        run_id = str(run.info.run_id)
+        self._runs[record_id], self._params[run_id] = run_id, set(run.data.params)
+        self._places[run_id] = run.info.artifact_uri or ""
+        return run_id
 
     def _describe(self, run_id: str, data: Mapping[str, Any]) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
@@ -193,12 +199,12 @@ class Experiment:
         known = self._params[run_id]
         tables = [name for name in data["artifacts"] if name.endswith(".table.json")]
         there, message = client.get_run(run_id).data.tags, data["message"][:5000]
-        ours = there.get(NOTE, "") == there.get(OUR_NOTE, "")  # no person has written another one meanwhile
-        note = {NOTE: message, OUR_NOTE: message} if ours and message != there.get(NOTE, "") else {}
+        # the description is ours to change as long as no person has written another one
+        changed = there.get(NOTE, "") == there.get(OUR_NOTE, "") != message
         tags = {
             **data["tags"],
             "mlflow.runName": title(data),
-            **note,
+            **({NOTE: message, OUR_NOTE: message} if changed else {}),
             **(
                 {"mlflow.loggedArtifacts": json.dumps([{"path": name, "type": "table"} for name in tables])}
                 if tables
@@ -250,15 +256,14 @@ class Experiment:
         self, run_id: str, data: Mapping[str, Any], folder: Folder, state: dict[str, Any], *, again: bool
     ) -> None:
         """Files that MLflow does not have; with `again` also those that have changed."""
-        problem: Exception | None = None
-        for name in data["artifacts"]:
+        problem: Exception | None = self._unsafe(run_id)
+        for name in data["artifacts"] if problem is None else ():
             if name in state["artifacts"] and not again:
                 continue
             try:
                 content = folder.read(name)
                 digest = hashlib.sha256(content).hexdigest()[:16]
                 if state["artifacts"].get(name) != digest:
-                    self._safe(run_id)
                     inside, _, last = name.rpartition("/")
                     with tempfile.TemporaryDirectory() as here:
                         file = Path(here, last)
@@ -271,16 +276,15 @@ class Experiment:
         if problem is not None:
             raise ArtifactError(f"artifacts: {said(problem)}") from problem
 
-    def _safe(self, run_id: str) -> None:
-        """A database, which anybody may have made, sends a run's files and MLflow's login to no server."""
-        if not self.uri.startswith(SQLITE):
-            return
-        place = self._connect().get_run(run_id).info.artifact_uri or ""
-        if urlsplit(place).scheme not in PLACES:
-            raise ValueError(
-                f"{self.experiment} in this database has its files at {redacted(place)[:40]}..., which may be sent your"
-                " login; give that server's own address as --tracking-uri"
-            )
+    def _unsafe(self, run_id: str) -> ValueError | None:
+        """Of a database, which anybody may have made: it may want the files, and MLflow's login, for a server."""
+        place = self._places[run_id]
+        if self.uri.startswith(SERVERS) or urlsplit(place).scheme in PLACES:
+            return None
+        return ValueError(
+            f"{self.experiment} in this database has its files at {redacted(place)[:40]}..., which may be sent your"
+            " login; give that server's own address as --tracking-uri"
+        )
 
 
 def _content(data: Mapping[str, Any]) -> str:

@@ -87,21 +87,19 @@ class Book:
         self._open: dict[str, list[str]] = {}  # by worker: the rows it is answering
         self._suspects: Counter[str] = Counter()  # rows that were in a batch whose worker died
         self._late: dict[str, float] = {}  # rows that were in a batch that took longer than so many seconds
-        self._overdue: dict[str, float] = {}  # workers that ended themselves because of that
         self._alone: Counter[str] = Counter()
         self._pardoned: Counter[str] = Counter()
         self._barren: Counter[str] = Counter()  # by worker: its deaths since any worker's last answer
-        self._stuck: Counter[str] = Counter()  # by worker: its deaths of what no row can be blamed for
+        self._stuck: Counter[str] = Counter()  # by worker: how often it took too long without such rows
         self._last = ""
         self.progress = Progress()
 
     def arrive(self, worker: str) -> tuple[bool, str]:
         """A worker starts. Returns whether it died before, and why the job should stop, if it should."""
-        died, overdue = self._open.pop(worker, None), self._overdue.pop(worker, None)
+        died = self._open.pop(worker, None)
         if died is not None:
             self.progress.deaths += 1
             self._barren[worker] += 1
-            self._stuck[worker] += overdue is not None and not died
             if len(died) == 1:
                 self._alone.update(died)
             self._suspects.update(died)
@@ -138,8 +136,9 @@ class Book:
 
     def late(self, worker: str, seconds: float) -> None:
         """A worker ends itself, because what it is at takes longer than it may."""
-        self._late.update(dict.fromkeys(self._open.get(worker, []), seconds))
-        self._overdue[worker] = seconds
+        rows = self._open.get(worker, [])
+        self._late.update(dict.fromkeys(rows, seconds))
+        self._stuck[worker] += not rows
 
     def begin(self, worker: str, rows: Sequence[str]) -> tuple[list[str], dict[str, str]]:
         """A worker is about to answer `rows`: which of them to answer alone, and which to give up, and why."""

@@ -58,9 +58,11 @@ class Lock:
             self.folder.delete(self.NAME)
 
     def others(self) -> bool:
-        """Does another process hold the lock, or a dead one? Without taking it."""
-        holder, mine = self._holder(), ("host", "boot", "pid", "born")
-        return holder is not None and any(holder.get(key) != self._me[key] for key in mine)
+        """Does another process hold the lock, as far as one look can tell? Elsewhere it may be dead."""
+        holder = self._holder()
+        if holder is None:
+            return False
+        return not self._near(holder) or (holder.get("pid") != self._me["pid"] and not self._dead(holder))
 
     def check(self) -> None:
         """Locked if the run is another's by now: who held it must not write there any more."""
@@ -109,9 +111,16 @@ class Lock:
             return {}
         return found if isinstance(found, dict) else {}
 
+    def _near(self, holder: dict[str, Any]) -> bool:
+        """Is it a process of this machine?"""
+        return holder.get("host") == self._me["host"] and holder.get("boot") == self._me["boot"]
+
+    def _dead(self, holder: dict[str, Any]) -> bool:
+        return _born(int(holder.get("pid", 0))) != holder.get("born")
+
     def _gone(self, holder: dict[str, Any]) -> bool:
-        if holder.get("host") == self._me["host"] and holder.get("boot") == self._me["boot"]:
-            return _born(int(holder.get("pid", 0))) != holder.get("born")
+        if self._near(holder):
+            return self._dead(holder)
         print(
             f"{redacted(self.folder.uri)} has the lock of {holder.get('host')}:"
             f" watching {self.patience:.0f} s if it is alive ..."

@@ -6,8 +6,6 @@ be relative; what is written must not be.
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import hashlib
 import os
 import re
@@ -15,8 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipelines import hub
 from pipelines.rows import Kind
-from pipelines.storage import Folder, redacted
 
 if TYPE_CHECKING:
     from pipelines.config import EvalConfig
@@ -27,7 +25,6 @@ DEMO = Path(__file__).parent.parent / "demo"
 PIECE, PIECES = 2**16, 64  # of a file of weights, evenly spread from its first byte to its last
 _URI = re.compile(r"^[a-z][a-z0-9+.-]*:", re.IGNORECASE)
 _SQLITE = "sqlite:///"
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def submitted() -> bool:
@@ -36,7 +33,7 @@ def submitted() -> bool:
 
 
 def resolve_paths(config: EvalConfig) -> EvalConfig:
-    """The config with absolute paths, and with a place for what is tracked."""
+    """The config with absolute paths, a place for what is tracked, and a model's commit, which the hub may be asked."""
     model, output = _model(config.model, config.kind), to_write(config.output, "output")
     resolved = replace(
         config,
@@ -44,10 +41,9 @@ def resolve_paths(config: EvalConfig) -> EvalConfig:
         data=_to_read(config.data, "data"),
         media_root=_to_read(config.media_root, "media-root"),
         output=output,
-        revision=(None if Path(model).is_dir() else commit_of(model, config.revision or "main", output))
-        or config.revision,
+        revision=hub.revision_of(model, config.revision, output),
     )
-    return replace(resolved, tracking_uri=tracking(config.tracking_uri, resolved.output))
+    return replace(resolved, tracking_uri=_tracking(config.tracking_uri, resolved.output))
 
 
 def demo_model(kind: Kind) -> Path:
@@ -101,13 +97,18 @@ def to_write(path: str, flag: str) -> str:
     )
 
 
-def tracking(uri: str | None, output: str) -> str:
+def _tracking(uri: str | None, output: str) -> str:
     """MLflow's address: what was given, else what the environment says, else a file beside the answers."""
     given = uri or os.environ.get("MLFLOW_TRACKING_URI")
-    if not given:
-        local = output.removeprefix("file://") if output.startswith("file://") else output
-        folder = Path(HOME).expanduser() if _URI.match(local) else Path(local)
-        return f"{_SQLITE}{folder}/mlflow.db"
+    if given:
+        return mlflow_at(given)
+    local = output.removeprefix("file://") if output.startswith("file://") else output
+    folder = Path(HOME).expanduser() if _URI.match(local) else Path(local)
+    return f"{_SQLITE}{folder}/mlflow.db"
+
+
+def mlflow_at(given: str) -> str:
+    """A server as it is, a database file by its absolute path."""
     if given.startswith(_SQLITE):
         return _SQLITE + to_write(given.removeprefix(_SQLITE), "tracking-uri")
     if _URI.match(given) or given == "databricks":
@@ -118,97 +119,6 @@ def tracking(uri: str | None, output: str) -> str:
         f"--tracking-uri {given}: MLflow keeps no runs in plain folders any more;"
         f" give http://host:5000 or a file such as {_SQLITE}{given.rstrip('/')}/mlflow.db"
     )
-
-
-@functools.cache
-def commit_of(model: str, branch: str, output: str) -> str | None:
-    """The commit that stands for a branch or tag of a model on the hub, in all jobs with this output; None: not known.
-
-    The first of them asks the hub, and `pin` notes it. So the same command goes on with the same model when the branch
-    has moved, or the hub does not answer; a finished job asks nobody.
-    """
-    if _COMMIT.fullmatch(branch):
-        return branch
-    folder, (name, file) = Folder.of(output), _pin(model, branch)
-    known = _pinned(folder, file)
-    if known is not None:
-        print(f"{name} is at {known} for {redacted(folder.uri)}; --revision COMMIT, or deleting {file}, takes another")
-        return known
-    known = _hub(model, branch)
-    if known is None and (known := _cached(model, branch)):
-        print(f"the hub does not say what {name} is; taken is what this machine has of it, {known}")
-    return known
-
-
-def refuse_unknown(config: EvalConfig) -> None:
-    """A ValueError if a model is on the hub, and nobody said at which commit."""
-    if not Path(config.model).is_dir() and _commit(config.revision or "") is None:
-        raise ValueError(
-            f"the hub did not say which commit {config.model}@{config.revision or 'main'} is, so the same command could"
-            " not go on with the same model; run it again, or give --revision COMMIT"
-        )
-
-
-def pin(config: EvalConfig, revision: str | None) -> None:
-    """Note for later jobs at which commit this one, which begins, asks its model; a ValueError if they know another.
-
-    config:   a resolved one
-    revision: what it had been before
-    """
-    found = _commit(config.revision or "")
-    if Path(config.model).is_dir() or found is None or found == revision:
-        return
-    folder, (name, file) = Folder.of(config.output), _pin(config.model, revision or "main")
-    if _pinned(folder, file) is None:
-        folder.write(file, found.encode())
-    if (known := _pinned(folder, file)) != found:
-        raise ValueError(f"another job has begun meanwhile, with {name} at {known}; run the same command again")
-
-
-def _pin(model: str, branch: str) -> tuple[str, str]:
-    """What a commit is noted for, and the file that it is noted in."""
-    name = f"{model}@{branch}"
-    return name, f"{name.replace('/', '--')}.commit"
-
-
-def _pinned(folder: Folder, file: str) -> str | None:
-    try:
-        known = folder.read(file).decode(errors="replace").strip()
-    except FileNotFoundError:
-        return None
-    if not _COMMIT.fullmatch(known):
-        raise ValueError(f"{redacted(folder.uri)}/{file} holds no commit; delete it, or give --revision COMMIT")
-    return known
-
-
-def _hub(model: str, branch: str) -> str | None:
-    """The commit that a branch stands at now, if the hub says."""
-    from huggingface_hub import HfApi, constants
-
-    if constants.HF_HUB_OFFLINE:
-        return None
-    try:
-        return _commit(HfApi().model_info(model, revision=branch, timeout=10).sha or "")
-    except Exception:  # of the network, of httpx, of the hub: loading will say it
-        return None
-
-
-def _cached(model: str, branch: str) -> str | None:
-    """The commit that this machine has of a branch: as its download said, or of main the only one there is."""
-    from huggingface_hub import constants
-    from huggingface_hub.file_download import repo_folder_name
-
-    folder = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=model, repo_type="model"))
-    with contextlib.suppress(OSError):
-        return _commit((folder / "refs" / branch).read_text().strip())
-    with contextlib.suppress(OSError, ValueError):
-        (only,) = (folder / "snapshots").iterdir()  # a job loads a commit, which leaves no branch behind
-        return _commit(only.name) if branch == "main" else None
-    return None
-
-
-def _commit(text: str) -> str | None:
-    return text if _COMMIT.fullmatch(text) else None
 
 
 def model_fingerprint(model: str, revision: str | None = None) -> str:

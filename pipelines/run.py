@@ -14,10 +14,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from pipelines import answers, summary
+from pipelines import answers, hub, summary
 from pipelines.config import EvalConfig, to_yaml
 from pipelines.lock import Lock, Locked
-from pipelines.paths import pin
 from pipelines.record import Record, State
 from pipelines.rows import described
 from pipelines.storage import Folder, at_once, redacted
@@ -112,9 +111,8 @@ def carry_out(
     worst: State = "finished"
     messages = []
     with Lock(folder):
-        for work in works:
-            if work.open:
-                pin(work.config, work.revision)
+        for model in dict.fromkeys((w.config.model, w.config.revision, w.revision) for w in works if w.open):
+            hub.note(*model, config.output)
         job.resume()
         job.save(folder)
         tracker = Tracker(config.tracking_uri, config.experiment)

@@ -184,20 +184,18 @@ def replay(
         say(f"there is no {NAME} below {redacted(folder)}; give the folder that --output named")
         return False
     servers: dict[tuple[str, str], Experiment] = {}
-    silent: set[tuple[str, str]] = set()
-    refused: set[str] = set()  # servers, each said once
+    silent: set[tuple[str, str]] = set()  # of which no more is heard: what is wrong is said once
     for record, place in found:
         key = (
             _whole(uri or str(record.mlflow.get("uri") or "")),
             experiment or record.mlflow.get("experiment", "apet"),
         )
-        if why := _refused(key[0], named=uri is not None):
-            if key[0] not in refused:
-                say(f"{record.name}: {why}")
-            refused.add(key[0])
+        if key in silent:
             complete = False
             continue
-        if key in silent:
+        if why := _refused(key[0], named=uri is not None):
+            say(f"{record.name}: {why}")
+            silent.add(key)
             complete = False
             continue
         server = servers.setdefault(key, Experiment(*key))
@@ -211,8 +209,8 @@ def replay(
             complete = False
             if not isinstance(error, ArtifactError):
                 silent.add(key)
-        if state != record.mlflow:
-            latest = Record.load(place)  # a job may have written it meanwhile: change nothing but our part
+        if state != record.mlflow and not Lock(place).others():  # a job that runs notes it itself
+            latest = Record.load(place)  # one may have ended meanwhile: change nothing but our part
             latest.track(state)
             latest.save(place)
         known = "was there" if state == before else "brought"

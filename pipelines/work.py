@@ -21,8 +21,9 @@ from pipelines import answers, summary
 from pipelines.benchmarks import benchmark
 from pipelines.benchmarks.base import Benchmark
 from pipelines.config import EvalConfig, to_yaml
+from pipelines.hub import refuse_unknown
 from pipelines.manifest import Manifest
-from pipelines.paths import model_fingerprint, refuse_unknown, resolve_paths
+from pipelines.paths import model_fingerprint, resolve_paths
 from pipelines.points import Point
 from pipelines.record import Record, State, git_commit
 from pipelines.storage import Folder, at_once, redacted
@@ -125,7 +126,7 @@ class Work:
         known = reach(
             config.model, config.revision, config.trust_remote_code, config.frames if config.kind == "video" else 1
         )
-        refuse_unknown(config)  # of a model that there is
+        refuse_unknown(config)  # after `reach`, which says it if there is no such model
         for unit in list(self.open):
             unit.point.build()
             try:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from pipelines import paths, run
 from pipelines.brief import ROWS, ROWS_ON_GPU, job_of
 from pipelines.config import EvalConfig
 from pipelines.manifest import Manifest
@@ -57,39 +55,6 @@ def test_finished_runs_know_how_many_rows_they_have(asked: dict[str, Any], monke
     monkeypatch.setattr(Manifest, "index", read)
     assert Work.of(EvalConfig.of("image", **asked, methods=("vanilla",))).rows == 5
     assert Work.of(EvalConfig.of("image", **asked, methods=("vanilla",), limit=2)).rows == 2
-
-
-def test_the_commit_of_a_model_is_noted_when_the_job_begins(
-    asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Who only looks at the plan, or whose data is not there, decides nothing for later jobs."""
-    monkeypatch.setattr(paths, "_hub", lambda *_: "1" * 40)
-    paths.commit_of.cache_clear()
-    config = EvalConfig.of("image", **{**asked, "model": "org/m"}, methods=("vanilla",), revision="v1")
-    work, note = Work.of(config), Path(asked["output"], "org--m@v1.commit")
-    assert work.config.revision == "1" * 40
-    assert not Path(asked["output"]).exists()
-    monkeypatch.setattr(run, "_group", lambda *_: ("failed", ""))
-    run.carry_out([[work]], Record("job"))
-    assert note.read_text() == "1" * 40
-    paths.commit_of.cache_clear()
-    monkeypatch.setattr(paths, "_hub", lambda *_: "2" * 40)
-    assert Work.of(config).units[0].run_id == work.units[0].run_id
-    paths.commit_of.cache_clear()
-
-
-def test_a_job_does_not_begin_with_a_model_of_no_known_commit(
-    asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The hub gave its files, but not its commit: the same command might go on with another model."""
-    monkeypatch.setattr(paths, "_hub", lambda *_: None)
-    monkeypatch.setattr(paths, "_cached", lambda *_: None)
-    monkeypatch.setattr("pipelines.reach.reach", lambda *_: SimpleNamespace(refuse=lambda point: None))
-    paths.commit_of.cache_clear()
-    work = Work.of(EvalConfig.of("image", **{**asked, "model": "org/m"}, methods=("vanilla",)))
-    with pytest.raises(ValueError, match="did not say which commit org/m@main is"):
-        work.refuse()
-    paths.commit_of.cache_clear()
 
 
 def test_a_job_that_goes_on_makes_the_batches_it_made(asked: dict[str, Any]) -> None:
