@@ -11,7 +11,8 @@ from pathlib import Path
 import tiny
 from transformers.image_utils import SizeDict
 
-from faults.scene import Machines, Night
+from faults.machines import Machines
+from faults.scene import Night
 
 SIDE = 1344  # of a large picture, which is 5.4 MB
 

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 
-from faults.scene import PATIENCE, Night
+from faults.machines import PATIENCE
+from faults.scene import Night
 from pipelines.tracking import replay
 
 
