@@ -256,7 +256,7 @@ class Experiment:
         self, run_id: str, data: Mapping[str, Any], folder: Folder, state: dict[str, Any], *, again: bool
     ) -> None:
         """Files that MLflow does not have; with `again` also those that have changed."""
-        problem: Exception | None = self._unsafe(run_id)
+        problem: Exception | None = self._unsafe(run_id) if data["artifacts"] else None
         for name in data["artifacts"] if problem is None else ():
             if name in state["artifacts"] and not again:
                 continue
