@@ -1,14 +1,14 @@
 """ApET: approximation-error guided compression of visual tokens, and what it takes to compare it with its rivals."""
 
-from apet.attach import Attachment, attach
-from apet.compression import Compressed, compress
-from apet.decode import Decode
+from apet.attach.prefill import RowStats
+from apet.attach.session import Attachment, attach
+from apet.core.compression import Compressed, compress
+from apet.decoding.decode import Decode
 from apet.flops import SHAPES, Flops, ModelShape, prefill_flops
 from apet.methods import METHODS
 from apet.methods.apet import ApET
-from apet.prefill import RowStats
 from apet.schedule import Budget, Schedule, Site
-from apet.towers import Towers
+from apet.towers.shared_outputs import Towers
 
 __all__ = [
     "METHODS",

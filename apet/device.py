@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def sent(tensor: Tensor, device: torch.device) -> Tensor:
+def copy_async(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor on that device, without waiting for it: CUDA copies behind the host's back from pinned memory alone."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()

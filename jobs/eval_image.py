@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import sys
 
-from pipelines.config import parse
+from pipelines.config.eval_config import parse
 
 
 def main() -> int:
     config = parse("image", sys.argv[1:])
-    from pipelines.run import run  # not needed to refuse a typing error
+    from pipelines.job import run  # not needed to refuse a typing error
 
     return run(config)
 

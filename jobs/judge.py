@@ -23,13 +23,14 @@ import os
 import sys
 from typing import Any
 
-from pipelines import values
+from pipelines.config import parsers
+from pipelines.config.paths import mlflow_at, to_write
 from pipelines.judge import JUDGES, Judge, Unavailable, judge
-from pipelines.judge.verdicts import Outcome, judge_run, line, runs
-from pipelines.lock import Locked
-from pipelines.paths import mlflow_at, to_write
-from pipelines.record import Record
-from pipelines.storage import Folder, redacted
+from pipelines.judge.run_verdicts import Outcome, judge_run, line, runs
+from pipelines.results.lock import Locked
+from pipelines.results.run_record import RunRecord
+from pipelines.results.storage import Folder
+from pipelines.text import redacted
 
 KEY = "APET_JUDGE_API_KEY"
 NEEDS = {"endpoint": ("url", "model"), "local": ("model",), "offline": ()}
@@ -54,9 +55,9 @@ def arguments() -> argparse.ArgumentParser:
     add("--cache", metavar="FOLDER", help="of replies (judge-cache beside the first run); none: keep nothing")
     at = parser.add_argument_group("endpoint")
     at.add_argument("--url", help="up to and with /v1")
-    at.add_argument("--concurrency", type=_read(values.whole(1, 8)), metavar="N", help="requests at once (8)")
-    at.add_argument("--timeout", type=_read(values.above_zero), metavar="S", help="seconds for one request (60)")
-    at.add_argument("--tries", type=_read(values.whole(1, 6)), metavar="N", help="of a request that fails (6)")
+    at.add_argument("--concurrency", type=_read(parsers.whole(1, 8)), metavar="N", help="requests at once (8)")
+    at.add_argument("--timeout", type=_read(parsers.above_zero), metavar="S", help="seconds for one request (60)")
+    at.add_argument("--tries", type=_read(parsers.whole(1, 6)), metavar="N", help="of a request that fails (6)")
     at.add_argument(
         "--request",
         type=_read(_fields),
@@ -65,15 +66,15 @@ def arguments() -> argparse.ArgumentParser:
     )
     on = parser.add_argument_group("local")
     on.add_argument("--revision", help="of a model on the hub: a branch, tag or commit")
-    on.add_argument("--actors", type=_read(values.actors), metavar="N", help="that hold the model (what fits)")
-    on.add_argument("--gpus-per-actor", type=_read(values.gpus), metavar="X", help="1 where the cluster has GPUs")
-    on.add_argument("--batch-size", type=_read(values.whole(1, 16)), metavar="N", help="answers at once (16)")
+    on.add_argument("--actors", type=_read(parsers.actors), metavar="N", help="that hold the model (what fits)")
+    on.add_argument("--gpus-per-actor", type=_read(parsers.gpus), metavar="X", help="1 where the cluster has GPUs")
+    on.add_argument("--batch-size", type=_read(parsers.whole(1, 16)), metavar="N", help="answers at once (16)")
     on.add_argument("--address", help="of the Ray cluster (RAY_ADDRESS, else this machine)")
     return parser
 
 
 def _read(reader: Any) -> Any:
-    """A reader of pipelines.values for argparse, which shows the message of one kind of error only."""
+    """A reader of pipelines.config.parsers for argparse, which shows the message of one kind of error only."""
 
     def read(given: str) -> Any:
         try:
@@ -147,11 +148,11 @@ def main() -> int:
 def _track(folder: Folder, uri: str | None) -> None:
     """Bring the numbers to the MLflow that has the run, or to another."""
     try:
-        record = Record.load(folder)
+        record = RunRecord.load(folder)
     except FileNotFoundError:
         return
     if uri or record.mlflow.get("uri"):
-        from pipelines.tracking import replay
+        from pipelines.results.mlflow_tracker import replay
 
         replay(folder.uri, uri, say=lambda text: print(f"  mlflow    {text}"))
 

@@ -22,9 +22,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from pipelines.paths import to_write
+from pipelines.config.paths import to_write
 from pipelines.report.write import report
-from pipelines.storage import redacted
+from pipelines.text import redacted
 
 
 def main() -> int:

@@ -25,12 +25,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines import answers, scoring, summary
-from pipelines.benchmarks import BENCHMARKS, SPLITS, benchmark
+from pipelines.benchmarks import BENCHMARKS, SPLITS, benchmark, rescoring
 from pipelines.benchmarks.base import Benchmark
-from pipelines.paths import to_write
-from pipelines.record import Record
-from pipelines.storage import Folder, redacted
+from pipelines.config.paths import to_write
+from pipelines.metrics import summary
+from pipelines.results import answers
+from pipelines.results.run_record import RunRecord
+from pipelines.results.storage import Folder
+from pipelines.text import redacted
 
 POINTS = ("points", "perception", "cognition", "total")
 
@@ -87,7 +89,7 @@ def _elsewhere(options: argparse.Namespace) -> None:
     bench = benchmark(options.benchmark)
     split = options.split or SPLITS.get(bench.name, "test")
     manifest = bench.rows(options.data, split)
-    table, report = scoring.joined(bench, manifest, scoring.elsewhere(options.answers), split)
+    table, report = rescoring.joined(bench, manifest, rescoring.elsewhere(options.answers), split)
     if not report.matched:
         raise ValueError(f"none of the answers is to a row of {options.data}: {' '.join(report.lines())}")
     if options.submission:
@@ -100,7 +102,7 @@ def _run(run: str, options: argparse.Namespace) -> None:
     folder = Folder.of(run)
     stored, record = _stored(folder)
     bench = benchmark(stored["benchmark"][0].as_py())
-    table = scoring.rescored(stored, bench)
+    table = rescoring.rescored(stored, bench)
     changed = sum(map(_differ, stored["score"].to_pylist(), table["score"].to_pylist()))
     notes = [f"{changed:,} rows have another score than when they were answered"] if changed else []
     if options.submission:
@@ -116,17 +118,17 @@ def _run(run: str, options: argparse.Namespace) -> None:
     _say(redacted(folder.uri), bench, split, table, {**counts, "changed": changed}, notes, against, seed)
 
 
-def _stored(folder: Folder) -> tuple[pa.Table, Record | None]:
+def _stored(folder: Folder) -> tuple[pa.Table, RunRecord | None]:
     """A run's answers, and its record where there is one."""
     stored = answers.read(folder)
     if not len(stored):
         raise ValueError(f"{redacted(folder.uri)} holds no answers; give the folder of a run, as the job printed it")
     with contextlib.suppress(FileNotFoundError):
-        return stored, Record.load(folder)
+        return stored, RunRecord.load(folder)
     return stored, None
 
 
-def _against(folder: Folder, stored: pa.Table, record: Record | None, bench: Benchmark) -> pa.Table:
+def _against(folder: Folder, stored: pa.Table, record: RunRecord | None, bench: Benchmark) -> pa.Table:
     """The run to compare with, scored again as well; it has to be of the same rows."""
     theirs, other = _stored(folder)
     asked = [
@@ -135,7 +137,7 @@ def _against(folder: Folder, stored: pa.Table, record: Record | None, bench: Ben
     ]
     if asked[0][:2] != asked[1][:2] or (record and other and asked[0] != asked[1]):
         raise ValueError(f"{redacted(folder.uri)} answers other questions; give a run of the same benchmark and data")
-    return scoring.rescored(theirs, bench)
+    return rescoring.rescored(theirs, bench)
 
 
 def _differ(one: float | None, other: float | None) -> bool:

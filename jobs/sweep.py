@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import sys
 
-from pipelines.grid import parse_grid
+from pipelines.config.sweep_config import parse_sweep
 
 
 def main() -> int:
-    grid = parse_grid(sys.argv[1:])
+    grid = parse_sweep(sys.argv[1:])
     from pipelines.sweep import sweep  # not needed to refuse a typing error
 
     return sweep(grid)

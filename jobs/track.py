@@ -14,9 +14,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from pipelines.paths import OUTPUT, mlflow_at, to_write
-from pipelines.storage import redacted
-from pipelines.tracking import replay
+from pipelines.config.paths import OUTPUT, mlflow_at, to_write
+from pipelines.results.mlflow_tracker import replay
+from pipelines.text import redacted
 
 
 def main() -> int:

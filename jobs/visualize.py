@@ -25,9 +25,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from pipelines import values
-from pipelines.paths import to_write
-from pipelines.storage import redacted
+from pipelines.config import parsers
+from pipelines.config.paths import to_write
+from pipelines.text import redacted
 
 
 def main() -> int:
@@ -41,8 +41,8 @@ def main() -> int:
     options = parser.parse_args()
     try:
         rows = [row.strip() for row in options.rows.split(",")] if options.rows else None
-        count = values.whole(1, 4)(options.count)
-        from pipelines.pictures import visualize  # torch comes with it
+        count = parsers.whole(1, 4)(options.count)
+        from pipelines.visualize import visualize  # torch comes with it
 
         output = to_write(options.output, "output") if options.output else None
         trust = {"trust_remote_code": options.trust_remote_code, "allow_outside": options.allow_outside}

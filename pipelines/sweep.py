@@ -13,18 +13,18 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pipelines.config import EvalConfig
-from pipelines.grid import Grid, model_groups
-from pipelines.record import State, git_commit
+from pipelines.config.eval_config import EvalConfig
+from pipelines.config.sweep_config import SweepConfig, model_groups
+from pipelines.inference.benchmark_job import BenchmarkJob, RunState, records, too_many_errors
+from pipelines.job import carry_out, conclude, guarded, job_record, status_of
 from pipelines.report.gather import LEFT_OUT
 from pipelines.report.write import PAGE, report
-from pipelines.rows import described
-from pipelines.run import carry_out, conclude, guarded, job_record, status_of
-from pipelines.storage import Folder, redacted
-from pipelines.work import Unit, Work, records, too_many_errors
+from pipelines.results.run_record import State, git_commit
+from pipelines.results.storage import Folder
+from pipelines.text import describe_error, redacted
 
 if TYPE_CHECKING:
-    from pipelines.answerer import Answerer
+    from pipelines.inference.worker import InferenceWorker
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,14 @@ class Hopeless:
     error: str
 
 
-def sweep(grid: Grid, worker: type[Answerer] | None = None) -> int:
+def sweep(grid: SweepConfig, worker: type[InferenceWorker] | None = None) -> int:
     """Do the sweep, or what is left of it. Returns the exit status: 0, 1 failed, 2 wrong use, 130 interrupted."""
     with guarded() as status:
         status.code = _sweep(grid, worker)
     return status.code
 
 
-def _sweep(grid: Grid, worker: type[Answerer] | None) -> int:
+def _sweep(grid: SweepConfig, worker: type[InferenceWorker] | None) -> int:
     works, hopeless = prepare(grid)
     print(plan(works, hopeless))
     if not works:
@@ -86,7 +86,7 @@ def _common(jobs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _report(works: Sequence[Work], folder: Folder) -> list[str]:
+def _report(works: Sequence[BenchmarkJob], folder: Folder) -> list[str]:
     """Write the report of all runs that have answers; a report that fails is said, and stops nothing."""
     folders = [unit.folder.uri for _, unit, record in records(works) if record.rows["done"]]
     if not folders:
@@ -99,12 +99,12 @@ def _report(works: Sequence[Work], folder: Folder) -> list[str]:
         return []
 
 
-def prepare(grid: Grid) -> tuple[list[Work], list[Hopeless]]:
+def prepare(grid: SweepConfig) -> tuple[list[BenchmarkJob], list[Hopeless]]:
     """The jobs of a grid, and those that cannot begin, which stop no other."""
     works, hopeless = [], []
     for job in grid.jobs:
         try:
-            work = Work.of(job)
+            work = BenchmarkJob.of(job)
             if any(_failed(unit, work) for unit in work.units):
                 work.retry_errors()  # a point that failed is tried again
             known = _remembered(Folder.of(work.config.output))
@@ -114,7 +114,7 @@ def prepare(grid: Grid) -> tuple[list[Work], list[Hopeless]]:
                 work.refuse(leave_out=True)
                 work.index  # noqa: B018  read now: what is wrong with the ids is said before anything starts
         except Exception as error:  # whatever is wrong with one model or benchmark is no other's business
-            hopeless.append(Hopeless(job, f"{job.benchmark} with {job.model_name}: {described(error)}"))
+            hopeless.append(Hopeless(job, f"{job.benchmark} with {job.model_name}: {describe_error(error)}"))
         else:
             works.append(work)
     ids = [unit.run_id for work in works for unit in work.units]
@@ -123,13 +123,13 @@ def prepare(grid: Grid) -> tuple[list[Work], list[Hopeless]]:
     return works, hopeless
 
 
-def _failed(unit: Unit, work: Work) -> bool:
+def _failed(unit: RunState, work: BenchmarkJob) -> bool:
     """Was it answered to the end, with too many errors? Of one that was interrupted nobody knows yet."""
     record = unit.record
     return record is not None and record.state == "finished" and bool(too_many_errors(record, work.config))
 
 
-def _remember(works: Sequence[Work]) -> None:
+def _remember(works: Sequence[BenchmarkJob]) -> None:
     """Write down which points were left out, so that a sweep with nothing left to do need not ask the models again."""
     output = Folder.of(works[0].config.output)
     known = _remembered(output)
@@ -147,7 +147,7 @@ def _remembered(output: Folder) -> dict[str, str]:
     return {}
 
 
-def plan(works: Sequence[Work], hopeless: Sequence[Hopeless]) -> str:
+def plan(works: Sequence[BenchmarkJob], hopeless: Sequence[Hopeless]) -> str:
     """What the sweep will do, and what it costs: in rows read and decoded, and in answers made of them."""
     lines = [f"{'model':24}{'benchmark':16}{'points':>8}{'rows':>12}{'answers':>14}{'there already':>16}"]
     total = there = 0

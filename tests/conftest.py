@@ -53,7 +53,7 @@ def cluster() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """A tiny model of a family, saved as the real ones are."""
-    import tiny
+    from tests.support import tiny
 
     @cache
     def saved(family: str) -> Path:
@@ -68,7 +68,7 @@ def bucket() -> Iterator[str]:
     from moto.s3.models import s3_backends
     from moto.server import ThreadedMotoServer
 
-    from pipelines.storage import split
+    from pipelines.results.storage import split
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()

@@ -1,4 +1,4 @@
-"""ApET: keep what a small basis cannot explain, merge the rest. See `apet.compression`."""
+"""ApET: keep what a small basis cannot explain, merge the rest. See `apet.core.compression`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from apet.compression import Sampling, Variant, compress_batches
+from apet.core.compression import Sampling, Variant, compress_batches
 from apet.methods.base import Kept, Method
 from apet.view import View
 

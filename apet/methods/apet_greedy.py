@@ -14,10 +14,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from apet.compression import chunks
-from apet.gram import Gram, gather
-from apet.greedy import greedy_basis
-from apet.merge import averages, most_similar
+from apet.core.compression import chunks
+from apet.core.gram import Gram, gather
+from apet.core.greedy import greedy_basis
+from apet.core.merge import averages, most_similar
 from apet.methods.base import Kept, Method
 from apet.view import View
 

@@ -24,8 +24,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from apet.attention import NOISE, keys, most, of_rows
-from apet.gram import gather, largest
+from apet.attention.weights import NOISE, keys, most, of_rows
+from apet.core.gram import gather, largest
 from apet.methods.base import Kept
 from apet.methods.decoder import DecoderMethod
 from apet.view import View

@@ -18,7 +18,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from apet.gram import NOISE, Gram, first_largest, gather
+from apet.core.gram import NOISE, Gram, first_largest, gather
 from apet.methods.base import Kept, Method
 from apet.view import View
 

@@ -1,6 +1,6 @@
 """Downsample: average pooling to a coarser grid, the cheapest way to see the whole picture with fewer tokens.
 
-The picture is cut into exactly K regions (`apet.grid`: 8 x 8 of 3 x 3 for 64 of 576); each becomes the mean of its
+The picture is cut into exactly K regions (`apet.core.regions`: 8 x 8 of 3 x 3 for 64 of 576); each becomes the mean of its
 tokens, at the place of the token in its middle. VTC-Bench found that showing a model a smaller picture beats most
 methods; this is the same for models whose encoder has one resolution. Acts once, at the encoder's output, with the
 whole budget, a control for what enters the decoder; before the projector where the family compresses there, as in
@@ -15,8 +15,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from apet.grid import partition
-from apet.merge import averages
+from apet.core.merge import averages
+from apet.core.regions import partition
 from apet.methods.base import Kept, Method
 from apet.view import View
 

@@ -20,8 +20,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from apet.attention import attended_by_last, most
-from apet.gram import gather
+from apet.attention.weights import attended_by_last, most
+from apet.core.gram import gather
 from apet.methods.base import Kept
 from apet.methods.decoder import DecoderMethod
 from apet.view import View

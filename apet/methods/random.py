@@ -16,7 +16,7 @@ from typing import ClassVar
 
 import torch
 
-from apet.gram import gather
+from apet.core.gram import gather
 from apet.methods.base import Kept, Method
 from apet.view import View
 

@@ -29,8 +29,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from apet.attention import NOISE, attended, most
-from apet.gram import Gram, first_largest, gather, largest
+from apet.attention.weights import NOISE, attended, most
+from apet.core.gram import Gram, first_largest, gather, largest
 from apet.methods.base import Kept
 from apet.methods.decoder import DecoderMethod
 from apet.view import View
@@ -124,7 +124,7 @@ def density_peaks(gram: Gram, count: int) -> tuple[Tensor, Tensor]:
     """Ascending centres (G, count) of (G, n) tokens, and which of these each token is nearest to: (G, n).
 
     Score = distance to the nearest denser token x density, with density = exp(-mean square distance to the nearest
-    `count`, itself among them). In logarithms, where nothing underflows. (`apet.basis` measures over five others.)
+    `count`, itself among them). In logarithms, where nothing underflows. (`apet.core.basis` measures over five others.)
     """
     batch, size = gram.norms.shape
     place = torch.arange(size, device=gram.norms.device)

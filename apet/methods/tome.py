@@ -20,7 +20,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from apet.gram import first_largest, gather, largest
+from apet.core.gram import first_largest, gather, largest
 from apet.methods.base import Kept, Method, Model
 from apet.schedule import Schedule, Site
 from apet.view import View

@@ -1,6 +1,6 @@
 """Uniform: a grid of tokens over the picture, whatever it shows.
 
-The picture is cut into exactly K regions of nearly equal size (`apet.grid`); the token in the middle of each stays
+The picture is cut into exactly K regions of nearly equal size (`apet.core.regions`); the token in the middle of each stays
 as it is, and none is merged. Acts once, at the encoder's output, with the whole budget: a control for what enters
 the decoder. (A schedule may place it in the decoder too, where a medium's tokens have no picture any more: there it
 thins them evenly in their order.) No options of its own, no attention weights.
@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from apet.gram import gather
-from apet.grid import partition
+from apet.core.gram import gather
+from apet.core.regions import partition
 from apet.methods.base import Kept, Method
 from apet.view import View
 

@@ -16,7 +16,7 @@ from transformers import (
     ProcessorMixin,
 )
 
-from apet import varlen
+from apet.attention import packed_kernel
 from apet.models.base import Family
 from apet.models.llava import Llava
 from apet.models.llava_next import LlavaNext
@@ -24,7 +24,7 @@ from apet.models.llava_onevision import LlavaOnevision
 from apet.models.qwen2_5_vl import Qwen25VL
 from apet.models.qwen3_vl import Qwen3VL
 from apet.models.video_llava import VideoLlava
-from apet.packed_tower import PackedTower
+from apet.towers.packed_tower import PackedTower
 
 FAMILIES: dict[str, type[Family]] = {
     "llava": Llava,
@@ -45,7 +45,7 @@ def load(
     name: str | Path,
     *,
     dtype: str | torch.dtype = "auto",
-    attn: str = varlen.NAME,
+    attn: str = packed_kernel.NAME,
     device: str | torch.device | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
@@ -53,7 +53,7 @@ def load(
     """A model and its processor, from a hub id or a folder; what cannot work is refused before weights are read.
 
     dtype:    "auto" is the checkpoint's
-    attn:     the attention kernel: "packed" (`apet/varlen.py`), "sdpa", "eager", "flash_attention_2", or another that
+    attn:     the attention kernel: "packed" (`apet/attention/packed_kernel.py`), "sdpa", "eager", "flash_attention_2", or another that
               transformers knows
     device:   where it is to answer: how a tower attends is chosen for that place, so move it no more; "auto" spreads
               the layers over all GPUs that this process sees, for a model that is too large for one
@@ -94,7 +94,7 @@ def pack_windows(model: PreTrainedModel) -> None:
     """Under "packed", have a vision tower of windows attend in one launch a block, if its GPU can; else leave it."""
     for tower, about in family_of(model).towers.items():
         if isinstance(about, PackedTower):
-            varlen.one_launch(tower)
+            packed_kernel.one_launch(tower)
 
 
 def load_processor(name: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> ProcessorMixin:

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from apet.packed_tower import PackedRun, PackedTower
-from apet.shorter import Shorter
+from apet.shortened import Shortened
 from apet.stopwatch import Stopwatch
-from apet.tower import TileRun, TileTower
+from apet.towers.packed_tower import PackedRun, PackedTower
+from apet.towers.tile_tower import TileRun, TileTower
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Group:
 
 
 @dataclass
-class Seen:
+class VisionRecord:
     """What the vision side showed while it worked on the media of a prompt."""
 
     grids: list[list[list[int]]] = field(default_factory=list)  # of each call of the tower: (t, h, w) of each medium
@@ -41,10 +41,10 @@ class Seen:
     first: int = 0  # the number of their first token
     labels: Tensor = field(default_factory=lambda: torch.empty(0))  # (B, S) which of their T x tiles a column holds; -1
 
-    def latest(self, calls: int) -> Seen:
+    def latest(self, calls: int) -> VisionRecord:
         """What the last so many calls showed."""
         before = sum(features.shape[0] * features.shape[1] for features in self.features[:-calls])
-        return Seen(
+        return VisionRecord(
             self.grids[-calls:],
             self.runs[-calls:],
             self.stopwatch,
@@ -110,7 +110,7 @@ class Family(ABC):
     def projector(self) -> nn.Module:
         return self.core.multi_modal_projector  # type: ignore[no-any-return]
 
-    def shorten(self, inputs: Mapping[str, Any], short: Shorter) -> dict[str, Any]:
+    def shorten(self, inputs: Mapping[str, Any], short: Shortened) -> dict[str, Any]:
         """Further inputs of the decoder that follow the sequence, without what was dropped."""
         return {}
 
@@ -136,6 +136,6 @@ class Family(ABC):
         return torch.isin(ids, torch.tensor([config.image_token_id, getattr(config, "video_token_id", -1)]))
 
     @abstractmethod
-    def media(self, ids: Tensor, embeds: Tensor, seen: Seen) -> list[list[Medium]]:
+    def media(self, ids: Tensor, embeds: Tensor, seen: VisionRecord) -> list[list[Medium]]:
         """The media of each row of a prompt: its `ids` (B, S), on the host, and what stands there at the entry of
         the decoder, `embeds` (B, S, D)."""

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from apet.models.base import Family, Group, Medium, Seen
-from apet.tower import TileTower, clip_tower
+from apet.models.base import Family, Group, Medium, VisionRecord
+from apet.towers.tile_tower import TileTower, clip_tower
 
 
 class Llava(Family):
@@ -31,7 +31,7 @@ class Llava(Family):
         keeps_cls = self.model.config.vision_feature_select_strategy == "full" and tower.prefix
         return {} if keeps_cls else {self.tower: tower}  # its tokens would not be the tower's patches
 
-    def media(self, ids: Tensor, embeds: Tensor, seen: Seen) -> list[list[Medium]]:
+    def media(self, ids: Tensor, embeds: Tensor, seen: VisionRecord) -> list[list[Medium]]:
         size = seen.features[0].shape[1]
         side = int(size**0.5)
         rows: list[list[Medium]] = []

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-from apet.models.base import Family, Group, Medium, Seen
-from apet.tower import TileTower, clip_tower
+from apet.models.base import Family, Group, Medium, VisionRecord
+from apet.towers.tile_tower import TileTower, clip_tower
 
 
 class LlavaNext(Family):
@@ -25,7 +25,7 @@ class LlavaNext(Family):
     def towers(self) -> dict[nn.Module, TileTower]:
         return {self.tower: clip_tower(self.tower, self.model.config.vision_feature_layer, tiles=0)}
 
-    def media(self, ids: Tensor, embeds: Tensor, seen: Seen) -> list[list[Medium]]:
+    def media(self, ids: Tensor, embeds: Tensor, seen: VisionRecord) -> list[list[Medium]]:
         size = seen.features[0].shape[1]
         return [list(_images(labels, size)) for labels in seen.labels]
 

@@ -20,8 +20,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from apet.models.base import Family, Group, Medium, Seen
-from apet.tower import TileTower, clip_tower
+from apet.models.base import Family, Group, Medium, VisionRecord
+from apet.towers.tile_tower import TileTower, clip_tower
 
 
 class LlavaOnevision(Family):
@@ -29,7 +29,7 @@ class LlavaOnevision(Family):
     def towers(self) -> dict[nn.Module, TileTower]:
         return {self.tower: clip_tower(self.tower, self.model.config.vision_feature_layer, tiles=0, resized=True)}
 
-    def media(self, ids: Tensor, embeds: Tensor, seen: Seen) -> list[list[Medium]]:
+    def media(self, ids: Tensor, embeds: Tensor, seen: VisionRecord) -> list[list[Medium]]:
         config = self.model.config
         side = config.vision_config.image_size // config.vision_config.patch_size
         newline = self.core.image_newline.to(embeds)

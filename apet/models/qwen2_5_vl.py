@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from apet.models.base import Family, Group, Medium, Seen
-from apet.packed_tower import PackedTower
+from apet.models.base import Family, Group, Medium, VisionRecord
+from apet.towers.packed_tower import PackedTower
 
 
 class Qwen25VL(Family):
@@ -33,7 +33,7 @@ class Qwen25VL(Family):
     def towers(self) -> dict[nn.Module, PackedTower]:
         return {self.tower: PackedTower(self.core.visual, (self.projector,))}
 
-    def media(self, ids: Tensor, embeds: Tensor, seen: Seen) -> list[list[Medium]]:
+    def media(self, ids: Tensor, embeds: Tensor, seen: VisionRecord) -> list[list[Medium]]:
         config = self.model.config
         merge = config.vision_config.spatial_merge_size
         calls = iter(seen.grids)  # of the images first, as everywhere in the model

@@ -18,8 +18,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from apet.models.qwen2_5_vl import Qwen25VL
-from apet.packed_tower import PackedTower
-from apet.shorter import Shorter
+from apet.shortened import Shortened
+from apet.towers.packed_tower import PackedTower
 
 
 class Qwen3VL(Qwen25VL):
@@ -34,7 +34,7 @@ class Qwen3VL(Qwen25VL):
         visual = self.core.visual
         return {self.tower: PackedTower(visual, (visual.merger, *visual.deepstack_merger_list))}
 
-    def shorten(self, inputs: Mapping[str, Any], short: Shorter) -> dict[str, Any]:
+    def shorten(self, inputs: Mapping[str, Any], short: Shortened) -> dict[str, Any]:
         mask, features = inputs.get("visual_pos_masks"), inputs.get("deepstack_visual_embeds")
         if mask is None or features is None:
             return {}

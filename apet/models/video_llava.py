@@ -15,8 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from apet.models.base import Family, Group, Medium, Seen, runs
-from apet.tower import TileRun, TileTower, clip_tower
+from apet.models.base import Family, Group, Medium, VisionRecord, runs
+from apet.towers.tile_tower import TileRun, TileTower, clip_tower
 
 
 class VideoLlava(Family):
@@ -32,7 +32,7 @@ class VideoLlava(Family):
         images, videos = self.core.image_tower, self.core.video_tower
         return {images: clip_tower(images, layer, tiles=0), videos: clip_tower(videos, layer, tiles=0)}
 
-    def media(self, ids: Tensor, embeds: Tensor, seen: Seen) -> list[list[Medium]]:
+    def media(self, ids: Tensor, embeds: Tensor, seen: VisionRecord) -> list[list[Medium]]:
         config = self.model.config
         side = config.vision_config.image_size // config.vision_config.patch_size
         picture = side * side

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from pipelines.benchmarks.base import Benchmark, Score
-from pipelines.benchmarks.figures import Figure, Sheet, share
 from pipelines.benchmarks.official import SHORT
 from pipelines.benchmarks.vqa import accuracy
-from pipelines.rows import Row
+from pipelines.data.rows import Row
+from pipelines.metrics.answer_metrics import AnswerArrays, Figure, share
 
 
 class Annotated(Benchmark):
@@ -27,7 +27,7 @@ class Annotated(Benchmark):
         worth = accuracy(prediction, row.answers)
         return Score(worth, worth == 1.0)
 
-    def figures(self, sheet: Sheet) -> dict[str, Figure]:
+    def figures(self, sheet: AnswerArrays) -> dict[str, Figure]:
         return {
             "accuracy": share(sheet.worth, sheet.scored),
             **sheet.by("question_type", sheet.meta("question_type")),

@@ -11,9 +11,9 @@ from typing import Any, ClassVar, NamedTuple
 
 import pyarrow as pa
 
-from pipelines.benchmarks.figures import Figure, Sheet, share
-from pipelines.manifest import Manifest
-from pipelines.rows import Kind, Row
+from pipelines.data.manifest import Manifest
+from pipelines.data.rows import Kind, Row
+from pipelines.metrics.answer_metrics import AnswerArrays, Figure, share
 
 
 class Score(NamedTuple):
@@ -56,7 +56,7 @@ class Benchmark(ABC):
     def score(self, row: Row, prediction: str) -> Score:
         """How good an answer is."""
 
-    def figures(self, sheet: Sheet) -> dict[str, Figure]:
+    def figures(self, sheet: AnswerArrays) -> dict[str, Figure]:
         """All that the official scorer reports, the headline among it. Only of rows that were answered."""
         return {"accuracy": share(sheet.worth, sheet.scored)}
 

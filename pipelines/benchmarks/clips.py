@@ -12,16 +12,16 @@ from typing import Any
 
 from pipelines.benchmarks.base import Benchmark, Score
 from pipelines.benchmarks.official import Official, Place
-from pipelines.judge.base import Item
-from pipelines.judge.offline import Offline
-from pipelines.rows import Row
-from pipelines.sources.base import Record
+from pipelines.data.formats.base import RawRecord
+from pipelines.data.rows import Row
+from pipelines.metrics.verdicts import Item
+from pipelines.metrics.word_match import Offline
 
 SUFFIXES = (".mp4", ".avi", ".mov", ".mkv")
 OFFLINE = Offline()
 
 
-def shape(record: Record) -> Record:
+def shape(record: RawRecord) -> RawRecord:
     truth = record["truth"]
     return {
         "media": [record.get("video_name", record.get("video"))],

@@ -15,16 +15,16 @@ from typing import Any
 import numpy as np
 
 from pipelines.benchmarks.base import Benchmark, Score
-from pipelines.benchmarks.figures import Figure, Sheet, share
 from pipelines.benchmarks.official import SHORT, Official, Place, asked
-from pipelines.rows import Row
-from pipelines.sources.base import Record
+from pipelines.data.formats.base import RawRecord
+from pipelines.data.rows import Row
+from pipelines.metrics.answer_metrics import AnswerArrays, Figure, share
 
 TIER = "testdev_balanced"
 CHANCE = {"verify": 0.5, "logical": 0.5, "choose": 0.5, "compare": 0.5}  # two answers are possible
 
 
-def llava(record: Record) -> Record:
+def llava(record: RawRecord) -> RawRecord:
     truth = record["truth"]
     return {
         "media": [record["image"]],
@@ -34,7 +34,7 @@ def llava(record: Record) -> Record:
     }
 
 
-def hub(record: Record) -> Record:
+def hub(record: RawRecord) -> RawRecord:
     return {
         "media": [record["imageId"]],
         "question": record["question"],
@@ -43,7 +43,7 @@ def hub(record: Record) -> Record:
     }
 
 
-def _types(types: Any) -> Record:
+def _types(types: Any) -> RawRecord:
     known = {key: str(value) for key, value in (types or {}).items() if value}
     return {"type": known.get("structural", ""), "meta": known}
 
@@ -75,7 +75,7 @@ class GQA(Benchmark):
     def score(self, row: Row, prediction: str) -> Score:
         return Score.of(prediction.rstrip(".").lower() == row.answers[0])
 
-    def figures(self, sheet: Sheet) -> dict[str, Figure]:
+    def figures(self, sheet: AnswerArrays) -> dict[str, Figure]:
         structure = sheet.types
         words = np.array([f"{len(str(text).split()):02}" for text in sheet.questions], dtype=object)
         return {

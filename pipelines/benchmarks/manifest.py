@@ -8,7 +8,7 @@ answered and not scored.
 from __future__ import annotations
 
 from pipelines.benchmarks.base import Benchmark, Score, letter, plain
-from pipelines.rows import Row
+from pipelines.data.rows import Row
 
 
 class ManifestBenchmark(Benchmark):

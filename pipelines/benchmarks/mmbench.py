@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipelines import spreadsheet
 from pipelines.benchmarks.base import Benchmark, Score
-from pipelines.benchmarks.figures import Figure, Sheet, complete, share
 from pipelines.benchmarks.official import LETTER, Official, Place, embedded
-from pipelines.rows import Row
-from pipelines.sources.base import Record
+from pipelines.data import spreadsheet
+from pipelines.data.formats.base import RawRecord
+from pipelines.data.rows import Row
+from pipelines.metrics.answer_metrics import AnswerArrays, Figure, complete, share
 
 ROTATION = 1_000_000
 LETTERS = "ABCD"
@@ -41,21 +41,21 @@ class Index:
     def __init__(self, split: str) -> None:
         self.split = split
 
-    def __call__(self, record: Record) -> str | None:
+    def __call__(self, record: RawRecord) -> str | None:
         if (said := cell(record, "split")) not in ("", self.split):
             raise ValueError(f"there are rows of the split '{said}', and asked for is '{self.split}'; see --split")
         value = record.get("index")
         return str(int(float(value))) if value not in (None, "") else None
 
 
-def cell(record: Record, name: str) -> str:
+def cell(record: RawRecord, name: str) -> str:
     """A cell's text; empty if it is empty in any of the ways it can be."""
     value = record.get(name)
     text = json.dumps(value, ensure_ascii=False) if isinstance(value, list) else "" if value is None else str(value)
     return "" if text in NOTHING or text.lower() in ("nan", "none") else text
 
 
-def row(record: Record) -> Record:
+def row(record: RawRecord) -> RawRecord:
     options = []
     for letter in LETTERS:
         if not (option := cell(record, letter)):
@@ -128,7 +128,7 @@ class MMBench(Benchmark):
             return Score(None, None)
         return Score.of(chosen(prediction, dict(zip(LETTERS, row.options, strict=False))) == row.answers[0])
 
-    def figures(self, sheet: Sheet) -> dict[str, Figure]:
+    def figures(self, sheet: AnswerArrays) -> dict[str, Figure]:
         numbers = np.array([int(row_id) for row_id in sheet.ids], dtype=np.int64)
         group = np.unique(numbers % ROTATION, return_inverse=True)[1]
         first, right = complete(sheet, group)

@@ -20,10 +20,10 @@ import numpy as np
 from pyarrow import fs
 
 from pipelines.benchmarks.base import Benchmark, Score
-from pipelines.benchmarks.figures import Figure, Sheet, complete, share, total
 from pipelines.benchmarks.official import SHORT, Official, Place, asked, embedded_row, joined
-from pipelines.rows import Row
-from pipelines.sources.base import Record
+from pipelines.data.formats.base import RawRecord
+from pipelines.data.rows import Row
+from pipelines.metrics.answer_metrics import AnswerArrays, Figure, complete, share, total
 
 PERCEPTION = (
     *("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR"),
@@ -43,17 +43,17 @@ def named(image: str, question: str) -> str:
     return joined(image.rpartition(".")[0] or image, ASKED.sub("", asked(question.strip(), SHORT)))
 
 
-def line_id(record: Record) -> str | None:
+def line_id(record: RawRecord) -> str | None:
     """None for what is no question: the zip file has results of others among its folders."""
     subtask = str(record["file"]).partition("/")[0]
     return named(record["file"], record["question"]) if subtask in SUBTASKS else None
 
 
-def hub_id(record: Record) -> str | None:
+def hub_id(record: RawRecord) -> str | None:
     return named(str(record["question_id"]), record["question"])
 
 
-def release(record: Record) -> Record:
+def release(record: RawRecord) -> RawRecord:
     file = str(record["file"])
     return {
         "media": [file.replace(f"/{TEXTS}", f"/{IMAGES}").removesuffix(".txt")],
@@ -63,7 +63,7 @@ def release(record: Record) -> Record:
     }
 
 
-def hub(record: Record) -> Record:
+def hub(record: RawRecord) -> RawRecord:
     question = ASKED.sub("", record["question"])
     return {
         **embedded_row(record, answers=[record["answer"].strip().lower()], type=record["category"]),
@@ -103,7 +103,7 @@ class MME(Benchmark):
         said = "yes" if "yes" in start else "no" if "no" in start else "other"
         return Score.of(said == row.answers[0])
 
-    def figures(self, sheet: Sheet) -> dict[str, Figure]:
+    def figures(self, sheet: AnswerArrays) -> dict[str, Figure]:
         images = np.array(["/".join(str(row_id).split("/")[:2]) for row_id in sheet.ids], dtype=object)
         group = np.unique(images, return_inverse=True)[1]
         first, both = complete(sheet, group)

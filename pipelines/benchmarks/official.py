@@ -19,11 +19,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import fs
 
-from pipelines.index import INDEX, places, records, repeated
-from pipelines.manifest import Manifest
-from pipelines.rows import Kind, Medium, Row, described
-from pipelines.sources.base import File, Record, place
-from pipelines.storage import Folder, redacted
+from pipelines.data.formats.base import DataFile, RawRecord, locate
+from pipelines.data.manifest import Manifest
+from pipelines.data.row_index import INDEX, duplicate_ids, index_rows, read_records
+from pipelines.data.rows import Kind, Medium, Row
+from pipelines.results.storage import Folder
+from pipelines.text import describe_error, redacted
 
 SHORT = "\nAnswer the question using a single word or phrase."
 LETTER = "\nAnswer with the option's letter from the given choices directly."
@@ -31,7 +32,7 @@ TRUTH = ("truth_file", "truth_start", "truth_length")  # columns of the index, b
 SPLITS = ("train", "val", "test", "dev")
 
 
-def as_it_is(record: Record) -> Record:
+def as_it_is(record: RawRecord) -> RawRecord:
     return record
 
 
@@ -39,11 +40,11 @@ def as_it_is(record: Record) -> Record:
 class Official(Manifest):
     """A benchmark's rows. `shape` gives a record the names of a manifest; the joined one is its `truth`."""
 
-    shape: Callable[[Record], Record] = as_it_is
+    shape: Callable[[RawRecord], RawRecord] = as_it_is
     expected: tuple[str, ...] = ()  # columns without which the file is another one than was asked for
-    truth: tuple[File, ...] = ()
+    truth: tuple[DataFile, ...] = ()
     truth_layout: str = "JSON"
-    album: tuple[File, ...] = ()  # Parquet files with the media by id, where rows name them only
+    album: tuple[DataFile, ...] = ()  # Parquet files with the media by id, where rows name them only
     suffixes: tuple[str, ...] = ()  # tried in turn where a medium's name has none
     without: tuple[str, ...] = field(default=(), repr=False)  # folders of media that are not there
 
@@ -67,8 +68,8 @@ class Official(Manifest):
         table = super().index(limit)
         if not self.truth or not len(table):
             return table
-        truths = places(self.truth_layout, self.truth)
-        if len(twice := repeated(truths["row_id"])):
+        truths = index_rows(self.truth_layout, self.truth)
+        if len(twice := duplicate_ids(truths["row_id"])):
             raise ValueError(
                 f"{self.truth[0].name} has several answers to {len(twice):,} questions:"
                 f" {', '.join(twice[:3].to_pylist())}; which one is right is not known"
@@ -85,16 +86,16 @@ class Official(Manifest):
         return table
 
     def read(self, pointers: pa.Table) -> list[Row]:
-        found = records(self.layout, self.files, pointers)
+        found = read_records(self.layout, self.files, pointers)
         if not self.truth:
             return [self._row(*each) for each in found]
         where = pa.table([pointers["row_id"], *(pointers[name] for name in TRUTH)], names=INDEX.names)
-        truths = records(self.truth_layout, self.truth, where)
+        truths = read_records(self.truth_layout, self.truth, where)
         return [self._joined(*each, truth) for each, (_, _, truth) in zip(found, truths, strict=True)]
 
-    def _joined(self, file: File, span: Any, record: Record | Exception, truth: Record | Exception) -> Row:
+    def _joined(self, file: DataFile, span: Any, record: RawRecord | Exception, truth: RawRecord | Exception) -> Row:
         if isinstance(truth, Exception):
-            return Row(span.row_id, error=described(truth))
+            return Row(span.row_id, error=describe_error(truth))
         joined = record if isinstance(record, Exception) else {**record, "truth": truth}
         return self._row(file, span, joined)
 
@@ -106,10 +107,10 @@ class Official(Manifest):
                 f" {', '.join(columns) or 'none'}; expected are {', '.join(self.expected)}"
             )
 
-    def _shaped(self, record: Record) -> Record:
+    def _shaped(self, record: RawRecord) -> RawRecord:
         return self.shape(record)
 
-    def _media(self, record: Record) -> tuple[Medium, ...]:
+    def _media(self, record: RawRecord) -> tuple[Medium, ...]:
         return () if record["media"] == [] else super()._media(record)  # some questions have none
 
     def fetch(self, medium: Medium) -> bytes | Path:
@@ -125,17 +126,17 @@ class Official(Manifest):
 
 
 @cache
-def _pages(album: tuple[File, ...]) -> Mapping[str, dict[str, Any]]:
+def _pages(album: tuple[DataFile, ...]) -> Mapping[str, dict[str, Any]]:
     """Where each picture of an album lies: as many as a benchmark has images, once a process."""
-    return {row["row_id"]: row for row in places("Parquet", album).to_pylist()}
+    return {row["row_id"]: row for row in index_rows("Parquet", album).to_pylist()}
 
 
 @lru_cache(maxsize=64)
-def _picture(album: tuple[File, ...], name: str) -> bytes:
+def _picture(album: tuple[DataFile, ...], name: str) -> bytes:
     row = _pages(album).get(name)
     if row is None:
         raise FileNotFoundError(f"there is no image '{name}' in {album[0].name}")
-    [(_, _, record)] = records("Parquet", album, pa.Table.from_pylist([row]))
+    [(_, _, record)] = read_records("Parquet", album, pa.Table.from_pylist([row]))
     if isinstance(record, Exception):
         raise record
     return embedded(record["image"])
@@ -169,7 +170,7 @@ class Place:
         splits: bool = False,
     ) -> Place:
         folder = Folder.of(data)
-        system, path = place(folder.uri)
+        system, path = locate(folder.uri)
         found = system.get_file_info(path).type
         if found == fs.FileType.NotFound:
             raise FileNotFoundError(f"there is no file or folder {redacted(data)}")
@@ -183,7 +184,7 @@ class Place:
         return self.type(name) == fs.FileType.File
 
     def type(self, name: str) -> Any:
-        system, path = place(self.folder.child(name).uri)
+        system, path = locate(self.folder.child(name).uri)
         return system.get_file_info(path).type
 
     def find(self, what: str, *names: str, named: bool = False) -> str:
@@ -202,16 +203,16 @@ class Place:
     def __str__(self) -> str:
         return redacted(self.folder.uri)
 
-    def itself(self, **how: Any) -> File:
+    def itself(self, **how: Any) -> DataFile:
         """The folder, as a file of rows."""
-        return File(self.folder.uri, place(self.folder.uri)[1], self.kind, **how)
+        return DataFile(self.folder.uri, locate(self.folder.uri)[1], self.kind, **how)
 
-    def open(self, name: str, **how: Any) -> File:
+    def open(self, name: str, **how: Any) -> DataFile:
         """A file of the folder."""
         uri = self.folder.child(name).uri
-        return File(uri, place(uri)[1], self.kind, **how)
+        return DataFile(uri, locate(uri)[1], self.kind, **how)
 
-    def shards(self, *splits: str, config: Sequence[str] = (), **how: Any) -> tuple[File, ...]:
+    def shards(self, *splits: str, config: Sequence[str] = (), **how: Any) -> tuple[DataFile, ...]:
         """The Parquet files of a data set of the hub that hold a configuration's split; none if there are none.
 
         A configuration is a folder. Files begin with their split, or are of no split at all.
@@ -230,7 +231,7 @@ class Place:
         return ()
 
     def rows(
-        self, layout: str, *files: File, shape: Callable[[Record], Record], homes: Sequence[str] = (), **more: Any
+        self, layout: str, *files: DataFile, shape: Callable[[RawRecord], RawRecord], homes: Sequence[str] = (), **more: Any
     ) -> Official:
         """The benchmark's rows in these files; `homes` are where its media may lie, `more` is Official's."""
         root, without = self.how.get("media_root"), ()
@@ -251,7 +252,7 @@ class Place:
         )
 
 
-def embedded_row(record: Record, **more: Any) -> Record:
+def embedded_row(record: RawRecord, **more: Any) -> RawRecord:
     """A record of the hub as a row of a manifest: its image by its bytes."""
     return {"media": [embedded(record.get("image"))], "question": record.get("question"), **more}
 

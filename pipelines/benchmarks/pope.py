@@ -17,16 +17,16 @@ from typing import Any
 import numpy as np
 
 from pipelines.benchmarks.base import Benchmark, Score
-from pipelines.benchmarks.figures import Bools, Figure, Sheet, Term, share, total
 from pipelines.benchmarks.official import SHORT, Official, Place, asked, embedded_row, joined
-from pipelines.rows import Row
-from pipelines.sources.base import Record
+from pipelines.data.formats.base import RawRecord
+from pipelines.data.rows import Row
+from pipelines.metrics.answer_metrics import AnswerArrays, Bools, Figure, Term, share, total
 
 SPLITS = ("adversarial", "popular", "random")
 NO = {"No", "not", "no"}
 
 
-def question_id(record: Record) -> str | None:
+def question_id(record: RawRecord) -> str | None:
     """Split, image and question: what questions and labels have in common."""
     return joined(record["category"], record["image"], asked(record["text"], SHORT))
 
@@ -37,15 +37,15 @@ class Label:
     def __init__(self, split: str) -> None:
         self.split = split
 
-    def __call__(self, record: Record) -> str | None:
+    def __call__(self, record: RawRecord) -> str | None:
         return question_id({**record, "category": self.split})
 
 
-def hub_id(record: Record) -> str | None:
+def hub_id(record: RawRecord) -> str | None:
     return joined(record["category"], record["question_id"], record["question"])
 
 
-def llava(record: Record) -> Record:
+def llava(record: RawRecord) -> RawRecord:
     return {
         "media": [record["image"]],
         "question": asked(record["text"], SHORT),
@@ -55,7 +55,7 @@ def llava(record: Record) -> Record:
     }
 
 
-def hub(record: Record) -> Record:
+def hub(record: RawRecord) -> RawRecord:
     answer = str(record["answer"]).strip().lower()
     return embedded_row(record, answers=[answer], type=record["category"])  # its question_id is one of a split
 
@@ -99,7 +99,7 @@ class POPE(Benchmark):
         words = prediction.partition(".")[0].replace(",", "").split(" ")
         return Score.of(("no" if NO & set(words) else "yes") == row.answers[0])
 
-    def figures(self, sheet: Sheet) -> dict[str, Figure]:
+    def figures(self, sheet: AnswerArrays) -> dict[str, Figure]:
         found: dict[str, Figure] = {}
         splits = sorted(set(sheet.types[sheet.scored]))
         for split in splits:
@@ -113,7 +113,7 @@ class POPE(Benchmark):
         return 0.5
 
 
-def _figures(sheet: Sheet, among: Bools) -> dict[str, Figure]:
+def _figures(sheet: AnswerArrays, among: Bools) -> dict[str, Figure]:
     asked_for = sheet.reference == "yes"
     said = np.where(sheet.right, asked_for, ~asked_for)
     hit, wrong = said & asked_for & among, (said != asked_for) & among

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from pipelines.benchmarks.base import Benchmark, Score
-from pipelines.benchmarks.figures import Bools, Figure, Sheet, share
 from pipelines.benchmarks.official import LETTER, Official, Place, embedded
-from pipelines.rows import Row
-from pipelines.sources.base import NUMBER, Record
+from pipelines.data.formats.base import NUMBER, RawRecord
+from pipelines.data.rows import Row
+from pipelines.metrics.answer_metrics import AnswerArrays, Bools, Figure, share
 
 LETTERS = "ABCDE"
 COLUMNS = ("hint", "subject", "grade")
@@ -27,12 +27,12 @@ IMAGE = "<image>"
 SAYS = re.compile(r"The answer is ([A-Z]).")
 
 
-def by_number(record: Record) -> str | None:
+def by_number(record: RawRecord) -> str | None:
     """The hub's table has no ids: its order is all there is."""
     return str(record[NUMBER])
 
 
-def llava(record: Record) -> Record:
+def llava(record: RawRecord) -> RawRecord:
     asked, answer = (str(turn["value"]) for turn in record["conversations"][:2])
     question, options = parted(asked.replace(IMAGE, "").strip())
     problem = record.get("truth", {})
@@ -45,7 +45,7 @@ def llava(record: Record) -> Record:
     }
 
 
-def hub(record: Record) -> Record:
+def hub(record: RawRecord) -> RawRecord:
     hint = str(record.get("hint") or "")
     image = embedded(record.get("image"))
     return {
@@ -57,7 +57,7 @@ def hub(record: Record) -> Record:
     }
 
 
-def _facts(problem: Record, image: bool, text: bool) -> Record:
+def _facts(problem: RawRecord, image: bool, text: bool) -> RawRecord:
     subject, grade = str(problem.get("subject") or ""), str(problem.get("grade") or "").removeprefix("grade")
     meta = {"image": "yes" if image else "no", "text": "yes" if text else "no", "grade": grade}
     return {"type": subject, "meta": {key: value for key, value in meta.items() if value}}
@@ -116,7 +116,7 @@ class ScienceQA(Benchmark):
     def score(self, row: Row, prediction: str) -> Score:
         return Score.of(chosen(prediction) == row.answers[0])
 
-    def figures(self, sheet: Sheet) -> dict[str, Figure]:
+    def figures(self, sheet: AnswerArrays) -> dict[str, Figure]:
         image, text = sheet.meta("image") == "yes", sheet.meta("text") == "yes"
         low = np.isin(sheet.meta("grade"), [str(grade) for grade in range(1, 7)])
         among: dict[str, Bools] = {

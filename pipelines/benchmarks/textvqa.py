@@ -13,8 +13,8 @@ from typing import Any
 
 from pipelines.benchmarks.annotated import Annotated, people
 from pipelines.benchmarks.official import SHORT, Official, Place, asked, embedded_row, joined
-from pipelines.rows import Row
-from pipelines.sources.base import Record
+from pipelines.data.formats.base import RawRecord
+from pipelines.data.rows import Row
 
 OCR = "Reference OCR token: "
 OLD = re.compile(r"^OCR tokens: .*?Question: (.*?) Short answer:", re.DOTALL)  # how prompts were before
@@ -28,15 +28,15 @@ def question_of(prompt: str) -> str:
     return lines[0] if lines else ""
 
 
-def question_id(record: Record) -> str | None:
+def question_id(record: RawRecord) -> str | None:
     return joined(record["question_id"], question_of(record["text"]).lower())
 
 
-def truth_id(record: Record) -> str | None:
+def truth_id(record: RawRecord) -> str | None:
     return joined(record["image_id"], record["question"].lower())
 
 
-def llava(record: Record) -> Record:
+def llava(record: RawRecord) -> RawRecord:
     text = asked(record["text"], SHORT)
     ocr = next((line for line in text.split("\n") if line.startswith(OCR.strip())), None)
     return {
@@ -47,7 +47,7 @@ def llava(record: Record) -> Record:
     }
 
 
-def hub(record: Record) -> Record:
+def hub(record: RawRecord) -> RawRecord:
     tokens = record.get("ocr_tokens")
     meta = {} if tokens is None else {"ocr": OCR + ", ".join(tokens)}
     return embedded_row(record, answers=people(record["answers"]), meta=meta)

@@ -14,17 +14,17 @@ import pyarrow as pa
 from pipelines.benchmarks.annotated import Annotated, people
 from pipelines.benchmarks.official import SHORT, Official, Place, asked, embedded_row
 from pipelines.benchmarks.vqa import normalised
-from pipelines.rows import Row
-from pipelines.sources.base import Record
+from pipelines.data.formats.base import RawRecord
+from pipelines.data.rows import Row
 
 UNANSWERABLE = "\nWhen the provided information is insufficient, respond with 'Unanswerable'."
 
 
-def image(record: Record) -> str | None:
+def image(record: RawRecord) -> str | None:
     return str(record["image"])
 
 
-def llava(record: Record) -> Record:
+def llava(record: RawRecord) -> RawRecord:
     return {
         "media": [record["image"]],
         "question": asked(record["text"], SHORT, UNANSWERABLE),
@@ -32,7 +32,7 @@ def llava(record: Record) -> Record:
     }
 
 
-def own(record: Record) -> Record:
+def own(record: RawRecord) -> RawRecord:
     return {
         "media": [record["image"]],
         "question": record["question"],
@@ -41,7 +41,7 @@ def own(record: Record) -> Record:
     }
 
 
-def hub(record: Record) -> Record:
+def hub(record: RawRecord) -> RawRecord:
     return embedded_row(record, answers=people(record.get("answers")), type=record.get("category"))
 
 

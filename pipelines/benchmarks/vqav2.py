@@ -15,18 +15,18 @@ import pyarrow as pa
 from pipelines.benchmarks.annotated import Annotated, people
 from pipelines.benchmarks.official import SHORT, Official, Place, asked, embedded_row
 from pipelines.benchmarks.vqa import normalised
-from pipelines.index import places
-from pipelines.sources.base import Record
+from pipelines.data.formats.base import RawRecord
+from pipelines.data.row_index import index_rows
 
 CHANCE = {"yes/no": 0.5}
 LISTS = ("llava_vqav2_mscoco_test-dev2015.jsonl", "llava_vqav2_mscoco_test2015.jsonl")
 
 
-def llava(record: Record) -> Record:
+def llava(record: RawRecord) -> RawRecord:
     return {"media": [record["image"]], "question": asked(record["text"], SHORT)}
 
 
-def own(record: Record) -> Record:
+def own(record: RawRecord) -> RawRecord:
     return {
         "media": [f"COCO_val2014_{int(record['image_id']):012}.jpg"],
         "question": record["question"],
@@ -34,11 +34,11 @@ def own(record: Record) -> Record:
     }
 
 
-def hub(record: Record) -> Record:
+def hub(record: RawRecord) -> RawRecord:
     return embedded_row(record, **_answers(record))
 
 
-def _answers(truth: Record) -> Record:
+def _answers(truth: RawRecord) -> RawRecord:
     return {
         "answers": people(truth.get("answers")),
         "type": truth.get("answer_type"),
@@ -78,7 +78,7 @@ class VQAv2(Annotated):
         place = Place.of(self.name, data, {})
         every = place.open(place.find("all questions of test2015", LISTS[1]))
         said = dict(zip(*(answers[name].to_pylist() for name in ("row_id", "prediction")), strict=True))
-        ids = places("JSON", (every,))["row_id"].to_pylist()
+        ids = index_rows("JSON", (every,))["row_id"].to_pylist()
         if lost := said.keys() - set(ids):
             raise ValueError(f"{len(lost):,} answers are to no question of {LISTS[1]}: {', '.join(sorted(lost)[:3])}")
         done = [{"question_id": int(each), "answer": normalised(said.get(each) or "")} for each in ids]

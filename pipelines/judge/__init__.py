@@ -5,7 +5,7 @@
     for verdict in with_whom.judge([Item("What is he doing?", ("cook",), "He is preparing food.")]):
         verdict.correct, verdict.score
 
-`pipelines.judge.verdicts` does this for the answers of a run.
+`pipelines.judge.run_verdicts` does this for the answers of a run.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from pipelines.judge.base import Item, Judge, Unavailable, Verdict
+from pipelines.metrics.verdicts import Item, Judge, Unavailable, Verdict
 
 __all__ = ["JUDGES", "Item", "Judge", "Unavailable", "Verdict", "judge"]
 JUDGES = {"offline": "Offline", "endpoint": "Endpoint", "local": "Local"}  # modules here, imported when asked for

@@ -9,7 +9,7 @@ import hashlib
 import json
 from typing import Any
 
-from pipelines.storage import Folder
+from pipelines.results.storage import Folder
 
 
 class Cache:

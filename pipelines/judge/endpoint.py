@@ -28,9 +28,10 @@ from urllib.parse import quote, urlsplit, urlunsplit
 from weakref import WeakValueDictionary
 
 from pipelines.judge import protocol
-from pipelines.judge.base import Item, Judge, Unavailable, Verdict
 from pipelines.judge.cache import Cache
-from pipelines.storage import Folder, redacted
+from pipelines.metrics.verdicts import Item, Judge, Unavailable, Verdict
+from pipelines.results.storage import Folder
+from pipelines.text import redacted
 
 KEY = "APET_JUDGE_API_KEY"
 AHEAD = 32  # items taken before the oldest has its verdict, times `concurrency`

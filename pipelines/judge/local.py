@@ -17,13 +17,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from pipelines import cluster
+from pipelines.config.paths import model_fingerprint
+from pipelines.inference import cluster
 from pipelines.judge import protocol
-from pipelines.judge.base import Item, Judge, Unavailable, Verdict
 from pipelines.judge.cache import Cache
-from pipelines.paths import model_fingerprint
-from pipelines.rows import described
-from pipelines.storage import Folder
+from pipelines.metrics.verdicts import Item, Judge, Unavailable, Verdict
+from pipelines.results.storage import Folder
+from pipelines.text import describe_error
 
 QUEUED = 2  # batches with each actor: one being judged, one waiting
 RESTARTS = 3  # of an actor that dies, and attempts at the batch that it had
@@ -88,7 +88,7 @@ class Local(Judge):
         cluster.join(self._address)
         total = ray.cluster_resources()
         alone = None if total.get("GPU") and self._gpus != 0 else (1, 1)  # memory would not hold one a CPU
-        share = cluster.share(self._actors or alone, self._gpus, None)
+        share = cluster.plan_resources(self._actors or alone, self._gpus, None)
         fit = total["CPU"] / share.cpus if not share.gpus else total["GPU"] / share.gpus
         size = max(share.least, min(share.most, int(fit)))  # one that never starts would be waited for
         options = {
@@ -148,7 +148,7 @@ class Reader:
             again = {}
             for place, reply in zip(asked, self._replies(list(asked.values())), strict=True):
                 if isinstance(reply, Exception):
-                    verdicts[place] = Verdict(None, None, "", f"failed: {described(reply)}")
+                    verdicts[place] = Verdict(None, None, "", f"failed: {describe_error(reply)}")
                     continue
                 try:
                     verdicts[place] = protocol.parse(reply)

@@ -15,7 +15,7 @@ import math
 import re
 from typing import Any
 
-from pipelines.judge.base import BEST, Item, Verdict
+from pipelines.metrics.verdicts import BEST, Item, Verdict
 
 VERSION = "1"  # of how replies are read and how often they are asked for
 REPLIES = 3  # to one item, until one has the form that was asked for

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from pipelines import statistics
+from pipelines.metrics import statistics
+from pipelines.metrics.significance import POINT
+from pipelines.metrics.statistics import Interval
 from pipelines.report import names, paper, queries
-from pipelines.report.gather import Chapter, Run
+from pipelines.report.gather import Chapter, ReportRun
 from pipelines.report.measure import Findings, Result
 from pipelines.report.table import Cell, Number, Row, Table, number, percent, ranged, together
-from pipelines.significance import POINT
-from pipelines.statistics import Interval
 
 POWER = ("Visible points", "Rows for one point")
 
@@ -80,7 +80,7 @@ def _counts(result: Result | None) -> tuple[Cell, Cell]:
     return number(result.metrics["rows_total"], 0), number(result.metrics["rows_error"], 0)
 
 
-def cell(each: Findings, runs: Sequence[Run]) -> Cell:
+def cell(each: Findings, runs: Sequence[ReportRun]) -> Cell:
     """The headline of one of these runs."""
     result = each.of(runs)
     return percent(result.metrics, "accuracy", each.study.benchmark.most) if result else None

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from pipelines.report import names, paper, queries
 from pipelines.report.accuracy import cell, subsets
-from pipelines.report.gather import Chapter, Run
+from pipelines.report.gather import Chapter, ReportRun
 from pipelines.report.measure import Findings
 from pipelines.report.table import Row, Table, faster, number, percent, significant, together
 
@@ -49,10 +49,10 @@ def ablations(chapter: Chapter, findings: Sequence[Findings]) -> list[Table]:
     return tables
 
 
-def _varied(chapter: Chapter, option: str) -> dict[tuple[str, tuple[str, ...]], dict[str, list[Run]]]:
+def _varied(chapter: Chapter, option: str) -> dict[tuple[str, tuple[str, ...]], dict[str, list[ReportRun]]]:
     """Runs of ApET by budget and what else they have, and by the option's value; where there are two values."""
     own = ABLATED[option][1]
-    found: dict[tuple[str, tuple[str, ...]], dict[str, list[Run]]] = {}
+    found: dict[tuple[str, tuple[str, ...]], dict[str, list[ReportRun]]] = {}
     for runs in chapter.lines():
         run = runs[0]
         if run.method == "apet":

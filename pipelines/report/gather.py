@@ -13,11 +13,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines import answers
 from pipelines.benchmarks import BENCHMARKS, benchmark
 from pipelines.benchmarks.base import Benchmark
-from pipelines.record import NAME, Record, places
-from pipelines.storage import Folder, at_once, redacted
+from pipelines.results import answers
+from pipelines.results.run_record import NAME, RunRecord, run_folders
+from pipelines.results.storage import Folder, run_concurrently
+from pipelines.text import redacted
 
 OF_POINT = ("method", "options")  # what of a run's identity its point says
 OF_BENCHMARK = ("benchmark", "benchmark_version", "split", "manifest", "question", "max_new_tokens")
@@ -27,11 +28,11 @@ SHORT = 10  # characters of a digest, or of another long value, in a title
 
 
 @dataclass(frozen=True)
-class Run:
+class ReportRun:
     """The answers of one point, and what its record says of them."""
 
     folder: Folder
-    record: Record
+    record: RunRecord
 
     @property
     def id(self) -> str:
@@ -88,14 +89,14 @@ class Study:
     title: str  # unique in a report
     column: str  # its name in its chapter
     benchmark: Benchmark
-    runs: tuple[Run, ...]
+    runs: tuple[ReportRun, ...]
 
     @property
     def seed(self) -> int:
         return int(self.runs[0].record.config.get("seed") or 0)
 
     @property
-    def vanilla(self) -> Run | None:
+    def vanilla(self) -> ReportRun | None:
         return next((run for run in self.runs if run.method == "vanilla"), None)
 
 
@@ -108,9 +109,9 @@ class Chapter:
     settings: Mapping[str, Any]
     studies: tuple[Study, ...]  # in the order of the paper's columns
 
-    def lines(self) -> list[list[Run]]:
+    def lines(self) -> list[list[ReportRun]]:
         """The rows of a table over benchmarks: the runs of one method with its options and budget."""
-        found: dict[tuple[str, str], list[Run]] = {}
+        found: dict[tuple[str, str], list[ReportRun]] = {}
         for run in sorted((run for study in self.studies for run in study.runs), key=lambda run: run.place):
             found.setdefault((run.label, run.budget), []).append(run)
         return list(found.values())
@@ -119,9 +120,9 @@ class Chapter:
 def gather(uris: Sequence[str]) -> tuple[list[Chapter], list[str]]:
     """The chapters of these runs, or of all runs in these folders; and what had to be left out."""
     notes: list[str] = []
-    runs: dict[str, Run] = {}
+    runs: dict[str, ReportRun] = {}
     for uri in uris:
-        found = at_once(_run, places(Folder.of(uri).uri))
+        found = run_concurrently(_run, run_folders(Folder.of(uri).uri))
         if not found:
             raise ValueError(
                 f"{redacted(uri)} holds no run; give the folder that --output named, or folders of runs in it,"
@@ -150,7 +151,7 @@ def gather(uris: Sequence[str]) -> tuple[list[Chapter], list[str]]:
     return _chapters(whole), notes
 
 
-def _left_out(uris: Sequence[str], runs: Mapping[str, Run]) -> list[str]:
+def _left_out(uris: Sequence[str], runs: Mapping[str, ReportRun]) -> list[str]:
     """Points of these models and benchmarks that a sweep could not do, as the output folder remembers them."""
     near = {run.id.rpartition(f"{run.point}-")[0] for run in runs.values()}
     notes = []
@@ -171,14 +172,14 @@ def _left_out(uris: Sequence[str], runs: Mapping[str, Run]) -> list[str]:
     return notes
 
 
-def _run(folder: Folder) -> Run:
+def _run(folder: Folder) -> ReportRun:
     try:
-        return Run(folder, Record.load(folder))
+        return ReportRun(folder, RunRecord.load(folder))
     except (ValueError, TypeError) as error:
         raise ValueError(f"the record.json in {redacted(folder.uri)} cannot be read: {error}") from error
 
 
-def _chapters(runs: Sequence[Run]) -> list[Chapter]:
+def _chapters(runs: Sequence[ReportRun]) -> list[Chapter]:
     sets = _grouped(runs, lambda run: (_model(run), _settings(run)))
     titles = _titles([(_model(first), _settings(first)) for first, *_ in sets])
     chapters = []
@@ -195,15 +196,15 @@ def _chapters(runs: Sequence[Run]) -> list[Chapter]:
     return sorted(chapters, key=lambda chapter: chapter.title)
 
 
-def _settings(run: Run) -> dict[str, Any]:
+def _settings(run: ReportRun) -> dict[str, Any]:
     return _without(run.record.identity, (*OF_POINT, *OF_BENCHMARK))
 
 
-def _comparable(run: Run) -> dict[str, Any]:
+def _comparable(run: ReportRun) -> dict[str, Any]:
     return _without(run.record.identity, OF_POINT)
 
 
-def _model(run: Run) -> str:
+def _model(run: ReportRun) -> str:
     return run.record.tags.get("model", "model")
 
 
@@ -211,8 +212,8 @@ def _without(identity: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any
     return {key: value for key, value in identity.items() if key not in names}
 
 
-def _grouped(runs: Sequence[Run], key: Any) -> list[list[Run]]:
-    groups: dict[str, list[Run]] = defaultdict(list)
+def _grouped(runs: Sequence[ReportRun], key: Any) -> list[list[ReportRun]]:
+    groups: dict[str, list[ReportRun]] = defaultdict(list)
     for run in runs:
         groups[json.dumps(key(run), sort_keys=True, default=str)].append(run)
     return [groups[name] for name in sorted(groups)]

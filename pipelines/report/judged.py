@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines import statistics
-from pipelines.judge.base import BEST
-from pipelines.report.gather import Run
-from pipelines.statistics import Interval
+from pipelines.metrics import statistics
+from pipelines.metrics.statistics import Interval
+from pipelines.metrics.verdicts import BEST
+from pipelines.report.gather import ReportRun
 
 COLUMNS = ("correct", "score")
 
@@ -24,7 +24,7 @@ class Judged(NamedTuple):
     score_kept: Interval | None
 
 
-def judged(run: Run, vanilla: Run | None, table: pa.Table, seed: int) -> Judged | None:
+def judged(run: ReportRun, vanilla: ReportRun | None, table: pa.Table, seed: int) -> Judged | None:
     """None where no judge has been asked."""
     mine = _verdicts(run)
     if mine is None or not len(mine):
@@ -47,12 +47,12 @@ def judged(run: Run, vanilla: Run | None, table: pa.Table, seed: int) -> Judged 
     return Judged(str(run.record.tags["judge/name"]), found["correct"], found["score"], kept["correct"], kept["score"])
 
 
-def _asked(run: Run | None) -> tuple[str | None, str | None]:
+def _asked(run: ReportRun | None) -> tuple[str | None, str | None]:
     tags = run.record.tags if run else {}
     return tags.get("judge/name"), tags.get("judge/prompt_hash")
 
 
-def _verdicts(run: Run) -> pa.Table | None:
+def _verdicts(run: ReportRun) -> pa.Table | None:
     """Those of the judge that the run's record names, where they are verdicts."""
     if "judge/name" not in run.record.tags:
         return None

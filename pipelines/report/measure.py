@@ -11,11 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines import answers, comparison, significance, summary
-from pipelines.comparison import Hard, Pair
+from pipelines.metrics import comparison, significance, summary
+from pipelines.metrics.comparison import Hard, Pair
+from pipelines.metrics.summary import Failure
 from pipelines.report import judged
-from pipelines.report.gather import Run, Study
-from pipelines.summary import Failure
+from pipelines.report.gather import ReportRun, Study
+from pipelines.results import answers
 
 COLUMNS = (*summary.COLUMNS, "prediction", "new_tokens", "batch_rows")
 SHOWN = 10  # rows of a kind
@@ -33,7 +34,7 @@ class Changed(NamedTuple):
 class Result:
     """A run, measured."""
 
-    run: Run
+    run: ReportRun
     metrics: Mapping[str, float]
     failures: tuple[Failure, ...]
     changed: Mapping[str, Changed]  # by type of question; without vanilla none
@@ -56,7 +57,7 @@ class Findings:
     def vanilla(self) -> Result | None:
         return next((result for result in self.results if result.run.method == "vanilla"), None)
 
-    def of(self, runs: Sequence[Run]) -> Result | None:
+    def of(self, runs: Sequence[ReportRun]) -> Result | None:
         """The result of that of these runs which is one of the study's."""
         ids = {run.id for run in runs}
         return next((result for result in self.results if result.run.id in ids), None)
@@ -100,7 +101,7 @@ def measure(study: Study) -> Findings:
     return Findings(study, _corrected(results), hard, worst, slowest[:SHOWN])
 
 
-def _read(run: Run) -> pa.Table:
+def _read(run: ReportRun) -> pa.Table:
     return answers.read(run.folder, COLUMNS)
 
 
@@ -149,7 +150,7 @@ def _seconds(table: pa.Table) -> float | None:
     return float(np.nansum(took)) / 1000 if np.isfinite(took).any() else None
 
 
-def _slowest(run: Run, table: pa.Table) -> list[dict[str, Any]]:
+def _slowest(run: ReportRun, table: pa.Table) -> list[dict[str, Any]]:
     took = _device(table)
     known = np.flatnonzero(np.isfinite(took))
     places = known[np.argsort(-took[known], kind="stable")][:SHOWN]

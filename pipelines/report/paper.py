@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from pipelines import published
-from pipelines.published import Accuracy
-from pipelines.report import names
-from pipelines.report.gather import Chapter, Run, Study
+from pipelines.report import names, published
+from pipelines.report.gather import Chapter, ReportRun, Study
+from pipelines.report.published import Accuracy
 from pipelines.report.table import Cell, Number, Row, faster
 
 
-def accuracy(chapter: Chapter, run: Run) -> Iterator[Row]:
+def accuracy(chapter: Chapter, run: ReportRun) -> Iterator[Row]:
     """The row of the same method and budget."""
     table = published.accuracy(chapter.model)
     if table and not run.options and (figures := _figures(table, run)):
@@ -30,7 +29,7 @@ def others(chapter: Chapter) -> Iterator[Row]:
                 yield _row(table, method, figures, budget, chapter)
 
 
-def scores(chapter: Chapter, run: Run, studies: Sequence[Study]) -> Iterator[Row]:
+def scores(chapter: Chapter, run: ReportRun, studies: Sequence[Study]) -> Iterator[Row]:
     """Table 4 with its scores: accuracy and score of each benchmark, and the average of both."""
     table = published.accuracy(chapter.model)
     figures = _figures(table, run) if table and not run.options else None
@@ -62,7 +61,7 @@ def ablation(chapter: Chapter, option: str, budget: str, studies: Sequence[Study
                 yield Row((value, *cells), names.group(budget), published=True)
 
 
-def cost(chapter: Chapter, study: Study, run: Run) -> Iterator[Row]:
+def cost(chapter: Chapter, study: Study, run: ReportRun) -> Iterator[Row]:
     """The row of Table 7, which is about POPE."""
     for half in published.EFFICIENCY:
         found = half.methods.get(run.method)
@@ -82,7 +81,7 @@ def source(chapter: Chapter) -> str:
     return f" Published figures are the paper's Table {table.table}, averaged over the benchmarks shown here."
 
 
-def _figures(table: Accuracy, run: Run) -> published.Row | None:
+def _figures(table: Accuracy, run: ReportRun) -> published.Row | None:
     if run.method == "vanilla":
         return table.vanilla
     return table.budgets.get(published.budget_of(table, run.budget) or "", {}).get(run.method)

@@ -7,7 +7,8 @@ import json
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from pipelines.storage import Folder, redacted
+from pipelines.results.storage import Folder
+from pipelines.text import redacted
 
 FOLDER, LIST = "pictures", "pictures.json"
 KINDS = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}  # by how a file begins

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from pipelines.metrics.summary import metric_name
 from pipelines.report import names, queries
 from pipelines.report.measure import Findings
 from pipelines.report.table import Cell, Row, Table, number, percent
-from pipelines.summary import metric_name
 
 LONGEST = 160  # characters of a text in a table
 

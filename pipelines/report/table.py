@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from pipelines.statistics import Interval
+from pipelines.metrics.statistics import Interval
 
 
 class Number(NamedTuple):

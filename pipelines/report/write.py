@@ -18,7 +18,7 @@ from pipelines.report.page import Figure, Section, page
 from pipelines.report.pictures import pictures
 from pipelines.report.rows import changed, errors, lost, slowest, types
 from pipelines.report.table import Table, slug
-from pipelines.storage import Folder, at_once
+from pipelines.results.storage import Folder, run_concurrently
 
 PAGE, FIGURES, TABLES, QUERIES = "report.html", "figures", "tables", "queries.sql"
 FORMATS = {"csv": as_csv, "md": as_markdown, "tex": as_latex}
@@ -40,7 +40,7 @@ def report(uris: Sequence[str], out: str | None = None) -> tuple[Folder, list[st
     drawn = [(figure, section.legend) for section in [*sections, *speed] for figure in section.figures]
     files |= {f"{FIGURES}/{slug(figure.title)}.svg": charts.alone(figure.svg, legend) for figure, legend in drawn}
     files |= {f"{TABLES}/{table.name}.{ending}": form(table) for table in every for ending, form in FORMATS.items()}
-    at_once(lambda name: _write(folder, name, files[name]), files)
+    run_concurrently(lambda name: _write(folder, name, files[name]), files)
     return folder, list(files)
 
 

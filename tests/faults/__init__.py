@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from faults import clocks, model, places, processes, stores, tracking
-from faults.scene import Fault
+from tests.faults import clocks, model, places, processes, stores, tracking
+from tests.faults.scene import Fault
 
 FAULTS: dict[str, Fault] = {
     fault.__name__: fault

@@ -20,13 +20,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import conftest  # noqa: F401  the environment of all tests, before Ray is imported
 
-from faults import FAULTS, NIGHTS, ONCE
-from faults.places import mounts
-from faults.scene import Count, Theatre
+from tests.faults import FAULTS, NIGHTS, ONCE
+from tests.faults.places import mounts
+from tests.faults.scene import Count, Theatre
 
 
 @dataclass

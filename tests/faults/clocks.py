@@ -7,8 +7,8 @@ import os
 from collections.abc import Generator
 from functools import partial
 
-from faults.scene import Night
-from faults.worker import clock_of
+from tests.faults.scene import Night
+from tests.faults.worker import clock_of
 
 DAY = 86_400.0
 

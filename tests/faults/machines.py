@@ -14,12 +14,12 @@ from typing import Any
 
 from ray.cluster_utils import Cluster
 
-from pipelines.config import EvalConfig
+from pipelines.config.eval_config import EvalConfig
 
 PATIENCE = 600.0  # seconds for what takes a few on a calm machine
-HERE = str(Path(__file__).parent.parent)
+HERE = str(Path(__file__).parents[2])
 FORKS = multiprocessing.get_context("forkserver")  # what a job imports is imported once
-FORKS.set_forkserver_preload(["pipelines.plan", "pipelines.tracking", "pipelines.reach", "mlflow", "torchvision"])
+FORKS.set_forkserver_preload(["pipelines.inference.plan", "pipelines.results.mlflow_tracker", "pipelines.config.model_info", "mlflow", "torchvision"])
 
 
 class Machines:
@@ -107,6 +107,6 @@ def _drive(config: EvalConfig, log: Path, make: Callable[[], Any], before: Seque
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
     for each in before:
         each()
-    from pipelines.run import run
+    from pipelines.job import run
 
     sys.exit(run(config, make()))

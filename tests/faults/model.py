@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 
-from faults.scene import Night
+from tests.faults.scene import Night
 
 LIMIT = 15.0  # --batch-timeout: above what a store that says no is asked again for
 

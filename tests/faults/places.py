@@ -8,11 +8,11 @@ from collections.abc import Generator
 from functools import cache
 from pathlib import Path
 
-import tiny
 from transformers.image_utils import SizeDict
 
-from faults.machines import Machines
-from faults.scene import Night
+from tests.faults.machines import Machines
+from tests.faults.scene import Night
+from tests.support import tiny
 
 SIDE = 1344  # of a large picture, which is 5.4 MB
 

@@ -6,7 +6,7 @@ import os
 import signal
 from collections.abc import Generator
 
-from faults.scene import Night
+from tests.faults.scene import Night
 
 
 def worker_killed(night: Night) -> Generator[None, None, None]:

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.dataset
-import tiny
 
-from faults.machines import Job, Machines
-from faults.worker import worker
-from pipelines.config import EvalConfig
+from pipelines.config.eval_config import EvalConfig
+from tests.faults.machines import Job, Machines
+from tests.faults.worker import worker
+from tests.support import tiny
 
 ROWS = 12  # for each fault: enough work to go on while it happens
 

@@ -10,8 +10,8 @@ from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from faults.model import LIMIT
-from faults.scene import Night
+from tests.faults.model import LIMIT
+from tests.faults.scene import Night
 
 LATE = 1.0  # seconds that a slow store thinks
 MUTE = 60.0  # and one that says nothing at all

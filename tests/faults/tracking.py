@@ -16,9 +16,9 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 
-from faults.machines import PATIENCE
-from faults.scene import Night
-from pipelines.tracking import replay
+from pipelines.results.mlflow_tracker import replay
+from tests.faults.machines import PATIENCE
+from tests.faults.scene import Night
 
 
 def port() -> int:

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from pipelines.answerer import Answerer
+from pipelines.inference.worker import InferenceWorker
 
 PAUSE = 0.2  # seconds that a batch takes at least
 
@@ -38,7 +38,7 @@ def clock_of(file: Path) -> None:
             module.time = Clock(file)  # type: ignore[attr-defined]
 
 
-def worker(folder: Path, acts: Mapping[str, str]) -> type[Answerer]:
+def worker(folder: Path, acts: Mapping[str, str]) -> type[InferenceWorker]:
     """The class of one night's workers."""
 
     def raises() -> NoReturn:
@@ -55,7 +55,7 @@ def worker(folder: Path, acts: Mapping[str, str]) -> type[Answerer]:
 
     known: dict[str, Callable[[], None]] = {"raises": raises, "hangs": hangs, "memory": memory, "killed": killed}
 
-    class Hit(Answerer):
+    class Hit(InferenceWorker):
         def load(self) -> None:
             import ray
 

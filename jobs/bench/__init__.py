@@ -1,0 +1,1 @@
+"""Benchmarks of speed: each prints a table for people and one JSON line for machines."""

@@ -1,0 +1,1 @@
+"""Benchmarks that are drawn, not downloaded: `shapes` (images) and `motion` (video clips)."""

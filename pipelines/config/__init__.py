@@ -1,0 +1,1 @@
+"""Everything a user can ask for: flags, YAML, methods and budgets, sweeps, paths and models."""

@@ -1,0 +1,1 @@
+"""From a manifest in any format to rows with decoded media."""

@@ -1,0 +1,360 @@
+"""Without padding: layers see no more tokens than there are, and all else sees what it sees under SDPA.
+
+That every family and method answers as under SDPA is in `tests/apet/attach/test_attention_kernels.py`; that nothing waits, in
+`tests/apet/attach/test_no_device_waits.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import varlen as torch_varlen
+from transformers import AttentionMaskInterface, BatchFeature, DynamicCache, PreTrainedModel
+
+from apet import ApET, attach
+from apet.attention import packed_kernel
+from apet.attention.unpadded import Unpadded, takes_packed
+from apet.models import pack_windows
+from tests.support import flash, tiny
+from tests.support.attached import CLOSE, EITHER, alone, batch, make, model, rows
+
+KERNELS = pytest.mark.parametrize("attn", [packed_kernel.NAME, flash.NAME])
+METHODS = pytest.mark.parametrize("name", ["vanilla", "apet", "fastv", "pdrop", "sparsevlm", "visionzip"])
+
+
+@contextmanager
+def watched(core: PreTrainedModel) -> Iterator[tuple[list[torch.Size], list[Tensor | None]]]:
+    """The shapes of what the decoder's MLPs are given, and the masks of its attention, layer by layer."""
+    shapes: list[torch.Size] = []
+    masks: list[Tensor | None] = []
+    hooks = []
+    for layer in core.model.language_model.layers:
+        hooks.append(layer.mlp.register_forward_pre_hook(lambda module, args: shapes.append(args[0].shape)))
+        look = lambda module, args, kwargs: masks.append(kwargs["attention_mask"])  # noqa: E731
+        hooks.append(layer.self_attn.register_forward_pre_hook(look, with_kwargs=True))
+    try:
+        yield shapes, masks
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@torch.no_grad()
+def answered(core: PreTrainedModel, inputs: BatchFeature, method: Any, **more: Any) -> tuple[Any, list[Any]]:
+    with attach(core, method) as run:
+        return core(**inputs, **{"use_cache": True, **more}), run.stats
+
+
+# ---- what layers see
+
+
+@EITHER
+@KERNELS
+@pytest.mark.parametrize("name", ["vanilla", "apet", "pdrop"])
+def test_layers_see_as_many_tokens_as_there_are(family: str, attn: str, name: str) -> None:
+    core, inputs = model(family, attn), batch(family)
+    with watched(core) as (shapes, masks):
+        _, stats = answered(core, inputs, make(name, family))
+    assert all(mask is None for mask in masks)
+    lengths = inputs["attention_mask"].sum(dim=1).tolist()
+    for layer, shape in enumerate(shapes):
+        there = 0
+        for length, row in zip(lengths, stats, strict=True):
+            sites = [site for site in ("encoder", *map(str, range(layer + 1))) if site in row.kept]
+            there += length - row.visual_tokens + (row.kept[sites[-1]] if sites else row.visual_tokens)
+        assert shape[:-1] == (1, there)
+    with watched(model(family)) as (padded, _):
+        answered(model(family), inputs, make(name, family))
+    assert all(many[0] * many[1] > few[1] for many, few in zip(padded, shapes, strict=True))
+
+
+@EITHER
+@KERNELS
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_equal_rows_are_left_as_they_are(
+    family: str, attn: str, use_cache: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And no mask is made for them, nor for packed ones."""
+
+    def refuse(**_: Any) -> Tensor:
+        raise AssertionError("somebody made a mask")
+
+    monkeypatch.setitem(AttentionMaskInterface._global_mapping, attn, refuse)
+    core, inputs = model(family, attn), tiny.inputs(family, [rows(family)[0]] * 2)
+    with watched(core) as (shapes, masks):
+        out, _ = answered(core, inputs, make("apet", family), use_cache=use_cache)
+        assert all(shape[0] == 2 for shape in shapes)
+        answered(core, batch(family), make("apet", family), use_cache=use_cache)
+    assert all(mask is None for mask in masks)
+    want, _ = answered(model(family), alone(family, 0), make("apet", family))
+    torch.testing.assert_close(out.logits, want.logits.expand(2, -1, -1), **CLOSE)
+
+
+# ---- what all others see
+
+
+@EITHER
+@KERNELS
+@METHODS
+def test_caches_and_outputs_are_laid_out_as_without(family: str, attn: str, name: str) -> None:
+    if (family, name) == ("llava_onevision", "visionzip"):
+        return  # refused: its tokens are no patches of the tower
+    inputs, method = batch(family), make(name, family)
+    want, _ = answered(model(family), inputs, method)
+    found, _ = answered(model(family, attn), inputs, method)
+    lengths = []
+    for one, other in zip(want.past_key_values.layers, found.past_key_values.layers, strict=True):
+        pads = (other.keys == 0).all(dim=3).all(dim=1)  # (B, S)
+        lengths.append((~pads).sum(dim=1).tolist())
+        assert (pads.long().diff(dim=1) <= 0).all()  # on the left
+        for before, after in ((one.keys, other.keys), (one.values, other.values)):
+            assert after.is_contiguous()
+            real = ~pads[:, None, :, None]
+            torch.testing.assert_close(after, before * real, **CLOSE)
+    assert lengths[0] >= lengths[-1]
+    assert max(lengths[0]) == want.past_key_values.layers[0].keys.shape[2]
+    real = torch.arange(want.logits.shape[1]) >= want.logits.shape[1] - torch.tensor(lengths[-1])[:, None]
+    assert found.logits.shape == want.logits.shape
+    torch.testing.assert_close(found.logits[real], want.logits[real], **CLOSE)
+
+
+@EITHER
+@KERNELS
+@torch.no_grad()
+def test_padding_in_the_middle(family: str, attn: str) -> None:
+    """Whatever the mask is: rows are what it says, and positions those that were given."""
+    given = {**alone(family, 0)}
+    given["attention_mask"] = given["attention_mask"].clone()
+    given["attention_mask"][0, -3] = 0
+    inputs = BatchFeature(given)
+    want, _ = answered(model(family), inputs, make("vanilla", family))
+    found, _ = answered(model(family, attn), inputs, make("vanilla", family))
+    real = inputs["attention_mask"].bool()
+    torch.testing.assert_close(found.logits[real], want.logits[real], **CLOSE)
+    assert not found.logits[0, -3].equal(want.logits[0, -3])
+
+
+@KERNELS
+def test_hidden_states_that_are_asked_for_are_padded(attn: str) -> None:
+    want, _ = answered(model("llava"), batch("llava"), make("apet", "llava"), output_hidden_states=True)
+    found, _ = answered(model("llava", attn), batch("llava"), make("apet", "llava"), output_hidden_states=True)
+    assert [one.shape for one in found.hidden_states] == [one.shape for one in want.hidden_states]
+    torch.testing.assert_close(found.hidden_states[-1][:, -1], want.hidden_states[-1][:, -1], **CLOSE)
+
+
+def test_gradients() -> None:
+    found = []
+    for attn in ("sdpa", packed_kernel.NAME):
+        core = tiny.model("llava", attn)
+        with attach(core, make("apet", "llava")):
+            core(**batch("llava")).logits[:, -1].square().sum().backward()
+        found.append(core.model.language_model.layers[0].mlp.up_proj.weight.grad)
+    assert found[0].abs().max() > 0.01
+    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-4)
+
+
+def test_who_is_not_packed() -> None:
+    decoder, moved = model("llava", packed_kernel.NAME).model.language_model, DynamicCache()
+    assert takes_packed(decoder, {"past_key_values": moved})
+    moved.offloading = True  # layers leave for the host before anybody can lay them out
+    narrow = SimpleNamespace(
+        config=decoder.config, layers=[SimpleNamespace(self_attn=SimpleNamespace(sliding_window=9))]
+    )
+    assert not takes_packed(decoder, {"past_key_values": moved})
+    assert not takes_packed(decoder, {"output_attentions": True})
+    assert not takes_packed(narrow, {})
+    assert not takes_packed(model("llava").model.language_model, {})
+    assert not takes_packed(model("llava", "eager").model.language_model, {})
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_gpu_must_have_a_kernel_for_it(there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda")
+    weight = SimpleNamespace(device=gpu, dtype=torch.bfloat16)
+    monkeypatch.setattr(packed_kernel, "has_flash", lambda *about: there and about == (gpu, torch.bfloat16, 16))
+    decoder = SimpleNamespace(
+        config=SimpleNamespace(_attn_implementation=packed_kernel.NAME, hidden_size=64, num_attention_heads=4),
+        layers=OneWeight([SimpleNamespace(self_attn=SimpleNamespace(sliding_window=None))], weight),
+    )
+    assert takes_packed(decoder, {}) == there
+
+
+class OneWeight(list[Any]):
+    """Layers that are on a GPU, if one asks."""
+
+    def __init__(self, layers: list[Any], weight: Any) -> None:
+        super().__init__(layers)
+        self.weight = weight
+
+    def parameters(self) -> Iterator[Any]:
+        return iter([self.weight])
+
+
+def test_there_and_back() -> None:
+    layout = torch.tensor([[0, 1, 1], [1, 0, 1], [0, 0, 1]], dtype=torch.bool)
+    rows = Unpadded(layout, torch.device("cpu"))
+    padded = torch.arange(9.0).view(3, 3, 1)
+    assert rows.pack(padded).flatten().tolist() == [1, 2, 3, 5, 8]
+    assert rows.pack(padded[:1]).flatten().tolist() == [1, 2, 0, 2, 2]  # one for all rows
+    assert rows.pack_last(torch.stack([padded, -padded])[..., 0]).tolist() == [
+        [[1, 2, 3, 5, 8]],
+        [[-1, -2, -3, -5, -8]],
+    ]
+    assert torch.equal(rows.pad(rows.pack(padded)), padded * layout[..., None])
+    assert rows.inputs["cu_seq_lens_q"].tolist() == [0, 2, 4, 5]
+    assert rows.inputs["max_length_k"] == 2
+
+
+# ---- the kernel
+
+LENGTHS = [5, 1, 9]
+
+
+class Attention(nn.Module):
+    is_causal, num_key_value_groups = True, 2
+
+
+def states(dtype: torch.dtype = torch.float32, device: str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
+    """Queries of four heads, and keys and values of two, of packed rows."""
+    draw = torch.Generator().manual_seed(0)
+    count = sum(LENGTHS)
+    return tuple(torch.randn(1, heads, count, 8, generator=draw).to(device, dtype) for heads in (4, 2, 2))  # type: ignore[return-value]
+
+
+def packed_inputs(device: str = "cpu") -> dict[str, Any]:
+    real = torch.arange(9) >= 9 - torch.tensor(LENGTHS)[:, None]
+    return Unpadded(real, torch.device(device)).inputs
+
+
+def by_row(query: Tensor, key: Tensor, value: Tensor, causal: bool = True, scale: float = 0.5) -> Tensor:
+    """What attention is, row by row in float64: (T, H, d)."""
+    ends = [0, *torch.tensor(LENGTHS).cumsum(0).tolist()]
+    query, key, value = (part[0].double().repeat_interleave(4 // part.shape[1], dim=0) for part in (query, key, value))
+    done = [
+        flash.attend(query[:, here], key[:, here], value[:, here], scale, causal)
+        for here in (slice(start, end) for start, end in pairwise(ends))
+    ]
+    return torch.cat(done, dim=1).transpose(0, 1)
+
+
+@pytest.mark.parametrize("causal", [None, False])
+def test_a_row_at_a_time(causal: bool | None) -> None:
+    found, _ = packed_kernel.forward(Attention(), *states(), None, scaling=0.5, is_causal=causal, **packed_inputs())
+    torch.testing.assert_close(found[0].double(), by_row(*states(), causal is None), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("takes_groups", [True, False])
+@pytest.mark.parametrize("causal", [None, False])
+def test_how_pytorch_s_kernel_is_called(
+    takes_groups: bool, causal: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a reference in its place, whose arguments are the kernel's in an old and in a new PyTorch."""
+
+    def reference(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        cu_seq_q: Tensor,
+        cu_seq_k: Tensor,
+        max_q: int,
+        max_k: int,
+        *,
+        scale: float | None = None,
+        window_size: tuple[int, int] = (-1, -1),
+        **more: Any,
+    ) -> Tensor:
+        assert more == ({"enable_gqa": True} if takes_groups else {})
+        assert [part.shape for part in (query, key, value)] == [(15, 4, 8), *[(15, 2 if takes_groups else 4, 8)] * 2]
+        assert cu_seq_q is cu_seq_k
+        assert (cu_seq_q.tolist(), cu_seq_q.dtype, max_q, max_k) == ([0, 5, 6, 15], torch.int32, 9, 9)
+        assert window_size in ((-1, 0), (-1, -1))
+        parts = (part.transpose(0, 1)[None] for part in (query, key, value))
+        return by_row(*parts, causal=window_size == (-1, 0), scale=scale or 0).to(query.dtype)
+
+    takes = {"scale", "window_size"} | ({"enable_gqa"} if takes_groups else set())
+    monkeypatch.setattr(packed_kernel, "_TAKES", takes)
+    monkeypatch.setattr(packed_kernel, "has_flash", lambda *about: True)
+    monkeypatch.setattr(torch_varlen, "varlen_attn", reference)
+    found, _ = packed_kernel.forward(Attention(), *states(), None, scaling=0.5, is_causal=causal, **packed_inputs())
+    torch.testing.assert_close(found[0].double(), by_row(*states(), causal is None), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("schedule", [None, "vision.2=50%,encoder=50%"])
+@torch.no_grad()
+def test_a_tower_of_windows_is_one_launch_a_block(
+    family: str, schedule: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And says what it says under SDPA, window by window; with tokens dropped between its blocks, too."""
+    segments: list[int] = []
+
+    def reference(
+        query: Tensor, key: Tensor, value: Tensor, ends: Tensor, same: Tensor, longest: int, most: int, **more: Any
+    ) -> Tensor:
+        lengths = ends.diff().tolist()
+        assert ends is same
+        assert ends.dtype == torch.int32
+        assert max(lengths) <= longest == most
+        assert isinstance(longest, int)
+        assert more["window_size"] == (-1, -1)
+        segments.append(len(lengths))
+        parts = zip(*(part.transpose(0, 1).split(lengths, dim=1) for part in (query, key, value)), strict=True)
+        return torch.cat([flash.attend(*part, more["scale"], False) for part in parts], dim=1).transpose(0, 1)
+
+    def seen(core: PreTrainedModel) -> Tensor:
+        pictures: list[Tensor] = []
+        hook = core.model.visual.merger.register_forward_hook(lambda module, args, out: pictures.append(args[0]))
+        method = make("vanilla", family) if schedule is None else ApET(schedule=schedule, basis=3)
+        with attach(core, method):
+            core.model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"])
+        hook.remove()
+        return pictures[0]
+
+    inputs, core = batch(family), tiny.model(family, packed_kernel.NAME)
+    want = seen(core)
+    pack_windows(core)
+    assert core.model.visual.config._attn_implementation == packed_kernel.NAME  # on a CPU it stays as it is
+    monkeypatch.setattr(packed_kernel, "has_flash", lambda *about: True)
+    monkeypatch.setattr(torch_varlen, "varlen_attn", reference)
+    assert torch.equal(seen(core), want)
+    assert not segments
+    pack_windows(core)
+    torch.testing.assert_close(seen(core), want, **CLOSE)
+    assert len(segments) == 4
+    if family == "qwen2_5_vl":  # the second and the last block see whole pictures
+        assert min(segments[0], segments[2]) > max(segments[1], segments[3])
+    monkeypatch.setattr(packed_kernel, "has_flash", lambda *about: False)
+    assert torch.equal(seen(core), want)  # as a model that has been moved to a CPU
+    assert len(segments) == 4
+    assert core.model.language_model.config._attn_implementation == packed_kernel.NAME
+
+
+def test_other_towers_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed_kernel, "has_flash", lambda *about: True)
+    for family, attn in (("llava", packed_kernel.NAME), ("qwen2_5_vl", "sdpa")):
+        core = tiny.model(family, attn)
+        pack_windows(core)
+        assert core.config.vision_config._attn_implementation == attn
+
+
+def test_pytorch_s_kernel_takes_that_call() -> None:
+    """On tensors without numbers, for which it says what would come out."""
+    parts = states(torch.bfloat16, "meta")
+    ends = torch.empty(4, dtype=torch.int32, device="meta")
+    assert packed_kernel._flash(*parts, ends, 9, 0.5, True).shape == (1, 15, 4, 8)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_pytorch_s_kernel(dtype: torch.dtype) -> None:
+    parts = states(dtype, "cuda")
+    assert packed_kernel.has_flash(parts[0].device, dtype, 8) == (dtype == torch.bfloat16)
+    found, _ = packed_kernel.forward(Attention(), *parts, None, scaling=0.5, **packed_inputs("cuda"))
+    torch.testing.assert_close(found[0].double(), by_row(*parts), rtol=0, atol=2e-2)

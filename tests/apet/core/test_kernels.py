@@ -1,0 +1,294 @@
+"""The Triton kernels keep, merge and report what the torch path and the oracle do, for groups of any sizes in one call.
+
+On a GPU they run there. Elsewhere `test_in_the_interpreter` runs this file once more in a process of its own, under
+Triton's interpreter, which must be known before Triton is imported; its blocks are made small, so that small groups
+cross their borders.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from apet import attach, compress
+from apet.core import compression, fused
+from apet.core.compression import Compressed
+from apet.core.fused import Groups, compress_flat
+from apet.methods import build
+from tests.apet.attach.test_no_device_waits import Waits
+from tests.support import oracle, tiny
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+runs = pytest.mark.skipif(
+    not INTERPRETED and not torch.cuda.is_available(), reason="needs a CUDA device or Triton's interpreter"
+)
+DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
+@pytest.mark.skipif(INTERPRETED or torch.cuda.is_available(), reason="this is it already")
+def test_in_the_interpreter() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", __file__, "-x", "-p", "no:cacheprovider"],
+        cwd=Path(__file__).parents[3],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.skipif(find_spec("triton") is None or INTERPRETED, reason="needs Triton's compiler")
+@pytest.mark.parametrize("name", ["group_means", "from_mean", "next_pick", "nearest_kept", "slot_means"])
+def test_compiles_for_a_gpu_that_is_not_here(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from apet.core import kernels
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    kernel = getattr(kernels, name)
+    whole_numbers = {"starts", "tile_starts", "slot_starts", "of_tile", "bases", "kept", "slot", "members", "bounds"}
+    types = {"tokens": "*bf16", "step": "i32", "count": "i32", "WIDTH": "constexpr"}
+    signature = {arg: types.get(arg, "*i64" if arg in whole_numbers else "*fp64") for arg in kernel.arg_names}
+    source = ASTSource(kernel, signature, {"WIDTH": 1024})
+    built = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=fused.FUSION)
+    assert built.asm["cubin"]
+    assert built.metadata.shared <= 48 * 1024  # what every GPU has
+
+
+@pytest.fixture(autouse=True)
+def blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    if INTERPRETED:
+        from triton.language import constexpr
+
+        from apet.core import kernels
+
+        monkeypatch.setattr(fused, "TILE", 16)
+        for name, size in {"TILE": 16, "SLOTS": 8, "SCAN": 2, "COLUMNS": 32}.items():
+            monkeypatch.setattr(kernels, name, constexpr(size))
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """How many groups each set of launches was for."""
+    seen: list[int] = []
+
+    def counting(tokens: Tensor, groups: Groups, merge: bool) -> fused.Outcome:
+        seen.append(len(groups.keeps))
+        return compress_flat(tokens, groups, merge)
+
+    monkeypatch.setattr(fused, "compress_flat", counting)
+    return seen
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def whole(*shape: int) -> Tensor:
+    return torch.randint(-9, 10, shape, generator=torch.Generator().manual_seed(shape[0])).float()
+
+
+def same(one: Compressed, other: Compressed) -> None:
+    """What must be equal is, and the rest to the last bit but one or two."""
+    assert torch.equal(one.index.cpu(), other.index.cpu())
+    assert torch.equal(one.slot.cpu(), other.slot.cpu())
+    assert one.tokens.dtype == other.tokens.dtype
+    assert one.error.dtype == other.error.dtype
+    largest = float(other.tokens.double().abs().max())
+    rounding = torch.finfo(other.tokens.dtype).eps * largest
+    torch.testing.assert_close(one.tokens.cpu(), other.tokens.cpu(), rtol=0, atol=rounding)
+    torch.testing.assert_close(one.error.cpu(), other.error.cpu(), rtol=1e-6, atol=1e-6 * largest)
+
+
+def agrees(groups: list[Tensor], keeps: list[int], basis: int, merge: bool = True) -> list[Compressed]:
+    """Kernels, torch path and oracle."""
+    found = compress([group.to(DEVICE) for group in groups], keeps, basis, merge=merge)
+    plain = compress(groups, keeps, basis, merge=merge, kernels=False)
+    for group, keep, one, other in zip(groups, keeps, found, plain, strict=True):
+        same(one, other)
+        want = oracle.apet(group.double().numpy(), keep, basis, merge)
+        largest = float(group.double().norm(dim=-1).max())
+        assert one.index.tolist() == want.index
+        assert np.abs(one.error.double().cpu().numpy() - want.error).max() <= 1e-4 * largest
+        tolerance = torch.finfo(group.dtype).eps * largest
+        assert np.abs(one.tokens.double().cpu().numpy() - want.tokens).max() <= tolerance
+    return found
+
+
+@runs
+def test_groups_of_any_size_in_one_set_of_launches(launches: list[int]) -> None:
+    """Smaller than a tile, as large, larger; as many kept as the basis, all but one, all; more slots than a block."""
+    sizes = [4, 16, 17, 33, 5]
+    keeps = [3, 3, 16, 10, 9]
+    agrees([normal(size, 40, seed=size) for size in sizes], keeps, 3)
+    assert launches == [4]  # the last keeps all
+
+
+@runs
+def test_nasty_data(launches: list[int]) -> None:
+    base = normal(16, 24, seed=1)
+    nasty = {
+        "twins": whole(4, 24).repeat(4, 1),
+        "all equal": base[:1].repeat(16, 1),
+        "all zero": torch.zeros(16, 24),
+        "zero rows": base.index_fill(0, torch.arange(3, 8), 0.0),
+        "outlier": base * torch.where(torch.arange(16) == 13, 1e5, 1.0)[:, None],
+        "rank 1": whole(16, 1) @ whole(1, 24),
+        "rank 3": whole(16, 3) @ whole(3, 24),
+        "nearly one token": base[:1] + 1e-4 * normal(16, 24, seed=3),
+        "one-hot": torch.eye(24)[:8].repeat(2, 1),
+        "huge": 1e4 * base,
+    }
+    agrees(list(nasty.values()), [5, 7] * 5, 5)
+    assert launches == [10]
+
+
+@runs
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+def test_dtypes_and_twins_in_different_tiles(dtype: str) -> None:
+    few = normal(6, 24, seed=5).to(getattr(torch, dtype))
+    agrees([few[torch.arange(36) % 6], normal(18, 24).to(few.dtype)], [9, 9], 5, merge=dtype != "float64")
+
+
+@runs
+def test_a_wide_basis_explains_all() -> None:
+    agrees([normal(24, 6, seed=6)], [20], 9)  # nine tokens span all six dimensions
+
+
+@runs
+def test_a_group_is_what_it_is_alone() -> None:
+    groups = [normal(size, 20, seed=size).to(DEVICE) for size in (33, 20)]
+    for one, group in zip(compress(groups, [9, 4], 3), groups, strict=True):
+        alone = compress(group, len(one.index), 3)
+        for field in ("tokens", "index", "error", "slot"):
+            assert torch.equal(getattr(one, field), getattr(alone, field))
+
+
+@runs
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of which the interpreter is made
+def test_nan_stays_in_its_group() -> None:
+    """Unchecked, as inside a model, NaN must not reach other groups nor change how many are kept."""
+    batch = normal(3, 16, 20).to(DEVICE)
+    want = compress(batch, 4, 2)
+    batch[1, 3, 2], batch[2, 4, 4] = torch.nan, torch.inf
+    out = compress(batch, 4, 2, check=False)
+    for row in (0, 1, 2):
+        assert len(set(out.index[row].tolist())) == 4
+        assert 0 <= int(out.slot[row].min()) <= int(out.slot[row].max()) < 4
+    assert torch.equal(out.tokens[0], want.tokens[0])
+    with pytest.raises(ValueError, match="group 2 hold NaN or Inf"):
+        compress([batch[0], batch[0, :9], batch[1]], 4, 2)
+
+
+@runs
+def test_each_group_its_own_basis() -> None:
+    """As in a model, where M is no more than K."""
+    batches = [normal(1, 20, 20).to(DEVICE), normal(1, 18, 20, seed=1).to(DEVICE)]
+    found = compression.compress_batches(batches, [6, 2], [4, 2])
+    for tokens, one, keep, basis in zip(batches, found, (6, 2), (4, 2), strict=True):
+        same(one, compress(tokens.cpu(), keep, basis, kernels=False))
+
+
+@runs
+def test_nothing_waits_for_the_device() -> None:
+    """Nor has a shape that depends on values: what a CUDA graph asks for."""
+    groups = [normal(20, 8).to(DEVICE), normal(9, 8).to(DEVICE)]
+    compress(groups, [4, 3], 2)  # on a GPU: compiles, and looks once whether that went well
+    with Waits() as mode:
+        compress(groups, [4, 3], 2, check=False)
+        compress(groups[0][None], 4, 2, check=False, merge=False)
+    assert mode.found == []
+
+
+@runs
+def test_gradients_take_the_torch_path(launches: list[int]) -> None:
+    tokens = normal(20, 8).to(DEVICE).requires_grad_()
+    compress(tokens, 8, 4).tokens.sum().backward()
+    assert tokens.grad is not None
+    compress(tokens.detach(), 8, 4, sampling="random")
+    compress(tokens.detach(), 8, 4, variant="release")
+    compress(tokens.detach(), 8, 4, kernels=False)
+    assert launches == []
+
+
+@runs
+@torch.no_grad()
+def test_a_model_with_pictures_of_two_sizes(launches: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"text": "One", "images": [tiny.image(30, 20, 1)]}, {"text": "Two", "images": [tiny.image(50, 20, 2)]}]
+    model = tiny.model("qwen2_5_vl").to(DEVICE)
+    inputs = {key: value.to(DEVICE) for key, value in tiny.inputs("qwen2_5_vl", rows).items()}
+    with attach(model, build("apet", budget="40%")) as run:
+        logits = model(**inputs).logits[:, -1]
+        kept = [row.kept for row in run.stats]
+    assert len(launches) == 2  # one at the encoder, one in the decoder
+    monkeypatch.setattr(compression, "usable", lambda tokens: False)
+    with attach(model, build("apet", budget="40%")) as run:
+        torch.testing.assert_close(model(**inputs).logits[:, -1], logits)
+        assert [row.kept for row in run.stats] == kept
+
+
+# ---- on a GPU
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("groups", "count", "width", "keep"),
+    [(64, 576, 1024, 96), (64, 96, 4096, 32), (8, 2048, 3584, 205), (300, 256, 512, 32), (1, 16_384, 128, 1638)],
+)
+def test_shapes_of_models(groups: int, count: int, width: int, keep: int, dtype: str) -> None:
+    tokens = normal(groups, count, width).to("cuda", getattr(torch, dtype))
+    assert fused.usable(tokens)
+    one, other = compress(tokens, keep), compress(tokens, keep, kernels=False)
+    same(one, other)
+    again = compress(tokens, keep)
+    assert torch.equal(one.tokens, again.tokens)
+
+
+@pytest.mark.gpu
+def test_the_torch_path_repeats_itself() -> None:
+    tokens = normal(16, 576, 256).to("cuda", torch.float64)
+    once = compress(tokens, 32, kernels=False).tokens
+    assert all(torch.equal(once, compress(tokens, 32, kernels=False).tokens) for _ in range(5))
+
+
+@pytest.mark.gpu
+def test_equal_groups_in_a_cuda_graph() -> None:
+    """Of another batch than the one that was there when the graph was captured."""
+    tokens = normal(8, 300, 128).cuda()
+    compress(tokens, 40, check=False)  # compiles
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = compress(tokens, 40, check=False)
+    tokens.copy_(normal(8, 300, 128, seed=1))
+    graph.replay()
+    same(out, compress(normal(8, 300, 128, seed=1), 40, kernels=False))
+
+
+@pytest.mark.gpu
+def test_unequal_groups_in_a_cuda_graph() -> None:
+    sizes, keeps = [300, 40, 77], [40, 12, 76]
+    groups = Groups.of(sizes, keeps, [10] * 3, torch.device("cuda"))
+    tokens = normal(sum(sizes), 128).cuda()
+    compress_flat(tokens, groups, merge=True)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = compress_flat(tokens, groups, merge=True)
+    tokens.copy_(normal(sum(sizes), 128, seed=1))
+    graph.replay()
+    want = compress(normal(sum(sizes), 128, seed=1), keeps, lengths=sizes, kernels=False)
+    assert out.places.tolist() == [place for one in want for place in one.index.tolist()]
+    assert out.slot.tolist() == [slot for one in want for slot in one.slot.tolist()]
+    torch.testing.assert_close(out.tokens.float().cpu(), torch.cat([one.tokens for one in want]))

@@ -1,0 +1,261 @@
+"""Whole jobs on an embedded Ray, with real files, real workers and a real MLflow."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+import pyarrow.dataset
+import pytest
+import torch
+from mlflow import MlflowClient
+from PIL import Image
+from ray import cloudpickle
+
+from pipelines.config.eval_config import EvalConfig
+from pipelines.data.manifest import Manifest
+from pipelines.data.rows import Medium
+from pipelines.inference import benchmark_job
+from pipelines.inference.worker import InferenceWorker
+from pipelines.job import run
+from pipelines.results import answers
+from pipelines.results.run_record import RunRecord
+from pipelines.results.storage import Folder
+from tests.support import tiny
+from tests.support.killed import ROOT, kill
+
+pytestmark = pytest.mark.filterwarnings("default")  # Ray and MLflow warn of themselves
+Checkpoint = Callable[[str], Path]
+
+
+def write(folder: Path, rows: Sequence[dict[str, Any]]) -> Path:
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder / "rows.jsonl"
+
+
+def rows_of(folder: Path, count: int) -> list[dict[str, Any]]:
+    """Questions about little pictures of several sizes."""
+    found = []
+    for number in range(count):
+        name = f"{number:03}.png"
+        tiny.image(20 + 3 * (number % 7), 20 + 2 * (number % 5), seed=number).save(folder / name)
+        question = "What is this?" + " Say more." * (number % 3)
+        found.append({"id": f"row-{number:03}", "media": name, "question": question, "answers": ["a"], "type": "easy"})
+    return found
+
+
+def config(model: Path, data: Path, output: Path | str, **more: Any) -> EvalConfig:
+    given = {
+        "methods": ("vanilla", "uniform"),
+        "budgets": ("50%",),
+        "max_new_tokens": 4,
+        "batch_size": 4,
+        "actors": (1, 1),
+        **more,
+    }
+    return EvalConfig.of("image", model=str(model), data=str(data), output=str(output), **given)
+
+
+def runs(output: Path) -> dict[str, Folder]:
+    """Folders by point."""
+    found = [Folder.of(str(path.parent)) for path in output.glob("*/config.yaml")]
+    return {RunRecord.load(folder).point["name"]: folder for folder in found}
+
+
+def unique(folder: Folder) -> list[str]:
+    """All row ids, as anyone would read them: a folder of Parquet files."""
+    files = [f"{folder.uri}/{name}" for name in folder.names() if name.endswith(".parquet")]
+    ids: list[str] = pyarrow.dataset.dataset(files).to_table(columns=["row_id"])["row_id"].to_pylist()
+    assert len(ids) == len(set(ids))
+    return sorted(ids)
+
+
+BAD = {
+    "missing": None,
+    "empty": b"",
+    "html": b"<!DOCTYPE html><html>404</html>",
+    "wrong": b"certainly no picture",
+    "torn": "torn",
+}
+
+
+def test_a_job_from_files_to_mlflow(
+    cluster: str, checkpoint: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = rows_of(tmp_path, 12)
+    bad = []
+    for name, content in BAD.items():
+        path = tmp_path / f"{name}.jpg"
+        if content == "torn":
+            Image.effect_noise((300, 300), 90).convert("RGB").save(path)
+            path.write_bytes(path.read_bytes()[:5000])
+        elif isinstance(content, bytes):
+            path.write_bytes(content)
+        bad.append({"id": name, "media": path.name, "question": "What is this?"})
+    bad.append({"id": "silent", "media": "000.png", "question": " "})
+    bad.append({"id": "escape", "media": "../../etc/passwd", "question": "?"})
+    data = write(tmp_path, [*good, *bad])
+    job = config(checkpoint("llava"), data, tmp_path / "out", max_error_rate=0.9, actors=(2, 2))
+    assert run(job) == 0
+    shown = capsys.readouterr()
+    assert "vanilla" in shown.out
+    assert "mlflow ui" in shown.out
+    assert "19/38" in shown.err or "38/38 answers" in shown.err
+
+    tables = {name: answers.read(folder) for name, folder in runs(tmp_path / "out").items()}
+    assert set(tables) == {"vanilla", "uniform-50pct"}
+    for name, table in tables.items():
+        assert unique(runs(tmp_path / "out")[name]) == sorted(row["id"] for row in [*good, *bad])
+        status = dict(zip(table["row_id"].to_pylist(), table["status"].to_pylist(), strict=True))
+        assert {row for row, how in status.items() if how == "error"} == {row["id"] for row in bad}
+        errors = dict(zip(table["row_id"].to_pylist(), table["error"].to_pylist(), strict=True))
+        assert "FileNotFoundError" in errors["missing"]
+        assert "web page" in errors["html"]
+        assert "PermissionError" in errors["escape"]
+        assert "question is empty" in errors["silent"]
+        fine = table.filter(pc.equal(table["status"], "ok"))
+        assert set(fine["visual_tokens_in"].to_pylist()) == {36}
+        assert set(fine["budget"].to_pylist()) == {36.0 if name == "vanilla" else 18.0}
+
+    expected = alone(checkpoint("llava"), tmp_path, good)
+    vanilla = dict(
+        zip(tables["vanilla"]["row_id"].to_pylist(), tables["vanilla"]["prediction"].to_pylist(), strict=True)
+    )
+    assert {row: vanilla[row] for row in expected} == expected
+
+    client = MlflowClient(f"sqlite:///{tmp_path}/out/mlflow.db")
+    [experiment] = [each for each in client.search_experiments() if each.name == "apet"]
+    found = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    for name, folder in runs(tmp_path / "out").items():
+        record = RunRecord.load(folder)
+        logged = found[f"{name} manifest-{record.tags['model']} {record.name[-8:]}"].data  # charts cut its end off
+        assert record.state == "finished"
+        assert logged.metrics["rows_total"] == 19
+        assert logged.metrics["rows_error"] == 7
+        assert logged.metrics["wall_s"] > 0
+        assert logged.metrics["load_s"] > 0
+        assert logged.params["max_new_tokens"] == "4"
+        assert logged.tags["method"] == name.split("-")[0]
+        assert logged.tags["mlflow.parentRunId"] in {run.info.run_id for run in found.values()}
+
+    check = "import runpy, sys\ntry: runpy.run_path(sys.argv[0], run_name='__main__')\nfinally: print(*sys.modules)"
+    check = f"import sys; sys.argv = sys.argv[1:]\n{check}"
+    asked = [sys.executable, "-c", check, *command(job)[1:]]
+    again = subprocess.run(asked, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert again.returncode == 0, again.stderr
+    assert "nothing to do" in again.stdout
+    heavy = {"torch", "transformers", "ray", "mlflow", "pandas"}
+    assert not heavy & set(again.stdout.splitlines()[-1].split())  # it takes a second, not half a minute
+    assert run(config(checkpoint("llava"), data, tmp_path / "out")) == 1  # too many errors, said without a run
+
+
+def alone(model: Path, folder: Path, rows: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """What transformers answers by itself, row by row."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    processor, found = AutoProcessor.from_pretrained(model), {}
+    loaded = AutoModelForImageTextToText.from_pretrained(model, dtype="auto")
+    for row in rows:
+        content = [{"type": "image"}, {"type": "text", "text": row["question"]}]
+        text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        inputs = processor(text=text, images=Image.open(folder / row["media"]), return_tensors="pt")
+        with torch.inference_mode():
+            out = loaded.generate(**inputs, max_new_tokens=4, do_sample=False)
+        new = out[:, inputs["input_ids"].shape[1] :]
+        found[row["id"]] = processor.batch_decode(new, skip_special_tokens=True)[0].strip()
+    return found
+
+
+def command(job: EvalConfig, *more: str) -> list[str]:
+    given = ["--model", job.model, "--data", str(job.data), "--output", job.output, "--batch-size", str(job.batch_size)]
+    given += ["--max-new-tokens", str(job.max_new_tokens), "--max-error-rate", str(job.max_error_rate)]
+    for method in job.methods:
+        given += ["--method", method]
+    return [sys.executable, "jobs/eval_image.py", *given, "--budget", *job.budgets, *more]
+
+
+def test_killed_and_started_again(cluster: str, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    rows = rows_of(tmp_path, 60)
+    job = config(checkpoint("llava"), write(tmp_path, rows), tmp_path / "out", max_new_tokens=16)
+    kill([*command(job), "--ray-address", cluster], tmp_path / "out", parts=3)
+    before = {path: path.read_bytes() for path in (tmp_path / "out").glob("*/*.parquet")}
+    assert len(before) < 30, "it was killed too late to prove anything"
+    torn = max(before)
+    torn.write_bytes(before[torn][:100])
+
+    assert run(job) == 0
+    for folder in runs(tmp_path / "out").values():
+        assert unique(folder) == [row["id"] for row in rows]
+        assert RunRecord.load(folder).state == "finished"
+    assert not torn.exists() or torn.read_bytes() != before[torn][:100]
+    assert list(torn.parent.glob("*.torn"))
+    for path, content in before.items():
+        assert path == torn or path.read_bytes() == content, "an answer was made twice"
+
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test
+
+
+def first_time(marker: Path) -> bool:
+    """Once in all processes."""
+    try:
+        marker.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+class Fragile(InferenceWorker):
+    """Dies of the row `poison`, once; raises on the row `wrong`; more than two rows fill its memory."""
+
+    def generate(self, section: Any, method: Any, rows: Sequence[Any], *more: Any, **how: Any) -> list[dict[str, Any]]:
+        names = {row.row_id for row in rows}
+        if "poison" in names and first_time(Path(section.manifest.root, "answered")):
+            os._exit(9)
+        if "wrong" in names:
+            raise ArithmeticError("this row is wrong")
+        if len(rows) > 2:
+            raise torch.OutOfMemoryError("too many rows at once")
+        return super().generate(section, method, rows, *more, **how)
+
+
+class Deadly(Manifest):
+    """The process that reads `deadly.png` dies, once, as a decoder may."""
+
+    def fetch(self, medium: Medium) -> Any:
+        if medium.path == "deadly.png" and first_time(Path(self.root, "read")):
+            os._exit(11)
+        return super().fetch(medium)
+
+
+def test_one_bad_row_takes_no_other_with_it(
+    cluster: str, checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each death is one more start of Ray's, which takes long: `tests/pipelines/inference/test_worker.py` has rows that kill every time."""
+    rows = rows_of(tmp_path, 12)
+    rows[2]["id"], rows[5]["id"], rows[9]["id"] = "poison", "wrong", "crash"
+    shutil.copy(tmp_path / rows[9]["media"], tmp_path / "deadly.png")
+    rows[9]["media"] = "deadly.png"
+    asked = config(checkpoint("llava"), write(tmp_path, rows), tmp_path / "out", methods=("vanilla",), budgets=())
+    find = benchmark_job.manifest_of
+    monkeypatch.setattr(benchmark_job, "manifest_of", lambda *given: Deadly(**vars(find(*given))))
+    assert run(replace(asked, max_error_rate=0.1), Fragile) == 0
+    assert (tmp_path / "answered").exists()
+    assert (tmp_path / "read").exists()
+    [folder] = runs(tmp_path / "out").values()
+    assert unique(folder) == sorted(row["id"] for row in rows)
+    table = answers.read(folder)
+    found = {row["row_id"]: row for row in table.select(["row_id", "error", "batch_rows"]).to_pylist()}
+    assert {name: row["error"] for name, row in found.items() if row["error"]} == {
+        "wrong": "ArithmeticError: this row is wrong"
+    }
+    assert found["poison"]["batch_rows"] == 1  # alone, the second time
+    assert max(filter(None, table["batch_rows"].to_pylist())) <= 2

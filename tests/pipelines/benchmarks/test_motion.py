@@ -1,0 +1,121 @@
+"""`motion`: its files, and its answers against a reading of the clip that looks at where things are, frame by frame."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter, defaultdict
+from itertools import pairwise
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from pipelines.benchmarks.synthetic import motion
+from pipelines.benchmarks.synthetic.motion import Clip
+
+FEW = 20
+
+
+def rows(manifest: Path) -> list[dict]:
+    return [json.loads(line) for line in manifest.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return motion.make(tmp_path_factory.mktemp("data"), "test", FEW)
+
+
+def path(clip: Clip, name: str) -> list[tuple[float, float] | None]:
+    """Where the thing of that name is in each frame; None where it is not to be seen."""
+    places: list[tuple[float, float] | None] = []
+    for frame in range(clip.length):
+        found = [(one.x, one.y) for one in clip.at(frame).things if f"{one.colour} {one.shape}" == name]
+        places.append(found[0] if found else None)
+    return places
+
+
+def way(places: list[tuple[float, float] | None]) -> str:
+    seen = [place for place in places if place]
+    x, y = np.subtract(seen[-1], seen[0])
+    if max(abs(x), abs(y)) < 1:
+        return ""
+    return ("left" if x < 0 else "right") if abs(x) > abs(y) else ("up" if y < 0 else "down")
+
+
+def when(places: list[tuple[float, float] | None]) -> float:
+    """The first frame that differs from the one before."""
+    return next(at for at, (one, other) in enumerate(pairwise(places)) if one != other)
+
+
+def answer(clip: Clip, kind: str, text: str) -> str:
+    names = re.findall("((?:red|orange|yellow|green|cyan|blue|purple|white) \\w+)", text)
+    everything = {f"{one.colour} {one.shape}" for one in clip.things}
+    moving = [name for name in everything if way(path(clip, name))]
+    if kind == "mover":
+        (name,) = moving
+        return name.split()[0]
+    if kind == "count":
+        return str(len(moving))
+    if kind == "moving":
+        return "yes" if names[0] in moving else "no"
+    if kind == "direction":
+        return way(path(clip, names[0]))
+    if kind == "order":
+        asked, other = (when(path(clip, name)) for name in names)
+        return "before" if asked < other else "after"
+    first, *_, last = path(clip, names[0])
+    return "appears" if first is None else "disappears" if last is None else "stays"
+
+
+def test_answers_are_what_the_clip_shows() -> None:
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for number in range(250):
+        rng = motion.dice("test", 0, number)
+        clip = motion.clip(rng)
+        for question in motion.questions(clip, rng, 6):
+            assert answer(clip, question.type, question.text) == question.answer, question.text
+            counts[question.type][question.answer] += 1
+    assert set(counts) == set(motion.CHANCE)
+    for kind, answers in counts.items():
+        assert answers.most_common(1)[0][1] / sum(answers.values()) < motion.CHANCE[kind] + 0.12, (kind, answers)
+
+
+def test_clips_are_what_the_manifest_says(manifest: Path) -> None:
+    found = rows(manifest)
+    assert len({row["id"] for row in found}) == FEW
+    for row in found:
+        assert row["answers"][0] in row["options"]
+        number = int(Path(row["media"]).stem)
+        clip = motion.clip(motion.dice("test", 0, number))
+        with av.open(str(manifest.parent / row["media"])) as container:
+            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        assert 16 <= len(frames) == clip.length <= 64
+        assert frames[0].shape == (96, 96, 3)
+
+
+def test_the_same_bytes_twice(manifest: Path, tmp_path: Path) -> None:
+    again = motion.make(tmp_path, "test", FEW)
+    assert again.read_bytes() == manifest.read_bytes()
+    for row in rows(manifest):
+        assert (again.parent / row["media"]).read_bytes() == (manifest.parent / row["media"]).read_bytes()
+
+
+def test_splits_share_no_clip() -> None:
+    made = [motion.clip(motion.dice(split, 0, number)) for split in ("train", "val", "test") for number in range(40)]
+    assert len({clip.backdrop for clip in made}) == len({clip.things for clip in made}) == 120
+    assert motion.QUESTIONS["test"] >= 2_000
+    with pytest.raises(ValueError, match="motion has no split 'tset'"):
+        motion.make(Path("nowhere"), "tset")
+
+
+def test_no_event_hides_between_the_eight_frames_that_a_model_sees() -> None:
+    """What moves has moved, and what appears or disappears is seen with and without it."""
+    for number in range(100):
+        clip = motion.clip(motion.dice("test", 0, number))
+        scenes = [clip.at(int(frame)) for frame in np.linspace(0, clip.length - 1, 8)]
+        for which, act in enumerate(clip.acts):
+            seen = [which in scene.numbers for scene in scenes]
+            assert any(seen)
+            assert all(seen) == (act.what in ("stay", "move"))

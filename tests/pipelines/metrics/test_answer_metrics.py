@@ -1,0 +1,172 @@
+"""What the official scorers report of all answers together: by hand, from tables of a few rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipelines.benchmarks import benchmark
+from pipelines.metrics import statistics, summary
+from pipelines.metrics.answer_metrics import AnswerArrays, value
+from pipelines.results.answer_schema import ANSWER_SCHEMA
+
+
+def sheet(rows: Sequence[dict[str, Any]]) -> AnswerArrays:
+    full = [
+        {
+            "row_id": str(number),
+            "status": "ok",
+            "score": None if each.get("correct") is None else float(each["correct"]),
+        }
+        | {"type": "", "media": [str(number)], "question": "a b", "reference": ["x"], "meta": []}
+        | each
+        for number, each in enumerate(rows)
+    ]
+    return AnswerArrays(pa.Table.from_pylist(full, schema=ANSWER_SCHEMA))
+
+
+def figures(name: str, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    return {key: value(figure) for key, figure in benchmark(name).figures(sheet(rows)).items()}
+
+
+def test_pope_by_split() -> None:
+    """Confusions by hand; a split without a yes has no precision and is no error."""
+    said = {
+        "adversarial": [("yes", 1), ("yes", 1), ("yes", 0), ("no", 1), ("no", 0)],  # TP 2, FN 1, TN 1, FP 1
+        "random": [("yes", 0), ("no", 1)],  # never says yes
+    }
+    rows = [
+        {"type": split, "reference": [label], "correct": bool(right)}
+        for split, answers in said.items()
+        for label, right in answers
+    ]
+    rows.append({"type": "random", "reference": ["yes"], "status": "error"})
+    found = figures("pope", rows)
+    assert found["adversarial/precision"] == pytest.approx(2 / 3)
+    assert found["adversarial/recall"] == pytest.approx(2 / 3)
+    assert found["adversarial/f1"] == pytest.approx(2 / 3)
+    assert found["adversarial/accuracy"] == pytest.approx(3 / 5)
+    assert found["adversarial/yes_ratio"] == pytest.approx(3 / 5)
+    assert (found["random/precision"], found["random/f1"], found["random/yes_ratio"]) == (0, 0, 0)
+    assert found["f1"] == pytest.approx(1 / 3)
+    assert found["accuracy"] == pytest.approx((3 / 5 + 1 / 2) / 2)
+
+
+def test_mme_points() -> None:
+    """Existence: three of four right and one of two images whole. OCR: one image, of which a row was not answered."""
+    rows = [
+        {"row_id": f"existence/{image}/{place}", "type": "existence", "correct": right}
+        for image, place, right in [("1", "a", True), ("2", "a", True), ("1", "b", True), ("2", "b", False)]
+    ]
+    rows += [
+        {"row_id": "OCR/1/a", "type": "OCR", "correct": True},
+        {"row_id": "OCR/1/b", "type": "OCR", "status": "error"},
+        {"row_id": "code_reasoning/1/a", "type": "code_reasoning", "correct": True},
+        {"row_id": "code_reasoning/1/b", "type": "code_reasoning", "correct": True},
+    ]
+    found = figures("mme", rows)
+    assert found["existence/points"] == pytest.approx(100 * 0.75 + 100 * 0.5)
+    assert found["existence/acc_plus"] == pytest.approx(0.5)
+    assert found["OCR/points"] == pytest.approx(100)
+    assert found["perception"] == pytest.approx(225)
+    assert found["cognition"] == pytest.approx(200)
+    assert found["total"] == pytest.approx(425)
+
+
+def test_mmbench_circular() -> None:
+    """Question 1 is right in all rotations, 2 in its plain one only, and 3 has a rotation without an answer."""
+    rows = [
+        ("1", True), ("1000001", True), ("2000001", True), ("2", True), ("1000002", False), ("3", True),
+    ]  # fmt: skip
+    table = [
+        {"row_id": id, "correct": right, "type": "c", "options": ["x", "y"], "meta": [("l2-category", "big")]}
+        for id, right in rows
+    ]
+    table.append({"row_id": "1000003", "status": "error", "type": "c", "options": ["x", "y"]})
+    found = figures("mmbench", table)
+    assert found["circular"] == pytest.approx(1 / 2)
+    assert found["plain"] == pytest.approx(1)
+    assert found["every_row"] == pytest.approx(5 / 6)
+    assert found["c/circular"] == found["big/circular"] == pytest.approx(1 / 2)
+    assert found["plain_chance"] == pytest.approx(1 / 2)
+    assert found["circular_chance"] == pytest.approx((1 / 8 + 1 / 4) / 2)
+
+
+def test_gqa_open_and_binary() -> None:
+    rows = [
+        {"type": "query", "correct": True, "meta": [("semantic", "rel")], "question": "what is it"},
+        {"type": "query", "correct": False, "meta": [("semantic", "attr")]},
+        {"type": "verify", "correct": True, "meta": [("semantic", "attr")]},
+        {"type": "choose", "correct": False},
+    ]
+    found = figures("gqa", rows)
+    assert (found["accuracy"], found["open"], found["binary"]) == (0.5, 0.5, 0.5)
+    assert (found["semantic/attr"], found["semantic/rel"]) == (0.5, 1.0)
+    assert (found["words/02"], found["words/03"]) == (pytest.approx(1 / 3), 1.0)
+
+
+def test_scienceqa_by_subject_modality_and_grade() -> None:
+    rows = [
+        {"type": "natural science", "correct": True, "meta": [("image", "yes"), ("text", "no"), ("grade", "6")]},
+        {"type": "natural science", "correct": False, "meta": [("image", "yes"), ("text", "yes"), ("grade", "7")]},
+        {"type": "social science", "correct": True, "meta": [("image", "no"), ("text", "no"), ("grade", "12")]},
+    ]
+    rows = [{**each, "options": ["a", "b", "c"]} for each in rows]
+    found = figures("scienceqa", rows)
+    metrics = summary.summarise(sheet(rows).answers, None, benchmark("scienceqa"))
+    assert metrics["scienceqa.natural science.accuracy"] == 0.5
+    assert metrics["scienceqa.social science.accuracy"] == 1
+    assert found["img"] == pytest.approx(1 / 2)
+    assert found["all"] == pytest.approx(2 / 3)
+    assert (found["modality/image"], found["modality/text"], found["modality/none"]) == (0.5, 0, 1)
+    assert (found["grade/1-6"], found["grade/7-12"]) == (1, 0.5)
+    assert found["chance"] == pytest.approx(1 / 3)
+
+
+def test_headlines_have_intervals_and_retention() -> None:
+    """F1's interval against a plain bootstrap; the unmodified model's answers to the same rows keep all of it."""
+    dice = np.random.default_rng(0)
+    rows = [
+        {"type": split, "reference": [label], "correct": bool(dice.random() < 0.8), "media": [str(image)]}
+        for split in ("adversarial", "random")
+        for image in range(120)
+        for label in ("yes", "no")
+    ]
+    bench = benchmark("pope")
+    answers = sheet(rows).answers
+    metrics = summary.summarise(answers, answers, bench)
+    assert metrics["accuracy"] == pytest.approx(metrics["pope.f1"])
+    assert metrics["accuracy_retention"] == pytest.approx(1)
+    drawn = []
+    for _ in range(300):
+        images = dice.integers(0, 120, 120)
+        take = np.concatenate([[2 * image, 2 * image + 1, 240 + 2 * image, 241 + 2 * image] for image in images])
+        drawn.append(value(bench.figures(AnswerArrays(answers.take(take)))["f1"]))
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    assert metrics["accuracy_ci_low"] == pytest.approx(low, abs=0.15 * (high - low))
+    assert metrics["accuracy_ci_high"] == pytest.approx(high, abs=0.15 * (high - low))
+
+
+def test_an_accuracy_of_points_is_a_share_of_them() -> None:
+    rows = [
+        {"row_id": f"{subtask}/{image}/{place}", "type": subtask, "correct": True, "media": [f"{subtask}/{image}"]}
+        for subtask in ("existence", "OCR")
+        for image in range(3)
+        for place in "ab"
+    ]
+    metrics = summary.summarise(sheet(rows).answers, None, benchmark("mme"))
+    assert metrics["mme.total"] == pytest.approx(400)
+    assert metrics["accuracy"] == pytest.approx(400 / 2800)
+    parts = statistics.Parts([1.0], [np.array([1.0, 0.0])], [np.array([0.0, 0.0])])
+    assert statistics.combined(parts, np.array([0, 1])).value == 0
+
+
+def test_a_headline_of_no_row_is_left_out() -> None:
+    rows = [{"correct": True, "meta": [("image", "no"), ("text", "no")], "options": ["a", "b"]}]
+    metrics = summary.summarise(sheet(rows).answers, sheet(rows).answers, benchmark("scienceqa"))
+    assert metrics["scienceqa.all"] == 1
+    assert not {"accuracy", "accuracy_retention", "scienceqa.img"} & set(metrics)

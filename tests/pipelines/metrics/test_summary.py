@@ -1,0 +1,344 @@
+"""The numbers at the end of a job, against plain loops over the same answers and against scipy."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import statistics as plain
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelines.metrics import statistics, summary
+from pipelines.metrics.answer_metrics import AnswerArrays, Figure, share
+from pipelines.results.answer_schema import ANSWER_SCHEMA
+from pipelines.results.answers import Block
+from pipelines.results.storage import Folder
+
+scipy_stats = pytest.importorskip("scipy.stats")
+
+
+@dataclass
+class Shapes:
+    name: str = "shapes"
+    headline: str = "accuracy"
+    most: float = 1.0
+
+    def figures(self, sheet: AnswerArrays) -> dict[str, Figure]:
+        return {"accuracy": share(sheet.worth, sheet.scored)}
+
+    def chance(self, type: str) -> float | None:
+        return {"color": 0.25}.get(type)
+
+
+def answer(row_id: int, media: str, correct: bool | None, **more: Any) -> dict[str, Any]:
+    return {
+        "row_id": f"row-{row_id:04d}",
+        "media": [media],
+        "type": "",
+        "correct": correct,
+        "status": "ok",
+        "error": None,
+        "budget": 64.0,
+        "visual_tokens_in": 576,
+        "prefill_ms": 10.0,
+        "decode_ms": 5.0,
+        "compress_ms": 1.0,
+        **more,
+    }
+
+
+def answers(rows: list[dict[str, Any]]) -> pa.Table:
+    return pa.Table.from_pylist(rows, schema=ANSWER_SCHEMA)
+
+
+def drawn(seed: int, rows: int = 400, per_medium: int = 4) -> pa.Table:
+    """Answers as they come: several questions a medium, of which some are harder; errors; rows without a reference."""
+    dice = random.Random(seed)
+    hard = [dice.random() for _ in range(rows)]
+    found = []
+    for number in range(rows):
+        medium = number // per_medium
+        row = answer(
+            number,
+            f"{medium}.png",
+            dice.random() < 0.3 + 0.6 * hard[medium],
+            type=dice.choice(["color", "count (all)", ""]),
+            budget=dice.choice([32.0, 64.0]),
+            visual_tokens_in=dice.choice([256, 576]),
+            prefill_ms=dice.uniform(5, 50),
+            decode_ms=dice.uniform(5, 50),
+            compress_ms=dice.uniform(0, 2),
+            peak_memory_bytes=dice.randrange(2**30),
+        )
+        if dice.random() < 0.05:
+            row |= {"status": "error", "error": "OSError: truncated: at 3", "correct": None, "prefill_ms": None}
+        elif dice.random() < 0.05:
+            row["correct"] = None
+        found.append(row)
+    dice.shuffle(found)
+    return answers(found)
+
+
+def test_every_metric_by_a_plain_loop() -> None:
+    table, vanilla = drawn(1), drawn(2)
+    found = summary.summarise(table, vanilla, Shapes(), {"wall_s": 12.5, "load_s": 3.0})
+    rows = table.to_pylist()
+    good = [row for row in rows if row["status"] == "ok"]
+    scored = [row for row in good if row["correct"] is not None]
+    assert next(iter(found)) == "accuracy"
+    assert found["rows_total"] == 400
+    assert found["rows_error"] == 400 - len(good) > 0
+    assert found["rows_scored"] == len(scored) < len(good)
+    assert found["accuracy"] == pytest.approx(sum(row["correct"] for row in scored) / len(scored))
+    for name, kind in (("color", "color"), ("count _all_", "count (all)")):
+        mine = [row["correct"] for row in scored if row["type"] == kind]
+        assert found[f"shapes.{name}.accuracy"] == pytest.approx(sum(mine) / len(mine))
+        assert found[f"shapes.{name}.rows"] == len(mine)
+        assert found[f"shapes.{name}.accuracy_ci_low"] < found[f"shapes.{name}.accuracy"]
+    assert found["shapes.color.chance"] == 0.25
+    assert "shapes.count _all_.chance" not in found
+    theirs = {row["row_id"]: row["correct"] for row in vanilla.to_pylist() if row["status"] == "ok"}
+    both = [(row["correct"], theirs[row["row_id"]]) for row in scored if theirs.get(row["row_id"]) is not None]
+    assert found["accuracy_retention"] == pytest.approx(sum(a for a, _ in both) / sum(b for _, b in both))
+    assert found["accuracy_retention_ci_low"] < found["accuracy_retention"] < found["accuracy_retention_ci_high"]
+    assert found["visual_retention"] == pytest.approx(
+        plain.fmean(row["budget"] / row["visual_tokens_in"] for row in good)
+    )
+    assert found["visual_tokens_kept"] == pytest.approx(plain.fmean(row["budget"] for row in good))
+    seconds = sum(row["prefill_ms"] + row["decode_ms"] for row in good) / 1000
+    assert found["samples_per_s"] == pytest.approx(len(good) / seconds)
+    assert found["visual_tokens_per_s"] == pytest.approx(sum(row["visual_tokens_in"] for row in good) / seconds)
+    prefill = sorted(row["prefill_ms"] for row in good)
+    assert found["prefill_ms_p50"] == pytest.approx(plain.median(prefill))
+    place = 0.95 * (len(prefill) - 1)
+    below = math.floor(place)
+    assert found["prefill_ms_p95"] == pytest.approx(
+        prefill[below] + (place - below) * (prefill[below + 1] - prefill[below])
+    )
+    assert found["compress_ms_p50"] == pytest.approx(plain.median(row["compress_ms"] for row in good))
+    assert found["peak_memory_gib"] == max(row["peak_memory_bytes"] for row in good) / 2**30
+    assert (found["wall_s"], found["load_s"]) == (12.5, 3.0)
+
+
+def test_the_order_of_rows_and_where_they_lie_do_not_matter(tmp_path: Any) -> None:
+    table, vanilla = drawn(3), drawn(4)
+    found = summary.summarise(table, vanilla, Shapes())
+    pq.write_table(table.sort_by("row_id").slice(0, 100), tmp_path / "a.parquet")
+    pq.write_table(table.sort_by("row_id").slice(100), tmp_path / "b.parquet")
+    again = summary.summarise(pa.dataset.dataset(tmp_path), vanilla.sort_by("prefill_ms"), Shapes())
+    assert again == pytest.approx(found, rel=1e-12)
+    assert {key: value for key, value in again.items() if "ci" in key} == {
+        key: value for key, value in found.items() if "ci" in key
+    }
+
+
+def test_a_score_counts_before_correct() -> None:
+    rows = [answer(number, f"{number}", number % 2 == 0, score=number / 10) for number in range(10)]
+    found = summary.summarise(answers(rows), None, Shapes())
+    assert found["accuracy"] == pytest.approx(0.45)
+    assert found["accuracy_ci_low"] < 0.45 < found["accuracy_ci_high"]
+
+
+def test_what_is_not_known_is_left_out() -> None:
+    none = {"budget": None, "visual_tokens_in": None, "prefill_ms": None, "decode_ms": None, "compress_ms": None}
+    rows = [answer(number, "a", None, **none) for number in range(3)]
+    assert summary.summarise(answers(rows), answers(rows), Shapes()) == {"rows_total": 3, "rows_error": 0}
+    assert summary.summarise(answers([]), answers([]), Shapes()) == {"rows_total": 0, "rows_error": 0}
+
+
+@given(st.integers(1, 300), st.data())
+def test_wilson_is_scipys(rows: int, data: st.DataObject) -> None:
+    right = data.draw(st.integers(0, rows))
+    found = statistics.wilson(right, rows)
+    expected = scipy_stats.binomtest(right, rows).proportion_ci(0.95, method="wilson")
+    assert found == pytest.approx((right / rows, expected.low, expected.high), abs=1e-12)
+
+
+def test_one_question_a_medium_is_wilson() -> None:
+    rows = [answer(number, f"{number}", number < 30) for number in range(40)]
+    found = summary.summarise(answers(rows), None, Shapes())
+    expected = scipy_stats.binomtest(30, 40).proportion_ci(0.95, method="wilson")
+    assert (found["accuracy_ci_low"], found["accuracy_ci_high"]) == pytest.approx((expected.low, expected.high))
+
+
+def grouped(seed: int, media: int = 60) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    dice = np.random.default_rng(seed)
+    cluster = np.repeat(np.arange(media), dice.integers(1, 7, media))
+    easy = dice.uniform(0.1, 0.9, media)[cluster]
+    return (dice.random(len(cluster)) < easy) * 1.0, (dice.random(len(cluster)) < easy) * 1.0, cluster
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_bootstrap_is_scipys(seed: int) -> None:
+    ours, theirs, cluster = grouped(seed)
+    sums, reference, sizes = (np.bincount(cluster, weights=w) for w in (ours, theirs, np.ones_like(ours)))
+    for found, pair in (
+        (statistics.mean(ours, cluster), (sums, sizes)),
+        (statistics.ratio(ours, theirs, cluster), (sums, reference)),
+    ):
+        expected = scipy_stats.bootstrap(
+            pair,
+            lambda a, b, axis: a.sum(axis=axis) / b.sum(axis=axis),
+            paired=True,
+            vectorized=True,
+            n_resamples=20_000,
+            method="percentile",
+            rng=np.random.default_rng(seed),
+        ).confidence_interval
+        assert found is not None
+        assert found.value == pytest.approx(pair[0].sum() / pair[1].sum())
+        width = expected.high - expected.low
+        assert found.low == pytest.approx(expected.low, abs=0.06 * width)
+        assert found.high == pytest.approx(expected.high, abs=0.06 * width)
+
+
+def test_the_interval_covers_what_it_says() -> None:
+    """Media of which some are easy: about 95 of 100 intervals hold the truth; without the media far fewer do."""
+    dice = np.random.default_rng(0)
+    held, naive = 0, 0
+    for _ in range(400):
+        cluster = np.repeat(np.arange(80), 6)
+        values = (dice.random(480) < dice.choice([0.1, 0.9], 80)[cluster]) * 1.0
+        found = statistics.mean(values, cluster)
+        held += found.low <= 0.5 <= found.high
+        alone = statistics.wilson(values.sum(), 480)
+        naive += alone.low <= 0.5 <= alone.high
+    assert 0.92 <= held / 400 <= 0.98
+    assert naive / 400 < 0.8
+
+
+def test_no_spread_is_no_certainty() -> None:
+    cluster = np.repeat(np.arange(10), 3)
+    found = statistics.mean(np.ones(30), cluster)
+    assert found == statistics.wilson(10, 10)
+    same = statistics.ratio(np.tile([1.0, 0.0, 1.0], 10), np.tile([1.0, 0.0, 1.0], 10), cluster)
+    assert same is not None
+    assert same.value == 1
+    assert 0 < same.low < 1 < same.high < 1.5
+    assert statistics.ratio(np.ones(30), np.zeros(30), cluster) is None
+    single = statistics.mean([1.0, 0.0], np.array([0, 0]))
+    assert single.low < 0.2
+    assert single.high > 0.8
+
+
+def test_a_seed_gives_the_same_interval() -> None:
+    ours, _, cluster = grouped(9)
+    assert statistics.mean(ours, cluster, seed=3) == statistics.mean(ours, cluster, seed=3)
+    assert statistics.mean(ours, cluster, seed=3) != statistics.mean(ours, cluster, seed=4)
+
+
+@given(st.lists(st.lists(st.sampled_from("abcdefgh"), max_size=3), max_size=12))
+def test_rows_that_share_a_medium_are_one_cluster(media: list[list[str]]) -> None:
+    found = statistics.clusters(pa.array(media, pa.list_(pa.string())))
+    groups = [{number} for number in range(len(media))]
+    for one in range(len(media)):
+        for other in range(len(media)):
+            if set(media[one]) & set(media[other]):
+                merged = groups[one] | groups[other]
+                for number in merged:
+                    groups[number] = merged
+    assert [[bool(a == b) for b in found] for a in found] == [
+        [other in groups[one] for other in range(len(media))] for one in range(len(media))
+    ]
+    assert not len(found) or sorted(set(found.tolist())) == list(range(found.max() + 1))
+
+
+def test_a_row_without_media_is_alone() -> None:
+    assert len(set(statistics.clusters(pa.array([None, [], ["a"], ["a"]], pa.list_(pa.string()))).tolist())) == 3
+
+
+def test_errors_by_class() -> None:
+    broken = {"status": "error"}
+    rows = [
+        answer(1, "a", True),
+        *(answer(number, "a", None, error=f"OSError: file {number}: gone", **broken) for number in range(2, 7)),
+        answer(8, "b", None, error="ValueError: empty", **broken),
+        answer(9, "b", None, error=None, **broken),
+    ]
+    random.Random(0).shuffle(rows)
+    table = answers(rows).select(summary.ERRORS)
+    found = summary.errors([table])
+    assert found == summary.errors(table.slice(start, 2) for start in range(0, len(table), 2))
+    assert found[0] == ("OSError", 5, "file 2: gone", ("row-0002", "row-0003", "row-0004"))
+    assert [(failure.kind, failure.rows) for failure in found[1:]] == [("ValueError", 1), ("unknown", 1)]
+    lines = summary.error_lines(found).splitlines()
+    assert lines[0] == "5 x OSError: file 2: gone"
+    assert lines[1].strip() == "row-0002, row-0003, row-0004, ..."
+    assert summary.error_lines([]) == ""
+
+
+def test_the_table_is_narrow_and_aligned() -> None:
+    full = summary.summarise(drawn(5), drawn(6), Shapes())
+    big = {
+        **full,
+        "visual_tokens_kept": 2880.0,
+        "samples_per_s": 12345.6,
+        "rows_total": 1_000_000,
+        "rows_error": 99_999,
+    }
+    lines = summary.table([("vanilla", {"rows_total": 3}), ("apet-64", full), ("x" * 80, big)]).splitlines()
+    assert len(lines) == 5
+    assert len({len(line) for line in lines}) == 1
+    assert len(lines[0]) <= 100
+    assert f"{100 * full['accuracy']:.1f} [{100 * full['accuracy_ci_low']:.1f}" in lines[3]
+    assert "12,346" in lines[4]
+    assert "99999/1000000" in lines[4]
+    assert lines[2].split()[1:] == ["-"] * 6 + ["0/3"]
+
+
+def test_how_busy_a_gpu_was_is_shown_where_there_was_one() -> None:
+    assert "GPU" not in summary.table([("vanilla", {"rows_total": 3, "worker_busy": 0.5})])
+    points = [("vanilla", {"rows_total": 3, "gpu_busy": 0.957}), ("apet-64", {"rows_total": 3})]
+    lines = summary.table(points).splitlines()
+    assert [line.split("  ")[-1].strip() for line in (lines[0], *lines[2:])] == ["GPU busy", "95.7 %", "-"]
+    assert summary.summarise(drawn(5), None, Shapes(), {"gpu_busy": 0.957})["gpu_busy"] == 0.957
+
+
+def test_the_sample_shows_errors_and_the_whole_run() -> None:
+    found = json.loads(summary.sample(drawn(7), rows=40))
+    assert found["columns"][0] == "row_id"
+    ids = [line[0] for line in found["data"]]
+    assert len(ids) == len(set(ids)) == 40
+    status = [line[found["columns"].index("status")] for line in found["data"]]
+    assert status[:10] == ["error"] * 10
+    assert set(status[10:]) == {"ok"}
+    assert min(ids[10:]) < "row-0020"
+    assert max(ids[10:]) > "row-0380"
+    assert json.loads(summary.sample(answers([])))["data"] == []
+
+
+def test_a_million_rows_take_seconds() -> None:
+    dice = np.random.default_rng(0)
+    values, reference = ((dice.random(1_000_000) < 0.6) * 1.0 for _ in range(2))
+    cluster = np.repeat(np.arange(250_000), 4)
+    found = statistics.ratio(values, reference, cluster)
+    assert found is not None
+    assert found.low < 1 < found.high
+
+
+def test_nothing_heavy_is_imported(tmp_path: Path) -> None:
+    """Neither by itself nor where there are errors to list."""
+    Block(Folder(str(tmp_path)), ["a", "b"]).write(
+        [{"row_id": "a", "status": "error"}, {"row_id": "b", "status": "ok"}]
+    )
+    heavy = ("torch", "ray", "mlflow", "pandas")
+    code = f"""
+import sys, pipelines.results.run_record
+from pipelines import answers, storage, summary
+assert len(summary.errors(answers.batches(storage.Folder({str(tmp_path)!r}), summary.ERRORS))) == 1
+assert answers.read(storage.Folder({str(tmp_path)!r})).num_rows == 2
+print([name for name in {heavy} if name in sys.modules])
+"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

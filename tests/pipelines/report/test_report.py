@@ -1,0 +1,619 @@
+"""`jobs/report.py`: its tables against the metrics, its queries run for real, and what must not get into its files."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from jobs import report as job
+from jobs import score
+from pipelines.benchmarks import benchmark
+from pipelines.judge.run_verdicts import SCHEMA
+from pipelines.metrics import comparison, significance, summary
+from pipelines.report import queries
+from pipelines.report.accuracy import accuracy, hard, judged, retention
+from pipelines.report.efficiency import ABLATED, ablations, efficiency
+from pipelines.report.formats import as_csv, as_latex, as_markdown
+from pipelines.report.gather import gather
+from pipelines.report.measure import Findings, measure
+from pipelines.report.rows import changed, errors, lost, slowest, types
+from pipelines.report.table import Number, Row, Table
+from pipelines.report.write import report
+from pipelines.results import answers
+from tests.support import reported
+from tests.support.reported import rows_of, run
+
+HEADLINES = ("shapes", "pope", "mme", "mmbench", "scienceqa")  # one of each kind of headline
+
+
+def three(output: Path | str, name: str, **more: Any) -> None:
+    """Vanilla, ApET with two budgets and a down-sampled control."""
+    for seed, (method, budget, right) in enumerate(
+        [("vanilla", None, 0.9), ("apet", "64", 0.7), ("apet", "128", 0.8), ("downsample", "64", 0.5)]
+    ):
+        run(output, name, method, rows_of(name, seed, right), budget=budget, **more)
+
+
+def measured(output: Path) -> list[Findings]:
+    chapters, _ = gather([str(output)])
+    return [measure(study) for chapter in chapters for study in chapter.studies]
+
+
+def numbers(table: Table, column: str, name: int = 0) -> dict[tuple[str, str], float]:
+    """A column's values by group and method."""
+    place = table.columns.index(column)
+    found = {}
+    for row in table.rows:
+        if isinstance(cell := row.cells[place], Number) and not row.published:
+            found[row.group, str(row.cells[name])] = cell.value
+    return found
+
+
+def asked(output: Path, sql: str) -> list[dict[str, Any]]:
+    """What DuckDB says to a query as it is printed, in the folder that is printed with it."""
+    duckdb = pytest.importorskip("duckdb")
+    chapters, _ = gather([str(output)])
+    setup = queries.setup(chapters)
+    with contextlib.chdir(setup.base), duckdb.connect() as connection:
+        connection.execute(setup.sql)
+        result = connection.execute(sql)
+        names = [column[0] for column in result.description]
+        return [dict(zip(names, line, strict=True)) for line in result.fetchall()]
+
+
+POINTS = {
+    ("All visual tokens", "Vanilla"): "vanilla",
+    ("Keep 64 tokens", "ApET"): "apet-64",
+    ("Keep 128 tokens", "ApET"): "apet-128",
+    ("Keep 64 tokens", "downsample"): "downsample-64",
+}
+
+
+@pytest.mark.parametrize("name", HEADLINES)
+def test_accuracy_and_what_is_kept_are_the_jobs_and_the_querys(name: str, tmp_path: Path) -> None:
+    three(tmp_path, name)
+    chapters, _ = gather([str(tmp_path)])
+    findings = measured(tmp_path)
+    bench = benchmark(name)
+    tables = {run.point: answers.read(run.folder) for run in chapters[0].studies[0].runs}
+    table = accuracy(chapters[0], findings)
+    shown = numbers(table, table.columns[1])
+    first, average = (f"{part};" for part in table.query.split(";")[:2])
+    said = {line["point"]: line["accuracy"] for line in asked(tmp_path, first)}
+    averages = {line["point"]: line["average"] for line in asked(tmp_path, average)}
+    kept = retention(chapters[0], findings)
+    assert kept is not None
+    sums = {line["point"]: line for line in asked(tmp_path, kept.query)}
+    assert shown.keys() == POINTS.keys()
+    for place, point in POINTS.items():
+        vanilla = None if point == "vanilla" else tables["vanilla"]
+        metrics = summary.summarise(tables[point], vanilla, bench)
+        scale = bench.most if bench.most > 1 else 100
+        assert shown[place] == pytest.approx(scale * metrics["accuracy"])
+        assert said[point] == pytest.approx(shown[place])
+        if point != "vanilla":
+            assert numbers(kept, "Kept %")[place] == pytest.approx(100 * metrics["accuracy_retention"])
+            assert numbers(table, "Average")[place] == pytest.approx(100 * metrics["accuracy_retention"])
+            assert averages[point] == pytest.approx(numbers(table, "Average")[place])
+            assert sums[point]["kept"] == pytest.approx(100 * metrics["accuracy_retention"])
+            assert sums[point]["rows"] == numbers(kept, "Rows")[place] == metrics["rows_compared"]
+            assert (sums[point]["lost"], sums[point]["gained"]) == (metrics["rows_lost"], metrics["rows_gained"])
+            assert numbers(kept, "p")[place] == metrics["p_value"]
+    found = numbers(kept, "p (Holm)")
+    assert list(found.values()) == pytest.approx(significance.holm(list(numbers(kept, "p").values())))
+
+
+def test_the_other_tables_are_their_queries(tmp_path: Path) -> None:
+    three(tmp_path, "shapes")
+    [chapter], _ = gather([str(tmp_path)])
+    [each] = measured(tmp_path)
+    table = types(each)
+    assert table is not None
+    first, second = (f"{part};" for part in table.query.split(";")[:2])
+    base = {line["type"]: line for line in asked(tmp_path, first)}
+    mine = {(line["type"], line["point"]): line for line in asked(tmp_path, second)}
+    said = {(row.group, row.cells[0]): row.cells[1:] for row in table.rows}
+    whole = "All visual tokens"
+    for place, kind in enumerate(table.columns[1:]):
+        assert said[whole, "Rows"][place].value == base[kind]["rows"]  # type: ignore[union-attr]
+        assert said[whole, "Vanilla's accuracy %"][place].value == pytest.approx(base[kind]["accuracy"])  # type: ignore[union-attr]
+        for (group, method), point in list(POINTS.items())[1:]:
+            kept = said[group, f"{method} kept %"][place]
+            assert isinstance(kept, Number)
+            assert kept.value == pytest.approx(mine[kind, point]["kept"])
+    table = changed(each)
+    assert table is not None
+    for row in table.rows:
+        for name, cell in zip(table.columns[1:], row.cells[1:], strict=True):
+            kind, what = name.rsplit(" ", 1)
+            assert isinstance(cell, Number)
+            assert cell.value == mine[kind, POINTS[row.group, str(row.cells[0])]][what]
+    table = efficiency(chapter, each)
+    cost = {line["point"]: line for line in asked(tmp_path, table.query)}
+    columns = {"Tokens": "tokens", "Share %": "share", "Total s": "total_s", "Prefill ms": "prefill_ms"}
+    columns |= {"Memory GiB": "gib", "Compress ms": "compress_ms", "Rows/s": "rows_per_s"}
+    for column, name in columns.items():
+        for place, value in numbers(table, column).items():
+            assert value == pytest.approx(cost[POINTS[place]][name])
+    table = slowest(each)
+    assert table is not None
+    assert [row.cells[:2] for row in table.rows] == [
+        (line["row_id"], line["point"]) for line in asked(tmp_path, table.query)
+    ]
+    table = lost(each)
+    assert table is not None
+    assert [(row.cells[0], str(row.cells[2])) for row in table.rows] == [
+        (line["row_id"], f"{line['lost_by']} of 3") for line in asked(tmp_path, table.query)
+    ]
+    table = errors(each)
+    assert table is not None
+    assert {(row.cells[0], row.cells[1], row.cells[2].value) for row in table.rows} == {  # type: ignore[union-attr]
+        (line["point"], line["class"], line["rows"]) for line in asked(tmp_path, table.query)
+    }
+    table = hard(chapter, [each])
+    assert table is not None
+    said = {line["point"]: (line["accuracy"], line["rows"]) for line in asked(tmp_path, table.query)}
+    found = numbers(table, "On hard rows")
+    assert found == pytest.approx(
+        {
+            ("Keep 64 tokens", "Vanilla"): said["vanilla"][0],
+            ("Keep 64 tokens", "ApET"): said["apet-64"][0],
+            ("Keep 64 tokens", "downsample"): 0,
+        }
+    )
+    tables = {run.point: answers.read(run.folder) for run in chapter.studies[0].runs}
+    split = comparison.hard(tables["apet-64"], tables["downsample-64"], benchmark("shapes"))
+    assert split is not None
+    assert (100 * split.accuracy.value, split.rows) == pytest.approx(said["apet-64"])
+
+
+def test_score_prints_intervals_and_p_values_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = []
+    for seed, (method, right) in enumerate([("vanilla", 0.9), ("apet", 0.7)]):
+        rows = rows_of("pope", seed, right)
+        for row in rows:
+            [label] = row["reference"]
+            row["prediction"] = label if row["correct"] else {"yes": "no", "no": "yes"}[label]
+        folders.append(str(run(tmp_path, "pope", method, rows, budget="64" if seed else None, seed=7).uri))
+    _, result = measured(tmp_path)[0].results
+    monkeypatch.setattr(sys, "argv", ["score.py", folders[1], "--against", folders[0]])
+    assert score.main() == 0
+    lines = capsys.readouterr().out.splitlines()
+    again = json.loads(lines[-1])["metrics"]
+    assert {name: value for name, value in result.metrics.items() if again.get(name) != value} == {}
+    assert again["accuracy_retention_ci_low"] < again["accuracy_retention"] < 1
+    [kept] = [line for line in lines if line.startswith("kept: ")]
+    assert f"p = {again['p_value']:.4f}" in kept
+    run(tmp_path / "other", "pope", "vanilla", rows_of("pope", 0, 0.9), manifest="another")
+    [other] = (tmp_path / "other").iterdir()
+    monkeypatch.setattr(sys, "argv", ["score.py", folders[1], "--against", str(other)])
+    assert score.main() == 2
+    assert "answers other questions" in capsys.readouterr().err
+
+
+def test_an_average_is_the_mean_of_ratios(tmp_path: Path) -> None:
+    three(tmp_path, "shapes")
+    three(tmp_path, "pope")
+    [chapter], _ = gather([str(tmp_path)])
+    findings = measured(tmp_path)
+    table = accuracy(chapter, findings)
+    assert table.columns == ("Method", "shapes", "POPE", "Average")
+    kept = retention(chapter, findings)
+    assert kept is not None
+    each = [row.cells[2].value for row in kept.rows if row.cells[0] == "downsample"]  # type: ignore[union-attr]
+    assert len(each) == 2
+    found = numbers(table, "Average")
+    assert found["Keep 64 tokens", "downsample"] == pytest.approx(sum(each) / 2)
+    *_, last = table.query.removesuffix(";").split(";")
+    said = asked(tmp_path, last)
+    assert {line["point"]: line["average"] for line in said} == pytest.approx(
+        {point: found[place] for place, point in POINTS.items() if point != "vanilla"}
+    )
+    assert {line["benchmarks"] for line in said} == {2}
+
+
+def test_what_no_query_brings_is_said(tmp_path: Path) -> None:
+    three(tmp_path, "shapes")
+    [chapter], _ = gather([str(tmp_path)])
+    findings = measured(tmp_path)
+    kept = retention(chapter, findings)
+    assert kept is not None
+    assert "python jobs/score.py RUN --against VANILLA prints them" in kept.note
+    seen, needed, rows = (numbers(kept, name) for name in ("Visible points", "Rows for one point", "Rows"))
+    assert seen == pytest.approx({place: (needed[place] / rows[place]) ** 0.5 for place in seen})
+    assert "prefill_tflops in the record.json" in efficiency(chapter, findings[0]).note
+
+
+def test_the_papers_figures_stand_beside_ours_and_are_marked(tmp_path: Path) -> None:
+    for name in ("pope", "gqa"):
+        three(tmp_path, name, model="llava-1.5-7b-hf")
+    [chapter], _ = gather([str(tmp_path)])
+    findings = measured(tmp_path)
+    table = accuracy(chapter, findings)
+    paper = {(row.group, row.cells[0]): row.cells[1:] for row in table.rows if row.published}
+    assert table.columns[1:3] == ("GQA", "POPE")
+    [gqa, pope, average] = paper["Keep 64 tokens", "ApET"]
+    assert (gqa, pope) == (Number(56.9), Number(84.4))
+    assert isinstance(average, Number)
+    assert average.value == pytest.approx(100 * (56.9 / 61.9 + 84.4 / 85.9) / 2)
+    assert paper["All visual tokens", "Vanilla"][0] == Number(61.9)
+    assert ("Keep 128 tokens", "VisionZip") in paper  # not run here
+    assert not any("192" in group for group, _ in paper)  # a budget that was not run here
+    place = [(row.cells[0], row.published) for row in table.rows if row.group == "Keep 64 tokens"]
+    assert place[:3] == [("downsample", False), ("ApET", False), ("ApET", True)]
+    lines = list(csv.DictReader(io.StringIO(as_csv(table))))
+    assert {line["Source"] for line in lines if line["GQA"] == "56.9"} == {"published"}
+    assert "| *ApET* (published) | *56.9* | *84.4* |" in as_markdown(table)
+    assert r"\textit{ApET} {\scriptsize (published)} & \textit{56.9}" in as_latex(table)
+    speed = efficiency(chapter, next(each for each in findings if each.study.benchmark.name == "pope"))
+    cost = {row.cells[0]: row.cells for row in speed.rows if row.published}
+    assert cost["ApET"][5] == Number(62.8)
+    assert cost["ApET"][4].shown() == "1.46"  # type: ignore[union-attr]
+    assert not any(row.published for each in findings[:1] for row in efficiency(chapter, each).rows)
+    [text] = (tmp_path / "report").glob("*.html") if report([str(tmp_path)]) else []
+    assert '<tr class="published">' in text.read_text()
+
+
+def test_runs_of_other_rows_are_said_to_be(tmp_path: Path) -> None:
+    good = [{"row_id": f"{number:02}", "media": [f"{number}.png"], "correct": number % 3 > 0} for number in range(30)]
+    more: Any = {"model": "llava-1.5-7b-hf"}
+    for name in ("pope", "gqa"):
+        rows = [{**row, "type": "random", "reference": ["yes"]} for row in good]
+        torn = [{**row, "status": "error", "error": "OSError: torn", "correct": None} for row in rows[:4]]
+        run(tmp_path, name, "vanilla", rows, **more)
+        short = [*torn, *rows[4:12]] if name == "gqa" else rows
+        run(tmp_path, name, "apet", short, budget="64", limit=12 if name == "gqa" else 1000, **more)
+    [chapter], _ = gather([str(tmp_path)])
+    findings = measured(tmp_path)
+    table = accuracy(chapter, findings)
+    assert "GQA: runs of 12 to 30 rows stand side by side;" in table.note
+    assert "GQA: rows that ended in an error, up to 4 of a run, are in none of its numbers." in table.note
+    assert "GQA: 1 of 2 runs are of the first 12 questions, published figures of all." in table.note
+    assert "POPE: " not in table.note  # a limit of more questions than there are leaves none out
+    lines = list(csv.DictReader(io.StringIO(as_csv(table))))
+    [line] = [line for line in lines if line["Source"] == "ours" and line["Method"] == "ApET"]
+    assert [line[f"{name} {what}"] for name in ("GQA", "POPE") for what in ("rows", "errors")] == ["12", "4", "30", "0"]
+    assert {line["GQA rows"] for line in lines if line["Source"] == "published"} == {""}
+    assert "GQA rows" not in as_markdown(table)
+    assert "GQA: runs of 12 to 30 rows" in efficiency(chapter, findings[0]).note
+
+
+def test_ablations_where_apet_differs_in_one_option(tmp_path: Path) -> None:
+    run(tmp_path, "pope", "vanilla", rows_of("pope", 0, 0.9), model="llava-1.5-7b-hf")
+    for seed, options in enumerate([{}, {"basis": 5}, {"basis": 14}, {"sampling": "dpc"}]):
+        more: Any = {"budget": "64", "options": options, "model": "llava-1.5-7b-hf"}
+        run(tmp_path, "pope", "apet", rows_of("pope", seed, 0.8), **more)
+    run(tmp_path, "gqa", "apet", rows_of("gqa", 1, 0.8), budget="64", model="llava-1.5-7b-hf")  # in no ablation
+    [chapter], _ = gather([str(tmp_path)])
+    sampling, basis = ablations(chapter, measured(tmp_path))
+    ours = [row.cells[0] for row in basis.rows if not row.published]
+    assert ours == ["5", "10 (ApET's own)", "14"]
+    assert next(row.cells for row in basis.rows if row.published) == ("6", Number(83.5))
+    assert [row.cells[0] for row in sampling.rows] == ["dpc", "fps (ApET's own)", "random", "dpc", "fps"]
+    whole = accuracy(chapter, measured(tmp_path))
+    assert "ApET basis=5" in [row.cells[0] for row in whole.rows]
+
+
+def test_apets_own_choices_are_the_methods() -> None:
+    from apet.methods.apet import ApET
+
+    assert {option: own for option, (_, own) in ABLATED.items()} == {
+        option: str(getattr(ApET, option)) for option in ABLATED
+    }
+
+
+def test_the_same_answers_give_the_same_tables_byte_for_byte(tmp_path: Path) -> None:
+    """Another order, other parts, other times: a run that was killed and went on."""
+    for name in ("shapes", "pope"):
+        three(tmp_path / "one", name)
+        for seed, (method, budget, right) in enumerate(
+            [("vanilla", None, 0.9), ("apet", "64", 0.7), ("apet", "128", 0.8), ("downsample", "64", 0.5)]
+        ):
+            rows = [{**row, "decode_ms": 7.0} for row in reversed(rows_of(name, seed, right))]
+            run(tmp_path / "two", name, method, rows, budget=budget, parts=5)
+    for output in ("one", "two"):
+        report([str(tmp_path / output)])
+    one, two = (
+        {file.name: file.read_bytes() for file in (tmp_path / each / "report" / "tables").iterdir()}
+        for each in ("one", "two")
+    )
+    assert one.keys() == two.keys()
+    timed = {name for name in one if name.startswith(("efficiency", "slowest"))}
+    assert {name for name in one if one[name] != two[name]} == timed
+    assert {"accuracy.csv", "retention.md", "types-pope.tex", "hard.csv", "lost-shapes.md"} < one.keys()
+    before = (tmp_path / "one" / "report" / "report.html").read_bytes()
+    report([str(tmp_path / "one")])
+    assert (tmp_path / "one" / "report" / "report.html").read_bytes() == before
+
+
+EVIL = '<script>alert(1)</script>"><img src=x onerror=alert(1)>'
+
+
+class Seen(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.attributes: set[str] = set()
+        self.links: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+        self.links += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href")]
+
+
+def test_nothing_from_outside_is_markup_or_a_formula(tmp_path: Path) -> None:
+    evil = {"question": EVIL, "prediction": f"={EVIL}|`x`", "type": EVIL, "media": [EVIL], "reference": [EVIL]}
+    good = [{"row_id": f"=cmd|{number}", "correct": True, **evil} for number in range(6)]
+    bad = [{**row, "correct": number > 2} for number, row in enumerate(good)]
+    torn = {"row_id": "+1", "status": "error", "error": f"{EVIL}: =HYPERLINK(1)\nnext", "media": []}
+    run(tmp_path, "manifest", "vanilla", good, model="m")
+    run(tmp_path, "manifest", "apet", [*bad, torn], budget="64", model="m", question=EVIL)
+    run(tmp_path, "manifest", "apet", [*bad, torn], budget="64", model="m")
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    Image.new("RGB", (3, 3)).save(pictures / "a.png")
+    (pictures / "pictures.json").write_text(json.dumps([{"file": "a.png", "title": EVIL, "caption": EVIL}]))
+    report([str(tmp_path)])
+    seen = Seen()
+    text = (tmp_path / "report" / "report.html").read_text()
+    seen.feed(text)
+    assert "script" not in seen.tags
+    assert not {name for name in seen.attributes if name.startswith("on")}
+    assert all(link.startswith(("#", "data:image/png;base64,")) for link in seen.links)
+    assert "default-src 'none'" in text
+    assert "http" not in re.sub(r'http-equiv="', "", text)
+    tables = tmp_path / "report" / "tables"
+    for file in tables.glob("*.csv"):
+        for line in csv.reader(io.StringIO(file.read_text())):
+            for cell in line:
+                assert not cell.startswith(("=", "+", "@", "\t")), (file.name, cell)
+                assert not cell.startswith("-") or float(cell) < 0
+    [file] = tables.glob("lost-*.md")
+    for line in file.read_text().splitlines():
+        assert "<script" not in line.replace(r"\<script", "")
+        if line.startswith("| ="):
+            assert len(re.findall(r"(?<!\\)\|", line)) == 8
+    [file] = tables.glob("lost-*.tex")
+    [line, *_] = re.findall(r"^=cmd.*", file.read_text(), re.MULTILINE)
+    assert line.count(" & ") == 6
+
+
+def test_a_cell_in_every_form() -> None:
+    table = Table(
+        "t",
+        "A_title",
+        ("Method", "Value", "Rows", "Said"),
+        (
+            Row(("a|b", Number(12.345, 10, 15), Number(1234567, digits=0), "-1+2"), "50%"),
+            Row(("c", None, Number(-0.0001), None), "50%", published=True),
+        ),
+    )
+    assert as_csv(table) == (
+        "Group,Source,Method,Value,Value low,Value high,Rows,Said\n"
+        "50%,ours,a|b,12.345,10,15,1234567,'-1+2\n"
+        "50%,published,c,,,,-0.0001,\n"
+    )
+    assert "| a\\|b | 12.3 \\[10.0 to 15.0\\] | 1,234,567 | -1+2 |" in as_markdown(table)
+    assert "| *c* (published) | - | *0.0* | - |" in as_markdown(table)
+    assert r"a\textbar{}b & 12.3 {\scriptsize [10.0 to 15.0]} & 1,234,567 & -1+2 \\" in as_latex(table)
+    assert r"\caption{A\_title}" in as_latex(table)
+
+
+def test_other_settings_have_tables_of_their_own_and_kernels_a_chart(tmp_path: Path) -> None:
+    three(tmp_path, "shapes", attn="sdpa")
+    three(tmp_path, "shapes", attn="flash_attention_2")
+    three(tmp_path, "shapes", model="other")
+    chapters, _ = gather([str(tmp_path)])
+    assert [chapter.title for chapter in chapters] == [
+        *("demo-llava, attn flash_attention_2", "demo-llava, attn sdpa", "other")
+    ]
+    report([str(tmp_path)])
+    text = (tmp_path / "report" / "report.html").read_text()
+    assert "prefill with FlashAttention 2 and sdpa</h2>" in text
+    assert (tmp_path / "report" / "tables" / "accuracy-other.csv").exists()
+    seen = Seen()
+    seen.feed(text)
+    assert len([link for link in seen.links if link.startswith("#")]) == 5
+
+
+def test_without_vanilla_there_is_accuracy_alone(tmp_path: Path) -> None:
+    run(tmp_path, "shapes", "apet", rows_of("shapes", 0, 0.7), budget="10%")
+    report([str(tmp_path)])
+    tables = {file.stem for file in (tmp_path / "report" / "tables").iterdir()}
+    assert "accuracy" in tables
+    assert not tables & {"retention", "types-shapes", "lost-shapes", "hard"}
+    assert "Keep 10 %" in (tmp_path / "report" / "report.html").read_text()
+
+
+def test_a_judge_gives_accuracy_and_score(tmp_path: Path) -> None:
+    tags = {"judge/name": "gpt", "judge/prompt_hash": "abc", "judge/version": "1"}
+    for method, budget, right in (("vanilla", None, 8), ("apet", "256", 6)):
+        rows = rows_of("msvd", 0, 0.5, count=12)
+        more: Any = {"budget": budget, "model": "Video-LLaVA-7B-hf", "tags": tags}
+        folder = run(tmp_path, "msvd", method, rows, **more)
+        ids = [row["row_id"] for row in rows][:10]
+        table = pa.table(
+            {
+                "row_id": ids,
+                "correct": [place < right for place in range(10)],
+                "score": pa.array([4 if place < right else 1 for place in range(10)], pa.int8()),
+                "reply": ["{}"] * 10,
+                "error": [None] * 10,
+            },
+            schema=SCHEMA.with_metadata(tags),
+        )
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_file(sink, table.schema) as file:
+            file.write_table(table)
+        folder.write("verdicts-gpt-abc.arrow", sink.getvalue().to_pybytes())
+    [chapter], _ = gather([str(tmp_path)])
+    table = judged(chapter, measured(tmp_path))
+    assert table is not None
+    assert not table.query
+    assert "python jobs/judge.py RUN" in table.note
+    shown = numbers(table, "MSVD Acc"), numbers(table, "MSVD Score"), numbers(table, "Average Acc")
+    ours = ("Keep 256 tokens", "ApET")
+    assert [each[ours] for each in shown] == pytest.approx([60, 2.8, 75])
+    assert numbers(table, "Average Score")[ours] == pytest.approx(100 * 2.8 / 3.4)
+    [paper] = [row for row in table.rows if row.published and row.group == "Keep 256 tokens"]
+    assert paper.cells[1:3] == (Number(70.4), Number(3.94, digits=2))
+
+
+def test_charts_are_files_as_well(tmp_path: Path) -> None:
+    """With their legend, and nothing of the page around them."""
+    three(tmp_path, "shapes", question=EVIL)
+    folder, names = report([str(tmp_path)])
+    [name] = [name for name in names if name.startswith("figures/")]
+    assert name.endswith(".svg")
+    drawn = ElementTree.fromstring(folder.read(name))
+    assert drawn.tag == "{http://www.w3.org/2000/svg}svg"
+    texts = [element.text for element in drawn.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"ApET", "downsample", "vanilla", "accuracy, %"} <= set(texts)
+    _, _, wide, high = map(float, drawn.attrib["viewBox"].split())
+    legend = [float(inner.attrib["y"]) + 14 for inner in drawn if "x" in inner.attrib and "viewBox" in inner.attrib]
+    assert 0 < max(legend) <= high < wide
+
+
+def test_pictures_that_cannot_be_shown_are_named(tmp_path: Path) -> None:
+    three(tmp_path, "shapes")
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    (pictures / "a.jpg").write_text("<html>")
+    listed = [{"file": name, "title": "t", "caption": "c"} for name in ("a.jpg", "../secret.png", "gone.png")]
+    (pictures / "pictures.json").write_text(json.dumps(listed))
+    report([str(tmp_path)])
+    text = (tmp_path / "report" / "report.html").read_text()
+    assert "a.jpg is left out: it is neither PNG nor JPEG" in text
+    assert "../secret.png is left out" in text
+    assert "gone.png is left out" in text
+    assert "<img" not in text
+    (pictures / "pictures.json").write_text("[{}]")
+    report([str(tmp_path)])
+    assert "pictures.json cannot be read" in (tmp_path / "report" / "report.html").read_text()
+
+
+def test_what_is_unfinished_is_said(tmp_path: Path) -> None:
+    three(tmp_path, "shapes")
+    run(tmp_path, "shapes", "fastv", [], budget="64")
+    run(tmp_path, "shapes", "dart", rows_of("shapes", 9, 0.6), budget="64", state="killed")
+    _, notes = gather([str(tmp_path)])
+    assert [note.partition(" ")[0] for note in notes] == [
+        *("shapes-demo-llava-dart-64-0a1b2c3d", "shapes-demo-llava-fastv-64-0a1b2c3d")
+    ]
+    assert "is killed, not finished" in notes[0]
+    assert "has no answers yet" in notes[1]
+
+
+def test_points_that_were_left_out_are_said(tmp_path: Path) -> None:
+    three(tmp_path, "shapes")
+    done = "shapes-demo-llava-apet-64-0a1b2c3d"
+    gone = {"shapes-demo-llava-pdrop-2-12345678": "pdrop cannot keep 2 tokens of 64"}
+    others = {"pope-demo-llava-pdrop-2-12345678": "of a benchmark that is not here", done: "done since"}
+    (tmp_path / "left_out.json").write_text(json.dumps({"git_commit": "x", "runs": {**others, **gone}}))
+    said = "shapes-demo-llava-pdrop-2-12345678 was left out of its sweep: pdrop cannot keep 2 tokens of 64"
+    for uris in ([str(tmp_path)], [str(tmp_path / done)]):
+        _, notes = gather(uris)
+        assert notes == [said]
+    report([str(tmp_path)])
+    assert said in (tmp_path / "report" / "report.html").read_text()
+    (tmp_path / "left_out.json").write_text("[]")
+    _, [note] = gather([str(tmp_path)])
+    assert "left_out.json cannot be read" in note
+
+
+def test_parts_of_several_versions_are_one_view(tmp_path: Path) -> None:
+    """A part may lack a column, whichever comes first."""
+    run(tmp_path, "shapes", "vanilla", rows_of("shapes", 0, 0.9))
+    [folder] = tmp_path.iterdir()
+    first, *_ = sorted(folder.glob("*.parquet"))
+    pq.write_table(pq.read_table(first).drop_columns(["options", "batch_rows"]), first)
+    [each] = measured(tmp_path)
+    [chapter], _ = gather([str(tmp_path)])
+    table = accuracy(chapter, [each])
+    [line] = asked(tmp_path, table.query)
+    assert line["accuracy"] == pytest.approx(numbers(table, "shapes")["All visual tokens", "Vanilla"])
+    assert len(asked(tmp_path, queries.slowest(each.study))) == 10
+
+
+def test_wrong_use_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def said(*given: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["report.py", *given])
+        assert job.main() == 2
+        [line] = capsys.readouterr().err.splitlines()
+        return line
+
+    assert "holds no run; give the folder that --output named" in said(str(tmp_path / "nowhere"))
+    folder = run(tmp_path / "a", "shapes", "vanilla", rows_of("shapes", 0, 0.5))
+    run(tmp_path / "b", "shapes", "vanilla", rows_of("shapes", 0, 0.5))
+    assert "are the same run" in said(str(tmp_path))
+    folder.write("record.json", b"{")
+    assert "record.json in" in said(str(tmp_path / "a"))
+    run(tmp_path / "c", "shapes", "vanilla", [])
+    assert "has an answer" in said(str(tmp_path / "c"))
+
+
+def test_the_job_writes_where_it_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    three(tmp_path / "runs", "shapes")
+    folders = [str(folder) for folder in (tmp_path / "runs").iterdir()]
+    monkeypatch.setattr(sys, "argv", ["report.py", *folders, "--output", str(tmp_path / "out")])
+    assert job.main() == 0
+    assert str(tmp_path / "out" / "report.html") in capsys.readouterr().out
+    assert (tmp_path / "out" / "queries.sql").read_text().count("-- ") > 8
+    assert not (tmp_path / "runs" / "report").exists()
+
+
+def test_no_model_is_loaded(tmp_path: Path) -> None:
+    three(tmp_path, "shapes")
+    code = (
+        "import sys; from pipelines.report.write import report; report([sys.argv[1]]);"
+        "print([name for name in ('torch', 'ray', 'mlflow', 'matplotlib') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_the_helper_makes_what_a_job_makes() -> None:
+    """Every headline is among those that are tested, and each has its query."""
+    from pipelines.benchmarks import BENCHMARKS
+
+    assert {benchmark(name).headline for name in BENCHMARKS} == {benchmark(name).headline for name in HEADLINES}
+    assert set(queries.HEADLINES) == {benchmark(name).headline for name in HEADLINES}
+    assert reported.rows_of("pope", 1, 0.5) == reported.rows_of("pope", 1, 0.5)
+
+
+@pytest.mark.filterwarnings("default")  # the server's own
+def test_runs_on_an_object_store(bucket: str, tmp_path: Path) -> None:
+    """Reads them and writes there, without the store's address or keys in anything that is written."""
+    three(tmp_path / "here", "shapes")
+    three(f"s3://apet/results?{bucket}", "shapes")
+    report([str(tmp_path / "here")])
+    there, _ = report([f"s3://apet/results?{bucket}"])
+    names = there.child("tables").names()
+    assert "accuracy.csv" in names
+    for name in names:
+        assert there.child("tables").read(name) == (tmp_path / "here" / "report" / "tables" / name).read_bytes()
+    for name in ("report.html", "queries.sql"):
+        text = there.read(name).decode()
+        assert "endpoint_override" not in text
+        assert "s3://apet/results/" in text

@@ -1,0 +1,141 @@
+"""Answers on disk: whole or not there, each row once."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.results import answers
+from pipelines.results.answers import Block, batches, read, compact
+from pipelines.results.answer_schema import ANSWER_SCHEMA
+from pipelines.results.storage import Folder
+
+
+def answer(row_id: str, status: str = "ok", **more: object) -> dict[str, object]:
+    return {"row_id": row_id, "status": status, "prediction": f"answer to {row_id}", **more}
+
+
+def write(folder: Folder, *row_ids: str, status: str = "ok") -> None:
+    Block(folder, row_ids).write([answer(row_id, status) for row_id in row_ids])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    return Folder.of(str(tmp_path / "run"))
+
+
+def test_a_folder_that_is_not_there_has_no_answers(folder: Folder) -> None:
+    assert compact(folder).to_pylist() == []
+    assert read(folder).num_rows == 0
+
+
+def test_what_is_written_is_read(folder: Folder) -> None:
+    write(folder, "b", "a")
+    write(folder, "c")
+    assert compact(folder).to_pylist() == ["a", "b", "c"] or sorted(compact(folder).to_pylist()) == ["a", "b", "c"]
+    assert read(folder)["row_id"].to_pylist() == ["a", "b", "c"]
+    assert sorted(row for part in batches(folder, ["row_id"]) for row in part["row_id"].to_pylist()) == ["a", "b", "c"]
+
+
+def test_what_a_part_has_no_column_for_is_null(folder: Folder) -> None:
+    """As parts of an earlier version are."""
+    write(folder, "a")
+    assert folder.local is not None
+    pq.write_table(pa.table({"row_id": ["b"], "status": ["ok"], "since_dropped": [1]}), folder.local / "b.parquet")
+    assert compact(folder).to_pylist() == ["a", "b"]
+    assert read(folder, ["row_id", "error", "media"]).to_pylist()[1] == {"row_id": "b", "error": None, "media": None}
+    assert read(folder).schema.equals(ANSWER_SCHEMA)
+
+
+def test_a_second_attempt_at_a_block_finds_what_the_first_wrote(folder: Folder) -> None:
+    first = Block(folder, ["a", "b", "c"])
+    first.write([answer("a")])
+    first.write([answer("b")])
+    second = Block(folder, ["a", "b", "c"])
+    assert second.answered() == {"a", "b"}
+    second.write([answer("c")])
+    assert sorted(compact(folder).to_pylist()) == ["a", "b", "c"]
+    assert Block(folder, ["a", "b"]).answered() == set()  # another block
+
+
+def test_parts_are_read_side_by_side(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On an object store several take no longer than one."""
+    for row_id in "abcd":
+        write(folder, row_id)
+    together, opened = threading.Barrier(4, timeout=60), Folder.open
+
+    def slowly(self: Folder, name: str) -> Any:
+        together.wait()  # breaks if one is read after the other
+        return opened(self, name)
+
+    monkeypatch.setattr(Folder, "open", slowly)
+    assert sorted(compact(folder).to_pylist()) == list("abcd")
+    assert read(folder)["row_id"].to_pylist() == list("abcd")
+
+
+@pytest.mark.parametrize("cut", [0, 7, 200])
+def test_a_torn_part_is_set_aside_and_its_rows_are_asked_again(folder: Folder, cut: int) -> None:
+    write(folder, "a")
+    write(folder, "b", "c")
+    assert folder.local is not None
+    torn = folder.local / sorted(folder.names())[0]
+    lost = pq.read_table(torn)["row_id"].to_pylist()
+    torn.write_bytes(torn.read_bytes()[:cut])
+    assert sorted(compact(folder).to_pylist()) == sorted({"a", "b", "c"} - set(lost))
+    assert not torn.exists()
+    assert (folder.local / f"{torn.name}.torn").exists()
+
+
+def test_a_row_that_is_there_twice_is_kept_once(folder: Folder) -> None:
+    write(folder, "a", "b")
+    write(folder, "b", "c")
+    write(folder, "c")
+    assert sorted(compact(folder).to_pylist()) == ["a", "b", "c"]
+    assert read(folder)["row_id"].to_pylist() == ["a", "b", "c"]
+
+
+def test_any_mixture_of_parts_is_settled_as_row_by_row(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Repeated rows within and across parts, errors among them; also where all hashes are the same."""
+    for flat in (False, True):
+        if flat:
+            monkeypatch.setattr(answers, "hash", lambda text: 7, raising=False)
+        for retry in (False, True):
+            dice, expected = random.Random(retry), []
+            for name in folder.names():
+                folder.delete(name)
+            for number in range(12):
+                rows = [answer(f"{dice.randrange(60)}", dice.choice(["ok", "error"])) for _ in range(10)]
+                Block(folder, [f"block {number}"]).write(rows)
+            for part in sorted(folder.names()):
+                table = pq.read_table(f"{folder.uri}/{part}", columns=["row_id", "status"])
+                rows = [row for row in table.to_pylist() if row["status"] == "ok" or not retry]
+                for row in rows:
+                    if row["row_id"] not in {one["row_id"] for one in expected}:
+                        expected.append(row)
+            assert compact(folder, retry_errors=retry).to_pylist() == [row["row_id"] for row in expected]
+            found = [row for part in batches(folder, ["row_id", "status"]) for row in part.to_pylist()]
+            assert found == expected
+
+
+def test_errors_are_taken_again_if_asked_for(folder: Folder) -> None:
+    write(folder, "a", "b")
+    write(folder, "c", status="error")
+    assert sorted(compact(folder).to_pylist()) == ["a", "b", "c"]
+    assert sorted(compact(folder, retry_errors=True).to_pylist()) == ["a", "b"]
+    write(folder, "c")
+    assert sorted(compact(folder, retry_errors=True).to_pylist()) == ["a", "b", "c"]
+
+
+def test_a_killed_writers_leftovers_go(folder: Folder) -> None:
+    write(folder, "a")
+    assert folder.local is not None
+    (folder.local / ".answers-x-0.parquet.1234.tmp").write_bytes(b"half")
+    compact(folder)
+    assert [name for name in os.listdir(folder.local) if name.endswith(".tmp")] == []

@@ -1,0 +1,32 @@
+"""A short run of the fuzzer (`tests/support/fuzz.py`), and that it would see a crash."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from tests.support.fuzz import fuzz
+
+
+@pytest.mark.parametrize(
+    ("kind", "cases"), [("images", 400), ("videos", 120), ("manifests", 300), ("spreadsheets", 100)]
+)
+def test_damaged_files_never_crash(kind: str, cases: int) -> None:
+    found = fuzz(kind, 0, cases)
+    assert found.findings == []
+    assert found.cases == cases
+    assert found.read > cases // 20  # damage that leaves nothing to be read tests nothing
+    assert found.refused > cases // 20
+
+
+def test_a_crash_would_be_found() -> None:
+    found = fuzz("crashes", 2, 7, silence=2)
+    assert found.cases == 7
+    assert {what for _, what in found.findings} == {
+        f"the process ended with {-signal.SIGSEGV}",
+        "no answer in 2 s",
+        "MemoryError:",
+        "KeyError: 'no ValueError'",
+    }
+    assert found.read == 3
