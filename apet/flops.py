@@ -65,13 +65,19 @@ class ModelShape:
 
     vision: Stack
     patch_dim: int  # numbers in a patch: channels x height x width (x frames)
-    projector: tuple[int, ...]  # widths, from what makes one visual token to the decoder's hidden size
+    projector: tuple[
+        int, ...
+    ]  # widths, from what makes one visual token to the decoder's hidden size
     decoder: Stack
     vocab: int
-    group_tokens: int | None  # visual tokens of an image, crop or frame; None where resolution is dynamic
+    group_tokens: (
+        int | None
+    )  # visual tokens of an image, crop or frame; None where resolution is dynamic
     patches_per_token: int = 1  # patches merged into a visual token
     class_tokens: int = 0  # of a group, beside its patches
-    projects_first: bool = False  # the encoder's site comes after the projector and saves nothing there
+    projects_first: bool = (
+        False  # the encoder's site comes after the projector and saves nothing there
+    )
     window: int | None = None  # patches of a window; None: a group attends as a whole
     full_attention: tuple[int, ...] = ()  # vision layers without windows
 
@@ -89,7 +95,9 @@ class Flops:
         return self.vision + self.projector + self.decoder
 
 
-def prefill_flops(model_shape: ModelShape, schedule: Schedule, text_tokens: int, *, groups: int | None = None) -> Flops:
+def prefill_flops(
+    model_shape: ModelShape, schedule: Schedule, text_tokens: int, *, groups: int | None = None
+) -> Flops:
     """From pixel values to the first logits.
 
     text_tokens: all of the prompt outside the budget: words, class tokens, newlines between rows of crops.
@@ -104,7 +112,9 @@ def prefill_flops(model_shape: ModelShape, schedule: Schedule, text_tokens: int,
             f" {vision.layers} vision and {decoder.layers} decoder layers; make one with its layers"
         )
     if text_tokens < 0 or (groups is not None and groups < 1):
-        raise ValueError(f"text_tokens={text_tokens}, groups={groups}: give 0 or more, and 1 or more")
+        raise ValueError(
+            f"text_tokens={text_tokens}, groups={groups}: give 0 or more, and 1 or more"
+        )
     lengths = [schedule.tokens_at(layer) + text_tokens for layer in range(decoder.layers)]
     decoding = sum(decoder.layer_flops(length, length * (length + 1) / 2) for length in lengths)
     decoding += 2 * decoder.hidden * model_shape.vocab
@@ -113,7 +123,10 @@ def prefill_flops(model_shape: ModelShape, schedule: Schedule, text_tokens: int,
     size = model_shape.group_tokens
     groups = groups or (ceil(visual_tokens / size) if size else 1)
     encoded = groups * size if size else visual_tokens  # a crop is encoded with its padding
-    before, after = schedule.tokens_at(vision.layers - 1, "vision"), schedule.tokens_at(0, "encoder")
+    before, after = (
+        schedule.tokens_at(vision.layers - 1, "vision"),
+        schedule.tokens_at(0, "encoder"),
+    )
     projected = encoded * (before if model_shape.projects_first else after) / visual_tokens
     widths = pairwise(model_shape.projector)
     return Flops(
@@ -187,8 +200,12 @@ def shape_of(config: Any) -> ModelShape:
     )
 
 
-_CLIP = Stack(layers=24, hidden=1024, intermediate=4096, heads=16, kv_heads=16, head_dim=64, gated=False)
-_VICUNA = Stack(layers=32, hidden=4096, intermediate=11008, heads=32, kv_heads=32, head_dim=128, gated=True)
+_CLIP = Stack(
+    layers=24, hidden=1024, intermediate=4096, heads=16, kv_heads=16, head_dim=64, gated=False
+)
+_VICUNA = Stack(
+    layers=32, hidden=4096, intermediate=11008, heads=32, kv_heads=32, head_dim=128, gated=True
+)
 _LLAVA = ModelShape(
     vision=_CLIP,
     patch_dim=3 * 14 * 14,
@@ -204,10 +221,26 @@ SHAPES: Mapping[str, ModelShape] = MappingProxyType(
         "llava-next-7b": _LLAVA,  # the same model, shown five crops
         "video-llava-7b": replace(_LLAVA, group_tokens=16 * 16, projects_first=True),
         "qwen2.5-vl-7b": ModelShape(
-            vision=Stack(layers=32, hidden=1280, intermediate=3420, heads=16, kv_heads=16, head_dim=80, gated=True),
+            vision=Stack(
+                layers=32,
+                hidden=1280,
+                intermediate=3420,
+                heads=16,
+                kv_heads=16,
+                head_dim=80,
+                gated=True,
+            ),
             patch_dim=3 * 2 * 14 * 14,  # a still image fills both frames of a patch
             projector=(4 * 1280, 4 * 1280, 3584),
-            decoder=Stack(layers=28, hidden=3584, intermediate=18944, heads=28, kv_heads=4, head_dim=128, gated=True),
+            decoder=Stack(
+                layers=28,
+                hidden=3584,
+                intermediate=18944,
+                heads=28,
+                kv_heads=4,
+                head_dim=128,
+                gated=True,
+            ),
             vocab=152064,
             group_tokens=None,
             patches_per_token=4,

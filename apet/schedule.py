@@ -81,18 +81,24 @@ class Schedule:
     def __post_init__(self) -> None:
         total, last = self.visual_tokens, self.layers - 1
         if total < 0 or last < 0:
-            raise ValueError(f"{total} visual tokens, {self.layers} layers: give 0 or more, and 1 or more")
+            raise ValueError(
+                f"{total} visual tokens, {self.layers} layers: give 0 or more, and 1 or more"
+            )
         sites = sorted(self.sites, key=lambda site: site.position)
         for site in sites:
             if site.stage == "decoder" and not 0 <= site.layer <= last:
                 raise ValueError(f"'{site}' is outside the decoder; its layers are 0 to {last}")
             if site.keep < min(1, total):
-                raise ValueError(f"'{site}' leaves none of the row's {total} visual tokens; keep at least 1")
+                raise ValueError(
+                    f"'{site}' leaves none of the row's {total} visual tokens; keep at least 1"
+                )
         for before, after in pairwise(sites):
             if before.position == after.position:
                 raise ValueError(f"'{before}' and '{after}' are the same site; give each site once")
             if total and before.keep < after.keep:
-                raise ValueError(f"'{after}' follows '{before}'; keep {before.keep} or fewer, tokens only drop")
+                raise ValueError(
+                    f"'{after}' follows '{before}'; keep {before.keep} or fewer, tokens only drop"
+                )
         clipped = (replace(site, keep=min(site.keep, total)) for site in sites if total)
         object.__setattr__(self, "sites", tuple(clipped))
 
@@ -103,7 +109,12 @@ class Schedule:
 
     @classmethod
     def from_budget(
-        cls, budget: Budget | float | str, *, visual_tokens: int, layers: int, encoder_only: bool = False
+        cls,
+        budget: Budget | float | str,
+        *,
+        visual_tokens: int,
+        layers: int,
+        encoder_only: bool = False,
     ) -> Self:
         """The sites whose layer average is the budget (`_split`), or one site that keeps it at the encoder.
 
@@ -113,7 +124,9 @@ class Schedule:
         asked = budget if isinstance(budget, Budget) else Budget.parse(budget)
         sites = _split(min(asked.of(visual_tokens), Fraction(visual_tokens)), row, encoder_only)
         if visual_tokens and not all(site.keep for site in sites):
-            trials = ((n, _split(Fraction(n), row, encoder_only)) for n in range(1, visual_tokens + 1))
+            trials = (
+                (n, _split(Fraction(n), row, encoder_only)) for n in range(1, visual_tokens + 1)
+            )
             least = next(n for n, trial in trials if all(site.keep for site in trial))
             raise ValueError(
                 f"a budget of {asked} leaves a site none of the row's {visual_tokens} visual tokens;"
@@ -129,7 +142,9 @@ class Schedule:
         of the two is larger depends on the row. `full` has no sites.
         """
         items = [] if text.strip() == "full" else text.split(",")
-        return cls(visual_tokens, layers, tuple(_site(item.strip(), text, visual_tokens) for item in items))
+        return cls(
+            visual_tokens, layers, tuple(_site(item.strip(), text, visual_tokens) for item in items)
+        )
 
     def tokens_at(self, layer: int, stage: Stage = "decoder") -> int:
         """The visual tokens that a layer sees; `tokens_at(0, "encoder")` are those that leave the encoder."""
@@ -184,7 +199,9 @@ def share(total: int, sizes: Sequence[int], *, allow_empty: bool = False) -> lis
     """
     whole = sum(sizes)
     if min(total, *sizes, 0) < 0:
-        raise ValueError(f"cannot split {total} among groups of {list(sizes)}; give counts of 0 or more")
+        raise ValueError(
+            f"cannot split {total} among groups of {list(sizes)}; give counts of 0 or more"
+        )
     if total >= whole:
         return list(sizes)
     parts = [total * size // whole for size in sizes]

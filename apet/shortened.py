@@ -18,12 +18,18 @@ class Shortened:
     def __init__(self, alive: Tensor, lengths: Sequence[int], right: bool) -> None:
         width = max(lengths)
         order = alive.byte().argsort(dim=1, descending=right, stable=True)
-        self.source = order[:, :width] if right else order[:, -width:]  # (B, S') the column that each comes from
+        self.source = (
+            order[:, :width] if right else order[:, -width:]
+        )  # (B, S') the column that each comes from
         self.valid = alive.gather(1, self.source)  # (B, S') bool
         place, counts = torch.arange(width), torch.tensor(lengths)[:, None]
-        self.layout = place < counts if right else place >= width - counts  # (B, S') `valid`, on the host
+        self.layout = (
+            place < counts if right else place >= width - counts
+        )  # (B, S') `valid`, on the host
         offset = 0 if right else width - alive.sum(dim=1, keepdim=True)
-        self.place = alive.cumsum(dim=1) - 1 + offset  # (B, S) where each goes; of no meaning for those that do not
+        self.place = (
+            alive.cumsum(dim=1) - 1 + offset
+        )  # (B, S) where each goes; of no meaning for those that do not
 
     def rows(self, sequence: Tensor) -> Tensor:
         """What stays of (..., B, S, D); a leading dimension of one may stand for B."""

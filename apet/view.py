@@ -48,7 +48,9 @@ class DecoderSite:
 
     sequence: Sequence
     here: LayerInput  # the layer that is about to run
-    before: LayerInput | None  # the one that has just run; for methods that need attention, and not at layer 0
+    before: (
+        LayerInput | None
+    )  # the one that has just run; for methods that need attention, and not at layer 0
     norm: nn.Module  # the decoder's final norm
     entered: Sequence | None  # what the decoder's first layer saw; for methods that need attention
     source: Tensor | None  # (B, S) column of `entered` that each column of `sequence` was
@@ -70,11 +72,17 @@ class View:
     layer: int
     tokens: Tensor  # (G, N, D)
     keep: int
-    grid: tuple[int, int]  # rows x columns of the picture that the groups are, in reading order; (1, N) in the decoder
+    grid: tuple[
+        int, int
+    ]  # rows x columns of the picture that the groups are, in reading order; (1, N) in the decoder
     seeds: tuple[int, ...]  # (G,) the same number for the groups of a row
     rows: Tensor  # (G, 1) the row of the batch that each group belongs to
     columns: Tensor  # (G, N) where its tokens stand in the sequence; inside the tower, in the tile
     decoder: DecoderSite | None = None
     tower: TowerView | None = None  # at the encoder, for methods that need it
-    keys: Tensor | None = None  # (G, N, d) inside the tower and at its output: keys of the layer that ran last
-    memory: dict[str, Tensor] = field(default_factory=dict)  # (G, N) each: what the method left there at the last site
+    keys: Tensor | None = (
+        None  # (G, N, d) inside the tower and at its output: keys of the layer that ran last
+    )
+    memory: dict[str, Tensor] = field(
+        default_factory=dict
+    )  # (G, N) each: what the method left there at the last site

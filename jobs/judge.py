@@ -42,22 +42,41 @@ TAKES = {
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN", help="a folder of answers: a path, s3:// or gs://")
     add("--judge", choices=list(JUDGES), help=f"offline; endpoint where {KEY} is set")
-    add("--model", metavar="NAME", help="endpoint: as the server names it; local: a folder or a name on the hub")
+    add(
+        "--model",
+        metavar="NAME",
+        help="endpoint: as the server names it; local: a folder or a name on the hub",
+    )
     add(
         "--tracking-uri",
         metavar="URI",
         help="another MLflow (where the run is: a file, or the server of MLFLOW_TRACKING_URI)",
     )
-    add("--cache", metavar="FOLDER", help="of replies (judge-cache beside the first run); none: keep nothing")
+    add(
+        "--cache",
+        metavar="FOLDER",
+        help="of replies (judge-cache beside the first run); none: keep nothing",
+    )
     at = parser.add_argument_group("endpoint")
     at.add_argument("--url", help="up to and with /v1")
-    at.add_argument("--concurrency", type=_read(parsers.whole(1, 8)), metavar="N", help="requests at once (8)")
-    at.add_argument("--timeout", type=_read(parsers.above_zero), metavar="S", help="seconds for one request (60)")
-    at.add_argument("--tries", type=_read(parsers.whole(1, 6)), metavar="N", help="of a request that fails (6)")
+    at.add_argument(
+        "--concurrency", type=_read(parsers.whole(1, 8)), metavar="N", help="requests at once (8)"
+    )
+    at.add_argument(
+        "--timeout",
+        type=_read(parsers.above_zero),
+        metavar="S",
+        help="seconds for one request (60)",
+    )
+    at.add_argument(
+        "--tries", type=_read(parsers.whole(1, 6)), metavar="N", help="of a request that fails (6)"
+    )
     at.add_argument(
         "--request",
         type=_read(_fields),
@@ -66,9 +85,18 @@ def arguments() -> argparse.ArgumentParser:
     )
     on = parser.add_argument_group("local")
     on.add_argument("--revision", help="of a model on the hub: a branch, tag or commit")
-    on.add_argument("--actors", type=_read(parsers.actors), metavar="N", help="that hold the model (what fits)")
-    on.add_argument("--gpus-per-actor", type=_read(parsers.gpus), metavar="X", help="1 where the cluster has GPUs")
-    on.add_argument("--batch-size", type=_read(parsers.whole(1, 16)), metavar="N", help="answers at once (16)")
+    on.add_argument(
+        "--actors", type=_read(parsers.actors), metavar="N", help="that hold the model (what fits)"
+    )
+    on.add_argument(
+        "--gpus-per-actor",
+        type=_read(parsers.gpus),
+        metavar="X",
+        help="1 where the cluster has GPUs",
+    )
+    on.add_argument(
+        "--batch-size", type=_read(parsers.whole(1, 16)), metavar="N", help="answers at once (16)"
+    )
     on.add_argument("--address", help="of the Ray cluster (RAY_ADDRESS, else this machine)")
     return parser
 
@@ -98,15 +126,23 @@ def _fields(given: str) -> dict[str, Any]:
 def chosen(options: argparse.Namespace, folders: list[Folder]) -> Judge:
     """The judge that was asked for; a ValueError if something that it needs is missing, or is another judge's."""
     kind = options.judge or ("endpoint" if os.environ.get(KEY, "").strip() else "offline")
-    given = {name for names in TAKES.values() for name in names if getattr(options, name) is not None}
+    given = {
+        name for names in TAKES.values() for name in names if getattr(options, name) is not None
+    }
     for name in sorted(given - set(TAKES[kind])):
         why = (
-            "" if options.judge else f"; {KEY} is {'set' if kind == 'endpoint' else 'not set, so the judge is offline'}"
+            ""
+            if options.judge
+            else f"; {KEY} is {'set' if kind == 'endpoint' else 'not set, so the judge is offline'}"
         )
-        raise ValueError(f"--{name.replace('_', '-')} is not for --judge {kind}{why}; name the --judge that you mean")
+        raise ValueError(
+            f"--{name.replace('_', '-')} is not for --judge {kind}{why}; name the --judge that you mean"
+        )
     for name in NEEDS[kind]:
         if name not in given:
-            raise ValueError(f"--judge {kind} needs --{name}; give it, or take --judge offline, which is no judge")
+            raise ValueError(
+                f"--judge {kind} needs --{name}; give it, or take --judge offline, which is no judge"
+            )
     cache = {} if kind == "offline" else {"cache": _cache(options.cache, folders[0])}
     return judge(kind, **cache, **{name: getattr(options, name) for name in given - {"cache"}})
 
@@ -134,14 +170,25 @@ def main() -> int:
         return 2
     except (Unavailable, Locked, OSError) as error:
         said = redacted(str(error))
-        print(f"error: {said}. Replies so far are kept; the same command goes on from there.", file=sys.stderr)
+        print(
+            f"error: {said}. Replies so far are kept; the same command goes on from there.",
+            file=sys.stderr,
+        )
         return 1
     except KeyboardInterrupt:
-        print("interrupted; replies so far are kept, and the same command goes on from there", file=sys.stderr)
+        print(
+            "interrupted; replies so far are kept, and the same command goes on from there",
+            file=sys.stderr,
+        )
         return 130
     if any(outcome.unjudged for outcome in found.values()):
-        print("rows without a verdict are tried again by the same command; the others cost nothing", file=sys.stderr)
-    print(json.dumps({name: {**outcome.metrics, **outcome.tags} for name, outcome in found.items()}))
+        print(
+            "rows without a verdict are tried again by the same command; the others cost nothing",
+            file=sys.stderr,
+        )
+    print(
+        json.dumps({name: {**outcome.metrics, **outcome.tags} for name, outcome in found.items()})
+    )
     return 0 if any(outcome.rows for outcome in found.values()) else 1
 
 

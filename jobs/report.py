@@ -28,9 +28,15 @@ from pipelines.text import redacted
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs, or folders that hold some")
-    parser.add_argument("--output", metavar="FOLDER", help="where to write it (report, beside the first run)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="folders of runs, or folders that hold some"
+    )
+    parser.add_argument(
+        "--output", metavar="FOLDER", help="where to write it (report, beside the first run)"
+    )
     options = parser.parse_args()
     try:
         output = to_write(options.output, "output") if options.output else None
@@ -39,7 +45,9 @@ def main() -> int:
         print(f"report.py: {redacted(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     print(redacted(folder.child(names[0]).uri))
-    print(f"and {len(names) - 1} files beside it: the tables as CSV, Markdown and LaTeX, the charts, and the queries")
+    print(
+        f"and {len(names) - 1} files beside it: the tables as CSV, Markdown and LaTeX, the charts, and the queries"
+    )
     return 0
 
 

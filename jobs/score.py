@@ -38,18 +38,35 @@ POINTS = ("points", "perception", "cognition", "total")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="*", metavar="RUN", help="folders of answers, each one point of a job")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "runs", nargs="*", metavar="RUN", help="folders of answers, each one point of a job"
+    )
     parser.add_argument("--answers", metavar="FILE", help="answers that were made elsewhere")
     parser.add_argument(
-        "--benchmark", choices=BENCHMARKS, metavar="NAME", help=f"of --answers: {', '.join(BENCHMARKS)}"
+        "--benchmark",
+        choices=BENCHMARKS,
+        metavar="NAME",
+        help=f"of --answers: {', '.join(BENCHMARKS)}",
     )
     parser.add_argument(
-        "--data", metavar="FOLDER", help="of --answers and --submission: the benchmark's files, no media"
+        "--data",
+        metavar="FOLDER",
+        help="of --answers and --submission: the benchmark's files, no media",
     )
-    parser.add_argument("--split", metavar="NAME", help="of --answers: of the benchmark (test; dev of MMBench)")
-    parser.add_argument("--submission", metavar="FILE", help="write what the benchmark's server takes")
-    parser.add_argument("--against", metavar="VANILLA", help="the run that those of RUN are compared with, row by row")
+    parser.add_argument(
+        "--split", metavar="NAME", help="of --answers: of the benchmark (test; dev of MMBench)"
+    )
+    parser.add_argument(
+        "--submission", metavar="FILE", help="write what the benchmark's server takes"
+    )
+    parser.add_argument(
+        "--against",
+        metavar="VANILLA",
+        help="the run that those of RUN are compared with, row by row",
+    )
     options = parser.parse_args()
     try:
         _check(options)
@@ -58,7 +75,9 @@ def main() -> int:
         for run in options.runs:
             _run(run, options)
         sys.stdout.flush()
-    except BrokenPipeError:  # `| head` has seen enough; nor is there anyone to flush to when Python ends
+    except (
+        BrokenPipeError
+    ):  # `| head` has seen enough; nor is there anyone to flush to when Python ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (ValueError, FileNotFoundError) as error:
@@ -69,14 +88,22 @@ def main() -> int:
 
 def _check(options: argparse.Namespace) -> None:
     if bool(options.runs) == bool(options.answers):
-        raise ValueError("give the folders of runs, or --answers FILE with --benchmark NAME and --data FOLDER")
+        raise ValueError(
+            "give the folders of runs, or --answers FILE with --benchmark NAME and --data FOLDER"
+        )
     for name in ("benchmark", "split") if options.runs else ():
         if getattr(options, name) is not None:
-            raise ValueError(f"--{name} is of --answers: a run says itself what it answered; leave it out")
+            raise ValueError(
+                f"--{name} is of --answers: a run says itself what it answered; leave it out"
+            )
     if options.runs and options.data and not options.submission:
-        raise ValueError("--data is not read for a run without --submission: its Parquet has all; leave it out")
+        raise ValueError(
+            "--data is not read for a run without --submission: its Parquet has all; leave it out"
+        )
     if options.answers and not (options.benchmark and options.data):
-        raise ValueError("--answers needs --benchmark NAME and --data FOLDER, which say what the questions were")
+        raise ValueError(
+            "--answers needs --benchmark NAME and --data FOLDER, which say what the questions were"
+        )
     if options.submission and len(options.runs) > 1:
         raise ValueError(f"--submission {options.submission} is one file; give one run")
     if options.against and options.answers:
@@ -91,10 +118,15 @@ def _elsewhere(options: argparse.Namespace) -> None:
     manifest = bench.rows(options.data, split)
     table, report = rescoring.joined(bench, manifest, rescoring.elsewhere(options.answers), split)
     if not report.matched:
-        raise ValueError(f"none of the answers is to a row of {options.data}: {' '.join(report.lines())}")
+        raise ValueError(
+            f"none of the answers is to a row of {options.data}: {' '.join(report.lines())}"
+        )
     if options.submission:
         _submit(options.submission, bench, table, options.data)
-    counts = {kind: getattr(report, kind) for kind in ("rows", "matched", "missing", "duplicate", "unknown")}
+    counts = {
+        kind: getattr(report, kind)
+        for kind in ("rows", "matched", "missing", "duplicate", "unknown")
+    }
     _say(options.answers, bench, split, table, counts, report.lines())
 
 
@@ -111,32 +143,57 @@ def _run(run: str, options: argparse.Namespace) -> None:
     # a run's rows are matched by construction: what is counted is whether each is there once
     unique = len(set(stored["row_id"].to_pylist()))
     wanted = max(unique, record.rows["wanted"] if record else 0)
-    counts = {"rows": wanted, "matched": unique, "missing": wanted - unique, "duplicate": len(stored) - unique}
-    against = _against(Folder.of(options.against), stored, record, bench) if options.against else None
+    counts = {
+        "rows": wanted,
+        "matched": unique,
+        "missing": wanted - unique,
+        "duplicate": len(stored) - unique,
+    }
+    against = (
+        _against(Folder.of(options.against), stored, record, bench) if options.against else None
+    )
     seed = int(record.config.get("seed") or 0) if record else 0
     split = stored["split"][0].as_py()
-    _say(redacted(folder.uri), bench, split, table, {**counts, "changed": changed}, notes, against, seed)
+    _say(
+        redacted(folder.uri),
+        bench,
+        split,
+        table,
+        {**counts, "changed": changed},
+        notes,
+        against,
+        seed,
+    )
 
 
 def _stored(folder: Folder) -> tuple[pa.Table, RunRecord | None]:
     """A run's answers, and its record where there is one."""
     stored = answers.read(folder)
     if not len(stored):
-        raise ValueError(f"{redacted(folder.uri)} holds no answers; give the folder of a run, as the job printed it")
+        raise ValueError(
+            f"{redacted(folder.uri)} holds no answers; give the folder of a run, as the job printed it"
+        )
     with contextlib.suppress(FileNotFoundError):
         return stored, RunRecord.load(folder)
     return stored, None
 
 
-def _against(folder: Folder, stored: pa.Table, record: RunRecord | None, bench: Benchmark) -> pa.Table:
+def _against(
+    folder: Folder, stored: pa.Table, record: RunRecord | None, bench: Benchmark
+) -> pa.Table:
     """The run to compare with, scored again as well; it has to be of the same rows."""
     theirs, other = _stored(folder)
     asked = [
-        (*(table[name][0].as_py() for name in ("benchmark", "split")), known and known.identity.get("manifest"))
+        (
+            *(table[name][0].as_py() for name in ("benchmark", "split")),
+            known and known.identity.get("manifest"),
+        )
         for table, known in ((stored, record), (theirs, other))
     ]
     if asked[0][:2] != asked[1][:2] or (record and other and asked[0] != asked[1]):
-        raise ValueError(f"{redacted(folder.uri)} answers other questions; give a run of the same benchmark and data")
+        raise ValueError(
+            f"{redacted(folder.uri)} answers other questions; give a run of the same benchmark and data"
+        )
     return rescoring.rescored(theirs, bench)
 
 
@@ -167,7 +224,9 @@ def _say(
         low, high = (metrics[f"accuracy_ci_{end}"] * bench.most for end in ("low", "high"))
         value = metrics["accuracy"] * bench.most
         scale, unit = (1.0, f" of {bench.most:g}") if bench.most > 1 else (100.0, " %")
-        print(f"{bench.headline}: {scale * value:.2f}{unit} [{scale * low:.2f}, {scale * high:.2f}], the headline")
+        print(
+            f"{bench.headline}: {scale * value:.2f}{unit} [{scale * low:.2f}, {scale * high:.2f}], the headline"
+        )
     elif "rows_scored" in metrics:
         print(f"{bench.headline}, the headline, is of none of these rows")
     else:
@@ -176,13 +235,22 @@ def _say(
         print(f"({bench.rule})")
     if against is not None:
         print(_kept(metrics))
-    mine = {key: value for key, value in metrics.items() if key.startswith(f"{bench.name}.") and "_ci_" not in key}
+    mine = {
+        key: value
+        for key, value in metrics.items()
+        if key.startswith(f"{bench.name}.") and "_ci_" not in key
+    }
     width = max((len(key) for key in mine), default=0)
     for key, value in mine.items():
         print(f"  {key:<{width}}  {_shown(key, value)}")
     for note in notes:
         print(f"! {note}")
-    result: dict[str, Any] = {"benchmark": bench.name, "split": split, "source": name, "headline": bench.headline}
+    result: dict[str, Any] = {
+        "benchmark": bench.name,
+        "split": split,
+        "source": name,
+        "headline": bench.headline,
+    }
     if "accuracy" in metrics:
         result["value"] = metrics["accuracy"] * bench.most
     print(json.dumps({**result, **counts, "metrics": metrics}, ensure_ascii=False))
@@ -191,9 +259,15 @@ def _say(
 def _kept(metrics: Mapping[str, float]) -> str:
     if "accuracy_retention" not in metrics:
         return "nothing to compare: --against has no point on rows that both runs have answered"
-    kept, low, high = (100 * metrics[f"accuracy_retention{end}"] for end in ("", "_ci_low", "_ci_high"))
+    kept, low, high = (
+        100 * metrics[f"accuracy_retention{end}"] for end in ("", "_ci_low", "_ci_high")
+    )
     rows, lost, gained = (int(metrics[f"rows_{what}"]) for what in ("compared", "lost", "gained"))
-    needed = f"; one point takes {int(metrics['rows_needed']):,} rows" if "rows_needed" in metrics else ""
+    needed = (
+        f"; one point takes {int(metrics['rows_needed']):,} rows"
+        if "rows_needed" in metrics
+        else ""
+    )
     said = f"kept: {kept:.2f} % [{low:.2f}, {high:.2f}], p = {metrics['p_value']:.4f}"
     return f"{said}; {lost:,} rows lost and {gained:,} gained of {rows:,}{needed}"
 

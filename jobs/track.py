@@ -20,9 +20,14 @@ from pipelines.text import redacted
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "output", nargs="?", default=OUTPUT, help="the folder that --output named (results, or ~/apet-results)"
+        "output",
+        nargs="?",
+        default=OUTPUT,
+        help="the folder that --output named (results, or ~/apet-results)",
     )
     parser.add_argument(
         "--tracking-uri",

@@ -31,13 +31,25 @@ from pipelines.text import redacted
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="a folder of answers: a path, s3:// or gs://")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="a folder of answers: a path, s3:// or gs://"
+    )
     parser.add_argument("--rows", metavar="ID,ID", help="draw these rows")
-    parser.add_argument("--count", metavar="N", default="4", help="of rows on which runs disagree (4)")
-    parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
-    parser.add_argument("--allow-outside", action="store_true", help="read media outside the media root, too")
-    parser.add_argument("--output", metavar="FOLDER", help="where `pictures` is put (beside the first run)")
+    parser.add_argument(
+        "--count", metavar="N", default="4", help="of rows on which runs disagree (4)"
+    )
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="run code that comes with the model"
+    )
+    parser.add_argument(
+        "--allow-outside", action="store_true", help="read media outside the media root, too"
+    )
+    parser.add_argument(
+        "--output", metavar="FOLDER", help="where `pictures` is put (beside the first run)"
+    )
     options = parser.parse_args()
     try:
         rows = [row.strip() for row in options.rows.split(",")] if options.rows else None
@@ -45,7 +57,10 @@ def main() -> int:
         from pipelines.visualize import visualize  # torch comes with it
 
         output = to_write(options.output, "output") if options.output else None
-        trust = {"trust_remote_code": options.trust_remote_code, "allow_outside": options.allow_outside}
+        trust = {
+            "trust_remote_code": options.trust_remote_code,
+            "allow_outside": options.allow_outside,
+        }
         visualize(options.runs, rows, count, output, **trust)
     except (ValueError, OSError) as error:
         print(f"visualize.py: {redacted(' '.join(str(error).split()))}", file=sys.stderr)

@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.config import hub
 from pipelines.config.eval_config import EvalConfig, to_yaml
-from pipelines.inference.benchmark_job import BenchmarkJob, answers_of, records, tags, too_many_errors
+from pipelines.inference.benchmark_job import (
+    BenchmarkJob,
+    answers_of,
+    records,
+    tags,
+    too_many_errors,
+)
 from pipelines.inference.job_progress import JobProgress
 from pipelines.metrics import summary
 from pipelines.results import answers
@@ -84,7 +90,9 @@ def guarded() -> Iterator[Status]:
         status.code = 2 if isinstance(error, (ValueError, FileNotFoundError)) else 1
 
 
-def job_record(config: EvalConfig, name: str, asked: Mapping[str, Any], tagged: Mapping[str, str]) -> RunRecord:
+def job_record(
+    config: EvalConfig, name: str, asked: Mapping[str, Any], tagged: Mapping[str, str]
+) -> RunRecord:
     """The record of a job or sweep: the same for the same runs, so that one that goes on is one parent in MLflow."""
     record = RunRecord(name=name)
     with contextlib.suppress(FileNotFoundError):
@@ -113,7 +121,9 @@ def carry_out(
     worst: State = "finished"
     messages = []
     with Lock(folder):
-        for model in dict.fromkeys((w.config.model, w.config.revision, w.revision) for w in works if w.open):
+        for model in dict.fromkeys(
+            (w.config.model, w.config.revision, w.revision) for w in works if w.open
+        ):
             hub.note(*model, config.output)
         job.resume()
         job.save(folder)
@@ -137,7 +147,12 @@ def carry_out(
     return worst
 
 
-def _group(group: Sequence[BenchmarkJob], whole: JobProgress, tracker: Tracker, worker: type[InferenceWorker] | None) -> tuple[State, str]:
+def _group(
+    group: Sequence[BenchmarkJob],
+    whole: JobProgress,
+    tracker: Tracker,
+    worker: type[InferenceWorker] | None,
+) -> tuple[State, str]:
     """Answer what the runs of a group lack; how that ended, and a line on it unless it ended well."""
     with contextlib.ExitStack() as held:
         try:
@@ -163,7 +178,11 @@ def _locked(group: Sequence[BenchmarkJob], held: contextlib.ExitStack) -> list[L
 
 
 def _answer(
-    group: Sequence[BenchmarkJob], whole: JobProgress, locks: Sequence[Lock], tracker: Tracker, worker: type[InferenceWorker] | None
+    group: Sequence[BenchmarkJob],
+    whole: JobProgress,
+    locks: Sequence[Lock],
+    tracker: Tracker,
+    worker: type[InferenceWorker] | None,
 ) -> tuple[State, str]:
     began = time.monotonic()
     state: State = "failed"
@@ -195,12 +214,19 @@ def _answer(
 def _raised(error: Exception) -> str:
     """What went wrong, on a line. Ray's errors carry a worker's traceback: what was raised first comes first."""
     text = str(error)
-    first = re.split(r"\n+(?:The above exception was|During handling of)", text)[0].strip().splitlines()
+    first = (
+        re.split(r"\n+(?:The above exception was|During handling of)", text)[0].strip().splitlines()
+    )
     line = redacted(first[-1].strip()) if '  File "' in text else describe_error(error)
     return f"{line}; make room on that disk" if any(full in line for full in FULL) else line
 
 
-def _work(group: Sequence[BenchmarkJob], whole: JobProgress, locks: Sequence[Lock], worker: type[InferenceWorker] | None) -> int:
+def _work(
+    group: Sequence[BenchmarkJob],
+    whole: JobProgress,
+    locks: Sequence[Lock],
+    worker: type[InferenceWorker] | None,
+) -> int:
     """Run the pipeline until nothing is missing, or no pass brings anything. Returns the answers still missing."""
 
     checked = time.monotonic()
@@ -230,8 +256,14 @@ def _work(group: Sequence[BenchmarkJob], whole: JobProgress, locks: Sequence[Loc
 
 def _close(whole: JobProgress, state: State, message: str, tracker: Tracker) -> None:
     whole.record.rows = whole.rows()
-    failed = [unit.point.name for work, unit, record in records(whole.works) if too_many_errors(record, work.config)]
-    whole.record.end(state, {}, message or (f"too many errors: {', '.join(failed)}" if failed else ""))
+    failed = [
+        unit.point.name
+        for work, unit, record in records(whole.works)
+        if too_many_errors(record, work.config)
+    ]
+    whole.record.end(
+        state, {}, message or (f"too many errors: {', '.join(failed)}" if failed else "")
+    )
     try:
         whole.record.save(whole.folder)
     except OSError as error:  # of a full disk, say: what is wrong is said, and the next command finds out the rest
@@ -245,7 +277,11 @@ def conclude(works: Sequence[BenchmarkJob]) -> None:
     for work in works:
         if len(works) > 1:
             print(f"\n{work.config.benchmark}, {work.config.model_name}")
-        print(summary.table([(unit.point.name, record.metrics) for _, unit, record in records([work])]))
+        print(
+            summary.table(
+                [(unit.point.name, record.metrics) for _, unit, record in records([work])]
+            )
+        )
     for _, unit, record in records(works):
         if record.rows["error"]:
             failures = summary.errors(answers.batches(unit.folder, summary.ERRORS))
@@ -263,7 +299,9 @@ def status_of(works: Sequence[BenchmarkJob]) -> int:
     status = 0
     for work, unit, record in records(works):
         if failed := too_many_errors(record, work.config):
-            print(f"\n{unit.point.name}: {failed}; --retry-errors takes them again", file=sys.stderr)
+            print(
+                f"\n{unit.point.name}: {failed}; --retry-errors takes them again", file=sys.stderr
+            )
             status = 1
     return status
 

@@ -50,7 +50,9 @@ def _sweep(grid: SweepConfig, worker: type[InferenceWorker] | None) -> int:
     if grid.only_plan:
         return 0
     _remember(works)
-    digest = hashlib.sha256("\n".join(sorted(unit.run_id for work in works for unit in work.units)).encode())
+    digest = hashlib.sha256(
+        "\n".join(sorted(unit.run_id for work in works for unit in work.units)).encode()
+    )
     job = job_record(
         works[0].config,
         f"{grid.name}-{digest.hexdigest()[:8]}",
@@ -60,7 +62,8 @@ def _sweep(grid: SweepConfig, worker: type[InferenceWorker] | None) -> int:
     state: State = "finished"
     if any(work.open for work in works) or job.state != "finished":
         groups = [
-            [work for work in works if work.config in group] for group in model_groups(work.config for work in works)
+            [work for work in works if work.config in group]
+            for group in model_groups(work.config for work in works)
         ]
         state = carry_out(groups, job, worker, partial(_report, works))
     else:
@@ -95,7 +98,10 @@ def _report(works: Sequence[BenchmarkJob], folder: Folder) -> list[str]:
         return report(folders, folder.uri)[1]
     except Exception:
         traceback.print_exc()
-        print("the report could not be written; python jobs/report.py <output> writes it later", file=sys.stderr)
+        print(
+            "the report could not be written; python jobs/report.py <output> writes it later",
+            file=sys.stderr,
+        )
         return []
 
 
@@ -113,20 +119,30 @@ def prepare(grid: SweepConfig) -> tuple[list[BenchmarkJob], list[Hopeless]]:
             if work.open:
                 work.refuse(leave_out=True)
                 work.index  # noqa: B018  read now: what is wrong with the ids is said before anything starts
-        except Exception as error:  # whatever is wrong with one model or benchmark is no other's business
-            hopeless.append(Hopeless(job, f"{job.benchmark} with {job.model_name}: {describe_error(error)}"))
+        except (
+            Exception
+        ) as error:  # whatever is wrong with one model or benchmark is no other's business
+            hopeless.append(
+                Hopeless(job, f"{job.benchmark} with {job.model_name}: {describe_error(error)}")
+            )
         else:
             works.append(work)
     ids = [unit.run_id for work in works for unit in work.units]
     if twice := [run_id for run_id, times in Counter(ids).items() if times > 1]:
-        raise ValueError(f"{', '.join(twice[:3])}: asked for twice; name each model and benchmark once")
+        raise ValueError(
+            f"{', '.join(twice[:3])}: asked for twice; name each model and benchmark once"
+        )
     return works, hopeless
 
 
 def _failed(unit: RunState, work: BenchmarkJob) -> bool:
     """Was it answered to the end, with too many errors? Of one that was interrupted nobody knows yet."""
     record = unit.record
-    return record is not None and record.state == "finished" and bool(too_many_errors(record, work.config))
+    return (
+        record is not None
+        and record.state == "finished"
+        and bool(too_many_errors(record, work.config))
+    )
 
 
 def _remember(works: Sequence[BenchmarkJob]) -> None:
@@ -135,7 +151,9 @@ def _remember(works: Sequence[BenchmarkJob]) -> None:
     known = _remembered(output)
     found = known | {run_id: reason for work in works for run_id, reason in work.left_out.items()}
     if found != known:
-        output.write(LEFT_OUT, json.dumps({"git_commit": git_commit(), "runs": found}, indent=1).encode())
+        output.write(
+            LEFT_OUT, json.dumps({"git_commit": git_commit(), "runs": found}, indent=1).encode()
+        )
 
 
 def _remembered(output: Folder) -> dict[str, str]:
@@ -149,12 +167,18 @@ def _remembered(output: Folder) -> dict[str, str]:
 
 def plan(works: Sequence[BenchmarkJob], hopeless: Sequence[Hopeless]) -> str:
     """What the sweep will do, and what it costs: in rows read and decoded, and in answers made of them."""
-    lines = [f"{'model':24}{'benchmark':16}{'points':>8}{'rows':>12}{'answers':>14}{'there already':>16}"]
+    lines = [
+        f"{'model':24}{'benchmark':16}{'points':>8}{'rows':>12}{'answers':>14}{'there already':>16}"
+    ]
     total = there = 0
     for work in works:
         rows, points = work.rows, work.units
         done = sum(
-            rows if unit not in work.open else min(rows, unit.record.rows["done"]) if unit.record else 0
+            rows
+            if unit not in work.open
+            else min(rows, unit.record.rows["done"])
+            if unit.record
+            else 0
             for unit in points
         )
         total, there = total + rows * len(points), there + done
@@ -164,6 +188,8 @@ def plan(works: Sequence[BenchmarkJob], hopeless: Sequence[Hopeless]) -> str:
         )
         lines += [f"    left out: {reason}" for reason in work.left_out.values()]
     lines += [f"    cannot begin: {one.error}" for one in hopeless]
-    lines.append(f"{'':24}{'':16}{'':8}{sum(work.rows for work in works):>12,}{total:>14,}{there:>16,}")
+    lines.append(
+        f"{'':24}{'':16}{'':8}{sum(work.rows for work in works):>12,}{total:>14,}{there:>16,}"
+    )
     lines.append("each row is read, decoded and encoded once for all points that share its model")
     return "\n".join(lines)

@@ -9,9 +9,13 @@ from difflib import get_close_matches
 _AFTER = r"(?<=[a-z0-9+.-]://)"
 # A password may hold anything, a slash or an @ as well, as keys of S3 do: it ends at the last @ before the next URI.
 # What looks like a port is none. Without a colon there is a user only, who ends before the first slash.
-_USER = re.compile(rf"{_AFTER}(?:[^/?\s:@]*:(?!\d{{1,5}}[/?])(?:(?!://)\S)*|[^/?\s]*)@", re.IGNORECASE)
+_USER = re.compile(
+    rf"{_AFTER}(?:[^/?\s:@]*:(?!\d{{1,5}}[/?])(?:(?!://)\S)*|[^/?\s]*)@", re.IGNORECASE
+)
 _QUERY = re.compile(rf"({_AFTER}(?:(?!://)[^?\s])*)\?\S*", re.IGNORECASE)
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # what a terminal obeys; not tab and line end
+_CONTROL = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f]"
+)  # what a terminal obeys; not tab and line end
 
 
 def redacted(text: str) -> str:
@@ -28,5 +32,7 @@ def describe_error(error: BaseException) -> str:
 def did_you_mean(given: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """The known name that was probably meant, as the end of a message; nothing if none is near."""
     names = list(known)
-    close = get_close_matches(given, names, 1, cutoff) or [name for name in names if given and name.startswith(given)]
+    close = get_close_matches(given, names, 1, cutoff) or [
+        name for name in names if given and name.startswith(given)
+    ]
     return f"; did you mean '{close[0]}'?" if close else ""

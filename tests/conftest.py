@@ -8,12 +8,25 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: nothing here may reach for a hub
-os.environ |= {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s", "AWS_REGION": "us-east-1"}  # workers sign, too
-os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}  # before Ray is: its ports are open
+os.environ["HF_HUB_OFFLINE"] = (
+    "1"  # before transformers is imported: nothing here may reach for a hub
+)
+os.environ |= {
+    "AWS_ACCESS_KEY_ID": "k",
+    "AWS_SECRET_ACCESS_KEY": "s",
+    "AWS_REGION": "us-east-1",
+}  # workers sign, too
+os.environ |= {
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": secrets.token_hex(32),
+}  # before Ray is: its ports are open
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # nor a process that tells Ray's makers
-os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # seven processes of a server that nothing here needs
-os.environ["OMP_NUM_THREADS"] = "1"  # before torch and numpy are: matrices this small only wait for further threads
+os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = (
+    "false"  # seven processes of a server that nothing here needs
+)
+os.environ["OMP_NUM_THREADS"] = (
+    "1"  # before torch and numpy are: matrices this small only wait for further threads
+)
 
 import pytest
 import torch
@@ -40,7 +53,12 @@ def cluster() -> Iterator[str]:
 
     for attempt in range(3):  # on a busy machine it takes longer to start than it gives itself
         try:
-            ray.init(address="local", num_cpus=1, include_dashboard=False, object_store_memory=500_000_000)
+            ray.init(
+                address="local",
+                num_cpus=1,
+                include_dashboard=False,
+                object_store_memory=500_000_000,
+            )
             break
         except Exception:
             ray.shutdown()

@@ -26,11 +26,15 @@ class Call:
     prefill: Prefill = None  # type: ignore[assignment]  # of a prompt from the decoder's entry on
     packs: bool = False  # may layers see it without padding?
     unpadded: Unpadded | None = None  # how they see it now, (1, T, D); None: as it is, (B, S, D)
-    replaced: dict[str, Any] = field(default_factory=dict)  # what layers get instead of what the decoder gives them
+    replaced: dict[str, Any] = field(
+        default_factory=dict
+    )  # what layers get instead of what the decoder gives them
     placed: bool = True  # the caller gave the positions of a later step
     news: Tensor | None = None  # (B, t) bool: tokens after the prompt
     gaps: bool = False  # is any of them padding?
-    before: LayerInput | None = None  # what entered the layer before a site, where a method reads its attention
+    before: LayerInput | None = (
+        None  # what entered the layer before a site, where a method reads its attention
+    )
     entered: Entered | None = None  # likewise, what entered the decoder
     source: Tensor | None = None  # (B, S) int64: the column there that each token comes from
 
@@ -50,13 +54,18 @@ class Call:
                 kwargs[name] = self.unpadded.pack_last(kwargs[name])
         kwargs["inputs_embeds"] = self.pack(embeds)
 
-    def go_on(self, decoder: nn.Module, depth: int, hidden: Tensor, angles: Sequence[Tensor]) -> Tensor:
+    def go_on(
+        self, decoder: nn.Module, depth: int, hidden: Tensor, angles: Sequence[Tensor]
+    ) -> Tensor:
         """A site has left `hidden` (B, S, D) and its rotary angles: what goes into this layer, and with what."""
         # No positions: a layer needs the angles alone, and to a flash kernel gaps look like packed rows.
         if self.packs:
             self.replaced = self._unmasked(depth)
         else:
-            self.replaced = {"attention_mask": self.mask(decoder, depth, hidden), "position_ids": None}
+            self.replaced = {
+                "attention_mask": self.mask(decoder, depth, hidden),
+                "position_ids": None,
+            }
         self.replaced["position_embeddings"] = tuple(map(self.pack, angles))
         return self.pack(hidden)
 
@@ -64,7 +73,11 @@ class Call:
         """From this layer on, unequal rows are packed, and equal ones need no mask as they are."""
         padded = self.prefill.left[depth].padded
         self.unpadded = Unpadded(self.prefill.layout, self.prefill.device) if padded else None
-        return {"attention_mask": None, "position_ids": None, **(self.unpadded.inputs if self.unpadded else {})}
+        return {
+            "attention_mask": None,
+            "position_ids": None,
+            **(self.unpadded.inputs if self.unpadded else {}),
+        }
 
     def pack(self, padded: Tensor) -> Tensor:
         """(..., B, S, D) as layers see it now."""
@@ -78,9 +91,15 @@ class Call:
 
     def continued(self, kwargs: dict[str, Any], keeps_positions: bool) -> dict[str, Any]:
         """A step after the prompt: its new tokens follow the shorter prompt."""
-        prefill, mask, positions = self.prefill, kwargs.get("attention_mask"), kwargs.get("position_ids")
+        prefill, mask, positions = (
+            self.prefill,
+            kwargs.get("attention_mask"),
+            kwargs.get("position_ids"),
+        )
         entered = prefill.left[-1].valid
-        first = prefill.left.get(0, prefill.left[-1]).valid.shape[1]  # what the model counts as the prompt, by layer 0
+        first = prefill.left.get(0, prefill.left[-1]).valid.shape[
+            1
+        ]  # what the model counts as the prompt, by layer 0
         before = kwargs["past_key_values"].get_seq_length() - first
         if before < 0:
             raise ValueError(
@@ -97,11 +116,17 @@ class Call:
                 "this step does not continue the compressed prompt: give an attention_mask (rows, tokens) over the"
                 " prompt as it was and all tokens since, or start again without the cache"
             )
-        self.gaps = mask is not None and len(prefill.left) > 1 and not bool(self.news.all())  # waits, once a step
+        self.gaps = (
+            mask is not None and len(prefill.left) > 1 and not bool(self.news.all())
+        )  # waits, once a step
         if prefill.repacked:
             kwargs["attention_mask"] = torch.cat([entered, self.news], dim=1).long()
-        if positions is None and first < entered.shape[1]:  # the decoder would count from the shorter cache
-            kwargs["position_ids"] = torch.arange(before, count, device=entered.device)[None] + entered.shape[1]
+        if (
+            positions is None and first < entered.shape[1]
+        ):  # the decoder would count from the shorter cache
+            kwargs["position_ids"] = (
+                torch.arange(before, count, device=entered.device)[None] + entered.shape[1]
+            )
         elif positions is not None and not keeps_positions:
             kwargs["position_ids"] = positions - prefill.dropped
         elif positions is not None and not self.placed:  # the model did
@@ -113,5 +138,9 @@ class Call:
         (valid, padded), (whole, _) = self.prefill.left[depth], self.prefill.left[-1]
         count = whole.shape[1]
         if self.news is not None:
-            valid, padded, count = torch.cat([valid, self.news], dim=1), padded or self.gaps, count + self.news.shape[1]
+            valid, padded, count = (
+                torch.cat([valid, self.news], dim=1),
+                padded or self.gaps,
+                count + self.news.shape[1],
+            )
         return causal_mask(decoder, depth, hidden, valid, padded, count)

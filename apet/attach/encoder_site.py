@@ -33,7 +33,9 @@ class EncoderSite:
             embeds = embeds.clone()
             row, column, vectors = self._project(self.seen.labels)
             embeds[row, column] = vectors.to(embeds)
-        chosen = self.prefill.choose(self.prefill.encoder_work(), lambda batch: self._view(batch, embeds=embeds))
+        chosen = self.prefill.choose(
+            self.prefill.encoder_work(), lambda batch: self._view(batch, embeds=embeds)
+        )
         return embeds, chosen, [(one.batch.rows, one.columns, one.tokens) for one in chosen]
 
     def _before_projector(self) -> tuple[list[Chosen], list[Write]]:
@@ -41,7 +43,9 @@ class EncoderSite:
         prefill, seen = self.prefill, self.seen
         flat = torch.cat([features.flatten(0, 1) for features in seen.features]).to(prefill.device)
         work = prefill.encoder_work()
-        rest = seen.labels.clone()  # what no group loses: whole groups, and CLS where a model keeps it
+        rest = (
+            seen.labels.clone()
+        )  # what no group loses: whole groups, and CLS where a model keeps it
         if prefill.lost is not None:
             rest[prefill.lost] = -1
         for part, keep in work:
@@ -65,9 +69,13 @@ class EncoderSite:
     def _project(self, labels: Tensor) -> Write:
         """What `labels` (B, S) say, exactly as the unmodified model would: tile by tile."""
         with self.vision.projector() as project:
-            projected = torch.cat([project(features).flatten(0, 1) for features in self.seen.features])
+            projected = torch.cat(
+                [project(features).flatten(0, 1) for features in self.seen.features]
+            )
         row, column = (labels >= 0).nonzero(as_tuple=True)
-        which, row, column = (self.prefill.to_device(part) for part in (labels[row, column], row, column))
+        which, row, column = (
+            self.prefill.to_device(part) for part in (labels[row, column], row, column)
+        )
         return row, column, projected.to(self.prefill.device)[which]
 
     def _view(self, batch: Batch, flat: Tensor | None = None, embeds: Tensor | None = None) -> View:
@@ -85,8 +93,14 @@ class EncoderSite:
         attention = None
         if self.method.needs_tower:
             received, metric = seen.patches("received", cells), seen.patches("metric", cells)
-            cls = seen.patches("cls", cells[:, 0]) if flat is not None else None  # else it has a place of its own
-            attention = None if received is None or metric is None else TowerView(received, metric, cls)
+            cls = (
+                seen.patches("cls", cells[:, 0]) if flat is not None else None
+            )  # else it has a place of its own
+            attention = (
+                None if received is None or metric is None else TowerView(received, metric, cls)
+            )
         keys = seen.patches("keys", cells) if self.method.inside_tower else None
-        memory = {name: seen.patches(name, cells) for name in seen.runs[0].memory}  # sizes of merged tokens, say
+        memory = {
+            name: seen.patches(name, cells) for name in seen.runs[0].memory
+        }  # sizes of merged tokens, say
         return batch.view("encoder", 0, tokens, tower=attention, keys=keys, memory=memory)

@@ -30,10 +30,16 @@ class RowStats:
     visual_tokens: int  # what the decoder would see
     kept: dict[str, int]  # what each site left, by the site's name in a schedule: "encoder", "16"
     budget: float  # the average over the decoder's layers that this really is
-    index: dict[str, Tensor] | None  # which of the row's visual tokens each site left, ascending; if asked for
+    index: (
+        dict[str, Tensor] | None
+    )  # which of the row's visual tokens each site left, ascending; if asked for
     compress_ms: float  # the batch's time divided by its rows
-    cache_bytes: int  # keys and values of all layers after the last call, the batch's divided by its rows
-    media: Sequence[Medium] = field(repr=False, compare=False)  # their groups, in the order of `index`, and their grids
+    cache_bytes: (
+        int  # keys and values of all layers after the last call, the batch's divided by its rows
+    )
+    media: Sequence[Medium] = field(
+        repr=False, compare=False
+    )  # their groups, in the order of `index`, and their grids
 
 
 @dataclass
@@ -44,7 +50,9 @@ class Part:
     columns: Tensor  # (n,) where they stand in the sequence
     origin: Tensor  # (n,) which of the medium's tokens they are
     group: Group | None = None  # None once the groups of a medium are one
-    cells: Tensor | None = None  # (n,) on the host: which of the tower's tokens they are, where that is known
+    cells: Tensor | None = (
+        None  # (n,) on the host: which of the tower's tokens they are, where that is known
+    )
 
 
 @dataclass
@@ -71,7 +79,9 @@ class Batch(NamedTuple):
 
     def view(self, stage: Stage, layer: int, tokens: Tensor, **more: Any) -> View:
         """What a method sees of them."""
-        return View(stage, layer, tokens, self.keep, self.grid, self.seeds, self.rows, self.columns, **more)
+        return View(
+            stage, layer, tokens, self.keep, self.grid, self.seeds, self.rows, self.columns, **more
+        )
 
 
 class Chosen(NamedTuple):
@@ -110,7 +120,13 @@ class Prefill:
         keep_index: bool,
         lost: Tensor | None = None,
     ) -> None:
-        self.media, self.method, self.model, self.seeds, self.device = rows, method, model, seeds, device
+        self.media, self.method, self.model, self.seeds, self.device = (
+            rows,
+            method,
+            model,
+            seeds,
+            device,
+        )
         self.batch, self.width = valid.shape  # of the prompt as it was given
         self.right = not bool(valid[:, -1].all())
         self.lost = lost if lost is not None and lost.any() else None
@@ -121,16 +137,25 @@ class Prefill:
         self.visual = self.to_device(visual)  # likewise
         self.tracked = [
             Tracked(
-                row, sum(len(before.columns) for before in media[:place]), len(medium.columns), *self._plan(row, medium)
+                row,
+                sum(len(before.columns) for before in media[:place]),
+                len(medium.columns),
+                *self._plan(row, medium),
             )
             for row, media in enumerate(rows)
             for place, medium in enumerate(media)
         ]
         self._parts_to_device()
-        self.sites = {s.layer for t in self.tracked for s in t.schedule.sites if s.stage == "decoder"}
-        self.dropped = torch.zeros(self.batch, 1, dtype=torch.int64, device=device)  # by the encoder's site, per row
+        self.sites = {
+            s.layer for t in self.tracked for s in t.schedule.sites if s.stage == "decoder"
+        }
+        self.dropped = torch.zeros(
+            self.batch, 1, dtype=torch.int64, device=device
+        )  # by the encoder's site, per row
         self.left: dict[int, Left] = {}  # by layer: from there on; -1: from the entry on
-        self.repacked = False  # the sequence that enters the decoder is not the prompt's, even if it is as wide
+        self.repacked = (
+            False  # the sequence that enters the decoder is not the prompt's, even if it is as wide
+        )
         self.stopwatch = Stopwatch(device)
         self.cache_bytes = 0
         self.keep_index = keep_index
@@ -141,7 +166,11 @@ class Prefill:
         schedule = self.method.plan(len(medium.columns), self.model)
         earliest = self.model.first_decoder_site
         for site in schedule.sites:
-            if site.stage == "decoder" and site.layer < earliest and site.keep < len(medium.columns):
+            if (
+                site.stage == "decoder"
+                and site.layer < earliest
+                and site.keep < len(medium.columns)
+            ):
                 raise ValueError(
                     f"'{site}' is too early: this decoder adds visual features in its first {earliest} layers;"
                     f" choose layer {earliest} or later"
@@ -149,7 +178,9 @@ class Prefill:
         ends = list(accumulate(len(group.columns) for group in medium.groups))
         parts = []
         for group, end in zip(medium.groups, ends, strict=True):
-            part = Part(row, group.columns, torch.arange(end - len(group.columns), end), group, group.cells)
+            part = Part(
+                row, group.columns, torch.arange(end - len(group.columns), end), group, group.cells
+            )
             if self.lost is not None:
                 there = ~self.lost[row, part.columns]
                 part.columns, part.origin = part.columns[there], part.origin[there]
@@ -170,9 +201,16 @@ class Prefill:
             return
         sizes = [len(part.columns) for part in parts]
         columns, origin = self.to_device(
-            torch.stack([torch.cat([part.columns for part in parts]), torch.cat([part.origin for part in parts])])
+            torch.stack(
+                [
+                    torch.cat([part.columns for part in parts]),
+                    torch.cat([part.origin for part in parts]),
+                ]
+            )
         )
-        for part, here, which in zip(parts, torch.split(columns, sizes), torch.split(origin, sizes), strict=True):
+        for part, here, which in zip(
+            parts, torch.split(columns, sizes), torch.split(origin, sizes), strict=True
+        ):
             part.columns, part.origin = here, which
 
     # ---- choosing
@@ -182,13 +220,17 @@ class Prefill:
         work: list[tuple[Part, int]] = []
         for tracked in self.tracked:
             sizes = [len(part.columns) for part in tracked.parts]
-            work += zip(tracked.parts, share(tracked.schedule.tokens_at(0, "encoder"), sizes), strict=True)
+            work += zip(
+                tracked.parts, share(tracked.schedule.tokens_at(0, "encoder"), sizes), strict=True
+            )
         return work
 
     def decoder_work(self, layer: int) -> list[tuple[Part, int]]:
         return [(tracked.parts[0], tracked.schedule.tokens_at(layer)) for tracked in self.tracked]
 
-    def choose(self, work: Sequence[tuple[Part, int]], look: Callable[[Batch], View]) -> list[Chosen]:
+    def choose(
+        self, work: Sequence[tuple[Part, int]], look: Callable[[Batch], View]
+    ) -> list[Chosen]:
         """Let the method choose, for all parts at once. Parts that keep all are left alone."""
         alike: dict[tuple[int, int, tuple[int, int]], list[Part]] = {}
         for part, keep in work:
@@ -232,7 +274,11 @@ class Prefill:
     def note(self, site: str) -> None:
         """For the statistics: what is there now; inside the decoder, in rows whose schedule has the site."""
         everyone = site in ("vision", "encoder")
-        rows = {t.row for t in self.tracked if everyone or site in {str(s.layer) for s in t.schedule.sites}}
+        rows = {
+            t.row
+            for t in self.tracked
+            if everyone or site in {str(s.layer) for s in t.schedule.sites}
+        }
         for tracked in self.tracked:
             for part in tracked.parts if tracked.row in rows else ():
                 self.kept[part.row][site] = self.kept[part.row].get(site, 0) + len(part.columns)
@@ -253,7 +299,9 @@ class Prefill:
         self.valid, self.visual = short.valid, short.last(self.visual) & short.valid
         parts = self.parts()
         sizes = [len(part.columns) for part in parts]
-        rows = self.to_device(torch.tensor([part.row for part in parts]).repeat_interleave(torch.tensor(sizes)))
+        rows = self.to_device(
+            torch.tensor([part.row for part in parts]).repeat_interleave(torch.tensor(sizes))
+        )
         moved = short.place[rows, torch.cat([part.columns for part in parts])]
         for part, columns in zip(parts, torch.split(moved, sizes), strict=True):
             part.columns = columns
@@ -286,7 +334,9 @@ class Prefill:
                     visual_tokens=sum(tracked.size for tracked in media),
                     kept=self.kept[row],
                     budget=self._average(row, sum(tracked.size for tracked in media)),
-                    index={s: torch.cat(i).cpu() for s, i in self.index[row].items()} if self.keep_index else None,
+                    index={s: torch.cat(i).cpu() for s, i in self.index[row].items()}
+                    if self.keep_index
+                    else None,
                     compress_ms=self.stopwatch.ms / self.batch,
                     cache_bytes=self.cache_bytes // self.batch,
                     media=self.media[row],

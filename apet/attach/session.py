@@ -37,12 +37,21 @@ from apet.towers.labels import read_labels
 from apet.towers.shared_outputs import Towers
 from apet.view import DecoderSite, LayerInput, Sequence
 
-MEDIA = ("pixel_values", "pixel_values_images", "pixel_values_videos", "mm_encoder_outputs")  # bring visual tokens
+MEDIA = (
+    "pixel_values",
+    "pixel_values_images",
+    "pixel_values_videos",
+    "mm_encoder_outputs",
+)  # bring visual tokens
 Given = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def attach(
-    model: PreTrainedModel, method: Method, *, keep_index: bool = False, towers: Towers | None = None
+    model: PreTrainedModel,
+    method: Method,
+    *,
+    keep_index: bool = False,
+    towers: Towers | None = None,
 ) -> Attachment:
     """Compress the visual tokens of every prompt that `model` sees inside the `with` block.
 
@@ -61,9 +70,13 @@ def attached_to(core: nn.Module) -> Attachment | None:
 class Attachment:
     """An attached method. `stats` speaks of the latest prompts, one entry a row."""
 
-    def __init__(self, family: Family, method: Method, keep_index: bool, towers: Towers | None = None) -> None:
+    def __init__(
+        self, family: Family, method: Method, keep_index: bool, towers: Towers | None = None
+    ) -> None:
         self.family, self.method, self.keep_index, self.towers = family, method, keep_index, towers
-        self.seeds: abc.Sequence[int] | None = None  # a number for each row of the next prompts, for methods that draw
+        self.seeds: abc.Sequence[int] | None = (
+            None  # a number for each row of the next prompts, for methods that draw
+        )
         self._hooks: list[RemovableHandle] = []
         self._sharing = ExitStack()
         self._caches: WeakKeyDictionary[Cache, Prefill] = WeakKeyDictionary()
@@ -92,19 +105,29 @@ class Attachment:
         try:
             self._hooks.extend(self._vision.hooks())
             self._hooks.append(family.core.register_forward_pre_hook(self._begin, with_kwargs=True))
-            self._hooks.append(family.decoder.register_forward_pre_hook(self._enter, with_kwargs=True))
+            self._hooks.append(
+                family.decoder.register_forward_pre_hook(self._enter, with_kwargs=True)
+            )
             for depth, layer in enumerate(family.layers):
-                self._hooks.append(layer.register_forward_pre_hook(partial(self._layer, depth), with_kwargs=True))
-                self._hooks.append(layer.register_forward_hook(partial(self._cached, depth), with_kwargs=True))
+                self._hooks.append(
+                    layer.register_forward_pre_hook(partial(self._layer, depth), with_kwargs=True)
+                )
+                self._hooks.append(
+                    layer.register_forward_hook(partial(self._cached, depth), with_kwargs=True)
+                )
             self._hooks.append(family.decoder.register_forward_hook(self._leave))
             if self.towers is not None and not self._vision.inside:
-                self._sharing.enter_context(self.towers.shared([*(family.towers or [family.tower])]))
+                self._sharing.enter_context(
+                    self.towers.shared([*(family.towers or [family.tower])])
+                )
         except BaseException as error:
             self.__exit__(type(error), error, None)
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
+    ) -> None:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
@@ -123,12 +146,18 @@ class Attachment:
         media = any(kwargs.get(name) is not None and len(kwargs[name]) for name in MEDIA)
         if cache is not None and cache.is_compileable:
             if media:
-                raise ValueError("a static cache has one length for all layers; with compression use the default cache")
+                raise ValueError(
+                    "a static cache has one length for all layers; with compression use the default cache"
+                )
             self._latest = None
             return
         if cache is not None and started and not media:
             prefill = self._caches.get(cache)
-            self._now = Call(prefill=prefill, placed=kwargs.get("position_ids") is not None) if prefill else None
+            self._now = (
+                Call(prefill=prefill, placed=kwargs.get("position_ids") is not None)
+                if prefill
+                else None
+            )
             return
         ids, mask = kwargs.get("input_ids", args[0] if args else None), kwargs.get("attention_mask")
         if not media and (ids is None or getattr(mask, "shape", ids.shape) != ids.shape):
@@ -143,7 +172,9 @@ class Attachment:
         self._vision.begin(sum(output is not None for output in encoded.values()))
         self._now = Call(ids=ids, media=media, returns=kwargs.get("use_cache") is False)
 
-    def _enter(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Given | None:
+    def _enter(
+        self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Given | None:
         if self._now is None or (self._now.ids is None and not self._now.prefill.shortened):
             return None
         if self._now.ids is None:
@@ -155,9 +186,15 @@ class Attachment:
         assert call.ids is not None
         embeds, mask, ids = kwargs["inputs_embeds"], kwargs.get("attention_mask"), call.ids.cpu()
         if mask is not None and (not isinstance(mask, Tensor) or mask.shape != ids.shape):
-            raise ValueError("attention_mask is not (rows, tokens), one for each of input_ids, as compression needs it")
+            raise ValueError(
+                "attention_mask is not (rows, tokens), one for each of input_ids, as compression needs it"
+            )
         valid = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool().cpu()
-        seen, is_visual, lost = self._vision.take(keep=call.returns), self.family.visual(ids) & call.media, None
+        seen, is_visual, lost = (
+            self._vision.take(keep=call.returns),
+            self.family.visual(ids) & call.media,
+            None,
+        )
         if seen.features or any(run.cells is not None for run in seen.runs):
             seen.labels, lost = read_labels(embeds)
             seen.labels = torch.where(is_visual & (seen.labels >= 0), seen.labels - seen.first, -1)
@@ -176,7 +213,9 @@ class Attachment:
         prefill.stopwatch = seen.stopwatch or prefill.stopwatch
         if prefill.lost is not None:
             prefill.note("vision")
-        embeds, chosen, writes = EncoderSite(self.method, self._vision, prefill, seen).choose(embeds)
+        embeds, chosen, writes = EncoderSite(self.method, self._vision, prefill, seen).choose(
+            embeds
+        )
         prefill.join_groups()
         prefill.note("encoder")
         if chosen or prefill.lost is not None:
@@ -184,7 +223,9 @@ class Attachment:
             short = prefill.drop(chosen)
             embeds = short.rows(embeds)
             writes = [(row, short.place[row, columns], vectors) for row, columns, vectors in writes]
-            kwargs["position_ids"] = self._positions(prefill, kwargs.get("position_ids"), before, short)
+            kwargs["position_ids"] = self._positions(
+                prefill, kwargs.get("position_ids"), before, short
+            )
             kwargs["attention_mask"] = prefill.valid.long()
             kwargs.update(self.family.shorten(kwargs, short))
             prefill.repacked = True
@@ -196,7 +237,9 @@ class Attachment:
         prefill.pass_layer(-1)
         if self.method.needs_attention:
             call.entered = Sequence(embeds, prefill.valid, prefill.visual)
-            call.source = torch.arange(embeds.shape[1], device=embeds.device).expand_as(prefill.valid)
+            call.source = torch.arange(embeds.shape[1], device=embeds.device).expand_as(
+                prefill.valid
+            )
         call.packs = takes_packed(self.family.decoder, kwargs)
         if call.packs:
             call.enter(kwargs, self.family.per_token)
@@ -206,10 +249,14 @@ class Attachment:
         """A number for each row; beams and several answers to a prompt share it."""
         seeds = [0] if self.seeds is None else list(self.seeds)
         if not seeds or rows % len(seeds):
-            raise ValueError(f"there are {len(seeds)} seeds for {rows} rows; give one for each prompt of the batch")
+            raise ValueError(
+                f"there are {len(seeds)} seeds for {rows} rows; give one for each prompt of the batch"
+            )
         return [seed for seed in seeds for _ in range(rows // len(seeds))]
 
-    def _positions(self, prefill: Prefill, positions: Tensor | None, before: Tensor, short: Shortened) -> Tensor | None:
+    def _positions(
+        self, prefill: Prefill, positions: Tensor | None, before: Tensor, short: Shortened
+    ) -> Tensor | None:
         """Survivors keep their positions, or close ranks: each then moves down by what was dropped before it."""
         if self.family.keeps_positions:
             if positions is None:
@@ -224,7 +271,9 @@ class Attachment:
         prefill.dropped = gone[:, -1:]
         return None if positions is None else short.last(positions - gone)
 
-    def _layer(self, depth: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Given | None:
+    def _layer(
+        self, depth: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Given | None:
         if self._now is None:
             return None
         call, hidden = self._now, args[0]
@@ -234,7 +283,9 @@ class Attachment:
             call.replaced = {"attention_mask": call.mask(self.family.decoder, depth, hidden)}
         return (hidden, *args[1:]), kwargs | call.replaced
 
-    def _decoder_site(self, call: Call, depth: int, layer: nn.Module, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
+    def _decoder_site(
+        self, call: Call, depth: int, layer: nn.Module, hidden: Tensor, kwargs: dict[str, Any]
+    ) -> Tensor:
         """The entry of a decoder layer: what goes in, after what the schedule drops here."""
         prefill, before = call.prefill, call.before
         asks_later = self.method.needs_attention and depth + 1 in prefill.sites
@@ -243,7 +294,9 @@ class Attachment:
             return hidden
         home = prefill.device  # of a model on several devices, all tokens are chosen on one
         entering, hidden = hidden, call.pad(hidden.to(home))
-        here = LayerInput(layer, hidden, *(call.pad(angles.to(home)) for angles in kwargs["position_embeddings"]))
+        here = LayerInput(
+            layer, hidden, *(call.pad(angles.to(home)) for angles in kwargs["position_embeddings"])
+        )
         call.before = here if asks_later else None
         if depth not in prefill.sites:
             return entering
@@ -257,7 +310,9 @@ class Attachment:
         )
         chosen = prefill.choose(
             prefill.decoder_work(depth),
-            lambda batch: batch.view("decoder", depth, hidden[batch.rows, batch.columns], decoder=site),
+            lambda batch: batch.view(
+                "decoder", depth, hidden[batch.rows, batch.columns], decoder=site
+            ),
         )
         prefill.note(str(depth))
         if not chosen:
@@ -266,14 +321,18 @@ class Attachment:
         prefill.pass_layer(depth)
         hidden = short.rows(hidden)
         for one in chosen:
-            hidden[one.batch.rows, short.place[one.batch.rows, one.columns]] = one.tokens.to(hidden.dtype)
+            hidden[one.batch.rows, short.place[one.batch.rows, one.columns]] = one.tokens.to(
+                hidden.dtype
+            )
         call.source = None if call.source is None else short.last(call.source)
         angles = short.rows(here.cos), short.rows(here.sin)
         if asks_later:
             call.before = LayerInput(layer, hidden, *angles)
         return call.go_on(self.family.decoder, depth, hidden, angles)
 
-    def _cached(self, depth: int, layer: nn.Module, args: object, kwargs: dict[str, Any], output: object) -> None:
+    def _cached(
+        self, depth: int, layer: nn.Module, args: object, kwargs: dict[str, Any], output: object
+    ) -> None:
         """The layer has run: what it has put into the cache is laid out for steps."""
         cache = kwargs.get("past_key_values")
         if self._now is not None and self._now.unpadded is not None and cache is not None:
@@ -286,5 +345,7 @@ class Attachment:
         cache, prefill = output.past_key_values, self._now.prefill
         if cache is not None:
             self._caches[cache] = prefill
-            prefill.cache_bytes = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+            prefill.cache_bytes = sum(
+                layer.keys.nbytes + layer.values.nbytes for layer in cache.layers
+            )
         self._now = None

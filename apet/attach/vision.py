@@ -45,9 +45,13 @@ class Vision:
     def hooks(self) -> Iterator[RemovableHandle]:
         family = self.family
         yield family.tower.register_forward_pre_hook(self._grids, with_kwargs=True)
-        for module, tower in family.towers.items() if self.inside or self.method.needs_tower else ():
+        for module, tower in (
+            family.towers.items() if self.inside or self.method.needs_tower else ()
+        ):
             yield from tower.hooks(module, self)
-        if family.before_projector:  # also for methods that look behind it: the numbers say what is where
+        if (
+            family.before_projector
+        ):  # also for methods that look behind it: the numbers say what is where
             yield family.projector.register_forward_pre_hook(self._withhold)
             yield family.projector.register_forward_hook(self._label)
         elif self.inside and all(isinstance(tower, TileTower) for tower in family.towers.values()):

@@ -12,12 +12,16 @@ def window_of(layer: nn.Module) -> int | None:
     """How many tokens the layer looks back, itself among them; None: to the beginning."""
     attention: Any = getattr(layer, "self_attn", None)
     window: int | None = getattr(
-        attention, "sliding_window", getattr(getattr(attention, "config", None), "sliding_window", None)
+        attention,
+        "sliding_window",
+        getattr(getattr(attention, "config", None), "sliding_window", None),
     )
     return window
 
 
-def causal_mask(decoder: Any, depth: int, hidden: Tensor, valid: Tensor, padded: bool, whole: int) -> Tensor | None:
+def causal_mask(
+    decoder: Any, depth: int, hidden: Tensor, valid: Tensor, padded: bool, whole: int
+) -> Tensor | None:
     """For layer `depth` and later ones: the last Q of S tokens, of which `valid` (B, S) are no padding.
 
     padded: whether any of `valid` is false. Known on the host, so that nothing need wait for the device.

@@ -24,7 +24,9 @@ from transformers.masking_utils import sdpa_mask
 
 NAME = "packed"
 TOWER = "packed_flash"  # "flash" is what transformers looks for; the name is no kernel of its own
-_TAKES = set(inspect.signature(varlen.varlen_attn).parameters)  # from one PyTorch to the next it takes more
+_TAKES = set(
+    inspect.signature(varlen.varlen_attn).parameters
+)  # from one PyTorch to the next it takes more
 AMPERE = (8, 0)  # the first GPUs with a flash kernel
 
 
@@ -51,14 +53,28 @@ def forward(
     """
     packed = row_lengths is not None or attention_mask is None
     if not packed or cu_seq_lens_q is None or max_length_q is None:
-        return sdpa(module, query, key, value, attention_mask, scaling=scaling, is_causal=is_causal, **kwargs)
+        return sdpa(
+            module,
+            query,
+            key,
+            value,
+            attention_mask,
+            scaling=scaling,
+            is_causal=is_causal,
+            **kwargs,
+        )
     if has_flash(query.device, query.dtype, query.shape[-1]):
         causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
         return _flash(query, key, value, cu_seq_lens_q, int(max_length_q), scaling, causal), None
     if row_lengths is None:
         row_lengths = cu_seq_lens_q.diff().tolist()
-    rows = zip(*(states.split(list(row_lengths), dim=2) for states in (query, key, value)), strict=True)
-    done = [sdpa(module, q, k, v, None, scaling=scaling, is_causal=is_causal, **kwargs)[0] for q, k, v in rows]
+    rows = zip(
+        *(states.split(list(row_lengths), dim=2) for states in (query, key, value)), strict=True
+    )
+    done = [
+        sdpa(module, q, k, v, None, scaling=scaling, is_causal=is_causal, **kwargs)[0]
+        for q, k, v in rows
+    ]
     return torch.cat(done, dim=1), None
 
 
@@ -83,11 +99,19 @@ def one_launch(tower: Any) -> None:
     config, weight = tower.config, next(tower.parameters())
     width = config.hidden_size // config.num_heads
     if config._attn_implementation == NAME and has_flash(weight.device, weight.dtype, width):
-        config._attn_implementation = TOWER  # `set_attn_implementation` would want the package flash-attn
+        config._attn_implementation = (
+            TOWER  # `set_attn_implementation` would want the package flash-attn
+        )
 
 
 def _flash(
-    query: Tensor, key: Tensor, value: Tensor, ends: Tensor, longest: int, scale: float | None, causal: bool
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    ends: Tensor,
+    longest: int,
+    scale: float | None,
+    causal: bool,
 ) -> Tensor:
     """One launch for all rows: (1, T, H, d)."""
     shared = query.shape[1] // key.shape[1]  # heads of queries for each head of keys
@@ -98,7 +122,9 @@ def _flash(
         key, value = (states.repeat_interleave(shared, dim=1) for states in (key, value))
     flat = (states[0].transpose(0, 1) for states in (query, key, value))  # (T, heads, d)
     attend: Any = varlen.varlen_attn
-    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # cuDNN's would be planned anew for each new number of tokens
+    with sdpa_kernel(
+        SDPBackend.FLASH_ATTENTION
+    ):  # cuDNN's would be planned anew for each new number of tokens
         out: Tensor = attend(*flat, ends, ends, longest, longest, **options)
     return out[None]
 

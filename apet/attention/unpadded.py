@@ -46,7 +46,9 @@ def _is_packed(decoder: Any) -> bool:
         return False
     config, weight = decoder.config, next(decoder.layers.parameters())
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return weight.device.type != "cuda" or packed_kernel.has_flash(weight.device, weight.dtype, width)
+    return weight.device.type != "cuda" or packed_kernel.has_flash(
+        weight.device, weight.dtype, width
+    )
 
 
 class Unpadded:
@@ -59,8 +61,12 @@ class Unpadded:
         lengths = layout.sum(dim=1).tolist()
         self._shape = layout.shape
         count = layout.flatten().cumsum(0)
-        flat = torch.searchsorted(count, torch.arange(1, sum(lengths) + 1))  # where the first, second, ... token stands
-        self._place = copy_async(torch.stack([flat // layout.shape[1], flat % layout.shape[1]]), device)
+        flat = torch.searchsorted(
+            count, torch.arange(1, sum(lengths) + 1)
+        )  # where the first, second, ... token stands
+        self._place = copy_async(
+            torch.stack([flat // layout.shape[1], flat % layout.shape[1]]), device
+        )
         ends = copy_async(torch.tensor([0, *accumulate(lengths)], dtype=torch.int32), device)
         self.inputs: dict[str, Any] = {  # what tells a kernel where rows begin and end
             "cu_seq_lens_q": ends,

@@ -34,7 +34,9 @@ def weights(layer: LayerInput, valid: Tensor, queries: Tensor) -> Tensor:
     parts = [layer.hidden, *(part.expand(batch, -1, -1) for part in (layer.cos, layer.sin))]
     key = keys(layer).float()
     query = _heads(layer, "q", *(gather(part, queries) for part in parts)).float()
-    alike = query.unflatten(1, (key.shape[1], -1)).flatten(2, 3)  # the queries that share a key's head
+    alike = query.unflatten(1, (key.shape[1], -1)).flatten(
+        2, 3
+    )  # the queries that share a key's head
     logits: Tensor = (alike @ key.mT * _attention(layer).scaling).view(*query.shape[:3], count)
     place = torch.arange(count, device=valid.device)
     seen = valid[:, None] & (place <= queries[..., None])  # (B, Q, S)
@@ -49,17 +51,26 @@ def of_rows(layer: LayerInput, rows: Tensor) -> LayerInput:
 
 def attended(layer: LayerInput, valid: Tensor, rows: Tensor, queries: Tensor) -> Tensor:
     """The mean over the heads of `weights`, for `rows` (G,) of a batch and their `queries` (G, Q): (G, Q, S)."""
-    per_row = _attention(layer).q_proj.out_features // _attention(layer).head_dim * queries.shape[1] * valid.shape[1]
+    per_row = (
+        _attention(layer).q_proj.out_features
+        // _attention(layer).head_dim
+        * queries.shape[1]
+        * valid.shape[1]
+    )
     size = max(1, CHUNK // max(per_row, 1))
     chunks = zip(rows.split(size), queries.split(size), strict=True)
-    return torch.cat([weights(of_rows(layer, row), valid[row], query).mean(dim=1) for row, query in chunks])
+    return torch.cat(
+        [weights(of_rows(layer, row), valid[row], query).mean(dim=1) for row, query in chunks]
+    )
 
 
 def attended_by_last(view: View, layer: LayerInput) -> Tensor:
     """How much the last token of each row's prompt attends to the view's tokens: (G, N)."""
     assert view.decoder is not None
     rows, sequence = view.rows[:, 0], view.decoder.sequence
-    return attended(layer, sequence.valid, rows, sequence.last[rows][:, None])[:, 0].gather(1, view.columns)
+    return attended(layer, sequence.valid, rows, sequence.last[rows][:, None])[:, 0].gather(
+        1, view.columns
+    )
 
 
 def most(received: Tensor, keep: int) -> Tensor:
@@ -70,7 +81,9 @@ def most(received: Tensor, keep: int) -> Tensor:
 def _attention(layer: LayerInput) -> Any:
     """The layer's attention module, if it works the way that this file repeats."""
     attention: Any = getattr(layer.layer, "self_attn", None)
-    lacks = [name for name in ("q_proj", "k_proj", "head_dim", "scaling") if not hasattr(attention, name)]
+    lacks = [
+        name for name in ("q_proj", "k_proj", "head_dim", "scaling") if not hasattr(attention, name)
+    ]
     if not hasattr(layer.layer, "input_layernorm"):
         lacks.append("input_layernorm")
     if not hasattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb"):
@@ -93,9 +106,13 @@ def _heads(layer: LayerInput, which: str, hidden: Tensor, cos: Tensor, sin: Tens
     """The layer's queries ("q") or keys ("k") for (B, S, D): (B, heads, S, d), after norm and rotary embedding."""
     attention, module = _attention(layer), layer.layer
     assert isinstance(module.input_layernorm, nn.Module)
-    heads = getattr(attention, f"{which}_proj")(module.input_layernorm(hidden)).unflatten(-1, (-1, attention.head_dim))
+    heads = getattr(attention, f"{which}_proj")(module.input_layernorm(hidden)).unflatten(
+        -1, (-1, attention.head_dim)
+    )
     if (norm := getattr(attention, f"{which}_norm", None)) is not None:
         heads = norm(heads)
     heads = heads.transpose(1, 2)
-    turned: Tensor = sys.modules[type(attention).__module__].apply_rotary_pos_emb(heads, heads[:, :1], cos, sin)[0]
+    turned: Tensor = sys.modules[type(attention).__module__].apply_rotary_pos_emb(
+        heads, heads[:, :1], cos, sin
+    )[0]
     return turned

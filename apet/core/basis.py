@@ -44,7 +44,9 @@ def density_peaks(gram: Gram, size: int, seed: int) -> Tensor:
     """
     batch, count = gram.norms.shape
     near = min(NEIGHBOURS, count - 1)
-    spread = 2 * gram.distances_to_mean()[0].mean(dim=1)[:, None, None]  # the mean squared distance of two tokens
+    spread = (
+        2 * gram.distances_to_mean()[0].mean(dim=1)[:, None, None]
+    )  # the mean squared distance of two tokens
     unit = torch.where(spread > NOISE * gram.squares.mean(dim=1)[:, None, None], spread, 1.0)
     everyone = torch.arange(count, device=unit.device).expand(batch, count)
     blocks = torch.split(everyone, max(1, BLOCK // max(1, batch * count)), dim=1)
@@ -53,7 +55,9 @@ def density_peaks(gram: Gram, size: int, seed: int) -> Tensor:
         apart = gram.distances(block)[0] / unit
         return apart.scatter(2, block[..., None], torch.inf)  # a token is not its own neighbour
 
-    crowd = [distances(block).topk(near, dim=2, largest=False).values.mean(dim=2) for block in blocks]
+    crowd = [
+        distances(block).topk(near, dim=2, largest=False).values.mean(dim=2) for block in blocks
+    ]
     density = (-torch.cat(crowd, dim=1)).exp()
     scores = []
     for block in blocks:
@@ -62,7 +66,9 @@ def density_peaks(gram: Gram, size: int, seed: int) -> Tensor:
         # Of equally dense tokens the earlier counts as denser, so that a cluster of twins has one peak.
         denser = (more > TWIN) | ((more >= -TWIN) & (everyone[:, None] < block[..., None]))
         reach = apart.masked_fill(~denser, torch.inf).amin(dim=2)
-        farthest = apart.masked_fill(apart.isinf(), 0.0).amax(dim=2)  # what the densest of all reaches
+        farthest = apart.masked_fill(apart.isinf(), 0.0).amax(
+            dim=2
+        )  # what the densest of all reaches
         scores.append(torch.where(reach.isinf(), farthest, reach))
     return largest(density * torch.cat(scores, dim=1).sqrt(), size, TWIN)
 

@@ -123,27 +123,49 @@ def compress(
         raise ValueError(f"variant is {variant!r}; it is 'paper' or 'release'")
     if isinstance(tokens, Tensor) and lengths is None:
         if tokens.ndim not in (2, 3):
-            raise ValueError(f"tokens have shape {tuple(tokens.shape)}; they are (N, D) or (B, N, D)")
+            raise ValueError(
+                f"tokens have shape {tuple(tokens.shape)}; they are (N, D) or (B, N, D)"
+            )
         if isinstance(keep, Sequence):
-            raise ValueError("keep is one number for groups of one size; a list of groups may have a list")
+            raise ValueError(
+                "keep is one number for groups of one size; a list of groups may have a list"
+            )
         batch = tokens.reshape(-1, *tokens.shape[-2:])
         (out,) = compress_batches(
-            [batch], [_whole(keep)], [basis], sampling, merge, seed, variant=variant, check=check, kernels=kernels
+            [batch],
+            [_whole(keep)],
+            [basis],
+            sampling,
+            merge,
+            seed,
+            variant=variant,
+            check=check,
+            kernels=kernels,
         )
         return out if tokens.ndim == 3 else _row(out, 0)
     groups = _split(tokens, lengths)
-    keeps = [_whole(one) for one in keep] if isinstance(keep, Sequence) else [_whole(keep)] * len(groups)
+    keeps = (
+        [_whole(one) for one in keep]
+        if isinstance(keep, Sequence)
+        else [_whole(keep)] * len(groups)
+    )
     if len(keeps) != len(groups):
-        raise ValueError(f"keep has {len(keeps)} numbers for {len(groups)} groups; give one each, or one for all")
+        raise ValueError(
+            f"keep has {len(keeps)} numbers for {len(groups)} groups; give one each, or one for all"
+        )
     alike: dict[tuple[object, ...], list[int]] = {}
     for place, (group, count) in enumerate(zip(groups, keeps, strict=True)):
         if group.ndim != 2:
-            raise ValueError(f"group {place} has shape {tuple(group.shape)}; a group of a list is (N, D)")
+            raise ValueError(
+                f"group {place} has shape {tuple(group.shape)}; a group of a list is (N, D)"
+            )
         alike.setdefault((group.shape, group.dtype, group.device, count), []).append(place)
     kinds = list(alike.values())
     outs = compress_batches(
         [
-            torch.stack([groups[place] for place in places]) if places[1:] else groups[places[0]][None]
+            torch.stack([groups[place] for place in places])
+            if places[1:]
+            else groups[places[0]][None]
             for places in kinds
         ],
         [keeps[places[0]] for places in kinds],
@@ -156,7 +178,11 @@ def compress(
         kernels=kernels,
         names=kinds,
     )
-    found = {place: _row(out, row) for places, out in zip(kinds, outs, strict=True) for row, place in enumerate(places)}
+    found = {
+        place: _row(out, row)
+        for places, out in zip(kinds, outs, strict=True)
+        for row, place in enumerate(places)
+    }
     return [found[place] for place in range(len(groups))]
 
 
@@ -187,7 +213,9 @@ def compress_batches(
         elif kernels and sampling == "fps" and variant == "paper" and usable(tokens):
             fused.setdefault((tokens.device, tokens.dtype, tokens.shape[2]), []).append(place)
         else:
-            found[place] = _equal(tokens, keep, basis, sampling, merge, seed, variant, its_names, check)
+            found[place] = _equal(
+                tokens, keep, basis, sampling, merge, seed, variant, its_names, check
+            )
     for places in fused.values():
         outs = compress_together(
             [batches[place] for place in places],
@@ -199,7 +227,9 @@ def compress_batches(
             for place, out in zip(places, outs, strict=True):
                 _check_finite(out.squares.isfinite(), names[place] if names else None)
         for place, (kept, index, error, slot, _) in zip(places, outs, strict=True):
-            found[place] = Compressed(kept.to(batches[place].dtype), index, error.sqrt().float(), slot)
+            found[place] = Compressed(
+                kept.to(batches[place].dtype), index, error.sqrt().float(), slot
+            )
     return [found[place] for place in range(len(batches))]
 
 
@@ -212,7 +242,11 @@ def _check_numbers(tokens: Tensor, keep: int, basis: int, variant: Variant) -> N
     if smallest > keep < count:
         raise ValueError(
             f"keep is {keep} of {count} tokens with a basis of {basis}; keep at least {smallest} or choose "
-            f"a smaller basis" + (" (the release has no slot to merge into when keep = basis)" * (variant == "release"))
+            f"a smaller basis"
+            + (
+                " (the release has no slot to merge into when keep = basis)"
+                * (variant == "release")
+            )
         )
 
 
@@ -247,7 +281,9 @@ def _equal(
             _check_finite(gram.norms.isfinite(), names, start)
         chosen = SAMPLING[sampling](gram, basis, seed)
         parts.append(
-            _paper(gram, chosen, keep, merge) if variant == "paper" else released_order(gram, chosen, keep, merge)
+            _paper(gram, chosen, keep, merge)
+            if variant == "paper"
+            else released_order(gram, chosen, keep, merge)
         )
         start += len(chunk)
     kept, index, error, slot = (torch.cat(column) for column in zip(*parts, strict=True))
@@ -267,7 +303,9 @@ def _whole(keep: object) -> int:
         raise ValueError(f"keep is {keep!r}; it is a whole number of tokens") from None
 
 
-def _paper(gram: Gram, basis: Tensor, keep: int, merge: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _paper(
+    gram: Gram, basis: Tensor, keep: int, merge: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Steps 2 to 4 of the module's docstring."""
     error = squared_error(gram, basis)
     index = largest(error.scatter(1, basis, torch.inf), keep, UNSURE * gram.squares)
@@ -275,17 +313,28 @@ def _paper(gram: Gram, basis: Tensor, keep: int, merge: bool) -> tuple[Tensor, T
         slot = most_similar(gram, index)
         return averages(gram.tokens, slot, keep), index, error, slot
     own = torch.arange(keep, device=index.device).expand_as(index)
-    return gather(gram.tokens, index), index, error, index.new_full(error.shape, -1).scatter(1, index, own)
+    return (
+        gather(gram.tokens, index),
+        index,
+        error,
+        index.new_full(error.shape, -1).scatter(1, index, own),
+    )
 
 
-def _split(tokens: Tensor | Sequence[Tensor], lengths: Sequence[int] | Tensor | None) -> list[Tensor]:
+def _split(
+    tokens: Tensor | Sequence[Tensor], lengths: Sequence[int] | Tensor | None
+) -> list[Tensor]:
     if not isinstance(tokens, Tensor):
         if lengths is not None:
-            raise ValueError("lengths divide one flat tensor (sum of lengths, D); a list of groups needs none")
+            raise ValueError(
+                "lengths divide one flat tensor (sum of lengths, D); a list of groups needs none"
+            )
         return list(tokens)
     sizes = [int(size) for size in lengths] if lengths is not None else []
     if tokens.ndim != 2 or sum(sizes) != len(tokens) or min(sizes, default=0) < 0:
-        raise ValueError(f"tokens of shape {tuple(tokens.shape)} do not divide into lengths that sum to {sum(sizes)}")
+        raise ValueError(
+            f"tokens of shape {tuple(tokens.shape)} do not divide into lengths that sum to {sum(sizes)}"
+        )
     return [tokens[end - size : end] for size, end in zip(sizes, accumulate(sizes), strict=True)]
 
 
@@ -297,4 +346,6 @@ def _check_finite(finite: Tensor, names: Sequence[int] | None, start: int = 0) -
     bad = (~finite.all(dim=1)).nonzero()
     if len(bad):
         row = int(bad[0, 0]) + start
-        raise ValueError(f"tokens of group {names[row] if names else row} hold NaN or Inf; a group must be finite")
+        raise ValueError(
+            f"tokens of group {names[row] if names else row} hold NaN or Inf; a group must be finite"
+        )

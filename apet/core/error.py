@@ -7,8 +7,12 @@ from torch import Tensor
 
 from apet.core.gram import Gram
 
-DEPENDENT = 2.0**-34  # a squared share: a pick this near the span of earlier ones (8e-6 of its norm) adds nothing
-UNSURE = 2.0**-40  # squared errors closer than this share of the token's square (1e-6 of its norm) are equal
+DEPENDENT = (
+    2.0**-34
+)  # a squared share: a pick this near the span of earlier ones (8e-6 of its norm) adds nothing
+UNSURE = (
+    2.0**-40
+)  # squared errors closer than this share of the token's square (1e-6 of its norm) are equal
 
 
 @torch.no_grad()  # it chooses; what is chosen can be differentiated
@@ -28,6 +32,8 @@ def squared_error(gram: Gram, basis: Tensor) -> Tensor:
         row = rows[:, step] - (at_pick * known).sum(dim=1)
         pivot = row.gather(1, pick)
         usable = pivot > DEPENDENT * gram.squares.gather(1, pick)
-        explained[:, step] = torch.where(usable, row / pivot.clamp(min=torch.finfo(row.dtype).tiny).sqrt(), 0.0)
+        explained[:, step] = torch.where(
+            usable, row / pivot.clamp(min=torch.finfo(row.dtype).tiny).sqrt(), 0.0
+        )
     left: Tensor = gram.squares - explained.square().sum(dim=1)
     return left.where(left > UNSURE * gram.squares, 0.0)

@@ -24,7 +24,9 @@ from apet.core.error import UNSURE, squared_error
 from apet.core.gram import Gram, largest
 
 TILE = 32  # tokens that one program works on
-FUSION = {"enable_fp_fusion": True}  # a * b + c in one rounding; Triton is about to change what it does if not told
+FUSION = {
+    "enable_fp_fusion": True
+}  # a * b + c in one rounding; Triton is about to change what it does if not told
 
 
 class Groups(NamedTuple):
@@ -44,14 +46,24 @@ class Groups(NamedTuple):
     of_slot: Tensor  # (sum of keeps,) and of each slot
 
     @classmethod
-    def of(cls, sizes: Sequence[int], keeps: Sequence[int], bases: Sequence[int], device: torch.device) -> Groups:
+    def of(
+        cls, sizes: Sequence[int], keeps: Sequence[int], bases: Sequence[int], device: torch.device
+    ) -> Groups:
         columns = sizes, [-(-size // TILE) for size in sizes], keeps
         starts = [F.pad(_column(column, device).cumsum(0), (1, 0)) for column in columns]
         owners = [
             torch.searchsorted(begin[1:], torch.arange(sum(column), device=device), right=True)
             for begin, column in zip(starts, columns, strict=True)
         ]
-        return cls(max(bases), starts[0], starts[1], starts[2], _column(keeps, device), _column(bases, device), *owners)
+        return cls(
+            max(bases),
+            starts[0],
+            starts[1],
+            starts[2],
+            _column(keeps, device),
+            _column(bases, device),
+            *owners,
+        )
 
 
 class Outcome(NamedTuple):
@@ -68,7 +80,9 @@ def usable(tokens: Tensor) -> bool:
     """On a GPU that Triton works on (or anywhere under its interpreter), if no gradient is wanted."""
     if tokens.numel() == 0 or (tokens.requires_grad and torch.is_grad_enabled()):
         return False
-    return os.environ.get("TRITON_INTERPRET") == "1" or (tokens.is_cuda and _works(tokens.device, tokens.dtype))
+    return os.environ.get("TRITON_INTERPRET") == "1" or (
+        tokens.is_cuda and _works(tokens.device, tokens.dtype)
+    )
 
 
 @cache
@@ -77,13 +91,19 @@ def _works(device: torch.device, dtype: torch.dtype) -> bool:
     if find_spec("triton") is None:
         return False
     if torch.cuda.is_current_stream_capturing():
-        raise RuntimeError("a CUDA graph is being captured; call compress once before, so that its kernels are there")
+        raise RuntimeError(
+            "a CUDA graph is being captured; call compress once before, so that its kernels are there"
+        )
     sample = torch.randn(2, 100, 72, generator=torch.Generator().manual_seed(0)).to(device, dtype)
     gram = Gram(sample)
     basis = farthest_points(gram, 10, 0)
-    want = largest(squared_error(gram, basis).scatter(1, basis, torch.inf), 30, UNSURE * gram.squares)
+    want = largest(
+        squared_error(gram, basis).scatter(1, basis, torch.inf), 30, UNSURE * gram.squares
+    )
     try:
-        found = compress_flat(sample.flatten(0, 1), Groups.of([100] * 2, [30] * 2, [10] * 2, device), merge=True)
+        found = compress_flat(
+            sample.flatten(0, 1), Groups.of([100] * 2, [30] * 2, [10] * 2, device), merge=True
+        )
         if torch.equal(found.places, want.flatten()) and bool(found.tokens.isfinite().all()):
             return True
         problem = "they keep other tokens than the torch path"
@@ -104,10 +124,14 @@ def compress_together(
 
     flat = [tokens.flatten(0, 1) for tokens in batches]
     tokens = torch.cat(flat) if len(flat) > 1 else flat[0]
-    out = compress_flat(tokens, Groups.of(each(sizes), each(keeps), each(bases), tokens.device), merge)
+    out = compress_flat(
+        tokens, Groups.of(each(sizes), each(keeps), each(bases), tokens.device), merge
+    )
     kept = [count * keep for count, keep in zip(counts, keeps, strict=True)]
     were = [count * size for count, size in zip(counts, sizes, strict=True)]
-    columns = [part.split(rows) for part, rows in zip(out, (kept, kept, were, were, were), strict=True)]
+    columns = [
+        part.split(rows) for part, rows in zip(out, (kept, kept, were, were, were), strict=True)
+    ]
     return [
         Outcome(*(part.unflatten(0, (count, -1)) for part in parts))
         for count, *parts in zip(counts, *columns, strict=True)
@@ -123,7 +147,9 @@ def compress_flat(tokens: Tensor, groups: Groups, merge: bool) -> Outcome:
         kept = _keep(score, squares, groups)
         places = kept - groups.starts[groups.of_slot]
         slot = torch.full_like(groups.of_token, -1)
-        slot[kept] = torch.arange(len(kept), device=kept.device) - groups.slot_starts[groups.of_slot]
+        slot[kept] = (
+            torch.arange(len(kept), device=kept.device) - groups.slot_starts[groups.of_slot]
+        )
         left = _merge(tokens, groups, squares, kept, slot) if merge else tokens[kept].double()
     return Outcome(left, places, error, slot, squares)
 
@@ -145,7 +171,19 @@ def _errors(tokens: Tensor, groups: Groups) -> tuple[Tensor, Tensor, Tensor]:
     kernels.from_mean[(tiles,)](tokens, means, *where, squares, *now, width, **FUSION)
     for step in range(1, groups.picks + 1):
         kernels.next_pick[(tiles,)](
-            tokens, *where, groups.bases, squares, *now, *then, explained, error, score, step, count, width, **FUSION
+            tokens,
+            *where,
+            groups.bases,
+            squares,
+            *now,
+            *then,
+            explained,
+            error,
+            score,
+            step,
+            count,
+            width,
+            **FUSION,
         )
         now, then = then, now
     return error, score, squares
@@ -156,10 +194,14 @@ def _keep(score: Tensor, squares: Tensor, groups: Groups) -> Tensor:
     order = score.argsort(descending=True)
     order = order[groups.of_token[order].argsort(stable=True)]  # group by group, the largest first
     last = score[order[groups.starts[:-1] + groups.keeps - 1]][groups.of_token]
-    noise = (UNSURE * squares).nan_to_num()  # so that of a group with NaN as many are kept as of any other
+    noise = (
+        UNSURE * squares
+    ).nan_to_num()  # so that of a group with NaN as many are kept as of any other
     sure = score > last + noise
     tied = (score >= last - noise) & ~sure
-    until = F.pad(torch.stack([sure, tied]).cumsum(1), (1, 0))[:, groups.starts]  # before each group
+    until = F.pad(torch.stack([sure, tied]).cumsum(1), (1, 0))[
+        :, groups.starts
+    ]  # before each group
     room = groups.keeps - until[0].diff()
     rank = tied.cumsum(0) - until[1, :-1][groups.of_token]
     kept = sure | (tied & (rank <= room[groups.of_token]))
@@ -172,7 +214,9 @@ def _merge(tokens: Tensor, groups: Groups, squares: Tensor, kept: Tensor, slot: 
 
     width = tokens.shape[1]
     where = groups.starts, groups.tile_starts, groups.slot_starts, groups.of_tile
-    kernels.nearest_kept[(len(groups.of_tile),)](tokens, *where, squares, kept, slot, width, **FUSION)
+    kernels.nearest_kept[(len(groups.of_tile),)](
+        tokens, *where, squares, kept, slot, width, **FUSION
+    )
     sorted_slots, members = (slot + groups.slot_starts[groups.of_token]).sort(stable=True)
     bounds = torch.searchsorted(sorted_slots, torch.arange(len(kept) + 1, device=kept.device))
     means = torch.empty(len(kept), width, dtype=torch.float64, device=tokens.device)

@@ -11,7 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-NOISE = 2.0**-48  # of the terms summed: 16 x the rounding of one operation, far below any difference that matters
+NOISE = (
+    2.0**-48
+)  # of the terms summed: 16 x the rounding of one operation, far below any difference that matters
 
 
 class Gram:
@@ -51,7 +53,11 @@ def first_largest(value: Tensor, noise: Tensor | float) -> Tensor:
     Equal is whatever the noise of either could explain: a small token's distance may lie within a large one's noise.
     """
     if isinstance(noise, Tensor) and noise.shape[-1] > 1:
-        return (value + noise >= (value - noise).amax(-1, keepdim=True)).byte().argmax(-1, keepdim=True)
+        return (
+            (value + noise >= (value - noise).amax(-1, keepdim=True))
+            .byte()
+            .argmax(-1, keepdim=True)
+        )
     return (value >= value.amax(-1, keepdim=True) - 2 * noise).byte().argmax(-1, keepdim=True)
 
 

@@ -19,7 +19,9 @@ def greedy_basis(gram: Gram, size: int) -> Tensor:
     """
     batch, count = gram.norms.shape
     left, free = gram.squares, torch.zeros_like(gram.norms)
-    explained = gram.tokens.new_empty(batch, size, count)  # orthonormal directions, seen from each token
+    explained = gram.tokens.new_empty(
+        batch, size, count
+    )  # orthonormal directions, seen from each token
     picks: list[Tensor] = []
     for step in range(size):
         pick = first_largest(left + free, UNSURE * gram.squares)
@@ -29,7 +31,9 @@ def greedy_basis(gram: Gram, size: int) -> Tensor:
         known = explained[:, :step]
         at_pick = known.gather(2, pick[:, None].expand(-1, step, -1))
         row = (gram.rows(pick) - torch.bmm(at_pick.mT, known))[:, 0]
-        direction = torch.where(pivot > 0, row / pivot.clamp(min=torch.finfo(row.dtype).tiny).sqrt(), 0.0)
+        direction = torch.where(
+            pivot > 0, row / pivot.clamp(min=torch.finfo(row.dtype).tiny).sqrt(), 0.0
+        )
         explained[:, step] = direction
         left = left - direction.square()
         left = left.where(left > DEPENDENT * gram.squares, 0.0)

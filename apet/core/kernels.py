@@ -27,7 +27,9 @@ NOWHERE = tl.constexpr(2**31 - 1)  # a place behind all others
 
 
 @triton.jit
-def group_means(tokens: tl.tensor, starts: tl.tensor, means: tl.tensor, WIDTH: tl.constexpr) -> None:
+def group_means(
+    tokens: tl.tensor, starts: tl.tensor, means: tl.tensor, WIDTH: tl.constexpr
+) -> None:
     """The mean of each group. One program for each group and COLUMNS of its entries."""
     group = tl.program_id(0)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
@@ -36,7 +38,9 @@ def group_means(tokens: tl.tensor, starts: tl.tensor, means: tl.tensor, WIDTH: t
     for first in range(begin, end, TILE):
         row = first + tl.arange(0, TILE)
         there = (row < end)[:, None] & (column < WIDTH)[None, :]
-        total += tl.load(tokens + row[:, None] * WIDTH + column[None, :], mask=there, other=0.0).to(tl.float64)
+        total += tl.load(tokens + row[:, None] * WIDTH + column[None, :], mask=there, other=0.0).to(
+            tl.float64
+        )
     mean = tl.sum(total, axis=0) / (end - begin).to(tl.float64)
     tl.store(means + group * WIDTH + column, mean, mask=column < WIDTH)
 
@@ -65,8 +69,12 @@ def leave(
     """Distances and the noise in them; and for the tile: some token is at least `low` away, none above `high`."""
     tl.store(far + row, distance, mask=real)
     tl.store(noise + row, uncertain, mask=real)
-    tl.store(low + tl.program_id(0), tl.max(tl.where(real, distance - uncertain, float("-inf")), axis=0))
-    tl.store(high + tl.program_id(0), tl.max(tl.where(real, distance + uncertain, float("-inf")), axis=0))
+    tl.store(
+        low + tl.program_id(0), tl.max(tl.where(real, distance - uncertain, float("-inf")), axis=0)
+    )
+    tl.store(
+        high + tl.program_id(0), tl.max(tl.where(real, distance + uncertain, float("-inf")), axis=0)
+    )
 
 
 @triton.jit
@@ -92,7 +100,9 @@ def from_mean(
         column = first + tl.arange(0, COLUMNS)
         inside = column < WIDTH
         there = real[:, None] & inside[None, :]
-        token = tl.load(tokens + row[:, None] * WIDTH + column[None, :], mask=there, other=0.0).to(tl.float64)
+        token = tl.load(tokens + row[:, None] * WIDTH + column[None, :], mask=there, other=0.0).to(
+            tl.float64
+        )
         mean = tl.load(means + group * WIDTH + column, mask=inside, other=0.0)
         own += token * token
         across += token * mean[None, :]
@@ -100,7 +110,16 @@ def from_mean(
     square = tl.sum(own, axis=1)
     ends = square + tl.sum(middle, axis=0)
     tl.store(squares + row, square, mask=real)
-    leave(tl.maximum(ends - 2 * tl.sum(across, axis=1), 0.0), ends * NOISE, row, real, far, noise, low, high)
+    leave(
+        tl.maximum(ends - 2 * tl.sum(across, axis=1), 0.0),
+        ends * NOISE,
+        row,
+        real,
+        far,
+        noise,
+        low,
+        high,
+    )
 
 
 @triton.jit
@@ -130,7 +149,11 @@ def farthest(
         found = tl.minimum(found, tl.min(tl.where(reach & (here < last), here, last - 1), axis=0))
     row = begin + (found - tile) * TILE + tl.arange(0, TILE)
     real = row < end
-    reach = tl.load(far + row, mask=real, other=float("-inf")) + tl.load(noise + row, mask=real, other=0.0) >= least
+    reach = (
+        tl.load(far + row, mask=real, other=float("-inf"))
+        + tl.load(noise + row, mask=real, other=0.0)
+        >= least
+    )
     return tl.min(tl.where(reach & real, row, end - 1), axis=0)
 
 
@@ -175,8 +198,15 @@ def next_pick(
         column = first + tl.arange(0, COLUMNS)
         inside = column < WIDTH
         there = real[:, None] & inside[None, :]
-        token = tl.load(tokens + row[:, None] * WIDTH + column[None, :], mask=there, other=0.0).to(tl.float64)
-        across += token * tl.load(tokens + pick * WIDTH + column, mask=inside, other=0.0).to(tl.float64)[None, :]
+        token = tl.load(tokens + row[:, None] * WIDTH + column[None, :], mask=there, other=0.0).to(
+            tl.float64
+        )
+        across += (
+            token
+            * tl.load(tokens + pick * WIDTH + column, mask=inside, other=0.0).to(tl.float64)[
+                None, :
+            ]
+        )
     product = tl.sum(across, axis=1)
     square = tl.load(squares + row, mask=real, other=0.0)
     square_of_pick = tl.load(squares + pick)
@@ -240,10 +270,14 @@ def nearest_kept(
             column = first + tl.arange(0, COLUMNS)
             inside = column < WIDTH
             a = tl.load(
-                tokens + row[:, None] * WIDTH + column[None, :], mask=real[:, None] & inside[None, :], other=0.0
+                tokens + row[:, None] * WIDTH + column[None, :],
+                mask=real[:, None] & inside[None, :],
+                other=0.0,
             )
             b = tl.load(
-                tokens + its_row[None, :] * WIDTH + column[:, None], mask=open_[None, :] & inside[:, None], other=0.0
+                tokens + its_row[None, :] * WIDTH + column[:, None],
+                mask=open_[None, :] & inside[:, None],
+                other=0.0,
             )
             cosine = tl.dot(a.to(tl.float64), b.to(tl.float64), cosine, out_dtype=tl.float64)
         length = tl.sqrt(tl.load(squares + its_row, mask=open_, other=0.0))
@@ -259,7 +293,9 @@ def nearest_kept(
 
 
 @triton.jit
-def slot_means(tokens: tl.tensor, members: tl.tensor, bounds: tl.tensor, means: tl.tensor, WIDTH: tl.constexpr) -> None:
+def slot_means(
+    tokens: tl.tensor, members: tl.tensor, bounds: tl.tensor, means: tl.tensor, WIDTH: tl.constexpr
+) -> None:
     """The mean of the tokens of each slot. One program for each slot and COLUMNS of its entries.
 
     Rows `members[bounds[s] : bounds[s + 1]]` are those of slot s, always in the same order: no sum depends on chance.
@@ -272,6 +308,8 @@ def slot_means(tokens: tl.tensor, members: tl.tensor, bounds: tl.tensor, means: 
         place = first + tl.arange(0, TILE)
         row = tl.load(members + place, mask=place < end, other=0)
         there = (place < end)[:, None] & (column < WIDTH)[None, :]
-        total += tl.load(tokens + row[:, None] * WIDTH + column[None, :], mask=there, other=0.0).to(tl.float64)
+        total += tl.load(tokens + row[:, None] * WIDTH + column[None, :], mask=there, other=0.0).to(
+            tl.float64
+        )
     mean = tl.sum(total, axis=0) / (end - begin).to(tl.float64)
     tl.store(means + slot * WIDTH + column, mean, mask=column < WIDTH)

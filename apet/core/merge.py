@@ -20,8 +20,13 @@ def most_similar(gram: Gram, index: Tensor) -> Tensor:
     inverse = torch.where(length > 0, 1 / length, 0.0)  # a zero vector is equally unlike everything
     # The other norm, |v_j|, is the same for all that token j is compared with: it scales the noise instead.
     width = max(1, BLOCK // max(1, index.numel()))
-    parts = zip(gram.tokens.split(width, dim=1), gram.norms[..., None].split(width, dim=1), strict=True)
-    slots = [first_largest(torch.bmm(kept, tokens.mT).mul_(inverse).mT, NOISE * norms) for tokens, norms in parts]
+    parts = zip(
+        gram.tokens.split(width, dim=1), gram.norms[..., None].split(width, dim=1), strict=True
+    )
+    slots = [
+        first_largest(torch.bmm(kept, tokens.mT).mul_(inverse).mT, NOISE * norms)
+        for tokens, norms in parts
+    ]
     slot = torch.cat(slots, dim=1)[..., 0]
     own = torch.arange(index.shape[1], device=index.device).expand_as(index)
     return slot.scatter(1, index, own)
@@ -32,9 +37,13 @@ def averages(tokens: Tensor, slot: Tensor, slots: int) -> Tensor:
     batch, _, width = tokens.shape
     place = (slot + slots * torch.arange(batch, device=slot.device)[:, None]).flatten()
     total, rows = tokens.new_zeros(batch * slots, width), tokens.flatten(0, 1)
-    if tokens.is_cuda:  # where index_add_ adds in any order, so that the last bits of a sum depend on chance
+    if (
+        tokens.is_cuda
+    ):  # where index_add_ adds in any order, so that the last bits of a sum depend on chance
         total.index_put_((place,), rows, accumulate=True)
     else:
         total.index_add_(0, place, rows)
-    members = tokens.new_zeros(batch * slots).index_add_(0, place, tokens.new_ones(()).expand(len(place)))
+    members = tokens.new_zeros(batch * slots).index_add_(
+        0, place, tokens.new_ones(()).expand(len(place))
+    )
     return (total / members[:, None]).view(batch, slots, width)

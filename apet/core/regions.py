@@ -7,7 +7,9 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-OBLONG = 2  # a true grid is preferred while its regions are at most this many times longer than wide
+OBLONG = (
+    2  # a true grid is preferred while its regions are at most this many times longer than wide
+)
 
 
 def partition(rows: int, columns: int, regions: int) -> tuple[Tensor, Tensor]:
@@ -21,10 +23,15 @@ def partition(rows: int, columns: int, regions: int) -> tuple[Tensor, Tensor]:
     on the host, ascending along the picture. Of two tokens in the middle it is the one above or to the left.
     """
     if not 1 <= regions <= rows * columns:
-        raise ValueError(f"cannot cut {rows} x {columns} tokens into {regions} regions; 1 to {rows * columns} can be")
+        raise ValueError(
+            f"cannot cut {rows} x {columns} tokens into {regions} regions; 1 to {rows * columns} can be"
+        )
 
     def oblong(bands: int) -> Fraction:
-        high, wide = rows * regions, columns * bands * bands  # in proportion to a region's height and width
+        high, wide = (
+            rows * regions,
+            columns * bands * bands,
+        )  # in proportion to a region's height and width
         return Fraction(max(high, wide), min(high, wide))
 
     possible = range(-(-regions // columns), min(rows, regions) + 1)
@@ -36,7 +43,9 @@ def partition(rows: int, columns: int, regions: int) -> tuple[Tensor, Tensor]:
         top, bottom = rows * band // bands, rows * (band + 1) // bands
         count = regions * (band + 1) // bands - first
         region[top:bottom] = first + torch.arange(columns) * count // columns
-        left = -(-torch.arange(count + 1) * columns // count)  # where its regions begin, and their end
+        left = -(
+            -torch.arange(count + 1) * columns // count
+        )  # where its regions begin, and their end
         centres.append((top + bottom - 1) // 2 * columns + (left[:-1] + left[1:] - 1) // 2)
         first += count
     return region.flatten(), torch.cat(centres)

@@ -21,7 +21,9 @@ RIDGE = 1e-5
 def squared_ridge_error(gram: Gram, basis: Tensor) -> Tensor:
     """||v - B a||^2 with the ridge solution a, for every token v: (B, N)."""
     rows = gram.rows(basis)
-    spectrum, directions = torch.linalg.eigh(rows.gather(2, basis[:, None].expand(-1, basis.shape[1], -1)))
+    spectrum, directions = torch.linalg.eigh(
+        rows.gather(2, basis[:, None].expand(-1, basis.shape[1], -1))
+    )
     spectrum = spectrum.clamp(min=0)[..., None]
     seen = (directions.mT @ rows).square()
     explained = (seen * (spectrum + 2 * RIDGE) / (spectrum + RIDGE).square()).sum(dim=1)
@@ -29,7 +31,9 @@ def squared_ridge_error(gram: Gram, basis: Tensor) -> Tensor:
     return left.clamp_(min=0)
 
 
-def released_order(gram: Gram, basis: Tensor, keep: int, merge: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def released_order(
+    gram: Gram, basis: Tensor, keep: int, merge: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Kept tokens (B, K, D), their places (B, K), the squared errors (B, N) and each token's slot (B, N) or -1."""
     error = squared_ridge_error(gram, basis)
     rank = error.sort(dim=1, descending=True, stable=True).indices[:, :keep]

@@ -18,7 +18,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StoppingCriteriaList,
+)
 from transformers.generation.configuration_utils import GenerationMode
 
 from apet.attach.prefill import Left
@@ -51,7 +56,11 @@ class Decode:
 
         inputs: what the processor made: `input_ids` (B, S) among them
         """
-        own = {"custom_generate": self._loop, "use_cache": True} if self._fits(inputs, max_new_tokens) else {}
+        own = (
+            {"custom_generate": self._loop, "use_cache": True}
+            if self._fits(inputs, max_new_tokens)
+            else {}
+        )
         out = self.model.generate(
             **inputs,
             do_sample=False,
@@ -73,7 +82,9 @@ class Decode:
         config = deepcopy(self.model.generation_config)
         config.do_sample = False
         total = inputs["input_ids"].shape[1] + max_new_tokens
-        windows = [window for layer in self.family.layers if (window := window_of(layer)) is not None]
+        windows = [
+            window for layer in self.family.layers if (window := window_of(layer)) is not None
+        ]
         return (
             config.get_generation_mode() == GenerationMode.GREEDY_SEARCH
             and config.cache_implementation in (None, "dynamic")
@@ -93,7 +104,9 @@ class Decode:
     ) -> Tensor:
         """What `generate` calls in the place of its own loop: (B, S) -> (B, S + n)."""
         batch, width = input_ids.shape
-        prompt = model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **model_kwargs)
+        prompt = model.prepare_inputs_for_generation(
+            input_ids, is_first_iteration=True, **model_kwargs
+        )
         out = model(**prompt, return_dict=True)
         logits, cache, steps = out.logits[:, -1], out.past_key_values, None
         del out
@@ -132,7 +145,10 @@ class Decode:
             try:
                 fixed = self.graphs.take(past)
             except RuntimeError as error:  # also torch.OutOfMemoryError
-                warnings.warn(f"answers go on without CUDA graphs, which could not be made: {error}", stacklevel=2)
+                warnings.warn(
+                    f"answers go on without CUDA graphs, which could not be made: {error}",
+                    stacklevel=2,
+                )
                 self.forget()
             else:
                 if fixed is not None:
@@ -146,7 +162,11 @@ class Decode:
         prefill = attachment.prefill_of(cache) if attachment is not None else None
         if prefill is None:
             first = cache.layers[0].keys
-            valid = first.new_ones(first.shape[0], first.shape[2], dtype=torch.bool) if mask is None else mask.bool()
+            valid = (
+                first.new_ones(first.shape[0], first.shape[2], dtype=torch.bool)
+                if mask is None
+                else mask.bool()
+            )
             return Past(cache.layers, {0: Left(valid, mask is not None)}, positions)
         if not self.family.keeps_positions:
             positions = positions - prefill.dropped

@@ -28,14 +28,17 @@ class Shape(NamedTuple):
     """What batches that share a graph have in common."""
 
     rows: int
-    widths: tuple[tuple[int, int], ...]  # the first layer of each stretch, and the columns of its caches
+    widths: tuple[
+        tuple[int, int], ...
+    ]  # the first layer of each stretch, and the columns of its caches
     positions: int  # dimensions
     dtype: torch.dtype
 
     @classmethod
     def of(cls, past: Past) -> Shape:
         widths = tuple(
-            (first, -(-(valid.shape[1] + ROOM) // BUCKET) * BUCKET) for first, (valid, _) in past.left.items()
+            (first, -(-(valid.shape[1] + ROOM) // BUCKET) * BUCKET)
+            for first, (valid, _) in past.left.items()
         )
         keys = past.layers[0].keys
         return cls(len(keys), widths, past.positions.ndim, keys.dtype)
@@ -52,7 +55,9 @@ class Column(DynamicLayer):
         self.is_initialized, self.dtype, self.device = True, keys.dtype, keys.device
         self.keys, self.values, self.at = keys, values, at
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         self.keys.index_copy_(2, self.at, key_states)
         self.values.index_copy_(2, self.at, value_states)
         return self.keys, self.values
@@ -64,7 +69,9 @@ class Fixed:
     storage: keys and values (B, H, W, d) of each layer
     """
 
-    def __init__(self, family: Family, shape: Shape, past: Past, storage: Sequence[tuple[Tensor, Tensor]]) -> None:
+    def __init__(
+        self, family: Family, shape: Shape, past: Past, storage: Sequence[tuple[Tensor, Tensor]]
+    ) -> None:
         self._family, self._taken, self._left = family, 0, past.left
         device = storage[0][0].device
         self._tokens = torch.zeros(shape.rows, 1, dtype=torch.int64, device=device)
@@ -113,7 +120,9 @@ class Fixed:
                 end = mine.shape[2] - ROOM
                 start = end - its.shape[2]
                 mine[:, :, start:end] = its
-                mine[:, :, :start] = 0  # masked, but what is not a number would spoil sums all the same
+                mine[:, :, :start] = (
+                    0  # masked, but what is not a number would spoil sums all the same
+                )
                 mine[:, :, end:] = 0
             old.keys = old.values = None
 
@@ -144,7 +153,9 @@ class Fixed:
     def past(self) -> Past:
         """Where they leave off: a copy, for the next graph has the same storage."""
         left, layers = longer(self._left, self._taken), []
-        for layer, (valid, _) in zip(self._layers, each_layer(left, len(self._layers)), strict=True):
+        for layer, (valid, _) in zip(
+            self._layers, each_layer(left, len(self._layers)), strict=True
+        ):
             end = layer.keys.shape[2] - ROOM + self._taken
             here = slice(end - valid.shape[1], end)
             keys, values = layer.keys[:, :, here].clone(), layer.values[:, :, here].clone()
@@ -190,10 +201,14 @@ class Graphs:
             for layer, width in zip(past.layers, widths, strict=True)
             for states in (layer.keys, layer.values)
         ]
-        with torch.inference_mode(False):  # tensors made in that mode could not be written outside it
+        with torch.inference_mode(
+            False
+        ):  # tensors made in that mode could not be written outside it
             return Fixed(self._family, shape, past, list(self._places(sizes, past.layers[0].keys)))
 
-    def _places(self, sizes: Sequence[tuple[int, ...]], like: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def _places(
+        self, sizes: Sequence[tuple[int, ...]], like: Tensor
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Keys and values of each layer, in the storage."""
         need = sum(map(prod, sizes))
         if self._storage is None or len(self._storage) < need or self._storage.dtype != like.dtype:

@@ -30,7 +30,9 @@ class Past:
     """What a batch has come to: all that the next step needs."""
 
     layers: Sequence[Any]  # `keys` and `values` (B, H, S_l, d) of each layer
-    left: dict[int, Left]  # by the first layer that has these S_l columns: which of them are no padding
+    left: dict[
+        int, Left
+    ]  # by the first layer that has these S_l columns: which of them are no padding
     positions: Tensor  # (..., B, 1) of the next token
 
 
@@ -58,7 +60,9 @@ def single_queries(decoder: Any) -> Iterator[None]:
         decoder.config._attn_implementation = kernel
 
 
-def step(family: Family, tokens: Tensor, positions: Tensor, cache: Cache, masks: Sequence[Tensor | None]) -> Tensor:
+def step(
+    family: Family, tokens: Tensor, positions: Tensor, cache: Cache, masks: Sequence[Tensor | None]
+) -> Tensor:
     """Logits (B, V) after `tokens` (B, 1), which join the cache; `masks` has one for each layer.
 
     An attached method does not notice: it acts when the whole model is called, and this is its decoder alone.
@@ -68,7 +72,9 @@ def step(family: Family, tokens: Tensor, positions: Tensor, cache: Cache, masks:
         for layer, mask in zip(family.layers, masks, strict=True)
     ]
     try:
-        out = family.decoder(input_ids=tokens, position_ids=positions, past_key_values=cache, use_cache=True)
+        out = family.decoder(
+            input_ids=tokens, position_ids=positions, past_key_values=cache, use_cache=True
+        )
     finally:
         for hook in hooks:
             hook.remove()
@@ -96,7 +102,9 @@ class Room(DynamicLayer):
         self._show(past.keys.shape[2])
         past.keys = past.values = None
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         there = self.keys.shape[2]
         self._show(there + key_states.shape[2])
         self.keys[:, :, there:], self.values[:, :, there:] = key_states, value_states
@@ -122,14 +130,21 @@ class Rooms:
     """Steps over such caches: up to `ROOM` of them, for any batch, on any device."""
 
     def __init__(self, family: Family, past: Past) -> None:
-        self._family, self._left, self._positions, self._taken = family, past.left, past.positions, 0
+        self._family, self._left, self._positions, self._taken = (
+            family,
+            past.left,
+            past.positions,
+            0,
+        )
         self._layers = [Room(layer) for layer in past.layers]
         self._cache = Cache(layers=[*self._layers])
         self._masks: dict[int, Tensor | None] = {}
         for first, (valid, padded) in past.left.items():
             wide = torch.cat([valid, valid.new_ones(len(valid), ROOM)], dim=1)
             query = self._layers[0].keys.new_empty(len(valid), 1, 0)
-            self._masks[first] = causal_mask(family.decoder, first, query, wide, padded, valid.shape[1])
+            self._masks[first] = causal_mask(
+                family.decoder, first, query, wide, padded, valid.shape[1]
+            )
 
     @property
     def full(self) -> bool:
@@ -140,7 +155,8 @@ class Rooms:
         self._taken += 1
         unused = ROOM - self._taken
         masks = {
-            first: None if mask is None else mask[..., : mask.shape[-1] - unused] for first, mask in self._masks.items()
+            first: None if mask is None else mask[..., : mask.shape[-1] - unused]
+            for first, mask in self._masks.items()
         }
         each = each_layer(masks, len(self._layers))
         logits = step(self._family, tokens, self._positions, self._cache, each)
@@ -151,8 +167,12 @@ class Rooms:
         """Go on with `rows` (n,) alone."""
         for layer in self._layers:
             layer.keep(rows)
-        self._left = {first: Left(valid[rows], padded) for first, (valid, padded) in self._left.items()}
-        self._masks = {first: None if mask is None else mask[rows] for first, mask in self._masks.items()}
+        self._left = {
+            first: Left(valid[rows], padded) for first, (valid, padded) in self._left.items()
+        }
+        self._masks = {
+            first: None if mask is None else mask[rows] for first, mask in self._masks.items()
+        }
         self._positions = self._positions[..., rows, :]
 
     def past(self) -> Past:

@@ -45,7 +45,9 @@ def build(name: str, /, **options: object) -> Method:
     """The method of that name, with its options: `build("apet", budget=64, basis=20)`."""
     if name not in METHODS:
         known = "\n".join(f"  {method}: {', '.join(options_of(method))}" for method in METHODS)
-        raise ValueError(f"there is no method '{name}'{_hint(name, METHODS)}; methods and their options are\n{known}")
+        raise ValueError(
+            f"there is no method '{name}'{_hint(name, METHODS)}; methods and their options are\n{known}"
+        )
     allowed = options_of(name)
     for option in options:
         if option not in allowed:

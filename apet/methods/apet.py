@@ -26,7 +26,9 @@ class ApET(Method):
     def select(self, view: View) -> Kept:
         basis, variant = min(self.basis, view.keep), self.variant
         if variant == "release":  # needs a slot beside its basis; one token alone is the paper's
-            basis, variant = (min(self.basis, view.keep - 1), variant) if view.keep > 1 else (1, "paper")
+            basis, variant = (
+                (min(self.basis, view.keep - 1), variant) if view.keep > 1 else (1, "paper")
+            )
         (kept,) = self._compress([view], [basis], variant)
         return kept
 
@@ -36,7 +38,9 @@ class ApET(Method):
             return super().select_batches(views)
         return self._compress(views, [min(self.basis, view.keep) for view in views], "paper")
 
-    def _compress(self, views: Sequence[View], bases: Sequence[int], variant: Variant) -> list[Kept]:
+    def _compress(
+        self, views: Sequence[View], bases: Sequence[int], variant: Variant
+    ) -> list[Kept]:
         outs = compress_batches(
             [view.tokens for view in views],
             [view.keep for view in views],

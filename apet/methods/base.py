@@ -30,7 +30,9 @@ class Model(NamedTuple):
     """What a method may ask of a model when it plans."""
 
     layers: int  # of the decoder
-    tower_layers: int  # of the vision tower, as far as its output is used; 0: no site can be inside it
+    tower_layers: (
+        int  # of the vision tower, as far as its output is used; 0: no site can be inside it
+    )
     first_decoder_site: int  # the earliest layer at whose entry tokens may be dropped
     encoder_only: bool  # budgets are meant to be spent at the encoder
 
@@ -44,9 +46,13 @@ class Method(ABC):
     needs_tower: ClassVar[bool] = False  # attention of the vision tower: `view.tower`
     inside_tower: ClassVar[bool] = False  # its own schedule has sites inside the vision tower
     encoder_only: ClassVar[bool] = False  # spends a budget at the encoder, whatever the family
-    after_projector: ClassVar[bool] = False  # at the encoder, look at what enters the decoder, whatever the family
+    after_projector: ClassVar[bool] = (
+        False  # at the encoder, look at what enters the decoder, whatever the family
+    )
 
-    budget: int | str | None = None  # visual tokens, or a share such as "10%": the average over the decoder's layers
+    budget: int | str | None = (
+        None  # visual tokens, or a share such as "10%": the average over the decoder's layers
+    )
     schedule: str | None = None  # instead of a budget: sites and counts, such as "encoder=96,16=32"
 
     def __post_init__(self) -> None:

@@ -56,7 +56,9 @@ class DART(DecoderMethod):
         rows = view.rows[:, 0]
         size = keys(of_rows(site.before, rows)).float().abs().sum(dim=(1, 3))  # (G, S)
         words = site.sequence.instruction[rows]
-        words = torch.where(words.any(dim=1, keepdim=True), words, site.sequence.valid[rows])  # a prompt without words
+        words = torch.where(
+            words.any(dim=1, keepdim=True), words, site.sequence.valid[rows]
+        )  # a prompt without words
         text = text_pivots(size, words, self.pivot_text)
         places = retain(
             site.norm(view.tokens),
@@ -70,9 +72,13 @@ class DART(DecoderMethod):
 
 def text_pivots(size: Tensor, text: Tensor, count: int) -> Tensor:
     """Ascending columns (G, count) of the text (G, S bool) with the largest keys; if there are fewer, in turns."""
-    ahead = most(torch.where(text, size, -1.0), min(count, size.shape[1]))  # if too few, with others among them
+    ahead = most(
+        torch.where(text, size, -1.0), min(count, size.shape[1])
+    )  # if too few, with others among them
     order = text.gather(1, ahead).byte().sort(dim=1, descending=True, stable=True).indices
-    turn = torch.arange(count, device=size.device) % text.sum(dim=1, keepdim=True).clamp(1, ahead.shape[1])
+    turn = torch.arange(count, device=size.device) % text.sum(dim=1, keepdim=True).clamp(
+        1, ahead.shape[1]
+    )
     return ahead.gather(1, order.gather(1, turn)).sort(dim=1).values
 
 
@@ -83,11 +89,15 @@ def retain(image: Tensor, size: Tensor, text: Tensor, keep: int, pivots: int) ->
     """
     first = most(size, min(pivots, keep))
     left = torch.ones_like(size, dtype=torch.bool).scatter(1, first, False)
-    pivot = torch.nn.functional.normalize(torch.cat([gather(image, first), text], dim=1).float(), dim=-1)
+    pivot = torch.nn.functional.normalize(
+        torch.cat([gather(image, first), text], dim=1).float(), dim=-1
+    )
     away = -pivot @ torch.nn.functional.normalize(image.float(), dim=-1).mT  # (G, pivots, N)
     each, more = divmod(keep - first.shape[1], pivot.shape[1])
     chosen = [first]
     for place in range(pivot.shape[1] if each else more):
-        chosen.append(largest(away[:, place].masked_fill(~left, -torch.inf), each + (place < more), NOISE))
+        chosen.append(
+            largest(away[:, place].masked_fill(~left, -torch.inf), each + (place < more), NOISE)
+        )
         left = left.scatter(1, chosen[-1], False)
     return torch.cat(chosen, dim=1).sort(dim=1).values

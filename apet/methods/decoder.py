@@ -52,10 +52,16 @@ class DecoderMethod(Method):
     def spend(self, visual_tokens: int, model: Model) -> Schedule:
         assert self.budget is not None
         asked = Budget.parse(self.budget)
-        sites = self._sites(min(asked.of(visual_tokens), Fraction(visual_tokens)), visual_tokens, model)
+        sites = self._sites(
+            min(asked.of(visual_tokens), Fraction(visual_tokens)), visual_tokens, model
+        )
         if sites is None:
             every = range(1, visual_tokens + 1)
-            least = bisect_left(every, True, key=lambda n: self._sites(Fraction(n), visual_tokens, model) is not None)
+            least = bisect_left(
+                every,
+                True,
+                key=lambda n: self._sites(Fraction(n), visual_tokens, model) is not None,
+            )
             raise ValueError(
                 f"a budget of {asked} leaves {self.name} none of the row's {visual_tokens} visual tokens after the"
                 f" layers that must see them all; the smallest possible is {every[least]}"
@@ -76,13 +82,17 @@ class DecoderMethod(Method):
                 spent = layers[0] + sum(map(mul, spans, self.shares(middle, share)))
                 low, high = (low, middle) if spent > share * model.layers else (middle, high)
             keeps = [round(tokens * part) for part in self.shares(high, share)[: len(layers)]]
-            if place == len(trials):  # the last resort: a share of less than half a token is still one
+            if place == len(
+                trials
+            ):  # the last resort: a share of less than half a token is still one
                 keeps = [max(1, keep) for keep in keeps]
                 spent = layers[0] * tokens + sum(map(mul, spans, keeps))
                 if abs(spent - average * model.layers) > model.layers / 2:
                     break
             if keeps[-1]:
-                return tuple(Site("decoder", layer, keep) for layer, keep in zip(layers, keeps, strict=True))
+                return tuple(
+                    Site("decoder", layer, keep) for layer, keep in zip(layers, keeps, strict=True)
+                )
         return () if average == tokens else None
 
     def _layers(self, model: Model) -> list[list[int]]:

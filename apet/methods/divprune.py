@@ -42,7 +42,9 @@ def most_diverse(tokens: Tensor, size: int) -> Tensor:
     """The picks among (B, N, D), in their order: (B, size)."""
     zero = (tokens == 0).all(-1, keepdim=True).double()
     length = torch.linalg.vector_norm(tokens, dim=-1, keepdim=True, dtype=torch.float64)
-    gram = Gram(torch.cat([tokens / (length + zero), zero], dim=-1))  # zero vectors share a direction of their own
+    gram = Gram(
+        torch.cat([tokens / (length + zero), zero], dim=-1)
+    )  # zero vectors share a direction of their own
     pick = first_largest(-_nearest(gram), NOISE)
     picks, closest = [pick], torch.full_like(gram.norms, -torch.inf)
     for _ in range(size - 1):
@@ -57,4 +59,6 @@ def _nearest(gram: Gram) -> Tensor:
     batch, count = gram.norms.shape
     everyone = torch.arange(count, device=gram.norms.device).expand(batch, count)
     blocks = torch.split(everyone, max(1, BLOCK // max(1, batch * count)), dim=1)
-    return torch.cat([gram.rows(b).scatter(2, b[..., None], -torch.inf).amax(dim=2) for b in blocks], dim=1)
+    return torch.cat(
+        [gram.rows(b).scatter(2, b[..., None], -torch.inf).amax(dim=2) for b in blocks], dim=1
+    )

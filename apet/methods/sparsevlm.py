@@ -35,7 +35,14 @@ from apet.methods.base import Kept
 from apet.methods.decoder import DecoderMethod
 from apet.view import View
 
-TABLE = {0: (0, 0, 0), 64: (82, 32, 18), 96: (249, 55, 27), 128: (312, 117, 39), 192: (309, 204, 113), 576: (576,) * 3}
+TABLE = {
+    0: (0, 0, 0),
+    64: (82, 32, 18),
+    96: (249, 55, 27),
+    128: (312, 117, 39),
+    192: (309, 204, 113),
+    576: (576,) * 3,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,13 +56,18 @@ class SparseVLM(DecoderMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not (0 <= self.tau <= 1 and 0 <= self.theta <= 1):
-            raise ValueError(f"tau is {self.tau} and theta {self.theta}; both are shares, from 0 to 1")
+            raise ValueError(
+                f"tau is {self.tau} and theta {self.theta}; both are shares, from 0 to 1"
+            )
 
     def shares(self, free: float, budget: float) -> Sequence[float]:
         high = next(row for row in TABLE if row >= 576 * budget)
         low = max(row for row in TABLE if row < high)
         part = (576 * budget - low) / (high - low)
-        pattern = [before + part * (after - before) for before, after in zip(TABLE[low], TABLE[high], strict=True)]
+        pattern = [
+            before + part * (after - before)
+            for before, after in zip(TABLE[low], TABLE[high], strict=True)
+        ]
         return [min(1.0, free * share / pattern[-1]) for share in pattern]
 
     def select(self, view: View) -> Kept:
@@ -69,7 +81,9 @@ class SparseVLM(DecoderMethod):
         rate = rate.gather(1, site.source[rows]) & site.sequence.valid[rows]  # where they stand now
         queries, real = packed(rate)
         attention = attended(site.before, site.sequence.valid, rows, queries)  # (G, Q, S)
-        score = (attention * real[..., None]).sum(dim=1) / real.sum(dim=1, keepdim=True).clamp(min=1)
+        score = (attention * real[..., None]).sum(dim=1) / real.sum(dim=1, keepdim=True).clamp(
+            min=1
+        )
         kept = split(view.tokens.shape[1], view.keep, self.tau, self.theta)
         return recycle(view.tokens, score.gather(1, view.columns), kept, view.keep - kept, self.tau)
 
@@ -96,7 +110,9 @@ def raters(hidden: Tensor, visual: Tensor, text: Tensor) -> Tensor:
 def split(count: int, keep: int, tau: float = 0.3, theta: float = 0.1) -> int:
     """How many of `count` tokens stay as they are, so that with the clusters of the rest `keep` are left."""
     kept = keep
-    while keep - kept < min(int(theta * recycled(count - kept, tau)) + 1, recycled(count - kept, tau), keep // 2):
+    while keep - kept < min(
+        int(theta * recycled(count - kept, tau)) + 1, recycled(count - kept, tau), keep // 2
+    ):
         kept -= 1
     return kept
 
@@ -110,9 +126,13 @@ def recycle(tokens: Tensor, score: Tensor, kept: int, clusters: int, tau: float 
     chosen = most(score, kept)
     if not clusters:
         return Kept(gather(tokens, chosen), chosen)
-    again = most(score.scatter(1, chosen, -1.0), recycled(tokens.shape[1] - kept, tau))  # a score is at least 0
+    again = most(
+        score.scatter(1, chosen, -1.0), recycled(tokens.shape[1] - kept, tau)
+    )  # a score is at least 0
     centres, slot = density_peaks(Gram(gather(tokens, again)), clusters)
-    member = torch.zeros(*slot.shape, clusters, dtype=torch.float64, device=slot.device)  # (G, size, clusters)
+    member = torch.zeros(
+        *slot.shape, clusters, dtype=torch.float64, device=slot.device
+    )  # (G, size, clusters)
     member.scatter_(2, slot[..., None], 1)
     means = member.mT @ gather(tokens, again).double() / member.sum(dim=1)[..., None]
     order = torch.cat([chosen, again.gather(1, centres)], dim=1).sort(dim=1)
@@ -138,4 +158,6 @@ def density_peaks(gram: Gram, count: int) -> tuple[Tensor, Tensor]:
     centres = largest(reach.log() / 2 - crowd, count, NOISE)
     apart = square.gather(2, centres[:, None].expand(-1, size, -1))
     slot = first_largest(-apart, NOISE * apart)[..., 0]
-    return centres, slot.scatter(1, centres, torch.arange(count, device=slot.device).expand_as(centres))
+    return centres, slot.scatter(
+        1, centres, torch.arange(count, device=slot.device).expand_as(centres)
+    )

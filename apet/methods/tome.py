@@ -46,25 +46,36 @@ class ToMe(Method):
     def select(self, view: View) -> Kept:
         sizes = view.memory.get("sizes", torch.ones_like(view.tokens[..., 0], dtype=torch.float64))
         keys = view.tokens if view.keys is None else view.keys
-        tokens, places = view.tokens.double(), torch.arange(view.tokens.shape[1], device=sizes.device).expand_as(sizes)
+        tokens, places = (
+            view.tokens.double(),
+            torch.arange(view.tokens.shape[1], device=sizes.device).expand_as(sizes),
+        )
         while tokens.shape[1] > view.keep:  # one round can at most halve them
-            tokens, stay, sizes = merge_pairs(tokens, keys, sizes, max(view.keep, -(-tokens.shape[1] // 2)))
+            tokens, stay, sizes = merge_pairs(
+                tokens, keys, sizes, max(view.keep, -(-tokens.shape[1] // 2))
+            )
             places, keys = places.gather(1, stay), gather(keys, stay)
         view.memory["sizes"] = sizes
         return Kept(tokens.to(view.tokens.dtype), places)
 
 
-def merge_pairs(tokens: Tensor, keys: Tensor, sizes: Tensor, keep: int) -> tuple[Tensor, Tensor, Tensor]:
+def merge_pairs(
+    tokens: Tensor, keys: Tensor, sizes: Tensor, keep: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """One round: float64 (G, keep, D) of (G, N, D), the places (G, keep) that stay, and what each stands for."""
     groups, count, width = tokens.shape
-    unit = keys.double() / torch.linalg.vector_norm(keys.double(), dim=-1, keepdim=True).clamp(min=1e-300)
+    unit = keys.double() / torch.linalg.vector_norm(keys.double(), dim=-1, keepdim=True).clamp(
+        min=1e-300
+    )
     cosine = unit[:, 1::2] @ unit[:, ::2].mT  # of the odd places with the even ones
     partner = first_largest(cosine, NOISE)  # (G, odd, 1)
     gone = largest(cosine.gather(2, partner)[..., 0], count - keep, NOISE)  # of the odd places
     target = 2 * partner[..., 0].gather(1, gone)
     gone = 2 * gone + 1
     weighted = tokens.double() * sizes[..., None]
-    weighted = weighted.scatter_add(1, target[..., None].expand(-1, -1, width), gather(weighted, gone))
+    weighted = weighted.scatter_add(
+        1, target[..., None].expand(-1, -1, width), gather(weighted, gone)
+    )
     sizes = sizes.scatter_add(1, target, sizes.gather(1, gone))
     alive = torch.ones(groups, count, dtype=torch.uint8, device=tokens.device).scatter(1, gone, 0)
     stay = alive.sort(dim=1, descending=True, stable=True).indices[:, :keep]

@@ -82,8 +82,14 @@ def load(
         device_map="auto" if spread else None,
         **source,
     )
-    if spread and torch.cuda.is_available() and {"cpu", "disk"} & set(map(str, model.hf_device_map.values())):
-        raise ValueError(f"{name} does not fit on {torch.cuda.device_count()} GPUs; give more or larger ones")
+    if (
+        spread
+        and torch.cuda.is_available()
+        and {"cpu", "disk"} & set(map(str, model.hf_device_map.values()))
+    ):
+        raise ValueError(
+            f"{name} does not fit on {torch.cuda.device_count()} GPUs; give more or larger ones"
+        )
     if device is not None and not spread:
         model = model.to(device)
     pack_windows(model)
@@ -97,7 +103,9 @@ def pack_windows(model: PreTrainedModel) -> None:
             packed_kernel.one_launch(tower)
 
 
-def load_processor(name: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> ProcessorMixin:
+def load_processor(
+    name: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
+) -> ProcessorMixin:
     """A model's processor alone, as `load` gives it, for who prepares inputs elsewhere."""
     source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     config = load_config(name, **source)
@@ -106,7 +114,9 @@ def load_processor(name: str | Path, *, revision: str | None = None, trust_remot
     return processor
 
 
-def load_config(name: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedConfig:
+def load_config(
+    name: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedConfig:
     """A model's config: a FileNotFoundError if there is no such model, a ValueError if it is of another family."""
     why = "it has none"
     try:
@@ -119,13 +129,17 @@ def load_config(name: str | Path, *, revision: str | None = None, trust_remote_c
             f" llava-hf/llava-1.5-7b-hf ({why})"
         )
     _known(known.get("model_type"))
-    config: PreTrainedConfig = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    config: PreTrainedConfig = AutoConfig.from_pretrained(
+        name, revision=revision, trust_remote_code=trust_remote_code
+    )
     return config
 
 
 def _known(kind: str | None) -> str:
     if kind not in FAMILIES:
-        raise ValueError(f"models of type {kind!r} are not supported; these are: {', '.join(sorted(FAMILIES))}")
+        raise ValueError(
+            f"models of type {kind!r} are not supported; these are: {', '.join(sorted(FAMILIES))}"
+        )
     return kind
 
 
@@ -140,7 +154,9 @@ def _agree(processor: Any, config: Any) -> None:
     told = {
         "patch_size": config.vision_config.patch_size,
         "vision_feature_select_strategy": getattr(config, "vision_feature_select_strategy", None),
-        "num_additional_image_tokens": int(config.vision_config.model_type == "clip_vision_model"),  # CLS
+        "num_additional_image_tokens": int(
+            config.vision_config.model_type == "clip_vision_model"
+        ),  # CLS
     }
     for name, value in told.items():
         if hasattr(processor, name):

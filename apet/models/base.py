@@ -27,19 +27,27 @@ class Group:
 
     columns: Tensor  # (N,) int64, ascending: where the tokens stand in the padded prompt
     grid: tuple[int, int]  # rows x columns of the picture; N = their product, in reading order
-    cells: Tensor | None = None  # (N,) which of the towers' tokens they are, in the order of their calls
+    cells: Tensor | None = (
+        None  # (N,) which of the towers' tokens they are, in the order of their calls
+    )
 
 
 @dataclass
 class VisionRecord:
     """What the vision side showed while it worked on the media of a prompt."""
 
-    grids: list[list[list[int]]] = field(default_factory=list)  # of each call of the tower: (t, h, w) of each medium
+    grids: list[list[list[int]]] = field(
+        default_factory=list
+    )  # of each call of the tower: (t, h, w) of each medium
     runs: list[TileRun | PackedRun] = field(default_factory=list)  # each call of a tower
     stopwatch: Stopwatch | None = None  # time spent choosing
-    features: list[Tensor] = field(default_factory=list)  # withheld from the projector: (tiles, T, D) of each call
+    features: list[Tensor] = field(
+        default_factory=list
+    )  # withheld from the projector: (tiles, T, D) of each call
     first: int = 0  # the number of their first token
-    labels: Tensor = field(default_factory=lambda: torch.empty(0))  # (B, S) which of their T x tiles a column holds; -1
+    labels: Tensor = field(
+        default_factory=lambda: torch.empty(0)
+    )  # (B, S) which of their T x tiles a column holds; -1
 
     def latest(self, calls: int) -> VisionRecord:
         """What the last so many calls showed."""
@@ -56,7 +64,9 @@ class VisionRecord:
         """What the towers' runs have under a name for each of their tokens, (P, ...) in all, at `cells` of them."""
         found = [run.patches(name) for run in self.runs]
         whole = [one for one in found if one is not None]
-        return torch.cat(whole).to(cells.device)[cells] if whole and len(whole) == len(found) else None
+        return (
+            torch.cat(whole).to(cells.device)[cells] if whole and len(whole) == len(found) else None
+        )
 
 
 @dataclass(frozen=True)
@@ -84,10 +94,18 @@ def runs(here: Tensor) -> list[Tensor]:
 class Family(ABC):
     """One loaded model, described."""
 
-    encoder_only: ClassVar[bool] = False  # budgets are spent at the encoder, none inside the decoder
-    before_projector: ClassVar[bool] = False  # the encoder's site is the projector's input, not the decoder's
-    keeps_positions: ClassVar[bool] = False  # survivors of the encoder's site keep their position; else renumbered
-    per_token: ClassVar[tuple[str, ...]] = ()  # further inputs of the decoder that say something of each column, (B, S)
+    encoder_only: ClassVar[bool] = (
+        False  # budgets are spent at the encoder, none inside the decoder
+    )
+    before_projector: ClassVar[bool] = (
+        False  # the encoder's site is the projector's input, not the decoder's
+    )
+    keeps_positions: ClassVar[bool] = (
+        False  # survivors of the encoder's site keep their position; else renumbered
+    )
+    per_token: ClassVar[
+        tuple[str, ...]
+    ] = ()  # further inputs of the decoder that say something of each column, (B, S)
     first_decoder_site: int = 0  # layers before it must see all that entered the decoder
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -133,7 +151,9 @@ class Family(ABC):
     def visual(self, ids: Tensor) -> Tensor:
         """Which of a prompt's ids (B, S) are placeholders of visual tokens: bool."""
         config = self.model.config
-        return torch.isin(ids, torch.tensor([config.image_token_id, getattr(config, "video_token_id", -1)]))
+        return torch.isin(
+            ids, torch.tensor([config.image_token_id, getattr(config, "video_token_id", -1)])
+        )
 
     @abstractmethod
     def media(self, ids: Tensor, embeds: Tensor, seen: VisionRecord) -> list[list[Medium]]:

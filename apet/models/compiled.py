@@ -39,10 +39,14 @@ def compile_towers(model: PreTrainedModel) -> None:
                     " (--no-compile)"
                 )
             plain = block.forward
-            block.__dict__["forward"] = partial(_forward, block, plain, torch.compile(plain, dynamic=True))
+            block.__dict__["forward"] = partial(
+                _forward, block, plain, torch.compile(plain, dynamic=True)
+            )
 
 
-def _forward(block: nn.Module, plain: Callable[..., Any], fast: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _forward(
+    block: nn.Module, plain: Callable[..., Any], fast: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Any:
     # Hooks on modules with parts are transformers' own, which collect attention for who asks for it.
     leaves = (part for part in block.modules() if next(part.children(), None) is None)
     watched = any(leaf._forward_hooks or leaf._forward_pre_hooks for leaf in leaves)

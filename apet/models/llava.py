@@ -23,13 +23,17 @@ class Llava(Family):
         super().__init__(model)
         kind = model.config.vision_config.model_type
         if kind not in ("clip_vision_model", "siglip_vision_model"):
-            raise ValueError(f"this LLaVA sees through a {kind!r}; those with 'clip_vision_model' are supported")
+            raise ValueError(
+                f"this LLaVA sees through a {kind!r}; those with 'clip_vision_model' are supported"
+            )
 
     @property
     def towers(self) -> dict[nn.Module, TileTower]:
         tower = clip_tower(self.tower, self.model.config.vision_feature_layer, tiles=1)
         keeps_cls = self.model.config.vision_feature_select_strategy == "full" and tower.prefix
-        return {} if keeps_cls else {self.tower: tower}  # its tokens would not be the tower's patches
+        return (
+            {} if keeps_cls else {self.tower: tower}
+        )  # its tokens would not be the tower's patches
 
     def media(self, ids: Tensor, embeds: Tensor, seen: VisionRecord) -> list[list[Medium]]:
         size = seen.features[0].shape[1]
@@ -43,6 +47,8 @@ class Llava(Family):
                     f"a row holds {len(columns)} visual tokens, which is no whole number of images of {size}; give each"
                     " prompt whole (no prefill_chunk_size), as the processor made it"
                 )
-            tiles = (torch.arange(int(start) + size - side * side, int(start) + size) for start in starts)
+            tiles = (
+                torch.arange(int(start) + size - side * side, int(start) + size) for start in starts
+            )
             rows.append([Medium((Group(tile, (side, side), labels[tile]),)) for tile in tiles])
         return rows

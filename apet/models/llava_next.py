@@ -39,7 +39,9 @@ def _images(labels: Tensor, size: int) -> Iterator[Medium]:
     starts = (cells % size == 0).nonzero()[:, 0]
     starts = starts[starts + size <= len(cells)]
     last = starts + size - 1
-    whole = (cells[last] - cells[starts] == size - 1) & (columns[last] - columns[starts] == size - 1)
+    whole = (cells[last] - cells[starts] == size - 1) & (
+        columns[last] - columns[starts] == size - 1
+    )
     bounds = [*starts[whole].tolist(), len(cells)]
     if bounds[0]:
         raise ValueError(

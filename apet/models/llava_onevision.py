@@ -27,13 +27,19 @@ from apet.towers.tile_tower import TileTower, clip_tower
 class LlavaOnevision(Family):
     @property
     def towers(self) -> dict[nn.Module, TileTower]:
-        return {self.tower: clip_tower(self.tower, self.model.config.vision_feature_layer, tiles=0, resized=True)}
+        return {
+            self.tower: clip_tower(
+                self.tower, self.model.config.vision_feature_layer, tiles=0, resized=True
+            )
+        }
 
     def media(self, ids: Tensor, embeds: Tensor, seen: VisionRecord) -> list[list[Medium]]:
         config = self.model.config
         side = config.vision_config.image_size // config.vision_config.patch_size
         newline = self.core.image_newline.to(embeds)
-        newlines = torch.stack([(row == newline).all(-1) for row in embeds]).cpu()  # by row: D times as large inside
+        newlines = torch.stack(
+            [(row == newline).all(-1) for row in embeds]
+        ).cpu()  # by row: D times as large inside
         rows = []
         for row, ends in zip(ids, newlines, strict=True):
             media = [

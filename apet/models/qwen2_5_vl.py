@@ -52,7 +52,9 @@ class Qwen25VL(Family):
                     Medium(
                         tuple(
                             Group(step, (grid[0], grid[1]), cell)
-                            for step, cell in zip(columns.view(steps, -1), cells.view(steps, -1), strict=True)
+                            for step, cell in zip(
+                                columns.view(steps, -1), cells.view(steps, -1), strict=True
+                            )
                         )
                     )
                 )

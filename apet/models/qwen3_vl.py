@@ -38,7 +38,12 @@ class Qwen3VL(Qwen25VL):
         mask, features = inputs.get("visual_pos_masks"), inputs.get("deepstack_visual_embeds")
         if mask is None or features is None:
             return {}
-        number = mask.flatten().cumsum(0).view(mask.shape) - 1  # of each visual token, over all rows
+        number = (
+            mask.flatten().cumsum(0).view(mask.shape) - 1
+        )  # of each visual token, over all rows
         left = short.last(mask) & short.valid
         stay = short.last(number)[left]
-        return {"visual_pos_masks": left, "deepstack_visual_embeds": [feature[stay] for feature in features]}
+        return {
+            "visual_pos_masks": left,
+            "deepstack_visual_embeds": [feature[stay] for feature in features],
+        }

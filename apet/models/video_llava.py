@@ -30,7 +30,10 @@ class VideoLlava(Family):
     def towers(self) -> dict[nn.Module, TileTower]:
         layer = self.model.config.vision_feature_layer
         images, videos = self.core.image_tower, self.core.video_tower
-        return {images: clip_tower(images, layer, tiles=0), videos: clip_tower(videos, layer, tiles=0)}
+        return {
+            images: clip_tower(images, layer, tiles=0),
+            videos: clip_tower(videos, layer, tiles=0),
+        }
 
     def media(self, ids: Tensor, embeds: Tensor, seen: VisionRecord) -> list[list[Medium]]:
         config = self.model.config
@@ -43,10 +46,18 @@ class VideoLlava(Family):
         copies = max(
             1,
             (images + frames)
-            // max(1, sum(run.tiles for run in seen.runs if isinstance(run, TileRun)) or images + frames),
+            // max(
+                1,
+                sum(run.tiles for run in seen.runs if isinstance(run, TileRun)) or images + frames,
+            ),
         )
-        tiles = [torch.arange(picture).add(picture * tile) for tile in range((images + frames) // copies)]
-        each = iter(tiles[: images // copies]), iter(tiles[images // copies :])  # in the order of the towers' calls
+        tiles = [
+            torch.arange(picture).add(picture * tile) for tile in range((images + frames) // copies)
+        ]
+        each = (
+            iter(tiles[: images // copies]),
+            iter(tiles[images // copies :]),
+        )  # in the order of the towers' calls
         rows: list[list[Medium]] = []
         for number in range(0, len(ids), copies):
             media = [
@@ -56,7 +67,9 @@ class VideoLlava(Family):
             ]
             for run in runs(is_video[number]):
                 pictures = torch.split(_whole(run, picture + 1, "video"), picture + 1)
-                media.append(Medium(tuple(Group(one[1:], (side, side), next(each[1])) for one in pictures)))
+                media.append(
+                    Medium(tuple(Group(one[1:], (side, side), next(each[1])) for one in pictures))
+                )
             rows += [sorted(media, key=Medium.place)] * copies
         return rows
 

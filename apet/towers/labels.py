@@ -19,7 +19,9 @@ def write_labels(labels: Tensor, like: Tensor, lost: Tensor | None = None) -> Te
     lost: (N,) bool, features that were dropped on the way
     """
     if like.shape[-1] < LENGTH:
-        raise ValueError(f"vectors of {like.shape[-1]} numbers are too short for a label; {LENGTH} are enough")
+        raise ValueError(
+            f"vectors of {like.shape[-1]} numbers are too short for a label; {LENGTH} are enough"
+        )
     vectors = like.new_zeros(len(labels), like.shape[-1])
     for digit in range(DIGITS):
         vectors[:, digit] = (labels // BASE**digit % BASE).to(like.dtype)
@@ -31,7 +33,11 @@ def write_labels(labels: Tensor, like: Tensor, lost: Tensor | None = None) -> Te
 def read_labels(vectors: Tensor) -> tuple[Tensor, Tensor]:
     """(..., D) to (...) on the host: the numbers, -1 for vectors that hold none, and which are lost."""
     digits, rest = vectors[..., :LENGTH].float(), vectors[..., LENGTH:]
-    real = (rest == 0).all(-1) & (digits == digits.round()).all(-1) & ((digits >= 0) & (digits < BASE)).all(-1)
+    real = (
+        (rest == 0).all(-1)
+        & (digits == digits.round()).all(-1)
+        & ((digits >= 0) & (digits < BASE)).all(-1)
+    )
     weights = torch.tensor([BASE**digit for digit in range(DIGITS)], device=vectors.device)
     numbers = torch.where(real, (digits[..., :DIGITS].long() * weights).sum(-1), -1)
     return numbers.cpu(), (real & (digits[..., DIGITS] == 1)).cpu()

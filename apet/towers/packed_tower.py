@@ -42,23 +42,32 @@ class PackedTower:
     def hooks(self, module: nn.Module, vision: Vision) -> Iterator[RemovableHandle]:
         yield module.register_forward_pre_hook(partial(self._start, vision), with_kwargs=True)
         for depth, block in enumerate(self.layers):
-            yield block.register_forward_pre_hook(partial(self._block, vision, depth), with_kwargs=True)
+            yield block.register_forward_pre_hook(
+                partial(self._block, vision, depth), with_kwargs=True
+            )
         for merger in self.mergers:
             yield merger.register_forward_hook(partial(self._merged, vision))
 
-    def _start(self, vision: Vision, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _start(
+        self, vision: Vision, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
         grid = kwargs["grid_thw"]
         config, merge = self.module.config, self.module.spatial_merge_size
         order = None
         if hasattr(config, "window_size"):
             order, _ = get_vision_window_index(
-                grid, spatial_merge_size=merge, window_size=config.window_size, patch_size=config.patch_size
+                grid,
+                spatial_merge_size=merge,
+                window_size=config.window_size,
+                patch_size=config.patch_size,
             )
             order = order.to(grid.device)
         sizes = [(steps, height * width // self.unit) for steps, height, width in grid.tolist()]
         total = sum(steps * size for steps, size in sizes)
         there = torch.arange(total, device=args[0].device)
-        run = PackedRun(self, sizes, there if order is None else order.to(there.device), pictures=[])
+        run = PackedRun(
+            self, sizes, there if order is None else order.to(there.device), pictures=[]
+        )
         run.pictures = list(there.split([size for steps, size in sizes for _ in range(steps)]))
         run.place = torch.empty_like(there).scatter(0, run.order, there)
         vision.seen.runs.append(run)
@@ -68,7 +77,12 @@ class PackedTower:
                     run.sites.setdefault(layer, []).extend(share(keep, [size] * steps))
 
     def _block(
-        self, vision: Vision, depth: int, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        vision: Vision,
+        depth: int,
+        block: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         run, hidden = vision.seen.runs[-1], args[0]  # (patches, D)
         assert isinstance(run, PackedRun)
@@ -81,7 +95,9 @@ class PackedTower:
                 run.attend(block, hidden, kwargs)
         return (hidden, *args[1:]), kwargs
 
-    def _merged(self, vision: Vision, merger: nn.Module, args: object, output: Tensor) -> Tensor | None:
+    def _merged(
+        self, vision: Vision, merger: nn.Module, args: object, output: Tensor
+    ) -> Tensor | None:
         run = vision.seen.runs[-1]
         assert isinstance(run, PackedRun)
         return run.mark(output)
@@ -96,17 +112,25 @@ class PackedRun:
     order: Tensor  # (U,) which token, in reading order, stands at each place of the whole sequence
     pictures: list[Tensor]  # of each picture, which tokens are left, ascending
     place: Tensor = field(default_factory=lambda: torch.empty(0))  # (U,) where a token stands now
-    sites: dict[int, list[int]] = field(default_factory=dict)  # what each picture keeps, by the block at whose entry
+    sites: dict[int, list[int]] = field(
+        default_factory=dict
+    )  # what each picture keeps, by the block at whose entry
     cells: Tensor | None = None  # (U',) places of the whole sequence that are left; None: all
-    received: Tensor | None = None  # (U,) in reading order: attention that a token receives in the last block
+    received: Tensor | None = (
+        None  # (U,) in reading order: attention that a token receives in the last block
+    )
     metric: Tensor | None = None  # (U, d) and its key
     memory: dict[str, Tensor] = field(default_factory=dict)
-    inputs: dict[int, tuple[Tensor, dict[str, Any]]] = field(default_factory=dict)  # of blocks since the last site
+    inputs: dict[int, tuple[Tensor, dict[str, Any]]] = field(
+        default_factory=dict
+    )  # of blocks since the last site
 
     def drop(self, vision: Vision, depth: int, hidden: Tensor) -> Tensor:
         """A site: each picture keeps its number of tokens."""
         unit = self.tower.unit
-        tokens = hidden.view(len(hidden) // unit, -1).clone()  # a token is its patches, one after the other
+        tokens = hidden.view(
+            len(hidden) // unit, -1
+        ).clone()  # a token is its patches, one after the other
         alive = torch.ones(len(tokens), dtype=torch.bool, device=hidden.device)
         alike: dict[tuple[int, int], list[int]] = {}
         for picture, (left, keep) in enumerate(zip(self.pictures, self.sites[depth], strict=True)):
@@ -116,7 +140,9 @@ class PackedRun:
             which = torch.stack([self.pictures[picture] for picture in group])  # (G, n)
             here = self.place[which]
             zeros = torch.zeros(len(group), 1, dtype=torch.int64, device=hidden.device)
-            view = View("vision", depth, tokens[here], keep, (1, size), (0,) * len(group), zeros, here)
+            view = View(
+                "vision", depth, tokens[here], keep, (1, size), (0,) * len(group), zeros, here
+            )
             with vision.timed(hidden):
                 merged, places = vision.method.select(view)
             stay = here.gather(1, places)
@@ -137,11 +163,15 @@ class PackedRun:
         """A block's segments and rotary angles, for the patches that are left."""
         assert self.cells is not None
         unit, ends = self.tower.unit, inputs["cu_seqlens"]
-        if (known := self.inputs.get(id(ends))) is not None:  # counting segments waits for the device: once for a kind
+        if (
+            known := self.inputs.get(id(ends))
+        ) is not None:  # counting segments waits for the device: once for a kind
             return known[1]
         segment = torch.bucketize(self.cells * unit, ends.to(self.cells.device), right=True)
         counts = torch.unique_consecutive(segment, return_counts=True)[1] * unit
-        patches = (self.cells[:, None] * unit + torch.arange(unit, device=self.cells.device)).flatten()
+        patches = (
+            self.cells[:, None] * unit + torch.arange(unit, device=self.cells.device)
+        ).flatten()
         shorter = {
             "cu_seqlens": torch.cat([ends.new_zeros(1), counts.cumsum(0).to(ends)]),
             "position_embeddings": tuple(angle[patches] for angle in inputs["position_embeddings"]),
@@ -155,7 +185,9 @@ class PackedRun:
         That is what counts where there is no CLS. Computed beside the model's own kernel.
         """
         attn, unit = block.attn, self.tower.unit
-        query, key, _ = attn.qkv(block.norm1(hidden)).view(len(hidden), 3, attn.num_heads, -1).unbind(1)
+        query, key, _ = (
+            attn.qkv(block.norm1(hidden)).view(len(hidden), 3, attn.num_heads, -1).unbind(1)
+        )
         cos, sin = inputs["position_embeddings"]
         query, key = rotate(query.float(), cos, sin), rotate(key.float(), cos, sin)
         lengths = inputs["cu_seqlens"].diff().tolist()
@@ -177,7 +209,9 @@ class PackedRun:
         if self.cells is None:
             return None
         lost = torch.ones_like(self.order, dtype=torch.bool).scatter(0, self.cells, False)
-        return write_labels(torch.zeros_like(self.order), features, lost).index_copy(0, self.cells, features)
+        return write_labels(torch.zeros_like(self.order), features, lost).index_copy(
+            0, self.cells, features
+        )
 
     def patches(self, name: str) -> Tensor | None:
         """(U, ...): `received` or `metric`; a Qwen tower has no CLS, and its keys are not kept."""
@@ -187,4 +221,6 @@ class PackedRun:
 def rotate(vectors: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary embedding of (P, H, d) by angles (P, d)."""
     first, second = vectors.chunk(2, dim=-1)
-    return vectors * cos[:, None].float() + torch.cat([-second, first], dim=-1) * sin[:, None].float()
+    return (
+        vectors * cos[:, None].float() + torch.cat([-second, first], dim=-1) * sin[:, None].float()
+    )

@@ -66,10 +66,14 @@ class Towers:
             for blocks in map(blocks_of, modules):
                 tower = self._towers.setdefault(blocks, Tower(len(blocks)))
                 for depth, block in enumerate(blocks):
-                    stack.enter_context(_replaced(block, partial(self._block, tower, depth, block.forward)))
+                    stack.enter_context(
+                        _replaced(block, partial(self._block, tower, depth, block.forward))
+                    )
             yield
 
-    def _block(self, tower: Tower, depth: int, compute: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _block(
+        self, tower: Tower, depth: int, compute: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
         if depth == 0:
             given = (
                 args,
@@ -103,7 +107,9 @@ def blocks_of(module: nn.Module) -> nn.ModuleList:
 @contextmanager
 def _replaced(block: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """Hooks cannot spare a module its work: its `forward` stands aside, on this one object."""
-    before = block.__dict__.get("forward")  # what spreads a model over devices may have put one there
+    before = block.__dict__.get(
+        "forward"
+    )  # what spreads a model over devices may have put one there
     block.__dict__["forward"] = forward
     try:
         yield

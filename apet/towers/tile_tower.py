@@ -41,7 +41,9 @@ class TileTower:
         for depth, layer in enumerate(self.layers):
             yield layer.register_forward_pre_hook(partial(self._layer, vision, depth))
             if vision.method.inside_tower:
-                yield layer.self_attn.k_proj.register_forward_hook(partial(self._keys, vision, layer.self_attn))
+                yield layer.self_attn.k_proj.register_forward_hook(
+                    partial(self._keys, vision, layer.self_attn)
+                )
         yield self.layers[-1].register_forward_hook(partial(self._last, vision))
 
     def _start(self, vision: Vision, module: nn.Module, args: object) -> None:
@@ -63,7 +65,9 @@ class TileTower:
                 )
         return {layer: keep // tiles for layer, keep in sites.items()}
 
-    def _layer(self, vision: Vision, depth: int, layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    def _layer(
+        self, vision: Vision, depth: int, layer: nn.Module, args: tuple[Any, ...]
+    ) -> tuple[Any, ...] | None:
         run, hidden = self._run(vision), args[0]  # (tiles, prefix + k, D)
         run.tiles = len(hidden)
         if vision.method.needs_tower and depth == len(self.layers) - 1:
@@ -100,7 +104,9 @@ class TileTower:
         assert isinstance(run, TileRun)
         return run
 
-    def _keys(self, vision: Vision, attention: Any, projection: nn.Module, args: object, output: Tensor) -> None:
+    def _keys(
+        self, vision: Vision, attention: Any, projection: nn.Module, args: object, output: Tensor
+    ) -> None:
         self._run(vision).keys = output.unflatten(-1, (attention.num_heads, -1)).mean(dim=2)
 
     def _last(self, vision: Vision, layer: nn.Module, args: object, output: Any) -> None:
@@ -116,12 +122,18 @@ class TileRun:
     sites: dict[int, int]  # what each tile keeps, by the layer at whose entry
     tiles: int = 0
     cells: Tensor | None = None  # (tiles, k) which of its patches are left; None: all
-    keys: Tensor | None = None  # (tiles, prefix + k, d) of the layer that ran last, the mean over its heads
-    memory: dict[str, Tensor] = field(default_factory=dict)  # (tiles, k) each: what the method left at the last site
+    keys: Tensor | None = (
+        None  # (tiles, prefix + k, d) of the layer that ran last, the mean over its heads
+    )
+    memory: dict[str, Tensor] = field(
+        default_factory=dict
+    )  # (tiles, k) each: what the method left at the last site
     received: Tensor | None = None  # (tiles, T) attention in the last layer, see `clip_attention`
     metric: Tensor | None = None  # (tiles, T, d) and its keys
     cls: Tensor | None = None  # (tiles, D) what it makes of CLS
-    slot: Tensor | None = None  # (tiles, T) which of those left stands for each patch, where holes must not be
+    slot: Tensor | None = (
+        None  # (tiles, T) which of those left stands for each patch, where holes must not be
+    )
 
     def stand_in(self, patches: Tensor, places: Tensor) -> None:
         """For each of `patches` (tiles, k, D), the one of `places` (tiles, K) that it is most like takes its place."""
@@ -141,7 +153,9 @@ class TileRun:
             full = left.new_zeros(len(left), prefix + self.tower.size, left.shape[-1])
         full = full.clone()
         full[:, :prefix] = left[:, :prefix]
-        return full.scatter_(1, prefix + self.cells[..., None].expand(-1, -1, full.shape[-1]), left[:, prefix:])
+        return full.scatter_(
+            1, prefix + self.cells[..., None].expand(-1, -1, full.shape[-1]), left[:, prefix:]
+        )
 
     def lost(self, size: int) -> Tensor | None:
         """(tiles x size,) bool: which tokens of all tiles, of size = p + T each, were dropped inside the tower."""
@@ -176,13 +190,21 @@ class TileRun:
         return full if value.ndim == 3 else full[:, 0]
 
 
-def clip_tower(tower: Any, feature_layer: int | list[int], tiles: int, resized: bool = False) -> TileTower:
+def clip_tower(
+    tower: Any, feature_layer: int | list[int], tiles: int, resized: bool = False
+) -> TileTower:
     """A CLIP or SigLIP tower, as far as its `feature_layer` (-2: all but the last); the others as in `TileTower`."""
     layers = list(tower.encoder.layers)
     used = [feature_layer] if isinstance(feature_layer, int) else feature_layer
     depth = max(layer % (len(layers) + 1) for layer in used)
     side = tower.config.image_size // tower.config.patch_size
-    return TileTower(layers[:depth], side * side, int(hasattr(tower.embeddings, "class_embedding")), tiles, resized)
+    return TileTower(
+        layers[:depth],
+        side * side,
+        int(hasattr(tower.embeddings, "class_embedding")),
+        tiles,
+        resized,
+    )
 
 
 def clip_attention(layer: Any, hidden: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
@@ -193,6 +215,10 @@ def clip_attention(layer: Any, hidden: Tensor, prefix: int) -> tuple[Tensor, Ten
     attn = layer.self_attn
     normed = layer.layer_norm1(hidden)
     keys = attn.k_proj(normed).unflatten(-1, (attn.num_heads, -1)).float()
-    query = attn.q_proj(normed[:, :prefix] if prefix else normed).unflatten(-1, (attn.num_heads, -1)).float()
+    query = (
+        attn.q_proj(normed[:, :prefix] if prefix else normed)
+        .unflatten(-1, (attn.num_heads, -1))
+        .float()
+    )
     weights = torch.einsum("tqhd,tkhd->thqk", query, keys * attn.scale).softmax(dim=-1)
     return weights.mean(dim=2).sum(dim=1)[:, prefix:], keys.mean(dim=2)[:, prefix:]

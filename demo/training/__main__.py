@@ -38,7 +38,9 @@ def main() -> None:
 
 
 @contextmanager
-def _tracked(uri: str | None, name: str, this: Round) -> Iterator[Callable[[dict[str, float], int], None]]:
+def _tracked(
+    uri: str | None, name: str, this: Round
+) -> Iterator[Callable[[dict[str, float], int], None]]:
     """What takes numbers while the run lasts; without a tracking URI they are in the log alone."""
     if not uri:
         yield lambda numbers, step: None
@@ -52,8 +54,12 @@ def _tracked(uri: str | None, name: str, this: Round) -> Iterator[Callable[[dict
 
         def report(numbers: dict[str, float], step: int) -> None:
             try:
-                mlflow.log_metrics({key.replace(" ", "_"): value for key, value in numbers.items()}, step=step)
-            except Exception as error:  # a tracking server that is away is no reason to lose hours of training
+                mlflow.log_metrics(
+                    {key.replace(" ", "_"): value for key, value in numbers.items()}, step=step
+                )
+            except (
+                Exception
+            ) as error:  # a tracking server that is away is no reason to lose hours of training
                 _log.warning("not logged to %s: %s", uri, error)
 
         yield report
@@ -63,7 +69,9 @@ def _round(text: str) -> Round:
     try:
         tower, pictures, steps = (int(part) for part in text.split(","))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"'{text}' is not three whole numbers, as in 2000,1500,1500") from None
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is not three whole numbers, as in 2000,1500,1500"
+        ) from None
     return Round(tower, pictures, steps)
 
 
@@ -72,8 +80,12 @@ def _shown() -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", action="append", choices=list(SUBJECTS), help="which; may be repeated (all)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--model", action="append", choices=list(SUBJECTS), help="which; may be repeated (all)"
+    )
     parser.add_argument(
         "--round",
         action="append",
@@ -82,12 +94,20 @@ def _parser() -> argparse.ArgumentParser:
         help=f"steps of the tower, pictures and steps of the decoder at its end; may be repeated ({_shown()})",
     )
     parser.add_argument("--test-questions", type=int, help="for the card (the whole test split)")
-    parser.add_argument("--work", type=Path, default=Path("runs/train"), help="state and data (%(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("demo"), help="where the checkpoints go (%(default)s)")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU (%(default)s)")
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/train"), help="state and data (%(default)s)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("demo"), help="where the checkpoints go (%(default)s)"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=torch.get_num_threads(), help="of the CPU (%(default)s)"
+    )
     found = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", default=found, help="as torch names it (%(default)s)")
-    parser.add_argument("--tracking-uri", help="of an MLflow server or sqlite:///file.db to log to (none)")
+    parser.add_argument(
+        "--tracking-uri", help="of an MLflow server or sqlite:///file.db to log to (none)"
+    )
     return parser
 
 

@@ -15,11 +15,17 @@ from demo.training.exam import Report
 if TYPE_CHECKING:
     from demo.training.course import Round
 
-_KIND = {"demo-llava": "LLaVA-1.5, 576 visual tokens an image", "demo-video-llava": "Video-LLaVA, 8 frames a clip"}
+_KIND = {
+    "demo-llava": "LLaVA-1.5, 576 visual tokens an image",
+    "demo-video-llava": "Video-LLaVA, 8 frames a clip",
+}
 
 
 # a tower of the same make, if it is there, saves the second model the first hours
-_BEGUN = {"demo-llava": "", "demo-video-llava": ", begun with what demo-llava's knew after its first round"}
+_BEGUN = {
+    "demo-llava": "",
+    "demo-video-llava": ", begun with what demo-llava's knew after its first round",
+}
 
 
 def write(file: Path, name: str, benchmark: Any, this: Round, report: Report) -> None:
@@ -30,7 +36,11 @@ def write(file: Path, name: str, benchmark: Any, this: Round, report: Report) ->
     )
     total = report.total
     weights = sum(part.stat().st_size for part in file.parent.glob("*.safetensors"))
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()}), one thread"
+    device = (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"CPU ({platform.machine()}), one thread"
+    )
     file.write_text(
         f"""---
 library_name: transformers

@@ -74,12 +74,20 @@ def train(
     second.run(subject, model, words, seen, home / "reader.pt", clock, this.steps)
     export(model, students.processor(name, words), home / "checkpoint")
     result = publish(name, this, questions, work, out, device)
-    numbers = {"accuracy": result.total.accuracy, **dict(zip(_INTERVAL, result.total.interval, strict=True))}
-    report({**numbers, **{f"accuracy_{kind}": mark.accuracy for kind, mark in result.types.items()}}, this.steps)
+    numbers = {
+        "accuracy": result.total.accuracy,
+        **dict(zip(_INTERVAL, result.total.interval, strict=True)),
+    }
+    report(
+        {**numbers, **{f"accuracy_{kind}": mark.accuracy for kind, mark in result.types.items()}},
+        this.steps,
+    )
     finished.write_text(json.dumps([*over, list(this)]))
 
 
-def publish(name: str, this: Round, questions: int | None, work: Path, out: Path, device: str) -> Report:
+def publish(
+    name: str, this: Round, questions: int | None, work: Path, out: Path, device: str
+) -> Report:
     """Test the checkpoint that training has written last and put it, with its card, to `out`/name."""
     made, folder = work / name / "checkpoint", out / name
     manifest = BENCHMARKS[name].make(work / "data", "test", questions)
@@ -119,5 +127,7 @@ def _texts(subject: Subject) -> list[str]:
     for number in range(_WORDS_FROM):
         rng = first.state.dice(4, number)
         for question in subject.ask(subject.show(number), rng, 4):
-            texts += [f"{QUESTION}\n{question.text}{ANSWER} {answer}" for answer in question.options]
+            texts += [
+                f"{QUESTION}\n{question.text}{ANSWER} {answer}" for answer in question.options
+            ]
     return texts

@@ -40,7 +40,9 @@ class Mark:
 
     def __str__(self) -> str:
         low, high = self.interval
-        return f"{100 * self.accuracy:.1f} % ({100 * low:.1f} to {100 * high:.1f}, n = {self.asked})"
+        return (
+            f"{100 * self.accuracy:.1f} % ({100 * low:.1f} to {100 * high:.1f}, n = {self.asked})"
+        )
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,11 @@ def sit(
 
 
 def _answers(
-    model: hf.PreTrainedModel, processor: hf.ProcessorMixin, home: Path, rows: list[dict[str, Any]], batch: int
+    model: hf.PreTrainedModel,
+    processor: hf.ProcessorMixin,
+    home: Path,
+    rows: list[dict[str, Any]],
+    batch: int,
 ) -> Iterator[tuple[dict[str, Any], str]]:
     """Questions of one length share a batch, so that none waits for padding."""
     rows = sorted(rows, key=lambda row: len(row["question"].split()))
@@ -97,18 +103,27 @@ def _answers(
         yield from zip(part, processor.batch_decode(new, skip_special_tokens=True), strict=True)
 
 
-def _inputs(processor: hf.ProcessorMixin, home: Path, rows: list[dict[str, Any]]) -> hf.BatchFeature:
+def _inputs(
+    processor: hf.ProcessorMixin, home: Path, rows: list[dict[str, Any]]
+) -> hf.BatchFeature:
     clip = rows[0]["media"].endswith(".mp4")
     kind = "video" if clip else "image"
     texts = [
         processor.apply_chat_template(
-            [{"role": "user", "content": [{"type": kind}, {"type": "text", "text": row["question"]}]}],
+            [
+                {
+                    "role": "user",
+                    "content": [{"type": kind}, {"type": "text", "text": row["question"]}],
+                }
+            ],
             add_generation_prompt=True,
         )
         for row in rows
     ]
     if clip:
-        media: dict[str, Any] = {"videos": [videos.decode(home / row["media"], FRAMES).frames for row in rows]}
+        media: dict[str, Any] = {
+            "videos": [videos.decode(home / row["media"], FRAMES).frames for row in rows]
+        }
     else:
         media = {"images": [Image.open(home / row["media"]).convert("RGB") for row in rows]}
     return processor(text=texts, **media, padding=True, return_tensors="pt")

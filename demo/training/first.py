@@ -21,7 +21,14 @@ _PICTURES, _WINDOWS = 2, 3  # a step: many small steps teach a tower more than f
 _EARLY = 2  # after so many layers outlines must be known
 
 
-def run(subject: Subject, network: nn.Module, file: Path, clock: Clock, steps: int, elder: Path | None = None) -> None:
+def run(
+    subject: Subject,
+    network: nn.Module,
+    file: Path,
+    clock: Clock,
+    steps: int,
+    elder: Path | None = None,
+) -> None:
     """Train `network`, in place, until `steps` are done; the last tenth of them on whole pictures.
 
     A new one begins with what the `elder` knows, the state of a tower of the same make for larger pictures.
@@ -45,7 +52,11 @@ def run(subject: Subject, network: nn.Module, file: Path, clock: Clock, steps: i
         network.to(device)
 
     def keep(step: int) -> None:
-        parts = {"network": network.state_dict(), "heads": heads.state_dict(), "optimiser": optimiser.state_dict()}
+        parts = {
+            "network": network.state_dict(),
+            "heads": heads.state_dict(),
+            "optimiser": optimiser.state_dict(),
+        }
         state.save(file, **parts, step=step)
 
     network.train()
@@ -69,19 +80,27 @@ def inherit(network: nn.Module, heads: nn.Module, elder: dict[str, Any]) -> None
     grid = 1 + torch.arange(large * large).view(large, large)[:side, :side].flatten()
     places = weights[name][torch.cat([torch.zeros(1, dtype=torch.long), grid])]
     network.load_state_dict(
-        {**weights, name: places, "embeddings.position_ids": torch.arange(len(places))[None]}, strict=False
+        {**weights, name: places, "embeddings.position_ids": torch.arange(len(places))[None]},
+        strict=False,
     )
     heads.load_state_dict(elder["heads"])
 
 
-def _batch(subject: Subject, step: int, side: int, whole: bool) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+def _batch(
+    subject: Subject, step: int, side: int, whole: bool
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     rng = state.dice(2, step)
     crowded = not whole or step % 2 > 0
     scenes = [
-        subject.crowd(rng) if crowded else subject.scenes(subject.show(_PICTURES * step + number))[-1]
+        subject.crowd(rng)
+        if crowded
+        else subject.scenes(subject.show(_PICTURES * step + number))[-1]
         for number in range(_PICTURES)
     ]
-    pictures, truth = tower.pixels([subject.picture(scene, 0) for scene in scenes]), tower.dense(scenes)
+    pictures, truth = (
+        tower.pixels([subject.picture(scene, 0) for scene in scenes]),
+        tower.dense(scenes),
+    )
     grid = torch.arange(side * side).view(side, side)
     if whole:
         return pictures, grid.flatten().expand(len(scenes), -1), truth
@@ -104,7 +123,9 @@ def _batch(subject: Subject, step: int, side: int, whole: bool) -> tuple[Tensor,
 def _forward(network: nn.Module, pictures: Tensor, places: Tensor) -> Iterator[Tensor]:
     """Every layer's output, for windows that keep the positions they have in their picture."""
     embeddings = network.embeddings
-    hidden = embeddings.patch_embedding(pictures).flatten(2).mT + embeddings.position_embedding(places + 1)
+    hidden = embeddings.patch_embedding(pictures).flatten(2).mT + embeddings.position_embedding(
+        places + 1
+    )
     first = embeddings.class_embedding + embeddings.position_embedding.weight[0]
     hidden = torch.cat([first.expand(len(hidden), 1, -1), hidden], 1)
     hidden = network.pre_layrnorm(hidden)

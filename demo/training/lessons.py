@@ -47,7 +47,11 @@ class Lesson:
         return blank.masked_fill(~seen, torch.finfo(torch.float32).min)[:, None]
 
     def to(self, device: torch.device) -> Lesson:
-        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        moved = {
+            name: value.to(device)
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor)
+        }
         return replace(self, **moved)
 
 
@@ -99,7 +103,8 @@ def lesson(
     length = max(len(ids) for ids, *_ in rows)
     blank = (words.pad_token_id, -1, 0, IGNORED)
     ids, block, position, target = (
-        torch.tensor([row[part] + [blank[part]] * (length - len(row[part])) for row in rows]) for part in range(4)
+        torch.tensor([row[part] + [blank[part]] * (length - len(row[part])) for row in rows])
+        for part in range(4)
     )
     seen = slice(len(before), len(before) + count)
     aim = torch.zeros(len(aims), length)
@@ -107,7 +112,16 @@ def lesson(
         aim[number, : len(one)] = torch.from_numpy(one)
     spots, where = torch.tensor(places).reshape(-1, 4).split(2, 1)
     return Lesson(
-        ids, block, position, target, seen, torch.tensor(looks), aim, torch.tensor(says), spots.long(), where.float()
+        ids,
+        block,
+        position,
+        target,
+        seen,
+        torch.tensor(looks),
+        aim,
+        torch.tensor(says),
+        spots.long(),
+        where.float(),
     )
 
 

@@ -17,7 +17,9 @@ _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
 class Muon:
-    def __init__(self, matrices: Iterable[nn.Parameter], rest: Iterable[nn.Parameter], rate: float) -> None:
+    def __init__(
+        self, matrices: Iterable[nn.Parameter], rest: Iterable[nn.Parameter], rate: float
+    ) -> None:
         """`rate` is AdamW's; matrices learn at eight times that, as their steps have a norm of their own."""
         self.matrices, self.rest = list(matrices), list(rest)
         self.rate = rate
@@ -29,7 +31,10 @@ class Muon:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.adam.load_state_dict(state["adam"])
-        self.momentum = [one.to(matrix.device) for one, matrix in zip(state["momentum"], self.matrices, strict=True)]
+        self.momentum = [
+            one.to(matrix.device)
+            for one, matrix in zip(state["momentum"], self.matrices, strict=True)
+        ]
 
     @torch.no_grad()
     def step(self, share: float) -> None:
@@ -44,7 +49,9 @@ class Muon:
                 self.momentum[number].lerp_(matrix.grad, 1 - _MOMENTUM)
                 shapes.setdefault(tuple(matrix.shape), []).append(number)
         for (rows, columns), numbers in shapes.items():
-            ahead = [torch.lerp(self.matrices[n].grad, self.momentum[n], _MOMENTUM) for n in numbers]
+            ahead = [
+                torch.lerp(self.matrices[n].grad, self.momentum[n], _MOMENTUM) for n in numbers
+            ]
             rate = 8 * self.rate * share * max(1.0, rows / columns) ** 0.5
             for number, update in zip(numbers, _orthogonal(torch.stack(ahead)), strict=True):
                 self.matrices[number].mul_(1 - 0.1 * rate).sub_(rate * update)

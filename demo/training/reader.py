@@ -29,8 +29,24 @@ from pipelines.benchmarks.synthetic import motion
 from pipelines.benchmarks.synthetic.scenes import COLOURS, GLYPHS, SHAPES, SIZES, Scene, labels
 
 LOOKING = 3  # the layer that is told where to look
-_SAID = [*SHAPES, *COLOURS, *SIZES, *GLYPHS, "yes", "no", "appears", "disappears", "stays", *motion.WAYS]
-_WORDS = {"shape": list(SHAPES), "colour": list(COLOURS), "size": list(SIZES), "glyph": list(GLYPHS)}
+_SAID = [
+    *SHAPES,
+    *COLOURS,
+    *SIZES,
+    *GLYPHS,
+    "yes",
+    "no",
+    "appears",
+    "disappears",
+    "stays",
+    *motion.WAYS,
+]
+_WORDS = {
+    "shape": list(SHAPES),
+    "colour": list(COLOURS),
+    "size": list(SIZES),
+    "glyph": list(GLYPHS),
+}
 
 
 class Extras(nn.Module):
@@ -38,10 +54,14 @@ class Extras(nn.Module):
 
     def __init__(self, told: dict[str, tuple[int, int]], width: int) -> None:
         super().__init__()
-        self.patch = nn.ModuleDict({name: nn.Linear(width, kinds) for name, (_, kinds) in told.items()})
+        self.patch = nn.ModuleDict(
+            {name: nn.Linear(width, kinds) for name, (_, kinds) in told.items()}
+        )
         self.depth = {name: depth for name, (depth, _) in told.items()}
         self.where = nn.Linear(width, 2)
-        nn.init.zeros_(self.where.weight)  # its errors are too loud at first, for a decoder that knows something
+        nn.init.zeros_(
+            self.where.weight
+        )  # its errors are too loud at first, for a decoder that knows something
 
 
 class Marks(NamedTuple):
@@ -79,22 +99,32 @@ def study(
             if depth == extras.depth[name]:
                 said = head(hidden[:, lesson.seen]).flatten(0, 1)
                 reading = reading + F.cross_entropy(said, told[name].flatten(), ignore_index=-1)
-        hidden = layer(hidden, attention_mask=mask, position_ids=lesson.position, position_embeddings=turns)
+        hidden = layer(
+            hidden, attention_mask=mask, position_ids=lesson.position, position_embeddings=turns
+        )
         if depth == LOOKING:
             saying = _saying(decoder, words["said"], hidden, lesson)
             placed = extras.where(decoder.norm(hidden[tuple(lesson.spots.T)]))
-            placing = _mean(F.smooth_l1_loss(placed, lesson.where, reduction="none", beta=0.1).mean(-1))
+            placing = _mean(
+                F.smooth_l1_loss(placed, lesson.where, reduction="none", beta=0.1).mean(-1)
+            )
     where = lesson.target != IGNORED
     said = model.lm_head(decoder.norm(hidden[where]))
     target = lesson.target[where]
     answering = F.cross_entropy(said, target)
     naming = _naming(decoder.embed_tokens.weight, words, seen, names)
     firsts = (said.argmax(-1) == target)[_first(lesson, where)]
-    parts = {"answer": float(answering.detach()), "look": float(looking.detach()), "name": float(naming.detach())}
+    parts = {
+        "answer": float(answering.detach()),
+        "look": float(looking.detach()),
+        "name": float(naming.detach()),
+    }
     parts |= {"say": float(saying.detach()), "where": float(placing.detach())}
     if extras.patch:
         parts["told"] = float(reading.detach())
-    return Marks(answering + side * (looking + naming + reading + saying + 5 * placing), firsts, parts)
+    return Marks(
+        answering + side * (looking + naming + reading + saying + 5 * placing), firsts, parts
+    )
 
 
 def _first(lesson: Lesson, where: Tensor) -> Tensor:
@@ -104,7 +134,12 @@ def _first(lesson: Lesson, where: Tensor) -> Tensor:
 
 
 def _looking(
-    layer: nn.Module, hidden: Tensor, turns: tuple[Tensor, Tensor], mask: Tensor, lesson: Lesson, which: int
+    layer: nn.Module,
+    hidden: Tensor,
+    turns: tuple[Tensor, Tensor],
+    mask: Tensor,
+    lesson: Lesson,
+    which: int,
 ) -> Tensor:
     """How far the first heads of this layer are from attending where a phrase points."""
     attention = layer.self_attn
@@ -121,7 +156,9 @@ def _looking(
     scores = (query[row, head, column][:, None] @ key[row, head].mT)[:, 0] * attention.scaling
     spread = (scores + mask[row, 0, column]).log_softmax(-1)
     each = F.kl_div(spread.clamp(min=-30), lesson.aim[mine], reduction="none").sum(-1)
-    weight = 1 + 2.0 * (head > 0) * (which == 0)  # what is counted, and when it moves, is found last
+    weight = 1 + 2.0 * (head > 0) * (
+        which == 0
+    )  # what is counted, and when it moves, is found last
     return (weight * each).mean()
 
 
@@ -133,14 +170,21 @@ def _saying(decoder: nn.Module, words: Tensor, hidden: Tensor, lesson: Lesson) -
     truth = hidden.new_zeros(len(places), len(words))
     truth[where, (token[:, None] == words).int().argmax(1)] = 1
     scores = decoder.norm(hidden.flatten(0, 1)[places]) @ decoder.embed_tokens.weight[words].T
-    return 3 * F.binary_cross_entropy_with_logits(scores - 2, truth, pos_weight=hidden.new_tensor(5.0))
+    return 3 * F.binary_cross_entropy_with_logits(
+        scores - 2, truth, pos_weight=hidden.new_tensor(5.0)
+    )
 
 
-def vocabulary(words: hf.PreTrainedTokenizerFast, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+def vocabulary(
+    words: hf.PreTrainedTokenizerFast, device: torch.device | str = "cpu"
+) -> dict[str, Tensor]:
     """The token that each property's answer begins with."""
     of = {**_WORDS, "said": _SAID}
     return {
-        kind: torch.tensor([words(f" {name}", add_special_tokens=False).input_ids[0] for name in names], device=device)
+        kind: torch.tensor(
+            [words(f" {name}", add_special_tokens=False).input_ids[0] for name in names],
+            device=device,
+        )
         for kind, names in of.items()
     }
 
@@ -151,7 +195,9 @@ def named(scene: Scene) -> Tensor:
     columns = []
     for kind, words in _WORDS.items():
         owners = scene.glyphs if kind == "glyph" else scene.things
-        values = [words.index(one.name if kind == "glyph" else getattr(one, kind)) for one in owners]
+        values = [
+            words.index(one.name if kind == "glyph" else getattr(one, kind)) for one in owners
+        ]
         where = shown.glyph if kind == "glyph" else shown.thing
         columns.append(torch.tensor([*values, len(words)])[torch.from_numpy(where)])
     return torch.stack(columns, -1)
@@ -164,7 +210,11 @@ def _naming(table: Tensor, words: dict[str, Tensor], seen: Tensor, names: Tensor
         scores = F.pad(seen @ table[tokens].T, (0, 1))  # none of them: 0
         truth = names[..., number].flatten()
         each = F.cross_entropy(scores.flatten(0, -2), truth, reduction="none", ignore_index=-1)
-        total = total + _mean(each[(truth >= 0) & (truth < len(tokens))]) + _mean(each[truth == len(tokens)])
+        total = (
+            total
+            + _mean(each[(truth >= 0) & (truth < len(tokens))])
+            + _mean(each[truth == len(tokens)])
+        )
     return total / len(_WORDS)
 
 

@@ -14,11 +14,15 @@ _TELL, _SAVE = 30.0, 120.0  # seconds
 class Clock:
     """Counts the steps of a stage, says every half minute how it goes, and has it saved every two minutes."""
 
-    def __init__(self, report: Callable[[dict[str, float], int], None] = lambda numbers, step: None) -> None:
+    def __init__(
+        self, report: Callable[[dict[str, float], int], None] = lambda numbers, step: None
+    ) -> None:
         self.report = report
         self.numbers: dict[str, float] = {}
 
-    def steps(self, stage: str, done: int, until: int, keep: Callable[[int], None]) -> Iterator[int]:
+    def steps(
+        self, stage: str, done: int, until: int, keep: Callable[[int], None]
+    ) -> Iterator[int]:
         self.numbers = {}
         began = told = saved = time.monotonic()
         for step in range(done, until):
@@ -28,8 +32,18 @@ class Clock:
                 pace = (step + 1 - done) / (now - began)
                 left = (until - step - 1) / pace / 60
                 said = ", ".join(f"{name} {value:.3f}" for name, value in self.numbers.items())
-                _log.info("%s %d/%d, %.2f steps/s, %.0f min left: %s", stage, step + 1, until, pace, left, said)
-                self.report({f"{stage}_{name}": value for name, value in self.numbers.items()}, step + 1)
+                _log.info(
+                    "%s %d/%d, %.2f steps/s, %.0f min left: %s",
+                    stage,
+                    step + 1,
+                    until,
+                    pace,
+                    left,
+                    said,
+                )
+                self.report(
+                    {f"{stage}_{name}": value for name, value in self.numbers.items()}, step + 1
+                )
                 told = now
             if now - saved > _SAVE or step == until - 1:
                 keep(step + 1)

@@ -23,9 +23,16 @@ from demo.training.subject import Subject
 from pipelines.benchmarks.synthetic.scenes import labels
 
 _ASKED = 12  # questions a picture
-_SHARES = ((0.5, (0.11, 0.14, 0.2)), (0.8, (0.2, 0.33, 0.5)), (1.0, (0.2, 0.5, 1.0, 1.0)))  # until when, of the tokens
+_SHARES = (
+    (0.5, (0.11, 0.14, 0.2)),
+    (0.8, (0.2, 0.33, 0.5)),
+    (1.0, (0.2, 0.5, 1.0, 1.0)),
+)  # until when, of the tokens
 _TOKENS = 600  # visual tokens a step, roughly: fewer a picture, more pictures
-_HELP = (0.7, 0.2)  # until when all that is taught on the side counts in full, and what it counts afterwards
+_HELP = (
+    0.7,
+    0.2,
+)  # until when all that is taught on the side counts in full, and what it counts afterwards
 
 
 def run(
@@ -40,8 +47,12 @@ def run(
     """Train projector and decoder of `model`, in place, until `steps` are done."""
     device = model.device
     extras = Extras(subject.told, model.config.text_config.hidden_size).to(device)
-    student = torch.nn.ModuleList([model.model.multi_modal_projector, model.model.language_model, extras])
-    optimiser = muon(student, [model.model.multi_modal_projector, model.model.language_model.layers], rate=1.5e-3)
+    student = torch.nn.ModuleList(
+        [model.model.multi_modal_projector, model.model.language_model, extras]
+    )
+    optimiser = muon(
+        student, [model.model.multi_modal_projector, model.model.language_model.layers], rate=1.5e-3
+    )
     tokens = vocabulary(words, device)
     done = 0
     known = state.load(file)
@@ -59,7 +70,9 @@ def run(
         given, seen, names = (part.to(device) for part in (given, seen, names))
         told = {name: kind.to(device) for name, kind in told.items()}
         until, less = _HELP
-        marks = study(model, tokens, extras, given, seen, names, told, 1.0 if step < until * steps else less)
+        marks = study(
+            model, tokens, extras, given, seen, names, told, 1.0 if step < until * steps else less
+        )
         marks.loss.backward()
         optimiser.step(clock.share(step, steps))
         answers = marks.answers.float().cpu().numpy()
@@ -88,7 +101,9 @@ def _batch(
             parts.append(part + at * patches)
             rows.append(table[at, np.concatenate([first, part + 1]).astype(int)])
             # CLS is no patch: it deserves none of the words, and nothing is told of it
-            words_for.append(F.pad(named(scene)[torch.from_numpy(part)], (0, 0, len(first), 0), value=-1))
+            words_for.append(
+                F.pad(named(scene)[torch.from_numpy(part)], (0, 0, len(first), 0), value=-1)
+            )
             for name, kinds in say.items():
                 said[name] += [np.full(len(first), -1), kinds[parts[-1]]]
         questions = subject.ask(picture, rng, _ASKED)

@@ -26,7 +26,10 @@ _TEMPLATE = (  # LLaVA-1.5's and Video-LLaVA's: media first, then the text
     "{% if message['role'] == 'assistant' %}</s>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
-QUESTION, ANSWER = "USER: ", " ASSISTANT:"  # what the template puts around media and text of one question
+QUESTION, ANSWER = (
+    "USER: ",
+    " ASSISTANT:",
+)  # what the template puts around media and text of one question
 
 
 def tokenizer(texts: Iterable[str]) -> hf.PreTrainedTokenizerFast:
@@ -78,7 +81,9 @@ def processor(name: str, words: hf.PreTrainedTokenizerFast) -> hf.ProcessorMixin
     if name == "demo-llava":
         return hf.LlavaProcessor(hf.CLIPImageProcessor(**size), **shared)
     return hf.VideoLlavaProcessor(
-        hf.VideoLlavaImageProcessor(**size), hf.VideoLlavaVideoProcessor(**size, num_frames=FRAMES), **shared
+        hf.VideoLlavaImageProcessor(**size),
+        hf.VideoLlavaVideoProcessor(**size, num_frames=FRAMES),
+        **shared,
     )
 
 
@@ -128,6 +133,10 @@ def model(name: str, words: hf.PreTrainedTokenizerFast) -> hf.PreTrainedModel:
         )
     built = hf.AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
     built.generation_config = hf.GenerationConfig(
-        bos_token_id=ids[BOS], eos_token_id=ids[EOS], pad_token_id=ids[PAD], do_sample=False, max_new_tokens=8
+        bos_token_id=ids[BOS],
+        eos_token_id=ids[EOS],
+        pad_token_id=ids[PAD],
+        do_sample=False,
+        max_new_tokens=8,
     )
     return built

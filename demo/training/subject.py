@@ -38,7 +38,9 @@ class Subject(Protocol):
     name: str
     frames: int
     cls: bool  # whether the decoder sees the tower's CLS token of each frame
-    told: dict[str, tuple[int, int]]  # what else the decoder is told of patches: after how many layers, how many kinds
+    told: dict[
+        str, tuple[int, int]
+    ]  # what else the decoder is told of patches: after how many layers, how many kinds
 
     def show(self, number: int) -> Any:
         """The training split's scene or clip of that number."""
@@ -91,7 +93,9 @@ class Shapes:
         looks = []
         for end, part, which in question.points:
             if part == "centre":
-                looks.append(Look(end, 1, seen.centre[list(which)], sink=True, says=(question.answer,)))
+                looks.append(
+                    Look(end, 1, seen.centre[list(which)], sink=True, says=(question.answer,))
+                )
                 continue
             where = seen.glyph if part == "glyph" else seen.thing
             if part == "glyph":
@@ -100,10 +104,16 @@ class Shapes:
             else:
                 of = [shown.things[number] for number in which[:1]]
                 says = tuple(word for one in of for word in (one.colour, one.shape, one.size))
-                place = (of[0].x / shown.side - 0.5, of[0].y / shown.side - 0.5) if len(which) == 1 else None
+                place = (
+                    (of[0].x / shown.side - 0.5, of[0].y / shown.side - 0.5)
+                    if len(which) == 1
+                    else None
+                )
             if question.type == "existence":
                 says = (*says, question.answer)
-            looks.append(Look(end, 0, np.flatnonzero(np.isin(where, which)), says=says, where=place))
+            looks.append(
+                Look(end, 0, np.flatnonzero(np.isin(where, which)), says=says, where=place)
+            )
         return looks
 
     def tell(self, shown: Scene) -> dict[str, np.ndarray]:
@@ -126,7 +136,11 @@ class Motion:
     def crowd(self, rng: np.random.Generator) -> Scene:
         """A corner of a crowded picture of `shapes`: the same things, larger ones too."""
         shown = shapes.scene(rng, crowd=True)
-        corner = [thing for thing in shown.things if thing.x < motion.SIDE - 8 and thing.y < motion.SIDE - 8]
+        corner = [
+            thing
+            for thing in shown.things
+            if thing.x < motion.SIDE - 8 and thing.y < motion.SIDE - 8
+        ]
         return replace(shown, side=motion.SIDE, things=tuple(corner), glyphs=())
 
     def picture(self, scene: Scene, noise: int) -> np.ndarray:
@@ -149,10 +163,16 @@ class Motion:
         for end, _, which in question.points:
             parts: list[list[np.ndarray]] = [[], [], []]
             for number in which:
-                places = [np.flatnonzero(frame == number) + at * size for at, frame in enumerate(seen)]
+                places = [
+                    np.flatnonzero(frame == number) + at * size for at, frame in enumerate(seen)
+                ]
                 visible = [place for place in places if len(place)]
                 act = shown.acts[number]
-                moving = [place for place, at in zip(places, now, strict=True) if act.begin - 0.1 < at < act.end + 0.1]
+                moving = [
+                    place
+                    for place, at in zip(places, now, strict=True)
+                    if act.begin - 0.1 < at < act.end + 0.1
+                ]
                 parts[0] += visible[:1]
                 parts[1] += visible[-1:]
                 parts[2] += moving if act.what == "move" else []
@@ -161,7 +181,11 @@ class Motion:
             if question.type == "count":
                 says = [question.answer]
             acts = [shown.acts[number] for number in which]
-            times = (acts[0].begin - 0.5, acts[0].end - 0.5) if len(acts) == 1 and acts[0].what != "stay" else None
+            times = (
+                (acts[0].begin - 0.5, acts[0].end - 0.5)
+                if len(acts) == 1 and acts[0].what != "stay"
+                else None
+            )
             looks.append(Look(end, 0, _joined(parts[0]), says=tuple(says), where=times))
             looks += [Look(end, head, _joined(parts[head])) for head in (1, 2)]
         return looks
@@ -175,7 +199,9 @@ class Motion:
         did = np.array([*(kinds.index(act.way or act.what) for act in shown.acts), -1])
         last = {number: at for at, scene in enumerate(scenes) for number in scene.numbers}
         act = [
-            np.where(np.isin(frame, [number for number in last if last[number] <= at]), did[frame], -1)
+            np.where(
+                np.isin(frame, [number for number in last if last[number] <= at]), did[frame], -1
+            )
             for at, frame in enumerate(seen)
         ]
         return {"when": when, "act": np.concatenate(act)}

@@ -16,7 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipelines.benchmarks.synthetic.scenes import COLOURS, GLYPHS, PATCH, SHAPES, SIZES, Scene, labels
+from pipelines.benchmarks.synthetic.scenes import (
+    COLOURS,
+    GLYPHS,
+    PATCH,
+    SHAPES,
+    SIZES,
+    Scene,
+    labels,
+)
 
 _SHAPE, _COLOUR, _SIZE, _GLYPH = (list(names) for names in (SHAPES, COLOURS, SIZES, GLYPHS))
 KINDS = len(SHAPES) * len(COLOURS)
@@ -29,7 +37,13 @@ HEADS = {
     "middle": 2,
     "centre": 1,
 }
-_WAVES = (0.13, 0.22, 1.07, 1.82, 2.39)  # radians a patch; the last four together tell any two patches apart
+_WAVES = (
+    0.13,
+    0.22,
+    1.07,
+    1.82,
+    2.39,
+)  # radians a patch; the last four together tell any two patches apart
 _FOCUS = 1.6  # how sharply attention falls on the neighbour that a head starts out looking at
 
 
@@ -46,7 +60,10 @@ def dense(scenes: Sequence[Scene]) -> dict[str, Tensor]:
     rows: dict[str, list[np.ndarray]] = {name: [] for name in (*HEADS, "picture", "around")}
     for scene in scenes:
         seen = labels(replace(scene, numbers=()))
-        known = [(_SHAPE.index(t.shape), _COLOUR.index(t.colour), _SIZE.index(t.size)) for t in scene.things]
+        known = [
+            (_SHAPE.index(t.shape), _COLOUR.index(t.colour), _SIZE.index(t.size))
+            for t in scene.things
+        ]
         one = np.array([*known, (-1, -1, -1)])  # the last is what index -1 finds
         shape, colour, size = one[seen.thing].T
         rows["shape"].append(shape)
@@ -69,12 +86,14 @@ def _around(cells: np.ndarray) -> np.ndarray:
     """Of each patch what it and its eight neighbours hold."""
     side = int(len(cells) ** 0.5)
     grid = np.pad(cells.reshape(side, side, -1), ((1, 1), (1, 1), (0, 0)))
-    return np.concatenate([grid[y : y + side, x : x + side] for y in range(3) for x in range(3)], 2).reshape(
-        side * side, -1
-    )
+    return np.concatenate(
+        [grid[y : y + side, x : x + side] for y in range(3) for x in range(3)], 2
+    ).reshape(side * side, -1)
 
 
-def loss(heads: Heads, early: Tensor, hidden: Tensor, truth: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
+def loss(
+    heads: Heads, early: Tensor, hidden: Tensor, truth: dict[str, Tensor]
+) -> tuple[Tensor, dict[str, float]]:
     """The loss, and the share of things' patches that each head gets right.
 
     `hidden` (B, 1 + N, D), CLS first, is what the tower says last; `early` is the same some layers before: there
@@ -84,7 +103,9 @@ def loss(heads: Heads, early: Tensor, hidden: Tensor, truth: dict[str, Tensor]) 
     thing, glyph = truth["kind"] > 0, truth["glyph"] > 0
     total = F.binary_cross_entropy_with_logits(heads.picture(hidden[:, 0]), truth["picture"])
     right: dict[str, float] = {}
-    sketch = F.binary_cross_entropy_with_logits(heads.around(early[:, 1:]), truth["around"], reduction="none").mean(-1)
+    sketch = F.binary_cross_entropy_with_logits(
+        heads.around(early[:, 1:]), truth["around"], reduction="none"
+    ).mean(-1)
     near = truth["around"].any(-1)
     total = total + 4 * sketch[near].mean() + sketch[~near].mean()
     right["sketch"] = float(sketch[near].mean().detach())
@@ -119,8 +140,18 @@ def start(tower: nn.Module, sample: Tensor) -> None:
     """
     width, side = tower.embeddings.position_embedding.embedding_dim, sample.shape[-1] // PATCH
     waves = torch.tensor(_WAVES)
-    row, column = torch.arange(side * side).div(side, rounding_mode="floor"), torch.arange(side * side) % side
-    table = torch.cat([turn(place[:, None] * waves) for turn in (torch.sin, torch.cos) for place in (column, row)], 1)
+    row, column = (
+        torch.arange(side * side).div(side, rounding_mode="floor"),
+        torch.arange(side * side) % side,
+    )
+    table = torch.cat(
+        [
+            turn(place[:, None] * waves)
+            for turn in (torch.sin, torch.cos)
+            for place in (column, row)
+        ],
+        1,
+    )
     count = len(_WAVES)
     neighbours = [(x, y) for x in (-1, 0, 1) for y in (-1, 0, 1) if x or y]
     with torch.no_grad():
@@ -131,9 +162,13 @@ def start(tower: nn.Module, sample: Tensor) -> None:
         strength, axes = torch.linalg.eigh(patches.T.cov())
         axes = (axes / (strength + 0.01).sqrt()).T.flip(0)[: width - table.shape[1]]
         loud = torch.cat([torch.zeros(table.shape[1], axes.shape[1]), 0.4 * axes])
-        tower.embeddings.patch_embedding.weight.copy_(loud.view_as(tower.embeddings.patch_embedding.weight))
+        tower.embeddings.patch_embedding.weight.copy_(
+            loud.view_as(tower.embeddings.patch_embedding.weight)
+        )
         places[1:] -= loud @ patches.mean(0)
-        places[1:, -4:] += torch.tensor([2.0, -2.0, 2.0, -2.0])  # dull and bright patches stay about as loud
+        places[1:, -4:] += torch.tensor(
+            [2.0, -2.0, 2.0, -2.0]
+        )  # dull and bright patches stay about as loud
         for depth, layer in enumerate(tower.encoder.layers):
             attention = layer.self_attn
             size = attention.head_dim
@@ -149,12 +184,18 @@ def start(tower: nn.Module, sample: Tensor) -> None:
                 query, key = (torch.zeros(size, width) for _ in range(2))
                 for axis, step in enumerate((dx * reach, dy * reach)):
                     for wave in range(4):
-                        sin, cos = axis * count + count - 4 + wave, (2 + axis) * count + count - 4 + wave
+                        sin, cos = (
+                            axis * count + count - 4 + wave,
+                            (2 + axis) * count + count - 4 + wave,
+                        )
                         out, angle = 4 * (2 * axis) + wave, waves[count - 4 + wave] * step
                         gain = (_FOCUS * size**0.5) ** 0.5
                         key[out, sin] = key[out + 4, cos] = gain
                         query[out, sin] = query[out + 4, cos] = gain * torch.cos(angle)
-                        query[out, cos], query[out + 4, sin] = gain * torch.sin(angle), -gain * torch.sin(angle)
+                        query[out, cos], query[out + 4, sin] = (
+                            gain * torch.sin(angle),
+                            -gain * torch.sin(angle),
+                        )
                 rows = slice(head * size, (head + 1) * size)
                 attention.q_proj.weight[rows] = query + 0.02 * torch.randn(size, width)
                 attention.k_proj.weight[rows] = key + 0.02 * torch.randn(size, width)

@@ -68,7 +68,9 @@ def textbook(tokens: Tensor, keep: int, broadcast: bool) -> tuple[Tensor, Tensor
     weights = torch.linalg.solve(anchor @ anchor.mT, anchor @ tokens.mT).mT
     error = (tokens - weights @ anchor).norm(dim=-1)
     index = error.scatter(1, basis, torch.inf).topk(keep).indices.sort(1).values
-    dropped = torch.ones(batch, count, dtype=torch.bool, device=tokens.device).scatter(1, index, False)
+    dropped = torch.ones(batch, count, dtype=torch.bool, device=tokens.device).scatter(
+        1, index, False
+    )
     others = tokens[dropped].view(batch, count - keep, width)
     kept = tokens.gather(1, index[..., None].expand(-1, -1, width))
     if broadcast:
@@ -97,7 +99,9 @@ def time_ms(call: Callable[[], object], device: torch.device) -> float:
     return 1e3 * (time.perf_counter() - before)
 
 
-def median_ms(ways: dict[str, Callable[[], object]], repeat: int, device: torch.device) -> dict[str, float]:
+def median_ms(
+    ways: dict[str, Callable[[], object]], repeat: int, device: torch.device
+) -> dict[str, float]:
     """Median times of several ways to do a thing, taken in turn so that a busy moment hits all alike."""
     for way in ways.values():
         way()
@@ -108,7 +112,11 @@ def median_ms(ways: dict[str, Callable[[], object]], repeat: int, device: torch.
 def resident_mib() -> float:
     """Memory of this process; Linux says, elsewhere it is unknown."""
     statm = Path("/proc/self/statm")
-    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20 if statm.exists() else math.nan
+    return (
+        int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+        if statm.exists()
+        else math.nan
+    )
 
 
 def peak_mib(call: Callable[[], object], device: torch.device, interval: float = 0.0005) -> float:
@@ -118,7 +126,9 @@ def peak_mib(call: Callable[[], object], device: torch.device, interval: float =
         before = torch.cuda.memory_allocated()
         call()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc: memory freed earlier would hide what we need
+    trim = getattr(
+        ctypes.CDLL(None), "malloc_trim", None
+    )  # glibc: memory freed earlier would hide what we need
     if trim:
         trim(0)
     seen, done = [resident_mib()], threading.Event()
@@ -164,7 +174,9 @@ def compare(shape: tuple[int, int, int, int], device: torch.device, repeat: int)
 def grow(device: torch.device, repeat: int) -> list[dict[str, Any]]:
     """Ours on single groups of growing length, width 1,024, timed in turns so that all meet the same disturbance."""
     groups = {(count, keep): normal(1, count, 1024).to(device) for count, keep in LONG}
-    ways = {f"{count}": partial(compress, group, keep, BASIS) for (count, keep), group in groups.items()}
+    ways = {
+        f"{count}": partial(compress, group, keep, BASIS) for (count, keep), group in groups.items()
+    }
     ms = median_ms(ways, repeat, device)
     return [
         {
@@ -204,12 +216,21 @@ def fuse(shape: tuple[int, int, int, int], device: torch.device, repeat: int) ->
         ways["graph"] = replayed(tokens, keep)
     ms = median_ms(ways, repeat, device)
     one, other = compress(tokens, keep, BASIS), compress(tokens, keep, BASIS, kernels=False)
-    return {"shape": shape, "ms": ms, "fused": fused, "same_tokens": torch.equal(one.index, other.index)}
+    return {
+        "shape": shape,
+        "ms": ms,
+        "fused": fused,
+        "same_tokens": torch.equal(one.index, other.index),
+    }
 
 
 def print_fused(found: list[dict[str, Any]]) -> None:
-    print("\nbfloat16                            kernels  as graph     torch  textbook |  uneven     torch    same")
-    print("groups x tokens x width -> kept          ms        ms        ms        ms |      ms        ms  tokens")
+    print(
+        "\nbfloat16                            kernels  as graph     torch  textbook |  uneven     torch    same"
+    )
+    print(
+        "groups x tokens x width -> kept          ms        ms        ms        ms |      ms        ms  tokens"
+    )
     for one in found:
         ms = one["ms"]
         graph = f"{ms['graph']:9.2f}" if one["fused"] else f"{'no':>9}"
@@ -227,11 +248,17 @@ def normal(*shape: int) -> Tensor:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeat", type=int, default=5, help="timed calls of which the median counts (default 5)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--repeat", type=int, default=5, help="timed calls of which the median counts (default 5)"
+    )
     repeat = parser.parse_args().repeat
     devices = [torch.device("cpu")] + [torch.device("cuda")] * torch.cuda.is_available()
-    where = f"{torch.get_num_threads()} CPU threads" + (f", {torch.cuda.get_device_name()}" if devices[1:] else "")
+    where = f"{torch.get_num_threads()} CPU threads" + (
+        f", {torch.cuda.get_device_name()}" if devices[1:] else ""
+    )
     print(f"torch {torch.__version__}, {where}; float32, basis {BASIS}, median of {repeat}\n")
     print(
         "                                       ours   broadcast textbook     matmul textbook       same     peak MiB"
@@ -254,10 +281,14 @@ def main() -> None:
     print("\none long group, width 1024             ms   x the one before   peak MiB")
     for device in devices:
         for found in grow(device, repeat):
-            same = grown and grown[-1]["keep"] == found["keep"] and grown[-1]["device"] == device.type
+            same = (
+                grown and grown[-1]["keep"] == found["keep"] and grown[-1]["device"] == device.type
+            )
             factor = f"{found['ms'] / grown[-1]['ms']:17.2f}x" if same else " " * 18
             grown.append(found)
-            name = f"{found['count']} -> {found['keep']}" + (" gpu" if device.type == "cuda" else "")
+            name = f"{found['count']} -> {found['keep']}" + (
+                " gpu" if device.type == "cuda" else ""
+            )
             print(f"{name:31} {found['ms']:11.1f} {factor} {found['peak_mib']:10.0f}")
     fused = [fuse(shape, device, repeat) for device in devices[1:] for shape in BATCHES]
     if fused:

@@ -37,16 +37,25 @@ Way = Callable[[dict[str, Tensor], StoppingCriteriaList], Tensor]
 def batches(processor: Any, folder: Path, questions: int, size: int) -> Iterator[Any]:
     """Questions of like lengths share a batch, as in a job."""
     manifest = shapes.make(folder, "test", questions)
-    rows = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines()[:questions]]
+    rows = [
+        json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines()[:questions]
+    ]
     rows.sort(key=lambda row: len(row["question"]))
     for start in range(0, len(rows), size):
         part = rows[start : start + size]
         talks = [
-            [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": row["question"]}]}]
+            [
+                {
+                    "role": "user",
+                    "content": [{"type": "image"}, {"type": "text", "text": row["question"]}],
+                }
+            ]
             for row in part
         ]
         yield processor(
-            text=[processor.apply_chat_template(talk, add_generation_prompt=True) for talk in talks],
+            text=[
+                processor.apply_chat_template(talk, add_generation_prompt=True) for talk in talks
+            ],
             images=[[Image.open(manifest.parent / row["media"])] for row in part],
             padding=True,
             return_tensors="pt",
@@ -63,8 +72,12 @@ def timed(way: Way, inputs: Any, device: torch.device) -> tuple[Tensor, float, f
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=str(DEMO), help="a folder or a name on the hub (default: the demo model)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--model", default=str(DEMO), help="a folder or a name on the hub (default: the demo model)"
+    )
     parser.add_argument("--questions", type=int, default=200, help="default 200")
     parser.add_argument("--batch", default="1,16", help="rows, a list (default 1,16)")
     parser.add_argument("--methods", default="vanilla,apet", help="default vanilla,apet")
@@ -87,24 +100,41 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         for size in map(int, args.batch.split(",")):
-            prepared = [inputs.to(device) for inputs in batches(processor, Path(folder), args.questions, size)]
+            prepared = [
+                inputs.to(device)
+                for inputs in batches(processor, Path(folder), args.questions, size)
+            ]
             for name in args.methods.split(","):
                 with attach(model, build(name, budget=args.budget)):
-                    found.append({"method": name, "batch": size, **compared(ways, prepared, device, args.passes)})
+                    found.append(
+                        {
+                            "method": name,
+                            "batch": size,
+                            **compared(ways, prepared, device, args.passes),
+                        }
+                    )
                 one = found[-1]
                 print(
                     f"{name:20}{size:6}{one['tokens']:8.1f}{one['generate_ms']:8.1f}ms{one['decode_ms']:7.1f}ms"
                     f"{one['ratio']:7.2f}{one['generate_steps_ms']:8.1f}ms{one['decode_steps_ms']:7.1f}ms"
                     f"{one['steps_ratio']:7.2f}{one['same']:4}/{one['of']}"
                 )
-    print(json.dumps({"bench": "decode", "device": str(device), "cores": os.cpu_count(), "found": found}))
+    print(
+        json.dumps(
+            {"bench": "decode", "device": str(device), "cores": os.cpu_count(), "found": found}
+        )
+    )
 
 
-def compared(ways: dict[str, Way], prepared: list[Any], device: torch.device, passes: int) -> dict[str, Any]:
+def compared(
+    ways: dict[str, Way], prepared: list[Any], device: torch.device, passes: int
+) -> dict[str, Any]:
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     same = total = steps = 0
     for way in ways.values():
-        for _ in range(3 if device.type == "cuda" else 1):  # a shape's graph is made when it comes again
+        for _ in range(
+            3 if device.type == "cuda" else 1
+        ):  # a shape's graph is made when it comes again
             for inputs in prepared if device.type == "cuda" else prepared[:1]:
                 timed(way, inputs, device)
     for number, inputs in enumerate(prepared * passes):
@@ -113,7 +143,9 @@ def compared(ways: dict[str, Way], prepared: list[Any], device: torch.device, pa
             said[name], *ms = timed(ways[name], inputs, device)
             times[name].append((ms[0], ms[1]))
         generated, decoded = said["generate"], said["decode"]
-        same += int((generated == decoded).all(dim=1).sum()) if generated.shape == decoded.shape else 0
+        same += (
+            int((generated == decoded).all(dim=1).sum()) if generated.shape == decoded.shape else 0
+        )
         total, steps = total + len(generated), steps + generated.shape[1]
     pairs = list(zip(times["generate"], times["decode"], strict=True))
     medians = {

@@ -27,24 +27,70 @@ from jobs.bench.compress import peak_mib
 
 IMAGE, VIDEO = 32000, 32001  # ids of the placeholders of LLaVA and Video-LLaVA
 LLAMA: dict[str, dict[str, Any]] = {
-    "tiny": {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8},
-    "small": {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 16, "num_attention_heads": 16},
-    "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
+    "tiny": {
+        "hidden_size": 512,
+        "intermediate_size": 1408,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 8,
+    },
+    "small": {
+        "hidden_size": 1024,
+        "intermediate_size": 2816,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 16,
+    },
+    "7b": {
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+    },
 }
 QWEN: dict[str, dict[str, Any]] = {
     "small": {
-        "text": {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 4},
-        "vision": {"hidden_size": 256, "intermediate_size": 688, "depth": 8, "num_heads": 4, "out_hidden_size": 512},
+        "text": {
+            "hidden_size": 512,
+            "intermediate_size": 2048,
+            "num_hidden_layers": 16,
+            "num_attention_heads": 4,
+        },
+        "vision": {
+            "hidden_size": 256,
+            "intermediate_size": 688,
+            "depth": 8,
+            "num_heads": 4,
+            "out_hidden_size": 512,
+        },
     },
     "7b": {
-        "text": {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28},
+        "text": {
+            "hidden_size": 3584,
+            "intermediate_size": 18944,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 28,
+        },
         "vision": {"hidden_size": 1280, "intermediate_size": 3420, "depth": 32, "num_heads": 16}
         | {"out_hidden_size": 3584},
     },
 }
-CLIP = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
-CLIP_SMALL = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 12, "num_attention_heads": 4}
-CLIP_TINY = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 2}
+CLIP = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+}
+CLIP_SMALL = {
+    "hidden_size": 256,
+    "intermediate_size": 1024,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 4,
+}
+CLIP_TINY = {
+    "hidden_size": 128,
+    "intermediate_size": 512,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+}
 GRID = (1, 40, 74)  # Qwen's patches: 740 tokens of four
 WINDOWS = {"window_size": 112, "fullatt_block_indexes": [7, 15, 23, 31]}
 
@@ -65,7 +111,9 @@ class Subject:
     def make(self, size: str, device: torch.device, attn: str) -> Any:
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         with device:
-            made = hf.AutoModelForImageTextToText.from_config(self.config(size), attn_implementation=attn, dtype=dtype)
+            made = hf.AutoModelForImageTextToText.from_config(
+                self.config(size), attn_implementation=attn, dtype=dtype
+            )
         pack_windows(made)  # as `load` does
         return made.eval()
 
@@ -80,7 +128,10 @@ class Subject:
         if "image_grid_thw" in inputs:
             inputs["mm_token_type_ids"] = (ids == self.placeholder).long()
         to = {name: value.to(model.device) for name, value in inputs.items()}
-        return {name: value.to(model.dtype) if value.is_floating_point() else value for name, value in to.items()}
+        return {
+            name: value.to(model.dtype) if value.is_floating_point() else value
+            for name, value in to.items()
+        }
 
     def flops(self, model: Any, method: Method) -> Flops:
         """Of one row's prefill, for the method's own schedule."""
@@ -90,7 +141,9 @@ class Subject:
 
     def schedule(self, model: Any, method: Method) -> Schedule:
         family = family_of(model)
-        known = Model(len(family.layers), family.tower_layers, family.first_decoder_site, family.encoder_only)
+        known = Model(
+            len(family.layers), family.tower_layers, family.first_decoder_site, family.encoder_only
+        )
         return method.plan(self.visual, known)
 
     def kv_bytes(self, model: Any, method: Method, batch: int) -> int:
@@ -107,7 +160,9 @@ def _noise(*shape: int) -> Tensor:
 def llava(size: str) -> Any:
     tower = CLIP_TINY if size == "tiny" else CLIP
     return hf.LlavaConfig(
-        vision_config=hf.CLIPVisionConfig(**tower, patch_size=14, image_size=336, projection_dim=768),
+        vision_config=hf.CLIPVisionConfig(
+            **tower, patch_size=14, image_size=336, projection_dim=768
+        ),
         text_config=hf.LlamaConfig(**LLAMA[size], vocab_size=32064),
         image_token_index=IMAGE,
         image_seq_length=576,
@@ -116,9 +171,15 @@ def llava(size: str) -> Any:
 
 def video_llava(size: str) -> Any:
     tower = {"7b": CLIP, "small": CLIP_SMALL, "tiny": CLIP_TINY}[size]
-    text = LLAMA[size] if size != "small" else {**LLAMA["small"], "hidden_size": 512, "intermediate_size": 1408}
+    text = (
+        LLAMA[size]
+        if size != "small"
+        else {**LLAMA["small"], "hidden_size": 512, "intermediate_size": 1408}
+    )
     return hf.VideoLlavaConfig(
-        vision_config=hf.CLIPVisionConfig(**tower, patch_size=14, image_size=224, projection_dim=768),
+        vision_config=hf.CLIPVisionConfig(
+            **tower, patch_size=14, image_size=224, projection_dim=768
+        ),
         text_config=hf.LlamaConfig(**text, vocab_size=32064, max_position_embeddings=4096),
         image_token_index=IMAGE,
         video_token_index=VIDEO,
@@ -134,7 +195,9 @@ def qwen(size: str) -> Any:
     text["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": sections}
     ids = {"image_token_id": 151655, "video_token_id": 151656, "vision_start_token_id": 151652}
     vision = {**QWEN[size]["vision"], **WINDOWS, "patch_size": 14}
-    return hf.Qwen2_5_VLConfig(text_config=text, vision_config=vision, **ids, vision_end_token_id=151653)
+    return hf.Qwen2_5_VLConfig(
+        text_config=text, vision_config=vision, **ids, vision_end_token_id=151653
+    )
 
 
 def _grid(rows: int) -> dict[str, Tensor]:
@@ -145,7 +208,14 @@ def _grid(rows: int) -> dict[str, Tensor]:
 SUBJECTS = {
     each.name: each
     for each in (
-        Subject("llava-1.5-7b", llava, lambda rows: {"pixel_values": _noise(rows, 3, 336, 336)}, IMAGE, 576, 66),
+        Subject(
+            "llava-1.5-7b",
+            llava,
+            lambda rows: {"pixel_values": _noise(rows, 3, 336, 336)},
+            IMAGE,
+            576,
+            66,
+        ),
         Subject("qwen2.5-vl-7b", qwen, _grid, 151655, 740, 56),
         Subject(
             "video-llava-7b",
@@ -200,14 +270,20 @@ def run(model: Any, point: Point, inputs: dict[str, Tensor]) -> None:
         seen["end"] = now(device)
 
     with ExitStack() as stack:
-        attached = None if point.method.name == "vanilla" else stack.enter_context(attach(model, point.method))
+        attached = (
+            None
+            if point.method.name == "vanilla"
+            else stack.enter_context(attach(model, point.method))
+        )
         decoder = model.model.language_model  # our hook comes after the attached ones
         hook = decoder.register_forward_pre_hook(lambda *_: seen.update(decoder=now(device)))
         stack.callback(hook.remove)
         point.peak_mib = max(point.peak_mib, peak_mib(prefill, device, interval=0.01))
     point.prefill.append(ms(seen["start"], seen["end"]))
     point.decoder.append(ms(seen["decoder"], seen["end"]))
-    point.kv_bytes = sum(part.keys.nbytes + part.values.nbytes for part in seen["output"].past_key_values.layers)
+    point.kv_bytes = sum(
+        part.keys.nbytes + part.values.nbytes for part in seen["output"].past_key_values.layers
+    )
     if attached:
         row = attached.stats[0]
         point.compress.append(row.compress_ms * batch)
@@ -249,10 +325,23 @@ def report(subject: Subject, model: Any, points: Sequence[Point]) -> list[dict[s
         for span, limit in limits.items():
             took, took_base = (statistics.median(getattr(of, span)) for of in (point, base))
             faster = took_base / took
-            row[span] = {"ms": took, "speedup": faster, "limit": limit, "share": 100 * faster / limit}
+            row[span] = {
+                "ms": took,
+                "speedup": faster,
+                "limit": limit,
+                "share": 100 * faster / limit,
+            }
         compress = statistics.median(point.compress) if point.compress else 0.0
-        row |= {"kept": point.kept, "compress_ms": compress, "kv_bytes": point.kv_bytes, "flops": counted.total}
-        rows.append(row | {"compress_share": 100 * compress / row["prefill"]["ms"], "peak_mib": point.peak_mib})
+        row |= {
+            "kept": point.kept,
+            "compress_ms": compress,
+            "kv_bytes": point.kv_bytes,
+            "flops": counted.total,
+        }
+        rows.append(
+            row
+            | {"compress_share": 100 * compress / row["prefill"]["ms"], "peak_mib": point.peak_mib}
+        )
     return rows
 
 

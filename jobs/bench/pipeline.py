@@ -29,11 +29,22 @@ MEMORY = (1_000, 10_000, 100_000)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=2000, help="images that the idle worker is given (default 2000)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--rows", type=int, default=2000, help="images that the idle worker is given (default 2000)"
+    )
     parser.add_argument("--model", default="demo", help="of part (b) (default: demo)")
-    parser.add_argument("--model-rows", type=int, default=400, help="questions that the model is asked (default 400)")
-    parser.add_argument("--memory", type=int, nargs="*", default=MEMORY, help="manifest lengths; none: leave it out")
+    parser.add_argument(
+        "--model-rows",
+        type=int,
+        default=400,
+        help="questions that the model is asked (default 400)",
+    )
+    parser.add_argument(
+        "--memory", type=int, nargs="*", default=MEMORY, help="manifest lengths; none: leave it out"
+    )
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
@@ -48,7 +59,9 @@ def main() -> None:
         for way, name in (("one", "one actor"), ("two", "two actors")):
             each = found[part][way]
             share = each["rate"] / loop["rate"]
-            print(f"{'    ' + name:34}{each['rate']:10.1f}{100 * share:12.0f} %{each['startup_s']:12.1f}")
+            print(
+                f"{'    ' + name:34}{each['rate']:10.1f}{100 * share:12.0f} %{each['startup_s']:12.1f}"
+            )
     if args.memory:
         print(f"\n{'manifest rows':>14}{'driver MiB':>12}{'more':>8}{'wall s':>9}")
         found["memory"] = []
@@ -56,7 +69,9 @@ def main() -> None:
             each = child("memory", argparse.Namespace(**{**vars(args), "rows": rows}))
             found["memory"].append(each)
             first = found["memory"][-2]["mib"] if len(found["memory"]) > 1 else each["mib"]
-            print(f"{rows:>14,}{each['mib']:12.0f}{100 * (each['mib'] / first - 1):7.1f}%{each['wall_s']:9.0f}")
+            print(
+                f"{rows:>14,}{each['mib']:12.0f}{100 * (each['mib'] / first - 1):7.1f}%{each['wall_s']:9.0f}"
+            )
     print(json.dumps({"bench": "pipeline", "cores": os.cpu_count(), **found}))
 
 
@@ -105,8 +120,14 @@ def measured(args: argparse.Namespace, part: str, way: str) -> dict[str, Any]:
             raise SystemExit("the job failed")
         ready = max(path.stat().st_mtime for path in gate.iterdir())
         tables = [answers.read(each) for each in runs(Path(folder, "out"))]
-        times = [moment.timestamp() for table in tables for moment in table["answered_at"].to_pylist()]
-    return {"rate": len(times) / (max(times) - ready), "startup_s": ready - began, "rows": len(times)}
+        times = [
+            moment.timestamp() for table in tables for moment in table["answered_at"].to_pylist()
+        ]
+    return {
+        "rate": len(times) / (max(times) - ready),
+        "startup_s": ready - began,
+        "rows": len(times),
+    }
 
 
 def counted(worker: Any, gate: Path) -> Any:
@@ -187,8 +208,13 @@ def images(folder: Path, count: int) -> Path:
         for number in range(count):
             name = f"{number:05}.jpg"
             soft[number % 12, number % 16] = rng.integers(0, 256, 3)
-            Image.fromarray(soft).resize((640, 480), Image.Resampling.BICUBIC).save(folder / name, quality=85)
-            manifest.write(json.dumps({"id": f"{number:05}", "media": name, "question": "What is this?"}) + "\n")
+            Image.fromarray(soft).resize((640, 480), Image.Resampling.BICUBIC).save(
+                folder / name, quality=85
+            )
+            manifest.write(
+                json.dumps({"id": f"{number:05}", "media": name, "question": "What is this?"})
+                + "\n"
+            )
     return folder / "rows.jsonl"
 
 
@@ -210,7 +236,12 @@ def memory(args: argparse.Namespace) -> dict[str, Any]:
                 row = {"id": f"row-{number:09}", "media": "grey.png", "question": "What is this?"}
                 manifest.write(json.dumps(row) + "\n")
         config = EvalConfig.of(
-            "image", model=args.model, data=str(path), methods=("vanilla",), output=f"{folder}/out", batch_size=64
+            "image",
+            model=args.model,
+            data=str(path),
+            methods=("vanilla",),
+            output=f"{folder}/out",
+            batch_size=64,
         )
         if run(config, idle()):
             raise SystemExit("the job failed")

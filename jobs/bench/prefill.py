@@ -38,17 +38,30 @@ from jobs.bench.models import HEAD, LLAMA, SUBJECTS, Point, line, measure, repor
 
 def arguments(gpu: bool) -> argparse.Namespace:
     flash = ["flash_attention_2"] * is_flash_attn_2_available()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("--methods", help=f"of {','.join(METHODS)} (vanilla always runs)")
     add("--budgets", help="tokens or shares, such as 192,128,11.1%% (default 33.3%%,22.2%%,11.1%%)")
     add("--batch", default="1,32" if gpu else "1,4", help="rows at a time (default %(default)s)")
-    add("--attn", default=",".join(["sdpa", "eager", *flash] if gpu else ["sdpa"]), help="(default %(default)s)")
+    add(
+        "--attn",
+        default=",".join(["sdpa", "eager", *flash] if gpu else ["sdpa"]),
+        help="(default %(default)s)",
+    )
     add("--shape", choices=LLAMA, default="7b" if gpu else "small", help="(default %(default)s)")
-    add("--repeat", type=int, default=10 if gpu else 2, help="turns; half as many with larger batches (%(default)s)")
+    add(
+        "--repeat",
+        type=int,
+        default=10 if gpu else 2,
+        help="turns; half as many with larger batches (%(default)s)",
+    )
     given = parser.parse_args()
     if "flash_attention_2" in given.attn and not flash:
-        parser.error("flash_attention_2 is not installed here; pip install 'apet[gpu]', on a machine with nvcc")
+        parser.error(
+            "flash_attention_2 is not installed here; pip install 'apet[gpu]', on a machine with nvcc"
+        )
     return given
 
 
@@ -64,12 +77,20 @@ def main() -> None:
         methods = {(name, budget): build(name, budget=budget) for name, budget in ways}
     except ValueError as error:
         raise SystemExit(f"bench_prefill: {error}") from None
-    where = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    print(f"torch {torch.__version__}, {where}, load {os.getloadavg()[0]:.1f}; making a {given.shape} model ...")
+    where = (
+        torch.cuda.get_device_name()
+        if device.type == "cuda"
+        else f"{torch.get_num_threads()} CPU threads"
+    )
+    print(
+        f"torch {torch.__version__}, {where}, load {os.getloadavg()[0]:.1f}; making a {given.shape} model ..."
+    )
     llava = SUBJECTS["llava-1.5-7b"]
     model = llava.make(given.shape, device, given.attn.split(",")[0])
     found = []
-    run(model, Point(build("vanilla"), ""), llava.prompts(1, model))  # the first call of all is slow
+    run(
+        model, Point(build("vanilla"), ""), llava.prompts(1, model)
+    )  # the first call of all is slow
     for attn, batch in product(given.attn.split(","), batches):
         model.set_attn_implementation(attn)
         points = [Point(build("vanilla"), "full")]

@@ -37,10 +37,17 @@ def shares(model: Any, method: Method, inputs: dict[str, Tensor]) -> tuple[float
                 torch.cuda.synchronize()
     spent: Counter[str] = Counter()
     for event in seen.events():
-        if str(event.device_type) == "DeviceType.CPU":  # what a kernel took is counted to the operation it is of
-            spent[group(event)] += event.self_device_time_total if gpu else event.self_cpu_time_total
+        if (
+            str(event.device_type) == "DeviceType.CPU"
+        ):  # what a kernel took is counted to the operation it is of
+            spent[group(event)] += (
+                event.self_device_time_total if gpu else event.self_cpu_time_total
+            )
     whole = sum(spent.values())
-    return whole / 1e3, {name: spent[name] / whole for name in ("matmul", "attention", "compression", "copy", "other")}
+    return whole / 1e3, {
+        name: spent[name] / whole
+        for name in ("matmul", "attention", "compression", "copy", "other")
+    }
 
 
 def group(event: Any) -> str:
@@ -49,7 +56,9 @@ def group(event: Any) -> str:
         if above.name == COMPRESSION:
             return "compression"
         above = above.cpu_parent
-    return next((name for name, known in GROUPS.items() if re.search(known, event.name.lower())), "other")
+    return next(
+        (name for name, known in GROUPS.items() if re.search(known, event.name.lower())), "other"
+    )
 
 
 @contextmanager

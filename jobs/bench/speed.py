@@ -48,10 +48,29 @@ BARS = {  # budget, prefill to reach, and the paper's
 PARTS = ("prefill", "rivals", "job", "video")
 
 
-def bar(what: str, found: float, sign: str = ">=", wanted: float | None = None, unit: str = "x", **more: Any) -> Row:
+def bar(
+    what: str,
+    found: float,
+    sign: str = ">=",
+    wanted: float | None = None,
+    unit: str = "x",
+    **more: Any,
+) -> Row:
     """A line of the table; without `wanted` a figure that stands beside the others."""
-    reached = None if wanted is None else {">=": found >= wanted, "<=": found <= wanted, "=": found == wanted}[sign]
-    return {"what": what, "found": found, "sign": sign, "bar": wanted, "unit": unit, "reached": reached, **more}
+    reached = (
+        None
+        if wanted is None
+        else {">=": found >= wanted, "<=": found <= wanted, "=": found == wanted}[sign]
+    )
+    return {
+        "what": what,
+        "found": found,
+        "sign": sign,
+        "bar": wanted,
+        "unit": unit,
+        "reached": reached,
+        **more,
+    }
 
 
 TITLE = f"{'':60}{'found':>10}{'bar':>11}{'limit':>9}{'paper':>9}  reached"
@@ -59,7 +78,11 @@ TITLE = f"{'':60}{'found':>10}{'bar':>11}{'limit':>9}{'paper':>9}  reached"
 
 def shown(row: Row, gpu: bool) -> str:
     def number(value: float | None, sign: str = "") -> str:
-        return "-" if value is None else f"{sign}{value:.{1 if row['unit'] == '%' else 2}f} {row['unit']}".rstrip()
+        return (
+            "-"
+            if value is None
+            else f"{sign}{value:.{1 if row['unit'] == '%' else 2}f} {row['unit']}".rstrip()
+        )
 
     wanted = number(row["bar"], f"{row['sign']} ")
     verdict = "-" if row["reached"] is None or not gpu else "yes" if row["reached"] else "NO"
@@ -86,7 +109,10 @@ def _prefill(name: str, given: argparse.Namespace, device: torch.device) -> Iter
     measure(model, points, subject.prompts(batch, model), given.repeat)
     after = matmul_flops(device)
     vanilla, ours = report(subject, model, points)
-    print(f"\n{name}, {batch} rows, {given.attn}\n{HEAD}\n{line(vanilla)}\n{line(ours)}", file=sys.stderr)
+    print(
+        f"\n{name}, {batch} rows, {given.attn}\n{HEAD}\n{line(vanilla)}\n{line(ours)}",
+        file=sys.stderr,
+    )
     title = f"{name} at {budget}"
     if "refused" in ours:
         raise RuntimeError(f"{title}: {ours['refused']}")
@@ -94,15 +120,21 @@ def _prefill(name: str, given: argparse.Namespace, device: torch.device) -> Iter
         yield bar(f"a large matrix product {when} {name}, TFLOP/s", flops / 1e12, unit="")
     fast = (before + after) / 2
     spans = ours["prefill"], ours["decoder"]
-    yield bar(f"{title}, prefill", spans[0]["speedup"], ">=", wanted, limit=spans[0]["limit"], paper=paper)
+    yield bar(
+        f"{title}, prefill", spans[0]["speedup"], ">=", wanted, limit=spans[0]["limit"], paper=paper
+    )
     yield bar(f"{title}, decoder alone", spans[1]["speedup"], limit=spans[1]["limit"])
     yield bar(f"{title}, compression of the prefill", ours["compress_share"], "<=", 1.0, "%")
     for who, row, least in (("vanilla", vanilla, 75.0), ("compressed", ours, 60.0)):
         rate = 1e3 * batch * row["flops"] / row["prefill"]["ms"]
         yield bar(f"{title}, {who}, of that product's rate", 100 * rate / fast, ">=", least, "%")
     planned = subject.kv_bytes(model, points[1].method, batch)
-    yield bar(f"{title}, KV bytes, of the schedule's", 100 * ours["kv_bytes"] / planned, "=", 100.0, "%")
-    yield bar(f"{title}, KV bytes, of vanilla's", 100 * ours["kv_bytes"] / vanilla["kv_bytes"], unit="%")
+    yield bar(
+        f"{title}, KV bytes, of the schedule's", 100 * ours["kv_bytes"] / planned, "=", 100.0, "%"
+    )
+    yield bar(
+        f"{title}, KV bytes, of vanilla's", 100 * ours["kv_bytes"] / vanilla["kv_bytes"], unit="%"
+    )
 
 
 def rivals(given: argparse.Namespace, device: torch.device) -> Iterator[Row]:
@@ -116,7 +148,11 @@ def rivals(given: argparse.Namespace, device: torch.device) -> Iterator[Row]:
     for row in rows[1:]:
         if "refused" not in row:
             span = row["prefill"]
-            yield bar(f"{subject.name} at {budget}, {row['method']}, prefill", span["speedup"], limit=span["limit"])
+            yield bar(
+                f"{subject.name} at {budget}, {row['method']}, prefill",
+                span["speedup"],
+                limit=span["limit"],
+            )
 
 
 def job(given: argparse.Namespace, device: torch.device) -> Iterator[Row]:
@@ -131,13 +167,20 @@ def job(given: argparse.Namespace, device: torch.device) -> Iterator[Row]:
         for name in ("vanilla", "apet"):
             found = ways[name] = answered("image", model, data, name, "64", given.attn, here / name)
             yield bar(
-                f"images, {name}, rows/s, batches of {found['batch_rows']}", found["rows_per_s"], unit="", **found
+                f"images, {name}, rows/s, batches of {found['batch_rows']}",
+                found["rows_per_s"],
+                unit="",
+                **found,
             )
         alone = one_by_one(model, data, min(given.rows, given.alone), device)
     yield bar("images, transformers' generate at batch 1, rows/s", alone, unit="")
     ours = ways["apet"]["rows_per_s"]
     yield bar(
-        "images, whole job, ApET at 64 against vanilla", ours / ways["vanilla"]["rows_per_s"], ">=", 3.0, paper=1.46
+        "images, whole job, ApET at 64 against vanilla",
+        ours / ways["vanilla"]["rows_per_s"],
+        ">=",
+        3.0,
+        paper=1.46,
     )
     yield bar("images, whole job, against generate at batch 1", ours / alone, ">=", 15.0)
     yield busy("images, apet", ways["apet"], 95.0)
@@ -152,19 +195,32 @@ def video(given: argparse.Namespace, device: torch.device) -> Iterator[Row]:
         model = checkpoint("video", given.job_size, here / "model", device)
         data = questions("video", given.clips, here / "files")
         found = answered("video", model, data, "apet", "256", given.attn, here / "out")
-    yield bar(f"videos, apet, rows/s, batches of {found['batch_rows']}", found["rows_per_s"], unit="", **found)
+    yield bar(
+        f"videos, apet, rows/s, batches of {found['batch_rows']}",
+        found["rows_per_s"],
+        unit="",
+        **found,
+    )
     yield busy("videos, apet", found, 90.0)
 
 
 def busy(title: str, found: Row, least: float) -> Row:
     who = "GPU" if "gpu_busy" in found else "worker"
-    return bar(f"{title}, {who} busy", 100 * found.get("gpu_busy", found.get("worker_busy", 0.0)), ">=", least, "%")
+    return bar(
+        f"{title}, {who} busy",
+        100 * found.get("gpu_busy", found.get("worker_busy", 0.0)),
+        ">=",
+        least,
+        "%",
+    )
 
 
 def matmul_flops(device: torch.device) -> float:
     """Operations a second of one large matrix product, on a GPU at the clock that long work leaves it."""
     gpu = device.type == "cuda"
-    side, dtype, warm, turns = (8192, torch.bfloat16, 50, 200) if gpu else (2048, torch.float32, 0, 10)
+    side, dtype, warm, turns = (
+        (8192, torch.bfloat16, 50, 200) if gpu else (2048, torch.float32, 0, 10)
+    )
     one = torch.randn(side, side, device=device, dtype=dtype)
     for _ in range(warm):
         one @ one
@@ -178,10 +234,15 @@ def profiled(given: argparse.Namespace, device: torch.device) -> list[Row]:
     subject, (budget, *_) = SUBJECTS["llava-1.5-7b"], BARS["llava-1.5-7b"]
     model = subject.make(given.size, device, given.attn)
     inputs, rows = subject.prompts(given.batch, model), []
-    print(f"\n{'operations of a prefill':28}{'ms':>9}   matmul  attention  compression   copy   other")
+    print(
+        f"\n{'operations of a prefill':28}{'ms':>9}   matmul  attention  compression   copy   other"
+    )
     for method in (build("vanilla"), build("apet", budget=budget)):
         took, parts = shares(model, method, inputs)
-        cells = "".join(f"{100 * parts[name]:{wide}.1f} %" for name, wide in zip(parts, (7, 9, 11, 5, 6), strict=True))
+        cells = "".join(
+            f"{100 * parts[name]:{wide}.1f} %"
+            for name, wide in zip(parts, (7, 9, 11, 5, 6), strict=True)
+        )
         print(f"{subject.name + ', ' + method.name:28}{took:9.1f}{cells}")
         rows.append({"method": method.name, "ms": took, **parts})
     return rows
@@ -191,7 +252,9 @@ def forget(gpu: bool) -> None:
     """Give the memory of models that are gone back to the device: the next one, or a job's worker, wants it."""
     gc.collect()
     if gpu:
-        with contextlib.suppress(RuntimeError):  # of a device that has failed; who comes next says so
+        with contextlib.suppress(
+            RuntimeError
+        ):  # of a device that has failed; who comes next says so
             torch.cuda.empty_cache()
 
 
@@ -201,25 +264,53 @@ def most_rows() -> int:
 
 
 def arguments(gpu: bool) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("--only", help=f"of {','.join(PARTS)} (default: all)")
     add("--attn", default="packed", help="attention kernel, of all ways (default %(default)s)")
-    add("--size", default="7b" if gpu else "small", help="of the models that are prefilled: 7b, small (%(default)s)")
-    add("--job-size", default="7b" if gpu else "tiny", help="of those that answer: 7b, small, tiny (%(default)s)")
     add(
-        "--batch", type=int, default=most_rows() if gpu else 1, help="rows of a prefill; videos a quarter (%(default)s)"
+        "--size",
+        default="7b" if gpu else "small",
+        help="of the models that are prefilled: 7b, small (%(default)s)",
     )
-    add("--repeat", type=int, default=10 if gpu else 3, help="turns, of which the median counts (%(default)s)")
+    add(
+        "--job-size",
+        default="7b" if gpu else "tiny",
+        help="of those that answer: 7b, small, tiny (%(default)s)",
+    )
+    add(
+        "--batch",
+        type=int,
+        default=most_rows() if gpu else 1,
+        help="rows of a prefill; videos a quarter (%(default)s)",
+    )
+    add(
+        "--repeat",
+        type=int,
+        default=10 if gpu else 3,
+        help="turns, of which the median counts (%(default)s)",
+    )
     add("--rows", type=int, default=3072 if gpu else 64, help="questions of a job (%(default)s)")
-    add("--alone", type=int, default=96 if gpu else 8, help="of them answered one by one (%(default)s)")
+    add(
+        "--alone",
+        type=int,
+        default=96 if gpu else 8,
+        help="of them answered one by one (%(default)s)",
+    )
     add("--clips", type=int, default=512 if gpu else 40, help="videos of a job (%(default)s)")
-    add("--folder", help="where checkpoints of 14 GB and files lie for a while (default: the system's)")
+    add(
+        "--folder",
+        help="where checkpoints of 14 GB and files lie for a while (default: the system's)",
+    )
     add("--profile", action="store_true", help="where the time goes; with --only '' that alone")
     given = parser.parse_args()
     given.parts = PARTS if given.only is None else tuple(filter(None, given.only.split(",")))
     if wrong := set(given.parts) - set(PARTS):
-        parser.error(f"--only {given.only}: {', '.join(sorted(wrong))} is none of {', '.join(PARTS)}")
+        parser.error(
+            f"--only {given.only}: {', '.join(sorted(wrong))} is none of {', '.join(PARTS)}"
+        )
     return given
 
 
@@ -229,8 +320,19 @@ def main() -> None:
     given = arguments(gpu)
     where = torch.cuda.get_device_name() if gpu else f"{torch.get_num_threads()} CPU threads"
     print(f"torch {torch.__version__}, {where}, load {os.getloadavg()[0]:.1f}\n{TITLE}")
-    parts: dict[str, Callable[..., Iterator[Row]]] = {"prefill": prefill, "rivals": rivals, "job": job, "video": video}
-    about = {"bench": "speed", "torch": torch.__version__, "where": where, "size": given.size, "batch": given.batch}
+    parts: dict[str, Callable[..., Iterator[Row]]] = {
+        "prefill": prefill,
+        "rivals": rivals,
+        "job": job,
+        "video": video,
+    }
+    about = {
+        "bench": "speed",
+        "torch": torch.__version__,
+        "where": where,
+        "size": given.size,
+        "batch": given.batch,
+    }
     about["attn"] = given.attn
     rows, failed = [], []
     for name in given.parts:

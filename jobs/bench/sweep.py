@@ -41,12 +41,18 @@ class Spent:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=1000, help="questions (default 1000)")
     parser.add_argument("--model", default="demo", help="(default: demo)")
     parser.add_argument("--data", help="a manifest (default: the benchmark shapes)")
-    parser.add_argument("--methods", default=",".join(METHODS), help=f"(default: {','.join(METHODS)})")
-    parser.add_argument("--budgets", default=",".join(BUDGETS), help=f"(default: {','.join(BUDGETS)})")
+    parser.add_argument(
+        "--methods", default=",".join(METHODS), help=f"(default: {','.join(METHODS)})"
+    )
+    parser.add_argument(
+        "--budgets", default=",".join(BUDGETS), help=f"(default: {','.join(BUDGETS)})"
+    )
     parser.add_argument("--batch-size", type=int, default=32, help="(default 32)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -57,8 +63,12 @@ def main() -> None:
         title = {"answering": "answering, encoder and all"}.get(name, name)
         print(f"{title + ', s':34}{sweep[name]:>10.1f}{runs[name]:>16.1f}")
     print(f"{'loading, s':34}{once['loading']:>10.1f}{points * once['loading']:>16.1f}")
-    print(f"\nthe sweep takes {100 * found['cost']:.0f} % of the time of separate runs (to reach: 50 %; loading apart)")
-    print(f"it saves {100 * found['saved']:.0f} % of what can be shared (to reach: 90 %; loading apart)")
+    print(
+        f"\nthe sweep takes {100 * found['cost']:.0f} % of the time of separate runs (to reach: 50 %; loading apart)"
+    )
+    print(
+        f"it saves {100 * found['saved']:.0f} % of what can be shared (to reach: 90 %; loading apart)"
+    )
     print(json.dumps({"bench": "sweep", "rows": args.rows, **found}))
 
 

@@ -42,9 +42,13 @@ CLIPS = 16  # that differ: all others are one of them under a name of its own
 
 def checkpoint(kind: Kind, size: str, folder: Path, device: torch.device) -> Path:
     """LLaVA-1.5 or Video-LLaVA of a size, as a folder that `from_pretrained` reads."""
-    demo, make, side = ("demo-llava", llava, 336) if kind == "image" else ("demo-video-llava", video_llava, 224)
+    demo, make, side = (
+        ("demo-llava", llava, 336) if kind == "image" else ("demo-video-llava", video_llava, 224)
+    )
     processor = hf.AutoProcessor.from_pretrained(DEMO / demo)
-    for part in filter(None, (processor.image_processor, getattr(processor, "video_processor", None))):
+    for part in filter(
+        None, (processor.image_processor, getattr(processor, "video_processor", None))
+    ):
         part.size, part.crop_size = {"shortest_edge": side}, {"height": side, "width": side}
     processor.patch_size = 14
     config, tokens = make(size), processor.tokenizer
@@ -80,7 +84,9 @@ def questions(kind: Kind, rows: int, folder: Path) -> Path:
                     clip(folder / name, number)
                 else:  # to encode one takes most of a second, while a GPU waits
                     (folder / name).hardlink_to(folder / f"{number % CLIPS:05}.mp4")
-            manifest.write(json.dumps({"id": f"{number:06}", "media": name, "question": QUESTION}) + "\n")
+            manifest.write(
+                json.dumps({"id": f"{number:06}", "media": name, "question": QUESTION}) + "\n"
+            )
     return folder / "rows.jsonl"
 
 
@@ -100,11 +106,17 @@ def clip(path: Path, seed: int) -> None:
         stream = out.add_stream("mpeg4", rate=CLIP_RATE)
         stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
         for number in range(CLIP_FRAMES):
-            out.mux(stream.encode(av.VideoFrame.from_ndarray(np.roll(still, number, axis=1), format="rgb24")))
+            out.mux(
+                stream.encode(
+                    av.VideoFrame.from_ndarray(np.roll(still, number, axis=1), format="rgb24")
+                )
+            )
         out.mux(stream.encode())
 
 
-def job(kind: Kind, model: Path, data: Path, method: str, budget: str, attn: str, output: Path) -> dict[str, Any]:
+def job(
+    kind: Kind, model: Path, data: Path, method: str, budget: str, attn: str, output: Path
+) -> dict[str, Any]:
     """One method's job by the command's own code: rows a second, and how busy its worker kept the device."""
     config = EvalConfig.of(
         kind,
@@ -124,9 +136,17 @@ def job(kind: Kind, model: Path, data: Path, method: str, budget: str, attn: str
     table, metrics = answers.read(folder).sort_by("answered_at"), RunRecord.load(folder).metrics
     times = [moment.timestamp() for moment in table["answered_at"].to_pylist()]
     first = table["batch_rows"][0].as_py()
-    rate = (len(times) - first) / (times[-1] - times[first - 1]) if len(times) > first else float("nan")
+    rate = (
+        (len(times) - first) / (times[-1] - times[first - 1])
+        if len(times) > first
+        else float("nan")
+    )
     found = {"rows": len(times), "batch_rows": first, "rows_per_s": rate}
-    return found | {name: metrics[name] for name in ("gpu_busy", "worker_busy", "batch_tokens") if name in metrics}
+    return found | {
+        name: metrics[name]
+        for name in ("gpu_busy", "worker_busy", "batch_tokens")
+        if name in metrics
+    }
 
 
 @torch.inference_mode()

@@ -17,13 +17,18 @@ BENCHMARKS = (  # modules here, imported when asked for
     *("tgif", "msvd", "msrvtt"),
 )
 
-SPLITS = {"mmbench": "dev", "mmbench_cn": "dev"}  # that are asked where nobody says; of the others it is test
+SPLITS = {
+    "mmbench": "dev",
+    "mmbench_cn": "dev",
+}  # that are asked where nobody says; of the others it is test
 
 
 def benchmark(name: str) -> Benchmark:
     """The benchmark of that name: `BENCHMARK` in the file of that name."""
     if name not in BENCHMARKS:
-        raise ValueError(f"there is no benchmark '{name}'{did_you_mean(name, BENCHMARKS)} (there are {', '.join(BENCHMARKS)})")
+        raise ValueError(
+            f"there is no benchmark '{name}'{did_you_mean(name, BENCHMARKS)} (there are {', '.join(BENCHMARKS)})"
+        )
     room = "benchmarks.synthetic" if name in SYNTHETIC else "benchmarks"
     found: Benchmark = import_module(f"pipelines.{room}.{name}").BENCHMARK
     return found

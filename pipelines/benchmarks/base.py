@@ -78,7 +78,12 @@ class Benchmark(ABC):
 
 
 IDS = ("question_id", "questionId", "index", "id", "image")
-TEXTS = ("text", "prediction", "pred", "answer")  # `answer` is the reference where one of the others is there, too
+TEXTS = (
+    "text",
+    "prediction",
+    "pred",
+    "answer",
+)  # `answer` is the reference where one of the others is there, too
 
 
 def claimed(answer: Mapping[str, Any], names: tuple[str, ...]) -> str:
@@ -86,13 +91,17 @@ def claimed(answer: Mapping[str, Any], names: tuple[str, ...]) -> str:
     for name in names:
         if answer.get(name) is not None:
             return str(answer[name])
-    raise ValueError(f"an answer needs {' or '.join(names)}; it has {', '.join(answer) or 'nothing'}")
+    raise ValueError(
+        f"an answer needs {' or '.join(names)}; it has {', '.join(answer) or 'nothing'}"
+    )
 
 
 def plain(text: str) -> str:
     """A short answer without what does not matter: case, outer punctuation, articles, double spaces."""
     words = text.lower().strip().strip(string.punctuation + " ").split()
-    return " ".join([word for word in words if word not in ("a", "an", "the")] or words)  # "A" may be an option
+    return " ".join(
+        [word for word in words if word not in ("a", "an", "the")] or words
+    )  # "A" may be an option
 
 
 LETTER = re.compile(r"^\W*([A-Z])(?:\W|$)")
@@ -100,6 +109,8 @@ LETTER = re.compile(r"^\W*([A-Z])(?:\W|$)")
 
 def letter(prediction: str, options: int) -> int | None:
     """Which option an answer names by its letter: "B", "(b)", "B. a dog"; None if none of them."""
-    found = LETTER.match(prediction.strip().upper() if len(prediction.strip()) <= 3 else prediction.strip())
+    found = LETTER.match(
+        prediction.strip().upper() if len(prediction.strip()) <= 3 else prediction.strip()
+    )
     place = ord(found.group(1)) - ord("A") if found else -1
     return place if 0 <= place < options else None

@@ -55,9 +55,13 @@ class GQA(Benchmark):
 
     def rows(self, data: str, split: str = "test", **how: Any) -> Official:
         place = Place.of(self.name, data, how, "lmms-lab/GQA")
-        if tables := place.shards("testdev", config=(f"{TIER}_instructions",), columns=("imageId", "types")):
+        if tables := place.shards(
+            "testdev", config=(f"{TIER}_instructions",), columns=("imageId", "types")
+        ):
             album = place.shards("testdev", config=(f"{TIER}_images",))
-            return place.rows("Parquet", *tables, shape=hub, expected=("id", "imageId", "answer"), album=album)
+            return place.rows(
+                "Parquet", *tables, shape=hub, expected=("id", "imageId", "answer"), album=album
+            )
         questions = place.find("questions", f"llava_gqa_{TIER}.jsonl", named=True)
         answers = place.find("answers", *(f"{home}{TIER}_questions.json" for home in HOMES))
         return place.rows(

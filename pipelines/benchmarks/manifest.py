@@ -20,14 +20,26 @@ class ManifestBenchmark(Benchmark):
         if not row.options:
             return row.question
         lines = [f"{chr(ord('A') + place)}. {option}" for place, option in enumerate(row.options)]
-        return "\n".join([row.question, *lines, "Answer with the option's letter from the given choices directly."])
+        return "\n".join(
+            [
+                row.question,
+                *lines,
+                "Answer with the option's letter from the given choices directly.",
+            ]
+        )
 
     def score(self, row: Row, prediction: str) -> Score:
         if not row.answers:
             return Score(None, None)
         right = {plain(answer) for answer in row.answers}
         said, texts = plain(prediction), [plain(option) for option in row.options]
-        chosen = texts.index(said) if said in texts else letter(prediction, len(texts)) if texts else None
+        chosen = (
+            texts.index(said)
+            if said in texts
+            else letter(prediction, len(texts))
+            if texts
+            else None
+        )
         given = {said} if chosen is None else {texts[chosen], chr(ord("a") + chosen)}
         return Score.of(bool((given & right) - {""}))
 

@@ -32,7 +32,16 @@ LETTERS = "ABCD"
 COLUMNS = ("index", "hint", "A", "B", "C", "D", "l2-category", "L2-category", "split")
 MARKS = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
 LATE = 4  # words from the end among which a letter is an answer
-NOTHING = {"", "#N/A", "<NA>", "N/A", "NA", "NULL", "n/a", "null"}  # what a table reader takes for an empty cell
+NOTHING = {
+    "",
+    "#N/A",
+    "<NA>",
+    "N/A",
+    "NA",
+    "NULL",
+    "n/a",
+    "null",
+}  # what a table reader takes for an empty cell
 
 
 class Index:
@@ -43,7 +52,9 @@ class Index:
 
     def __call__(self, record: RawRecord) -> str | None:
         if (said := cell(record, "split")) not in ("", self.split):
-            raise ValueError(f"there are rows of the split '{said}', and asked for is '{self.split}'; see --split")
+            raise ValueError(
+                f"there are rows of the split '{said}', and asked for is '{self.split}'; see --split"
+            )
         value = record.get("index")
         return str(int(float(value))) if value not in (None, "") else None
 
@@ -51,7 +62,13 @@ class Index:
 def cell(record: RawRecord, name: str) -> str:
     """A cell's text; empty if it is empty in any of the ways it can be."""
     value = record.get(name)
-    text = json.dumps(value, ensure_ascii=False) if isinstance(value, list) else "" if value is None else str(value)
+    text = (
+        json.dumps(value, ensure_ascii=False)
+        if isinstance(value, list)
+        else ""
+        if value is None
+        else str(value)
+    )
     return "" if text in NOTHING or text.lower() in ("nan", "none") else text
 
 
@@ -104,13 +121,17 @@ class MMBench(Benchmark):
     kind = "image"
     headline = "circular"
 
-    def __init__(self, name: str, config: str, suffix: str, files: Mapping[str, tuple[str, ...]]) -> None:
+    def __init__(
+        self, name: str, config: str, suffix: str, files: Mapping[str, tuple[str, ...]]
+    ) -> None:
         self.name, self.config, self.suffix, self.files = name, config, suffix, files
 
     def rows(self, data: str, split: str = "dev", **how: Any) -> Official:
         place = Place.of(self.name, data, how, f"lmms-lab/MMBench, {self.config}", splits=True)
         if split not in self.files:
-            raise ValueError(f"{self.name} has no split '{split}'; it has {' and '.join(self.files)}")
+            raise ValueError(
+                f"{self.name} has no split '{split}'; it has {' and '.join(self.files)}"
+            )
         known: dict[str, Any] = {"identity": Index(split), "keys": ("index",), "columns": COLUMNS}
         expected = ("index", "question", "A", "B", "image")
         if tables := place.shards(split, config=(self.config,), **known):
@@ -120,20 +141,27 @@ class MMBench(Benchmark):
 
     def prompt(self, row: Row) -> str:
         lines = [row.meta["hint"]] if "hint" in row.meta else []
-        lines += [row.question, *(f"{letter}. {text}" for letter, text in zip(LETTERS, row.options, strict=False))]
+        lines += [
+            row.question,
+            *(f"{letter}. {text}" for letter, text in zip(LETTERS, row.options, strict=False)),
+        ]
         return "\n".join(lines) + self.suffix
 
     def score(self, row: Row, prediction: str) -> Score:
         if not row.answers:
             return Score(None, None)
-        return Score.of(chosen(prediction, dict(zip(LETTERS, row.options, strict=False))) == row.answers[0])
+        return Score.of(
+            chosen(prediction, dict(zip(LETTERS, row.options, strict=False))) == row.answers[0]
+        )
 
     def figures(self, sheet: AnswerArrays) -> dict[str, Figure]:
         numbers = np.array([int(row_id) for row_id in sheet.ids], dtype=np.int64)
         group = np.unique(numbers % ROTATION, return_inverse=True)[1]
         first, right = complete(sheet, group)
         base = sheet.scored & (numbers < ROTATION)
-        guessed = np.exp(np.bincount(group, weights=np.log(np.nan_to_num(sheet.chances, nan=1.0))))[group]
+        guessed = np.exp(np.bincount(group, weights=np.log(np.nan_to_num(sheet.chances, nan=1.0))))[
+            group
+        ]
         found = {
             "circular": share(right, first),
             "plain": share(sheet.worth, base),
@@ -154,13 +182,22 @@ class MMBench(Benchmark):
         """A spreadsheet of the questions, with what the model said word for word."""
         table = sorted(answers.to_pylist(), key=lambda each: int(each["row_id"]))
         given = any(each["reference"] for each in table)
-        header = ["index", "question", *LETTERS, "prediction", *(["answer"] if given else []), "split"]
+        header = [
+            "index",
+            "question",
+            *LETTERS,
+            "prediction",
+            *(["answer"] if given else []),
+            "split",
+        ]
         lines = []
         for each in table:
             options = [*(each["options"] or []), *[None] * len(LETTERS)][: len(LETTERS)]
             answer = [(each["reference"] or [None])[0]] if given else []
             part = dict(each["meta"] or ()).get("split")
-            lines.append([int(each["row_id"]), each["question"], *options, each["prediction"], *answer, part])
+            lines.append(
+                [int(each["row_id"]), each["question"], *options, each["prediction"], *answer, part]
+            )
         return spreadsheet.written(header, lines)
 
 

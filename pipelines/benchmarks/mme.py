@@ -26,7 +26,18 @@ from pipelines.data.rows import Row
 from pipelines.metrics.answer_metrics import AnswerArrays, Figure, complete, share, total
 
 PERCEPTION = (
-    *("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR"),
+    *(
+        "existence",
+        "count",
+        "position",
+        "color",
+        "posters",
+        "celebrity",
+        "scene",
+        "landmark",
+        "artwork",
+        "OCR",
+    ),
 )
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
 SUBTASKS = PERCEPTION + COGNITION
@@ -81,10 +92,17 @@ class MME(Benchmark):
     def rows(self, data: str, split: str = "test", **how: Any) -> Official:
         place = Place.of(self.name, data, how, "lmms-lab/MME")
         if tables := place.shards("test", keys=("question_id", "question"), identity=hub_id):
-            return place.rows("Parquet", *tables, shape=hub, expected=("question", "answer", "category"))
+            return place.rows(
+                "Parquet", *tables, shape=hub, expected=("question", "answer", "category")
+            )
         for home in HOMES:
-            if any(place.type(f"{home}/{each}".lstrip("/")) == fs.FileType.Directory for each in SUBTASKS):
-                folder = place.open(home, identity=line_id) if home else place.itself(identity=line_id)
+            if any(
+                place.type(f"{home}/{each}".lstrip("/")) == fs.FileType.Directory
+                for each in SUBTASKS
+            ):
+                folder = (
+                    place.open(home, identity=line_id) if home else place.itself(identity=line_id)
+                )
                 return place.rows("pairs", folder, shape=release, homes=(home,), suffixes=SUFFIXES)
         raise FileNotFoundError(
             f"{self.name}: there are no subtasks; looked for folders such as {RELEASE}/{PERCEPTION[0]} in {place},"
@@ -104,7 +122,9 @@ class MME(Benchmark):
         return Score.of(said == row.answers[0])
 
     def figures(self, sheet: AnswerArrays) -> dict[str, Figure]:
-        images = np.array(["/".join(str(row_id).split("/")[:2]) for row_id in sheet.ids], dtype=object)
+        images = np.array(
+            ["/".join(str(row_id).split("/")[:2]) for row_id in sheet.ids], dtype=object
+        )
         group = np.unique(images, return_inverse=True)[1]
         first, both = complete(sheet, group)
         first &= np.bincount(group)[group] == 2  # an image that a limit has cut has no acc+
@@ -114,8 +134,16 @@ class MME(Benchmark):
             mine = sheet.types == subtask
             right, pair = share(sheet.worth, sheet.scored & mine), share(both, first & mine)
             points[subtask] = total([right, pair], 100.0)
-            found |= {f"{subtask}/acc": right, f"{subtask}/acc_plus": pair, f"{subtask}/points": points[subtask]}
-        for name, subtasks in (("perception", PERCEPTION), ("cognition", COGNITION), ("total", SUBTASKS)):
+            found |= {
+                f"{subtask}/acc": right,
+                f"{subtask}/acc_plus": pair,
+                f"{subtask}/points": points[subtask],
+            }
+        for name, subtasks in (
+            ("perception", PERCEPTION),
+            ("cognition", COGNITION),
+            ("total", SUBTASKS),
+        ):
             found[name] = total([points[subtask] for subtask in subtasks if subtask in points])
         return found
 

@@ -41,17 +41,29 @@ class Official(Manifest):
     """A benchmark's rows. `shape` gives a record the names of a manifest; the joined one is its `truth`."""
 
     shape: Callable[[RawRecord], RawRecord] = as_it_is
-    expected: tuple[str, ...] = ()  # columns without which the file is another one than was asked for
+    expected: tuple[
+        str, ...
+    ] = ()  # columns without which the file is another one than was asked for
     truth: tuple[DataFile, ...] = ()
     truth_layout: str = "JSON"
-    album: tuple[DataFile, ...] = ()  # Parquet files with the media by id, where rows name them only
+    album: tuple[
+        DataFile, ...
+    ] = ()  # Parquet files with the media by id, where rows name them only
     suffixes: tuple[str, ...] = ()  # tried in turn where a medium's name has none
     without: tuple[str, ...] = field(default=(), repr=False)  # folders of media that are not there
 
     def digest(self) -> str:
         """Of the questions, of their answers and of the images, where those are tables of their own."""
-        tables = ((self.files, self.layout), (self.truth, self.truth_layout), (self.album, "Parquet"))
-        parts = [Manifest.digest(replace(self, files=files, layout=layout)) for files, layout in tables if files]
+        tables = (
+            (self.files, self.layout),
+            (self.truth, self.truth_layout),
+            (self.album, "Parquet"),
+        )
+        parts = [
+            Manifest.digest(replace(self, files=files, layout=layout))
+            for files, layout in tables
+            if files
+        ]
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
     def ready(self) -> Official:
@@ -89,11 +101,17 @@ class Official(Manifest):
         found = read_records(self.layout, self.files, pointers)
         if not self.truth:
             return [self._row(*each) for each in found]
-        where = pa.table([pointers["row_id"], *(pointers[name] for name in TRUTH)], names=INDEX.names)
+        where = pa.table(
+            [pointers["row_id"], *(pointers[name] for name in TRUTH)], names=INDEX.names
+        )
         truths = read_records(self.truth_layout, self.truth, where)
-        return [self._joined(*each, truth) for each, (_, _, truth) in zip(found, truths, strict=True)]
+        return [
+            self._joined(*each, truth) for each, (_, _, truth) in zip(found, truths, strict=True)
+        ]
 
-    def _joined(self, file: DataFile, span: Any, record: RawRecord | Exception, truth: RawRecord | Exception) -> Row:
+    def _joined(
+        self, file: DataFile, span: Any, record: RawRecord | Exception, truth: RawRecord | Exception
+    ) -> Row:
         if isinstance(truth, Exception):
             return Row(span.row_id, error=describe_error(truth))
         joined = record if isinstance(record, Exception) else {**record, "truth": truth}
@@ -226,17 +244,29 @@ class Place:
             some = some or [name for name in found if not name.startswith(SPLITS)]
             if some:
                 several = len(some) > 1
-                paths = {f"{home}/{name}".lstrip("/"): f"{name}:" if several else "" for name in some}
-                return tuple(self.open(path, prefix=prefix, **how) for path, prefix in paths.items())
+                paths = {
+                    f"{home}/{name}".lstrip("/"): f"{name}:" if several else "" for name in some
+                }
+                return tuple(
+                    self.open(path, prefix=prefix, **how) for path, prefix in paths.items()
+                )
         return ()
 
     def rows(
-        self, layout: str, *files: DataFile, shape: Callable[[RawRecord], RawRecord], homes: Sequence[str] = (), **more: Any
+        self,
+        layout: str,
+        *files: DataFile,
+        shape: Callable[[RawRecord], RawRecord],
+        homes: Sequence[str] = (),
+        **more: Any,
     ) -> Official:
         """The benchmark's rows in these files; `homes` are where its media may lie, `more` is Official's."""
         root, without = self.how.get("media_root"), ()
         if root is None:
-            there = next((home for home in homes if not home or self.type(home) == fs.FileType.Directory), None)
+            there = next(
+                (home for home in homes if not home or self.type(home) == fs.FileType.Directory),
+                None,
+            )
             without = tuple(homes) if there is None else ()
             root = self.folder.child(there).uri if there else self.folder.uri
         return Official(

@@ -57,7 +57,9 @@ def llava(record: RawRecord) -> RawRecord:
 
 def hub(record: RawRecord) -> RawRecord:
     answer = str(record["answer"]).strip().lower()
-    return embedded_row(record, answers=[answer], type=record["category"])  # its question_id is one of a split
+    return embedded_row(
+        record, answers=[answer], type=record["category"]
+    )  # its question_id is one of a split
 
 
 class POPE(Benchmark):
@@ -68,13 +70,19 @@ class POPE(Benchmark):
 
     def rows(self, data: str, split: str = "test", **how: Any) -> Official:
         place = Place.of(self.name, data, how, "lmms-lab/POPE")
-        if tables := place.shards("test", keys=("category", "question_id", "question"), identity=hub_id):
-            return place.rows("Parquet", *tables, shape=hub, expected=("question", "answer", "category"))
+        if tables := place.shards(
+            "test", keys=("category", "question_id", "question"), identity=hub_id
+        ):
+            return place.rows(
+                "Parquet", *tables, shape=hub, expected=("question", "answer", "category")
+            )
         questions = place.find("questions", "llava_pope_test.jsonl", named=True)
         labels = []
         for each in SPLITS:
             name = f"coco_pope_{each}.json"
-            found = place.find(f"labels of the {each} split", f"coco/{name}", name, f"output/coco/{name}")
+            found = place.find(
+                f"labels of the {each} split", f"coco/{name}", name, f"output/coco/{name}"
+            )
             labels.append(place.open(found, identity=Label(each)))
         return place.rows(
             "JSON",
@@ -90,7 +98,9 @@ class POPE(Benchmark):
 
     def claim(self, answer: Mapping[str, Any]) -> tuple[str, str]:
         name, text = super().claim(answer)
-        return (hub_id(answer) or name if "category" in answer and "question" in answer else name), text
+        return (
+            hub_id(answer) or name if "category" in answer and "question" in answer else name
+        ), text
 
     def prompt(self, row: Row) -> str:
         return row.question + SHORT

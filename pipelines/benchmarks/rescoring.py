@@ -56,10 +56,24 @@ def rescored(answers: pa.Table, benchmark: Benchmark) -> pa.Table:
     """The same answers with the scores that the benchmark gives them now."""
     scores: list[float | None] = []
     correct: list[bool | None] = []
-    columns = ["row_id", "media", "question", "reference", "options", "type", "meta", "prediction", "status"]
+    columns = [
+        "row_id",
+        "media",
+        "question",
+        "reference",
+        "options",
+        "type",
+        "meta",
+        "prediction",
+        "status",
+    ]
     for batch in answers.select(columns).to_batches(max_chunksize=PART):
         for fields in batch.to_pylist():
-            found = benchmark.score(_row(fields), fields["prediction"] or "") if fields["status"] == "ok" else None
+            found = (
+                benchmark.score(_row(fields), fields["prediction"] or "")
+                if fields["status"] == "ok"
+                else None
+            )
             scores.append(found.score if found else None)
             correct.append(found.correct if found else None)
     done = {"score": pa.array(scores, pa.float64()), "correct": pa.array(correct, pa.bool_())}
@@ -105,8 +119,14 @@ def _mme(file: Path) -> Iterator[Mapping[str, Any]]:
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
         cells = line.split("\t")
         if len(cells) < 4:
-            raise ValueError(f"line {number} of {file.name} has {len(cells)} cells; MME's have 4, with tabs between")
-        yield {"question_id": f"{file.stem}/{cells[0]}", "question": cells[1], "text": "\t".join(cells[3:])}
+            raise ValueError(
+                f"line {number} of {file.name} has {len(cells)} cells; MME's have 4, with tabs between"
+            )
+        yield {
+            "question_id": f"{file.stem}/{cells[0]}",
+            "question": cells[1],
+            "text": "\t".join(cells[3:]),
+        }
 
 
 def _json(file: Path) -> Iterator[Mapping[str, Any]]:
@@ -129,7 +149,10 @@ def _json(file: Path) -> Iterator[Mapping[str, Any]]:
 
 
 def joined(
-    benchmark: Benchmark, manifest: Manifest, answers: Iterator[Mapping[str, Any]], split: str = "test"
+    benchmark: Benchmark,
+    manifest: Manifest,
+    answers: Iterator[Mapping[str, Any]],
+    split: str = "test",
 ) -> tuple[pa.Table, JoinReport]:
     """The rows as a run's table, scored, those without an answer as errors; and what did not match.
 
@@ -159,7 +182,9 @@ def joined(
                 raise ValueError(f"row {row.row_id} cannot be read: {row.error}")
             names = [name for name in benchmark.names(row) if name in given]
             if several := used.intersection(names):
-                raise ValueError(f"the answer to '{several.pop()}' could be to several rows, {row.row_id} among them")
+                raise ValueError(
+                    f"the answer to '{several.pop()}' could be to several rows, {row.row_id} among them"
+                )
             used.update(names)
             if not names:
                 note("missing", row.row_id)

@@ -58,7 +58,10 @@ def hub(record: RawRecord) -> RawRecord:
 
 
 def _facts(problem: RawRecord, image: bool, text: bool) -> RawRecord:
-    subject, grade = str(problem.get("subject") or ""), str(problem.get("grade") or "").removeprefix("grade")
+    subject, grade = (
+        str(problem.get("subject") or ""),
+        str(problem.get("grade") or "").removeprefix("grade"),
+    )
     meta = {"image": "yes" if image else "no", "text": "yes" if text else "no", "grade": grade}
     return {"type": subject, "meta": {key: value for key, value in meta.items() if value}}
 
@@ -80,7 +83,11 @@ def parted(text: str) -> tuple[str, list[str]]:
 
 def chosen(prediction: str) -> str | None:
     """The letter that an answer gives."""
-    if prediction and prediction[0] in LETTERS and (len(prediction) == 1 or prediction[1:3] == ". "):
+    if (
+        prediction
+        and prediction[0] in LETTERS
+        and (len(prediction) == 1 or prediction[1:3] == ". ")
+    ):
         return prediction[0]
     said = SAYS.findall(prediction)
     return str(said[0]) if len(said) == 1 else None
@@ -110,7 +117,9 @@ class ScienceQA(Benchmark):
         )
 
     def prompt(self, row: Row) -> str:
-        lines = [f"{letter}. {option}" for letter, option in zip(LETTERS, row.options, strict=False)]
+        lines = [
+            f"{letter}. {option}" for letter, option in zip(LETTERS, row.options, strict=False)
+        ]
         return "\n".join([row.question, *lines]) + LETTER
 
     def score(self, row: Row, prediction: str) -> Score:
@@ -129,7 +138,9 @@ class ScienceQA(Benchmark):
             "grade/7-12": ~low & (sheet.meta("grade") != ""),
         }
         found = {name: share(sheet.worth, sheet.scored & rows) for name, rows in among.items()}
-        found = {name: figure for name, figure in found.items() if name == "img" or figure[0].below.any()}
+        found = {
+            name: figure for name, figure in found.items() if name == "img" or figure[0].below.any()
+        }
         return {
             **found,
             "chance": share(sheet.chances, sheet.scored & image & ~np.isnan(sheet.chances)),

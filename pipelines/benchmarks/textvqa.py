@@ -17,7 +17,9 @@ from pipelines.data.formats.base import RawRecord
 from pipelines.data.rows import Row
 
 OCR = "Reference OCR token: "
-OLD = re.compile(r"^OCR tokens: .*?Question: (.*?) Short answer:", re.DOTALL)  # how prompts were before
+OLD = re.compile(
+    r"^OCR tokens: .*?Question: (.*?) Short answer:", re.DOTALL
+)  # how prompts were before
 
 
 def question_of(prompt: str) -> str:
@@ -59,7 +61,9 @@ class TextVQA(Annotated):
     def rows(self, data: str, split: str = "test", **how: Any) -> Official:
         place = Place.of(self.name, data, how, "lmms-lab/textvqa")
         if tables := place.shards("validation", "val", columns=("ocr_tokens",)):
-            return place.rows("Parquet", *tables, shape=hub, expected=("question_id", "question", "answers"))
+            return place.rows(
+                "Parquet", *tables, shape=hub, expected=("question_id", "question", "answers")
+            )
         questions = place.find("questions", "llava_textvqa_val_v051_ocr.jsonl", named=True)
         answers = place.find("answers", "TextVQA_0.5.1_val.json")
         return place.rows(
@@ -79,7 +83,9 @@ class TextVQA(Annotated):
         image, text = super().claim(answer)
         if "prompt" not in answer and "question" not in answer:
             return image, text
-        return joined(image, question_of(str(answer.get("prompt", answer.get("question")))).lower()), text
+        return joined(
+            image, question_of(str(answer.get("prompt", answer.get("question")))).lower()
+        ), text
 
     def prompt(self, row: Row) -> str:
         return "\n".join([row.question, *([row.meta["ocr"]] if "ocr" in row.meta else [])]) + SHORT

@@ -55,7 +55,9 @@ class VizWiz(Annotated):
         if tables := place.shards(split, columns=("answer_type",)):
             return place.rows("Parquet", *tables, shape=hub, expected=("question_id", "question"))
         lists = ("llava_test.jsonl",) if split == "test" else ()
-        found = place.find("questions", *lists, f"{split}.json", f"Annotations/{split}.json", named=True)
+        found = place.find(
+            "questions", *lists, f"{split}.json", f"Annotations/{split}.json", named=True
+        )
         from_llava = found.endswith(".jsonl")
         return place.rows(
             "JSON",

@@ -52,12 +52,16 @@ class VQAv2(Annotated):
     def rows(self, data: str, split: str = "test", **how: Any) -> Official:
         place = Place.of(self.name, data, how, "lmms-lab/VQAv2", splits=True)
         columns = ("question_type", "answer_type")
-        if tables := place.shards(*(("validation", "val") if split == "val" else (split,)), columns=columns):
+        if tables := place.shards(
+            *(("validation", "val") if split == "val" else (split,)), columns=columns
+        ):
             return place.rows("Parquet", *tables, shape=hub, expected=("question_id", "question"))
         if split == "test":
             questions = place.find("questions", *LISTS, named=True)
             expected, homes = ("question_id", "image", "text"), ("test2015",)
-            return place.rows("JSON", place.open(questions), shape=llava, expected=expected, homes=homes)
+            return place.rows(
+                "JSON", place.open(questions), shape=llava, expected=expected, homes=homes
+            )
         if split != "val":
             raise ValueError(f"vqav2 has no split '{split}'; it has test and val")
         questions = place.find("questions", "v2_OpenEnded_mscoco_val2014_questions.json")
@@ -74,14 +78,22 @@ class VQAv2(Annotated):
     def submission(self, answers: pa.Table, data: str | None) -> bytes:
         """A list of {question_id, answer} for all of test2015, with an empty answer where none was asked for."""
         if data is None:
-            raise ValueError(f"--submission needs --data: the folder with {LISTS[1]}, the list of all questions")
+            raise ValueError(
+                f"--submission needs --data: the folder with {LISTS[1]}, the list of all questions"
+            )
         place = Place.of(self.name, data, {})
         every = place.open(place.find("all questions of test2015", LISTS[1]))
-        said = dict(zip(*(answers[name].to_pylist() for name in ("row_id", "prediction")), strict=True))
+        said = dict(
+            zip(*(answers[name].to_pylist() for name in ("row_id", "prediction")), strict=True)
+        )
         ids = index_rows("JSON", (every,))["row_id"].to_pylist()
         if lost := said.keys() - set(ids):
-            raise ValueError(f"{len(lost):,} answers are to no question of {LISTS[1]}: {', '.join(sorted(lost)[:3])}")
-        done = [{"question_id": int(each), "answer": normalised(said.get(each) or "")} for each in ids]
+            raise ValueError(
+                f"{len(lost):,} answers are to no question of {LISTS[1]}: {', '.join(sorted(lost)[:3])}"
+            )
+        done = [
+            {"question_id": int(each), "answer": normalised(said.get(each) or "")} for each in ids
+        ]
         return json.dumps(done).encode()
 
     def chance(self, type: str) -> float | None:

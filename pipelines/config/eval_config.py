@@ -43,11 +43,21 @@ class EvalConfig:
 
     model: str = flag(WHAT, parsers.text, "MODEL", "a folder, a name on the hub, or demo", "demo")
     revision: str | None = flag(
-        WHAT, parsers.text, "REV", "of a model on the hub: a branch, a tag or a commit, which it becomes", shown="main"
+        WHAT,
+        parsers.text,
+        "REV",
+        "of a model on the hub: a branch, a tag or a commit, which it becomes",
+        shown="main",
     )
-    trust_remote_code: bool = flag(WHAT, parsers.yes_no, "", "run code that comes with the model", False)
+    trust_remote_code: bool = flag(
+        WHAT, parsers.yes_no, "", "run code that comes with the model", False
+    )
     benchmark: str = flag(
-        WHAT, parsers.choice(*BENCHMARKS), "NAME", f"one of {', '.join(BENCHMARKS)}", DEMO_BENCHMARK["image"]
+        WHAT,
+        parsers.choice(*BENCHMARKS),
+        "NAME",
+        f"one of {', '.join(BENCHMARKS)}",
+        DEMO_BENCHMARK["image"],
     )
     data: str | None = flag(
         WHAT,
@@ -56,14 +66,28 @@ class EvalConfig:
         "questions and media: a .jsonl, .csv, .tsv or .parquet file, or a folder of Parquet files, of WebDataset .tar"
         " files or of media; of an official benchmark its folder (docs/benchmarks.md); local, s3:// or gs://",
     )
-    split: str = flag(WHAT, parsers.text, "NAME", "of the benchmark", "test", shown="test; dev of MMBench")
-    media_root: str | None = flag(
-        WHAT, parsers.text, "FOLDER", "what relative paths in the data are relative to", shown="where the data is"
+    split: str = flag(
+        WHAT, parsers.text, "NAME", "of the benchmark", "test", shown="test; dev of MMBench"
     )
-    allow_outside: bool = flag(WHAT, parsers.yes_no, "", "read media outside the media root, too", False)
-    question: str | None = flag(WHAT, parsers.text, "TEXT", "asked about every file of a folder of media")
+    media_root: str | None = flag(
+        WHAT,
+        parsers.text,
+        "FOLDER",
+        "what relative paths in the data are relative to",
+        shown="where the data is",
+    )
+    allow_outside: bool = flag(
+        WHAT, parsers.yes_no, "", "read media outside the media root, too", False
+    )
+    question: str | None = flag(
+        WHAT, parsers.text, "TEXT", "asked about every file of a folder of media"
+    )
     limit: int | None = flag(
-        WHAT, parsers.limit, "N", "ask the first N questions only, or all", shown=f"{DEMO_ROWS} for the demo, else all"
+        WHAT,
+        parsers.limit,
+        "N",
+        "ask the first N questions only, or all",
+        shown=f"{DEMO_ROWS} for the demo, else all",
     )
 
     methods: tuple[str, ...] = flag(
@@ -87,10 +111,15 @@ class EvalConfig:
         listed=True,
     )
     schedule: str | None = flag(
-        HOW, parsers.schedule, "SITES", "instead of a budget: sites and what each keeps, such as encoder=96,16=32"
+        HOW,
+        parsers.schedule,
+        "SITES",
+        "instead of a budget: sites and what each keeps, such as encoder=96,16=32",
     )
 
-    frames: int = flag(ASK, parsers.whole(1, 8), "N", "frames of a video, evenly spaced", 8, kind="video")
+    frames: int = flag(
+        ASK, parsers.whole(1, 8), "N", "frames of a video, evenly spaced", 8, kind="video"
+    )
     min_pixels: int | None = flag(
         ASK, parsers.whole(1, 200704), "N", "smaller media are enlarged", shown="the model's own"
     )
@@ -104,12 +133,23 @@ class EvalConfig:
         "model: its own chat template; vicuna_v1: as LLaVA's scripts have it",
         "model",
     )
-    temperature: float = flag(ASK, parsers.number, "X", "0 always takes the likeliest token", 0.0, shown="0")
+    temperature: float = flag(
+        ASK, parsers.number, "X", "0 always takes the likeliest token", 0.0, shown="0"
+    )
     max_new_tokens: int = flag(
-        ASK, parsers.whole(1), "N", "of an answer", 128, shown=f"{DEMO_TOKENS} for the demo model, else 128"
+        ASK,
+        parsers.whole(1),
+        "N",
+        "of an answer",
+        128,
+        shown=f"{DEMO_TOKENS} for the demo model, else 128",
     )
     seed: int = flag(
-        ASK, parsers.whole(0, 1), "N", "of tokens drawn at a temperature, of what random keeps, and of the bootstrap", 0
+        ASK,
+        parsers.whole(0, 1),
+        "N",
+        "of tokens drawn at a temperature, of what random keeps, and of the bootstrap",
+        0,
     )
     dtype: str = flag(
         ASK,
@@ -128,7 +168,11 @@ class EvalConfig:
     )
 
     ray_address: str | None = flag(
-        WHERE, parsers.text, "ADDRESS", "the cluster to join", shown="the one this job is in, else one of its own"
+        WHERE,
+        parsers.text,
+        "ADDRESS",
+        "the cluster to join",
+        shown="the one this job is in, else one of its own",
     )
     actors: tuple[int, int] | None = flag(
         WHERE,
@@ -181,16 +225,32 @@ class EvalConfig:
     )
 
     output: str = flag(
-        LOG, parsers.text, "FOLDER", "or s3://, gs://", "results", shown="results; under ray job submit ~/apet-results"
+        LOG,
+        parsers.text,
+        "FOLDER",
+        "or s3://, gs://",
+        "results",
+        shown="results; under ray job submit ~/apet-results",
     )
     tracking_uri: str | None = flag(
-        LOG, parsers.text, "URI", "of MLflow", shown="MLFLOW_TRACKING_URI, else mlflow.db in the output folder"
+        LOG,
+        parsers.text,
+        "URI",
+        "of MLflow",
+        shown="MLFLOW_TRACKING_URI, else mlflow.db in the output folder",
     )
     experiment: str = flag(LOG, parsers.text, "NAME", "in MLflow", "apet")
     max_error_rate: float = flag(
-        LOG, parsers.rate, "SHARE", "fail, after all is written, if more of the rows are errors", 0.01, shown="1%"
+        LOG,
+        parsers.rate,
+        "SHARE",
+        "fail, after all is written, if more of the rows are errors",
+        0.01,
+        shown="1%",
     )
-    retry_errors: bool = flag(LOG, parsers.yes_no, "", "ask again where the answer was an error", False)
+    retry_errors: bool = flag(
+        LOG, parsers.yes_no, "", "ask again where the answer was an error", False
+    )
 
     @classmethod
     def of(cls, kind: Kind, **given: Any) -> EvalConfig:
@@ -207,11 +267,17 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         if self.schedule and self.budgets:
-            raise ValueError(f"--schedule {self.schedule} and --budget {self.budgets[0]} exclude each other; give one")
+            raise ValueError(
+                f"--schedule {self.schedule} and --budget {self.budgets[0]} exclude each other; give one"
+            )
         if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
-            raise ValueError(f"--min-pixels {self.min_pixels} is above --max-pixels {self.max_pixels}; swap them")
+            raise ValueError(
+                f"--min-pixels {self.min_pixels} is above --max-pixels {self.max_pixels}; swap them"
+            )
         if self.benchmark == "manifest" and self.data is None:
-            raise ValueError("--benchmark manifest needs --data: the file or folder with the questions and media")
+            raise ValueError(
+                "--benchmark manifest needs --data: the file or folder with the questions and media"
+            )
         if not self.points:
             raise ValueError("no method is given; give at least one, such as --method apet")
 
@@ -225,7 +291,11 @@ class EvalConfig:
         return re.sub(r"[^A-Za-z0-9_.-]", "_", self.model.rstrip("/").rpartition("/")[2])
 
     def identity(
-        self, point: MethodSpec, manifest_digest: str, model_fingerprint: str, benchmark_version: str
+        self,
+        point: MethodSpec,
+        manifest_digest: str,
+        model_fingerprint: str,
+        benchmark_version: str,
     ) -> dict[str, Any]:
         """All that affects answers, and nothing else: a run goes on where one of equal identity stopped."""
         return {
@@ -247,7 +317,9 @@ class EvalConfig:
             "max_new_tokens": self.max_new_tokens,
             "method": point.method,
             "options": dict(point.options),
-            **({"compile": True} if self.compile else {}),  # not in the runs of before there was such a thing
+            **(
+                {"compile": True} if self.compile else {}
+            ),  # not in the runs of before there was such a thing
         }
 
     def run_name(self, point: MethodSpec, identity: Mapping[str, Any]) -> str:
@@ -274,14 +346,18 @@ class EvalConfig:
 
 def digest(identity: Mapping[str, Any]) -> str:
     """64 hexadecimal digits, the same for equal identities in every process."""
-    return hashlib.sha256(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()
+    ).hexdigest()
 
 
 def to_yaml(config: EvalConfig) -> str:
     """The whole config, as `--config` reads it."""
     import yaml
 
-    return cast(str, yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True, width=120))
+    return cast(
+        str, yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True, width=120)
+    )
 
 
 def parse(kind: Kind, argv: Sequence[str]) -> EvalConfig:
@@ -289,7 +365,10 @@ def parse(kind: Kind, argv: Sequence[str]) -> EvalConfig:
     flags = flags_of(EvalConfig, kind)
     made = parser(
         flags,
-        {"benchmark": f"{DEMO_BENCHMARK[kind]}; with --data manifest", "budgets": DEMO_BUDGET[kind]},
+        {
+            "benchmark": f"{DEMO_BENCHMARK[kind]}; with --data manifest",
+            "budgets": DEMO_BUDGET[kind],
+        },
         prog=f"eval_{kind}.py",
         usage=f"python jobs/eval_{kind}.py [--model M] [--benchmark B | --data FILE] [--method X --budget N]... [...]",
         description=cli_help.DESCRIPTION.format(kind=kind),
@@ -299,7 +378,9 @@ def parse(kind: Kind, argv: Sequence[str]) -> EvalConfig:
         typed, file = from_argv(made, argv, flags)
         read = from_yaml(Path(file), kind, flags) if file else {}
         if {"budgets", "schedule"} & set(typed):  # one of them replaces either of the file's
-            read = {name: value for name, value in read.items() if name not in ("budgets", "schedule")}
+            read = {
+                name: value for name, value in read.items() if name not in ("budgets", "schedule")
+            }
         return EvalConfig.of(kind, **{**read, **typed})
     except ValueError as error:
         refuse(kind, error)

@@ -46,7 +46,10 @@ class Flag:
 
 def flag(group: str, read: Reader, value: str, help: str, default: Any = None, **more: Any) -> Any:
     """A field with its flag; `more` as in `Flag`."""
-    return field(default=default, metadata={"flag": Flag(group=group, read=read, value=value, help=help, **more)})
+    return field(
+        default=default,
+        metadata={"flag": Flag(group=group, read=read, value=value, help=help, **more)},
+    )
 
 
 def flags_of(config: type, kind: Kind) -> list[Flag]:
@@ -64,15 +67,21 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(message.removeprefix("argument "))
 
 
-def parser(flags: Sequence[Flag], shown: Mapping[str, str], **about: str) -> argparse.ArgumentParser:
+def parser(
+    flags: Sequence[Flag], shown: Mapping[str, str], **about: str
+) -> argparse.ArgumentParser:
     """Knows which flags there are, and --help; values stay text. `shown`: defaults that differ between jobs."""
     made = _Parser(
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=32, width=120),
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
+            prog, max_help_position=32, width=120
+        ),
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
         **about,  # type: ignore[arg-type]
     )
-    made.add_argument("--config", metavar="FILE.yaml", help="values for any of the flags below, by their names")
+    made.add_argument(
+        "--config", metavar="FILE.yaml", help="values for any of the flags below, by their names"
+    )
     groups: dict[str, Any] = {}
     for each in flags:
         if each.group not in groups:
@@ -84,22 +93,32 @@ def parser(flags: Sequence[Flag], shown: Mapping[str, str], **about: str) -> arg
         if default is None and each.default is not None:
             default = "no" if each.default is False else str(each.default)
         help = f"{each.help} (default: {default})" if default else each.help
-        groups[each.group].add_argument(each.option, dest=each.field, help=help.replace("%", "%%"), **more)
+        groups[each.group].add_argument(
+            each.option, dest=each.field, help=help.replace("%", "%%"), **more
+        )
     return made
 
 
-def from_argv(made: argparse.ArgumentParser, argv: Sequence[str], flags: Sequence[Flag]) -> tuple[dict[str, Any], str]:
+def from_argv(
+    made: argparse.ArgumentParser, argv: Sequence[str], flags: Sequence[Flag]
+) -> tuple[dict[str, Any], str]:
     """The values that a command line gives, by field, and the YAML file that it names, if any."""
     namespace, left = made.parse_known_args(argv)
     if left:
         wrong = next((part for part in left if part.startswith("-")), left[0]).partition("=")[0]
         if not wrong.startswith("-"):
-            raise ValueError(f"'{wrong}' stands alone; every value follows its flag, as in --limit 200")
+            raise ValueError(
+                f"'{wrong}' stands alone; every value follows its flag, as in --limit 200"
+            )
         known = [each.option for each in flags] + ["--config", "--help"]
         raise ValueError(f"there is no flag {wrong}{instead(wrong, known)}")
     given = vars(namespace)
     file = given.pop("config", "")
-    return {each.field: _value(each, given[each.field], each.option) for each in flags if each.field in given}, file
+    return {
+        each.field: _value(each, given[each.field], each.option)
+        for each in flags
+        if each.field in given
+    }, file
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -115,7 +134,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ValueError(f"--config {path}: is no YAML: {error}") from None
     if not isinstance(read, dict):
-        raise ValueError(f"--config {path}: holds no keys and values; write lines such as 'budget: 64'")
+        raise ValueError(
+            f"--config {path}: holds no keys and values; write lines such as 'budget: 64'"
+        )
     return read
 
 
@@ -123,7 +144,9 @@ def from_yaml(path: Path, kind: Kind, flags: Sequence[Flag]) -> dict[str, Any]:
     """The values that a file gives, by field."""
     read = read_yaml(path)
     if (other := read.pop("kind", kind)) != kind:
-        raise ValueError(f"--config {path}: is for kind '{other}', and this job for {kind}s; use the other job")
+        raise ValueError(
+            f"--config {path}: is for kind '{other}', and this job for {kind}s; use the other job"
+        )
     return from_mapping(read, flags, str(path))
 
 

@@ -23,7 +23,9 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 def revision_of(model: str, revision: str | None, output: str) -> str | None:
     """The commit that stands for a branch or tag; the revision as it is of a folder, or where nobody knows."""
-    return revision if Path(model).is_dir() else _found(model, revision or "main", output) or revision
+    return (
+        revision if Path(model).is_dir() else _found(model, revision or "main", output) or revision
+    )
 
 
 def refuse_unknown(config: EvalConfig) -> None:
@@ -48,7 +50,9 @@ def note(model: str, commit: str | None, asked: str | None, output: str) -> None
         folder.write(file, commit.encode())
         known = _noted(folder, file)
     if known != commit:
-        raise ValueError(f"another job has begun meanwhile, with {name} at {known}; run the same command again")
+        raise ValueError(
+            f"another job has begun meanwhile, with {name} at {known}; run the same command again"
+        )
 
 
 @functools.cache  # a sweep asks for each benchmark
@@ -58,7 +62,9 @@ def _found(model: str, branch: str, output: str) -> str | None:
     folder, (name, file) = Folder.of(output), _entry(model, branch)
     known = _noted(folder, file)
     if known is not None:
-        print(f"{name} is at {known} for {redacted(folder.uri)}; --revision COMMIT, or deleting {file}, takes another")
+        print(
+            f"{name} is at {known} for {redacted(folder.uri)}; --revision COMMIT, or deleting {file}, takes another"
+        )
         return known
     known = _told(model, branch)
     if known is None and (known := _cached(model, branch)):
@@ -78,7 +84,9 @@ def _noted(folder: Folder, file: str) -> str | None:
     except FileNotFoundError:
         return None
     if _valid(known) is None:
-        raise ValueError(f"{redacted(folder.uri)}/{file} holds no commit; delete it, or give --revision COMMIT")
+        raise ValueError(
+            f"{redacted(folder.uri)}/{file} holds no commit; delete it, or give --revision COMMIT"
+        )
     return known
 
 
@@ -103,7 +111,9 @@ def _cached(model: str, branch: str) -> str | None:
     with contextlib.suppress(OSError):
         return _valid((folder / "refs" / branch).read_text().strip())
     with contextlib.suppress(OSError, ValueError):
-        (only,) = (folder / "snapshots").iterdir()  # a job loads a commit, which leaves no branch behind
+        (only,) = (
+            folder / "snapshots"
+        ).iterdir()  # a job loads a commit, which leaves no branch behind
         return _valid(only.name) if branch == "main" else None
     return None
 

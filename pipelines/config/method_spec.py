@@ -49,7 +49,9 @@ class MethodSpec:
         spent = "-".join(str(options.pop(key)) for key in ("budget", "schedule") if key in options)
         exact = [key + _shown(value) for key, value in options.items()]
         plain = [re.sub(r"[^A-Za-z0-9_.=]", "_", part) for part in exact]
-        name = "-".join([self.method, *filter(None, [spent.replace("%", "pct").replace(",", "_")]), *plain])
+        name = "-".join(
+            [self.method, *filter(None, [spent.replace("%", "pct").replace(",", "_")]), *plain]
+        )
         if plain != exact or len(name) > LONGEST:  # another point could look like it
             return f"{name[: LONGEST - 9]}-{hashlib.sha256(json.dumps(self.options).encode()).hexdigest()[:8]}"
         return name
@@ -73,7 +75,9 @@ class MethodSpec:
         for key, value in self.options:
             if key in known and not _fits(value, known[key]):
                 near_by = did_you_mean(str(value), _words(known[key]))
-                raise ValueError(f"{self.method} has no {key} {value!r}; it takes {_said(known[key])}{near_by}")
+                raise ValueError(
+                    f"{self.method} has no {key} {value!r}; it takes {_said(known[key])}{near_by}"
+                )
         method = build(self.method, **dict(self.options))
         if model is not None and (visual_tokens or self._is_share):
             try:
@@ -95,7 +99,9 @@ def parse_method(given: str) -> MethodSpec:
     for item in re.split(r",(?=\s*(?!encoder\s*=)[a-z_]+\s*=)", rest) if rest else ():
         key, mark, value = (part.strip() for part in item.partition("="))
         if not (mark and key and value):
-            raise ValueError(f"cannot read '{item}' in '{given}'; options are key=value: {method}:budget=64,basis=5")
+            raise ValueError(
+                f"cannot read '{item}' in '{given}'; options are key=value: {method}:budget=64,basis=5"
+            )
         if key in options:
             raise ValueError(f"'{given}' gives {key} twice; give it once")
         readers = {"budget": budget, "schedule": schedule}
@@ -104,13 +110,17 @@ def parse_method(given: str) -> MethodSpec:
         except ValueError as error:
             raise ValueError(f"{key} in '{given}': {error}") from None
     if method == "vanilla" and options:
-        raise ValueError(f"'{given}': vanilla is the unmodified model and has no options; write --method vanilla")
+        raise ValueError(
+            f"'{given}': vanilla is the unmodified model and has no options; write --method vanilla"
+        )
     if {"budget", "schedule"} <= set(options):
         raise ValueError(f"'{given}' gives a budget and a schedule; give one of the two")
     return MethodSpec.of(method, **options)
 
 
-def expand_methods(methods: Sequence[str], budgets: Sequence[str], plan: str | None) -> tuple[MethodSpec, ...]:
+def expand_methods(
+    methods: Sequence[str], budgets: Sequence[str], plan: str | None
+) -> tuple[MethodSpec, ...]:
     """Every method with every budget, or with the schedule; vanilla once, and what has a budget of its own once."""
     found: list[MethodSpec] = []
     for given in methods:
@@ -121,7 +131,9 @@ def expand_methods(methods: Sequence[str], budgets: Sequence[str], plan: str | N
         elif plan is not None:
             found.append(MethodSpec.of(point.method, schedule=plan, **options))
         elif not budgets:
-            raise ValueError(f"{given} has no budget; give --budget 64, --budget 10% or --schedule encoder=96,16=32")
+            raise ValueError(
+                f"{given} has no budget; give --budget 64, --budget 10% or --schedule encoder=96,16=32"
+            )
         else:
             found += [MethodSpec.of(point.method, budget=each, **options) for each in budgets]
     _once(point.name for point in found)
@@ -132,7 +144,9 @@ def _once(names: Iterable[str]) -> None:
     seen: set[str] = set()
     for name in names:
         if name in seen:
-            raise ValueError(f"{name} is asked for twice; name each method with its options and each budget once")
+            raise ValueError(
+                f"{name} is asked for twice; name each method with its options and each budget once"
+            )
         seen.add(name)
 
 
@@ -144,10 +158,13 @@ def known_methods() -> tuple[str, ...]:
     assert found.submodule_search_locations is not None
     files = sorted((Path(found.submodule_search_locations[0]) / "methods").glob("*.py"))
     named = (
-        re.search(r'^    name: ClassVar\[str\] = "(\w+)"', file.read_text(encoding="utf-8"), re.M) for file in files
+        re.search(r'^    name: ClassVar\[str\] = "(\w+)"', file.read_text(encoding="utf-8"), re.M)
+        for file in files
     )
     names = {match[1] for match in named if match}
-    return tuple(sorted(names, key=lambda name: (name != "vanilla", not name.startswith("apet"), name)))
+    return tuple(
+        sorted(names, key=lambda name: (name != "vanilla", not name.startswith("apet"), name))
+    )
 
 
 def _shown(value: Option) -> str:

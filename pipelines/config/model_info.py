@@ -35,7 +35,9 @@ class ModelInfo:
 
 
 @cache
-def model_info(name: str, revision: str | None = None, trust_remote_code: bool = False, frames: int = 1) -> ModelInfo:
+def model_info(
+    name: str, revision: str | None = None, trust_remote_code: bool = False, frames: int = 1
+) -> ModelInfo:
     """The model's depth, and the visual tokens of an image or of a video of so many frames.
 
     The model is built without memory for its weights, so that the family's own description answers.
@@ -44,7 +46,9 @@ def model_info(name: str, revision: str | None = None, trust_remote_code: bool =
     with torch.device("meta"):
         shell = AutoModelForImageTextToText.from_config(config, trust_remote_code=trust_remote_code)
     family = family_of(shell)
-    model = Model(len(family.layers), family.tower_layers, family.first_decoder_site, family.encoder_only)
+    model = Model(
+        len(family.layers), family.tower_layers, family.first_decoder_site, family.encoder_only
+    )
     return ModelInfo(model, _tokens(config, frames), shell)
 
 
@@ -61,16 +65,24 @@ def _shape(name: str, revision: str | None, trust_remote_code: bool) -> ModelSha
     return shape_of(load_config(name, revision=revision, trust_remote_code=trust_remote_code))
 
 
-def prefill_tflops(name: str, revision: str | None, trust_remote_code: bool, answers: pa.Table) -> float | None:
+def prefill_tflops(
+    name: str, revision: str | None, trust_remote_code: bool, answers: pa.Table
+) -> float | None:
     """The mean prefill of answered rows in teraflops, counted from what each site kept; None without any."""
     if not len(answers):
         return None
     shape = _shape(name, revision, trust_remote_code)
     some = np.unique(np.linspace(0, len(answers) - 1, COUNTED).astype(int))
-    rows = answers.select(["schedule", "visual_tokens_in", "prompt_tokens"]).take(pa.array(some)).to_pylist()
+    rows = (
+        answers.select(["schedule", "visual_tokens_in", "prompt_tokens"])
+        .take(pa.array(some))
+        .to_pylist()
+    )
     total = 0.0
     for row in rows:
         visual = row["visual_tokens_in"]
-        plan = Schedule.parse(row["schedule"] or "full", visual_tokens=visual, layers=shape.decoder.layers)
+        plan = Schedule.parse(
+            row["schedule"] or "full", visual_tokens=visual, layers=shape.decoder.layers
+        )
         total += prefill_flops(shape, plan, row["prompt_tokens"] - visual).total
     return total / len(rows) / 1e12

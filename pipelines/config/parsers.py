@@ -30,7 +30,9 @@ def text(given: str) -> str:
 def choice(*allowed: str) -> Reader:
     def read(given: str) -> str:
         if given not in allowed:
-            raise ValueError(f"'{given}' is none of {', '.join(allowed)}{did_you_mean(given.lower(), allowed, 0.5)}")
+            raise ValueError(
+                f"'{given}' is none of {', '.join(allowed)}{did_you_mean(given.lower(), allowed, 0.5)}"
+            )
         return given
 
     return read
@@ -52,7 +54,9 @@ def tokens(given: str) -> int | None:
     try:
         return int(whole(1)(given))
     except ValueError:
-        raise ValueError(f"'{given}' is no number of tokens; give one from 1, such as 32768, or 'auto'") from None
+        raise ValueError(
+            f"'{given}' is no number of tokens; give one from 1, such as 32768, or 'auto'"
+        ) from None
 
 
 def number(given: str) -> float:
@@ -85,7 +89,9 @@ def gpus(given: str) -> float:
 def rate(given: str) -> float:
     value = number(given[:-1]) / 100 if given.endswith("%") else number(given)
     if value > 1:
-        raise ValueError(f"'{given}' is no share of the rows; give 0 to 1, or a percentage such as 1%")
+        raise ValueError(
+            f"'{given}' is no share of the rows; give 0 to 1, or a percentage such as 1%"
+        )
     return value
 
 
@@ -100,17 +106,23 @@ def limit(given: str) -> int | None:
     try:
         return int(whole(1)(given))
     except ValueError:
-        raise ValueError(f"'{given}' is no number of rows; give one from 1, such as 200, or 'all'") from None
+        raise ValueError(
+            f"'{given}' is no number of rows; give one from 1, such as 200, or 'all'"
+        ) from None
 
 
 def actors(given: str) -> tuple[int, int]:
     """The fewest and the most."""
     parts = [part.strip() for part in given.split(",")]
     if not 1 <= len(parts) <= 2 or not all(re.fullmatch("[1-9][0-9]*", part) for part in parts):
-        raise ValueError(f"'{given}' is no number of actors; give one from 1, such as 4, or the fewest and most: 1,4")
+        raise ValueError(
+            f"'{given}' is no number of actors; give one from 1, such as 4, or the fewest and most: 1,4"
+        )
     least, most = int(parts[0]), int(parts[-1])
     if least > most:
-        raise ValueError(f"'{given}' has the most before the fewest; did you mean '{most},{least}'?")
+        raise ValueError(
+            f"'{given}' has the most before the fewest; did you mean '{most},{least}'?"
+        )
     return least, most
 
 

@@ -29,7 +29,10 @@ _SQLITE = "sqlite:///"
 
 def submitted() -> bool:
     """Is this process a Ray job, in a directory that will be deleted?"""
-    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ or "/runtime_resources/working_dir_files/" in f"{Path.cwd()}/"
+    return (
+        "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+        or "/runtime_resources/working_dir_files/" in f"{Path.cwd()}/"
+    )
 
 
 def resolve_paths(config: EvalConfig) -> EvalConfig:
@@ -53,13 +56,17 @@ def demo_model(kind: Kind) -> Path:
 def _model(model: str, kind: Kind) -> str:
     if model == "demo":
         if not demo_model(kind).is_dir():
-            raise ValueError(f"the demo model is not in {demo_model(kind)}; get the whole repository, or give --model")
+            raise ValueError(
+                f"the demo model is not in {demo_model(kind)}; get the whole repository, or give --model"
+            )
         return str(demo_model(kind))
     path = Path(model).expanduser()
     if path.is_dir():
         return str(path.absolute())
     if model.startswith(("/", ".", "~")):
-        raise ValueError(f"--model {model}: there is no such folder; give one, a model's name on the hub, or demo")
+        raise ValueError(
+            f"--model {model}: there is no such folder; give one, a model's name on the hub, or demo"
+        )
     return model
 
 
@@ -133,7 +140,11 @@ def model_fingerprint(model: str, revision: str | None = None) -> str:
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
-        if not path.is_file() or path.suffix == ".md" or any(part.startswith(".") for part in name.parts):
+        if (
+            not path.is_file()
+            or path.suffix == ".md"
+            or any(part.startswith(".") for part in name.parts)
+        ):
             continue
         size = path.stat().st_size
         digest.update(f"{name.as_posix()}\0{size}\0".encode())

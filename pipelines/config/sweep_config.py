@@ -31,11 +31,20 @@ from pipelines.config.method_spec import known_methods
 from pipelines.data.rows import Kind
 from pipelines.text import did_you_mean, redacted
 
-SHARES = ["33%", "22%", "11%"]  # of the visual tokens, whatever the model: the paper's three of LLaVA-1.5
+SHARES = [
+    "33%",
+    "22%",
+    "11%",
+]  # of the visual tokens, whatever the model: the paper's three of LLaVA-1.5
 DEMO: dict[Kind, list[str]] = {"image": ["192", "128", "64"], "video": ["25%", "12.5%", "6.25%"]}
 DEMOS, DEMO_ROWS, DEMO_BATCH = ("shapes", "motion"), 300, 32
 LISTS = {"models": "model", "benchmarks": "benchmark"}
-WHOLE = ("output", "tracking_uri", "experiment", "ray_address")  # of the sweep, never of one of its jobs
+WHOLE = (
+    "output",
+    "tracking_uri",
+    "experiment",
+    "ray_address",
+)  # of the sweep, never of one of its jobs
 
 
 @dataclass(frozen=True)
@@ -51,7 +60,11 @@ def parse_sweep(argv: Sequence[str]) -> SweepConfig:
     """The grid of a command line; whatever is wrong with it ends the process with one line and status 2."""
     made = parser(
         _flags(),
-        {"benchmark": "shapes and motion", "methods": "all", "budgets": "33%, 22% and 11%, or the demo's"},
+        {
+            "benchmark": "shapes and motion",
+            "methods": "all",
+            "budgets": "33%, 22% and 11%, or the demo's",
+        },
         prog="sweep.py",
         usage="python jobs/sweep.py [SWEEP.yaml] [--plan] [--model M]... [--benchmark B]... [--method X]... [...]",
         description=cli_help.SWEEP,
@@ -65,12 +78,16 @@ def parse_sweep(argv: Sequence[str]) -> SweepConfig:
         if len(files) > 1:
             raise ValueError(f"{files[0]} and --config {files[1]}: give one file")
         read = read_yaml(Path(files[0])) if files else {}
-        return sweep_config(read, typed, Path(files[0]).stem if files else "sweep", "--plan" in argv)
+        return sweep_config(
+            read, typed, Path(files[0]).stem if files else "sweep", "--plan" in argv
+        )
     except ValueError as error:
         refuse(error)
 
 
-def sweep_config(read: Mapping[str, Any], typed: Mapping[str, Any], name: str = "sweep", only_plan: bool = False) -> SweepConfig:
+def sweep_config(
+    read: Mapping[str, Any], typed: Mapping[str, Any], name: str = "sweep", only_plan: bool = False
+) -> SweepConfig:
     """The jobs of a file's content and of flags. Without models it is the demo's, and so are its benchmarks."""
     asked = dict(read)
     entries = {key: _entries(asked.pop(key, None), key, one, typed) for key, one in LISTS.items()}
@@ -79,10 +96,21 @@ def sweep_config(read: Mapping[str, Any], typed: Mapping[str, Any], name: str = 
     jobs = []
     for model in entries["models"]:
         for bench in entries["benchmarks"]:
-            kind = _kind({**asked, **model, **bench, **{key: typed[key] for key in ("data",) if key in typed}})
+            kind = _kind(
+                {
+                    **asked,
+                    **model,
+                    **bench,
+                    **{key: typed[key] for key in ("data",) if key in typed},
+                }
+            )
             flags = flags_of(EvalConfig, kind)
             given: dict[str, Any] = {}
-            for part, where in ((asked, name), (model, f"{name}: model"), (bench, f"{name}: benchmark")):
+            for part, where in (
+                (asked, name),
+                (model, f"{name}: model"),
+                (bench, f"{name}: benchmark"),
+            ):
                 own = {key: value for key, value in part.items() if key != "kind"}
                 _over(given, from_mapping(_of_kind(own, kind), flags, where))
             fields = {flag.field for flag in flags} - set(LISTS.values())
@@ -107,7 +135,11 @@ def _defaults(kind: Kind, given: Mapping[str, Any]) -> dict[str, Any]:
         found["budgets"] = tuple(DEMO[kind] if demo else SHARES)
     if demo:
         found |= {"batch_size": DEMO_BATCH}
-        found |= {"limit": DEMO_ROWS} if given.get("data") is None and given.get("benchmark") in DEMOS else {}
+        found |= (
+            {"limit": DEMO_ROWS}
+            if given.get("data") is None and given.get("benchmark") in DEMOS
+            else {}
+        )
     return {field: value for field, value in found.items() if field not in given}
 
 
@@ -118,13 +150,19 @@ def _entries(listed: Any, key: str, one: str, typed: Mapping[str, Any]) -> list[
     if listed is None:
         return [{}]
     if not isinstance(listed, list | tuple) or not listed:
-        raise ValueError(f"{key}: give a list, one entry a {one}: a name, or '{one}:' with flags of its own")
+        raise ValueError(
+            f"{key}: give a list, one entry a {one}: a name, or '{one}:' with flags of its own"
+        )
     found = [dict(entry) if isinstance(entry, Mapping) else {one: entry} for entry in listed]
     for entry in found:
         if one not in entry and not (one == "benchmark" and "data" in entry):
-            raise ValueError(f"{key}: an entry with {', '.join(map(str, entry))} names no {one}; add '{one}: ...'")
+            raise ValueError(
+                f"{key}: an entry with {', '.join(map(str, entry))} names no {one}; add '{one}: ...'"
+            )
         if wrong := [name for name in map(str, entry) if name.replace("-", "_") in WHOLE]:
-            raise ValueError(f"{key}: {', '.join(wrong)} is of the whole sweep; give it at the top, or as a flag")
+            raise ValueError(
+                f"{key}: {', '.join(wrong)} is of the whole sweep; give it at the top, or as a flag"
+            )
     return found
 
 
@@ -132,7 +170,9 @@ def _kind(given: Mapping[str, Any]) -> Kind:
     """Images or videos: the benchmark's, or what the entry says of the user's own data."""
     name = str(given.get("benchmark", "manifest" if given.get("data") else "shapes"))
     if name not in BENCHMARKS:
-        raise ValueError(f"there is no benchmark '{name}'{did_you_mean(name, BENCHMARKS)} (there are {', '.join(BENCHMARKS)})")
+        raise ValueError(
+            f"there is no benchmark '{name}'{did_you_mean(name, BENCHMARKS)} (there are {', '.join(BENCHMARKS)})"
+        )
     own, said = benchmark(name).kind, given.get("kind")
     if said not in (None, "image", "video"):
         raise ValueError(f"kind: '{said}' is none of image, video")
@@ -151,7 +191,9 @@ def _flags() -> list[Flag]:
     for kind in ("image", "video"):
         found |= {flag.field: flag for flag in flags_of(EvalConfig, cast(Kind, kind))}
     return [
-        replace(flag, many=True, help=f"may be repeated; {flag.help}") if flag.field in LISTS.values() else flag
+        replace(flag, many=True, help=f"may be repeated; {flag.help}")
+        if flag.field in LISTS.values()
+        else flag
         for flag in found.values()
     ]
 

@@ -78,7 +78,15 @@ class Manifest:
                 root, layout, files = parent, _layout(path), (DataFile(data, path, kind),)
         if layout == "folder" and question is None:
             question = f"Describe the {kind}."
-        return cls(data, _absolute(media_root) if media_root else root, layout, files, kind, question, allow_outside)
+        return cls(
+            data,
+            _absolute(media_root) if media_root else root,
+            layout,
+            files,
+            kind,
+            question,
+            allow_outside,
+        )
 
     def ready(self) -> Manifest:
         """Itself, unless it is known already that no medium can be had."""
@@ -124,7 +132,10 @@ class Manifest:
         for value in twice[:3].to_pylist():
             found = pc.indices_nonzero(pc.equal(ids, value))[:2].to_pylist()
             numbers = [(at, table["file"][at].as_py()) for at in found]
-            where = (f"row {at - firsts[number] + 1} of {self.files[number].name}" for at, number in numbers)
+            where = (
+                f"row {at - firsts[number] + 1} of {self.files[number].name}"
+                for at, number in numbers
+            )
             named.append(f"'{value}' ({', '.join(where)})")
         raise ValueError(
             f"{len(twice):,} ids of {redacted(self.data)} are there more than once: {', '.join(named)}; answers are"
@@ -145,16 +156,24 @@ class Manifest:
                     f"the row has no id; a text or a whole number is needed in {' or '.join(ALIASES['id'])}"
                 )
             if own != span.row_id:
-                raise ValueError(f"here is row '{own}' now: the data has changed since the run began; start it again")
+                raise ValueError(
+                    f"here is row '{own}' now: the data has changed since the run began; start it again"
+                )
             record = self._shaped(record)
             media = self._media(record)
             asked = " ".join(record_parsing.texts(record, "question"))
             question = asked if asked.strip() else self.question
             if question is None:
                 raise ValueError("the question is empty")
-            answers, options, kind = (record_parsing.texts(record, name) for name in ("answers", "options", "type"))
+            answers, options, kind = (
+                record_parsing.texts(record, name) for name in ("answers", "options", "type")
+            )
             meta = record.get("meta")
-            told = {str(key): str(value) for key, value in meta.items()} if isinstance(meta, Mapping) else {}
+            told = (
+                {str(key): str(value) for key, value in meta.items()}
+                if isinstance(meta, Mapping)
+                else {}
+            )
             return Row(span.row_id, media, question, answers, options, " ".join(kind), told)
         except Exception as error:
             return Row(span.row_id, error=describe_error(error))
@@ -183,7 +202,9 @@ def _layout(name: str) -> str:
         if each.suffixes and name.lower().endswith(each.suffixes):
             return layout
     allowed = ", ".join(suffix for each in FORMATS.values() for suffix in each.suffixes)
-    raise ValueError(f"{name} is no data set; a file ends in {allowed}; a folder holds such files, images or videos")
+    raise ValueError(
+        f"{name} is no data set; a file ends in {allowed}; a folder holds such files, images or videos"
+    )
 
 
 def _among(uri: str, pattern: str, kind: Kind) -> tuple[str, tuple[DataFile, ...]]:
@@ -204,7 +225,9 @@ def _among(uri: str, pattern: str, kind: Kind) -> tuple[str, tuple[DataFile, ...
     for layout, these in found.items():
         several = len(these) > 1
         base = folder.path.rstrip("/")
-        return layout, tuple(DataFile(uri, f"{base}/{name}", kind, f"{name}:" if several else "") for name in these)
+        return layout, tuple(
+            DataFile(uri, f"{base}/{name}", kind, f"{name}:" if several else "") for name in these
+        )
     if pattern == "*" and any(name.lower().endswith(SUFFIXES[kind]) for name in names):
         return "folder", (folder,)
     allowed = ", ".join(suffix for each in FORMATS.values() for suffix in each.suffixes)

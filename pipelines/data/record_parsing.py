@@ -16,7 +16,13 @@ def media(record: RawRecord, kind: Kind) -> tuple[Medium, ...]:
         value = record.get(name)
         items = value if isinstance(value, list) else [value]
         if any(item not in (None, "", {"bytes": None, "path": None}) for item in items):
-            named: Kind = "video" if name.startswith("video") else "image" if name.startswith("image") else kind
+            named: Kind = (
+                "video"
+                if name.startswith("video")
+                else "image"
+                if name.startswith("image")
+                else kind
+            )
             return tuple(_medium(named, item) for item in items)
     raise ValueError(f"the row has no {kind}; looked for in {', '.join(ALIASES['media'])}")
 
@@ -32,12 +38,16 @@ def _medium(kind: Kind, item: Any) -> Medium:
             return Medium(kind, path, data)
         if data is None and isinstance(path, str) and encodable(path):
             return Medium(kind, path)
-    raise ValueError(f"a {kind} is a path, bytes or {{bytes, path}}; the row has {ascii(item)[:80]}")
+    raise ValueError(
+        f"a {kind} is a path, bytes or {{bytes, path}}; the row has {ascii(item)[:80]}"
+    )
 
 
 def texts(record: RawRecord, field: str) -> tuple[str, ...]:
     """What is in the first column of a field that is not empty."""
-    return _texts(next((record[name] for name in ALIASES[field] if record.get(name) not in (None, "")), None))
+    return _texts(
+        next((record[name] for name in ALIASES[field] if record.get(name) not in (None, "")), None)
+    )
 
 
 def _texts(value: Any) -> tuple[str, ...]:
@@ -51,5 +61,7 @@ def _texts(value: Any) -> tuple[str, ...]:
         return tuple(text for item in items for text in _texts(item))
     texts = tuple("" if item is None else str(item) for item in items)
     if not all(map(encodable, texts)):
-        raise ValueError("a question, answer or option holds half a character, a surrogate without its other half")
+        raise ValueError(
+            "a question, answer or option holds half a character, a surrogate without its other half"
+        )
     return texts

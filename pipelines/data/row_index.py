@@ -12,7 +12,9 @@ import pyarrow.compute as pc
 from pipelines.data.formats import FORMATS
 from pipelines.data.formats.base import DataFile, Format, RawRecord, Span
 
-INDEX = pa.schema([("row_id", pa.string()), ("file", pa.int32()), ("start", pa.int64()), ("length", pa.int64())])
+INDEX = pa.schema(
+    [("row_id", pa.string()), ("file", pa.int32()), ("start", pa.int64()), ("length", pa.int64())]
+)
 PART = 8192  # rows of the index that are Python objects at once
 
 
@@ -28,7 +30,9 @@ def index_rows(layout: str, files: Sequence[DataFile], limit: int | None = None)
     return pa.concat_tables(parts) if parts else INDEX.empty_table()
 
 
-def read_records(layout: str, files: Sequence[DataFile], pointers: pa.Table) -> list[tuple[DataFile, Span, RawRecord | Exception]]:
+def read_records(
+    layout: str, files: Sequence[DataFile], pointers: pa.Table
+) -> list[tuple[DataFile, Span, RawRecord | Exception]]:
     """What lies at these places, in their order; each file is read from its start to its end."""
     found: dict[int, tuple[DataFile, Span, RawRecord | Exception]] = {}
     members: dict[int, list[tuple[Span, int]]] = {}
@@ -48,7 +52,11 @@ def _table(spans: Sequence[Span], number: int) -> pa.Table:
     ids, starts, lengths = zip(*spans, strict=True)
     texts = [row_id.encode() for row_id in ids]
     ends = pa.py_buffer(np.cumsum([0, *map(len, texts)], dtype=np.int32))
-    numbers = (np.full(len(ids), number, np.int32), np.array(starts, np.int64), np.array(lengths, np.int64))
+    numbers = (
+        np.full(len(ids), number, np.int32),
+        np.array(starts, np.int64),
+        np.array(lengths, np.int64),
+    )
     columns = [
         pa.Array.from_buffers(pa.string(), len(ids), [None, ends, pa.py_buffer(b"".join(texts))]),
         *(
@@ -59,7 +67,9 @@ def _table(spans: Sequence[Span], number: int) -> pa.Table:
     return pa.table(columns, schema=INDEX)
 
 
-def _records(layout: Format, file: DataFile, spans: Sequence[Span]) -> Iterator[RawRecord | Exception]:
+def _records(
+    layout: Format, file: DataFile, spans: Sequence[Span]
+) -> Iterator[RawRecord | Exception]:
     """One result a span, whatever happens to the file."""
     done = 0
     try:

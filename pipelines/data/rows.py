@@ -38,9 +38,7 @@ class Row:
     answers: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
     type: str = ""
-    meta: Mapping[str, str] = field(default_factory=dict)  # what the benchmark's score and sub-metrics need besides
+    meta: Mapping[str, str] = field(
+        default_factory=dict
+    )  # what the benchmark's score and sub-metrics need besides
     error: str | None = None  # why the row could not be read, as "Class: message"
-
-
-
-

@@ -13,7 +13,9 @@ Cell = str | int | float | None
 
 _LARGEST = 1 << 30  # bytes of one unpacked part: a zip file can claim anything
 _LONGEST = 32_767  # characters of a cell that spreadsheets open
-_FORBIDDEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")  # no XML can hold them
+_FORBIDDEN = re.compile(
+    r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]"
+)  # no XML can hold them
 _LETTERS = re.compile(r"[A-Z]{1,3}")  # of a column
 _MAIN = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
 _REL = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
@@ -42,7 +44,9 @@ def written(header: Sequence[str], rows: Iterable[Sequence[Cell]]) -> bytes:
         for name, content in {**_PARTS, "xl/worksheets/sheet1.xml": sheet}.items():
             part = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
             part.compress_type = zipfile.ZIP_DEFLATED
-            archive.writestr(part, f'<?xml version="1.0" encoding="UTF-8" standalone="yes"?>\n{content}'.encode())
+            archive.writestr(
+                part, f'<?xml version="1.0" encoding="UTF-8" standalone="yes"?>\n{content}'.encode()
+            )
     return sink.getvalue()
 
 
@@ -60,7 +64,11 @@ def read(data: bytes) -> Iterator[dict[str, Cell]]:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             shared = archive.namelist()
-            texts = list(_shared(_part(archive, "xl/sharedStrings.xml"))) if "xl/sharedStrings.xml" in shared else []
+            texts = (
+                list(_shared(_part(archive, "xl/sharedStrings.xml")))
+                if "xl/sharedStrings.xml" in shared
+                else []
+            )
             sheet = ElementTree.fromstring(_part(archive, "xl/worksheets/sheet1.xml"))
     except ValueError:
         raise

@@ -30,7 +30,14 @@ class Writer:
 class AnswerBuffer:
     """The answers of one run to one block."""
 
-    def __init__(self, writer: Writer, section: BenchmarkSpec, place: int, method: Method, rows: Sequence[PreparedRow]) -> None:
+    def __init__(
+        self,
+        writer: Writer,
+        section: BenchmarkSpec,
+        place: int,
+        method: Method,
+        rows: Sequence[PreparedRow],
+    ) -> None:
         self.writer, self.section, self.place, self.method = writer, section, place, method
         self.run: RunSpec = section.runs[place]
         self.benchmark = benchmark(section.recipe.benchmark)
@@ -43,7 +50,9 @@ class AnswerBuffer:
     def lacks(self, row: PreparedRow) -> bool:
         return self.place in row.wanted and row.row_id not in self.done
 
-    def add(self, rows: Sequence[PreparedRow], answers: Sequence[dict[str, Any]], seconds: float) -> None:
+    def add(
+        self, rows: Sequence[PreparedRow], answers: Sequence[dict[str, Any]], seconds: float
+    ) -> None:
         """What a batch has brought in so many seconds; of rows that were answered before, nothing."""
         self._done.spent_s += seconds
         for row, answer in zip(rows, answers, strict=True):
@@ -51,7 +60,9 @@ class AnswerBuffer:
                 continue
             try:
                 score, correct = self.benchmark.score(row.row, answer["prediction"])
-            except Exception as error:  # the answer is kept; what is wrong is the rule, or the row's reference
+            except (
+                Exception
+            ) as error:  # the answer is kept; what is wrong is the rule, or the row's reference
                 self._put(row, {**answer, "status": "error", "error": describe_error(error)})
                 continue
             self._put(row, {**answer, "score": score, "correct": correct, "status": "ok"})
@@ -89,10 +100,14 @@ class AnswerBuffer:
 
     def flush(self, within: float | None = None) -> None:
         """Write what there is; with `within` only if that time would make it wait too long."""
-        if within is not None and (not self._rows or time.monotonic() + within - self._since < FLUSH):
+        if within is not None and (
+            not self._rows or time.monotonic() + within - self._since < FLUSH
+        ):
             return
         self.block.write(self._rows)
-        self._done.rows += len(self._rows)  # not before: what a worker dies with is answered, and counted, again
+        self._done.rows += len(
+            self._rows
+        )  # not before: what a worker dies with is answered, and counted, again
         self._done.errors += sum(row["status"] == "error" for row in self._rows)
         self._done.visual_tokens += sum(row.get("visual_tokens_in") or 0 for row in self._rows)
         self._rows = []

@@ -21,7 +21,9 @@ DIGITS = 3  # binary ones that are kept of a measured number, so that a little m
 SIDE = 448  # pixels of its pictures, where a model takes any size
 
 
-def cut(rows: Sequence[PreparedRow], most: int, tokens: int | None, room: int) -> Iterator[list[PreparedRow]]:
+def cut(
+    rows: Sequence[PreparedRow], most: int, tokens: int | None, room: int
+) -> Iterator[list[PreparedRow]]:
     """Batches of rows that are sorted by tokens, the fewest first. A row that exceeds `tokens` alone is a batch.
 
     most: rows of a batch
@@ -59,9 +61,16 @@ def fitting(ways: Iterable[Callable[[], object]], tokens: int, share: float) -> 
         for gpu in gpus:
             torch.cuda.reset_peak_memory_stats(gpu)
         way()
-        peaks = [max(peak, torch.cuda.max_memory_allocated(gpu)) for gpu, peak in zip(gpus, peaks, strict=True)]
+        peaks = [
+            max(peak, torch.cuda.max_memory_allocated(gpu))
+            for gpu, peak in zip(gpus, peaks, strict=True)
+        ]
     rooms = [_room(gpu, share, before) for gpu, before in zip(gpus, held, strict=True)]
-    grown = [(room, peak - before) for room, peak, before in zip(rooms, peaks, held, strict=True) if peak > before]
+    grown = [
+        (room, peak - before)
+        for room, peak, before in zip(rooms, peaks, held, strict=True)
+        if peak > before
+    ]
     return rounded(MARGIN * tokens * min((room / more for room, more in grown), default=0.0))
 
 

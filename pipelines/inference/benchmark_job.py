@@ -31,7 +31,13 @@ from pipelines.results.storage import Folder, run_concurrently
 from pipelines.text import redacted
 
 CONFIG, SAMPLE = "config.yaml", "answers.table.json"
-KEPT = ("load_s", "wall_s", "gpu_busy", "worker_busy", "batch_tokens")  # metrics that the answers do not know
+KEPT = (
+    "load_s",
+    "wall_s",
+    "gpu_busy",
+    "worker_busy",
+    "batch_tokens",
+)  # metrics that the answers do not know
 PART = 1 << 16  # rows of a table that is made in parts
 
 
@@ -53,7 +59,11 @@ class RunState:
     def finished(self, config: EvalConfig) -> bool:
         """Does what is there answer all that is asked for?"""
         record = self.record
-        if record is None or record.state != "finished" or (config.retry_errors and record.rows["error"]):
+        if (
+            record is None
+            or record.state != "finished"
+            or (config.retry_errors and record.rows["error"])
+        ):
             return False
         had = record.config.get("limit")
         return had == "all" or (config.limit is not None and config.limit <= had)
@@ -126,7 +136,10 @@ class BenchmarkJob:
 
         config = self.config
         known = model_info(
-            config.model, config.revision, config.trust_remote_code, config.frames if config.kind == "video" else 1
+            config.model,
+            config.revision,
+            config.trust_remote_code,
+            config.frames if config.kind == "video" else 1,
         )
         refuse_unknown(config)  # after `reach`, which says it if there is no such model
         for unit in list(self.open):
@@ -155,18 +168,26 @@ class BenchmarkJob:
         if not self.open:
             return self.index.append_column("wanted", _places(np.zeros((len(self.index), 0), bool)))
         lacks = []
-        settled = run_concurrently(lambda unit: answers.compact(unit.folder, retry_errors=retry_errors), self.open)
+        settled = run_concurrently(
+            lambda unit: answers.compact(unit.folder, retry_errors=retry_errors), self.open
+        )
         for unit, answered in zip(self.open, settled, strict=True):
             lacks.append(~np.asarray(pc.is_in(self.index["row_id"], value_set=answered)))
             if unit.record:  # an earlier job may have written it before its last answers
                 errors = 0 if retry_errors else unit.record.rows["error"]
-                unit.record.rows = {**unit.record.rows, "done": int((~lacks[-1]).sum()), "error": errors}
+                unit.record.rows = {
+                    **unit.record.rows,
+                    "done": int((~lacks[-1]).sum()),
+                    "error": errors,
+                }
         return self.index.append_column("wanted", _places(np.stack(lacks).T))
 
     def end(self, state: State, message: str, wall_s: float) -> None:
         """Write down what became of the runs, whatever became of the job; the first thing that fails is raised last."""
         failed: Exception | None = None
-        vanilla = next((unit for unit in self.units if unit.point.method == "vanilla" and unit.record), None)
+        vanilla = next(
+            (unit for unit in self.units if unit.point.method == "vanilla" and unit.record), None
+        )
         baseline = self._answered(vanilla) if vanilla else None
         for unit in self.units:
             try:
@@ -186,8 +207,13 @@ class BenchmarkJob:
         record.identity = unit.identity
         record.point = {"name": unit.point.name, "method": unit.point.method, **options}
         asked, own = config.to_dict(), {"method": unit.point.method}
-        for name, value in options.items():  # a schedule is the point's; a seed of its own hides not the job's
-            own[f"{unit.point.method}.{name}" if name in asked and name != "schedule" else name] = value
+        for (
+            name,
+            value,
+        ) in options.items():  # a schedule is the point's; a seed of its own hides not the job's
+            own[f"{unit.point.method}.{name}" if name in asked and name != "schedule" else name] = (
+                value
+            )
         record.config = asked | own
         record.tags = {**tags(config), "method": unit.point.method, "point": unit.point.name}
         if "budget" in options:
@@ -200,14 +226,23 @@ class BenchmarkJob:
         record.rows = {**record.rows, "wanted": len(self.index)}
         return record
 
-    def _ended(self, unit: RunState, baseline: pa.Table | None, state: State, message: str, wall_s: float | None) -> None:
+    def _ended(
+        self,
+        unit: RunState,
+        baseline: pa.Table | None,
+        state: State,
+        message: str,
+        wall_s: float | None,
+    ) -> None:
         record, config = unit.record, self.config
         assert record is not None
         vanilla = unit.point.method == "vanilla"
         table = baseline if vanilla and baseline is not None else self._answered(unit)
         timings = {name: record.metrics[name] for name in KEPT if name in record.metrics}
         if wall_s is not None:
-            timings["wall_s"] = timings.get("wall_s", 0.0) + wall_s  # of the job, however often it was interrupted
+            timings["wall_s"] = (
+                timings.get("wall_s", 0.0) + wall_s
+            )  # of the job, however often it was interrupted
         some = answers.sample(unit.folder)
         with contextlib.suppress(Exception):  # a figure for the tables; nothing hangs on it
             from pipelines.config.model_info import prefill_tflops
@@ -215,13 +250,18 @@ class BenchmarkJob:
             good = some.filter(pc.equal(some["status"], "ok"))
             cost = prefill_tflops(config.model, config.revision, config.trust_remote_code, good)
             timings |= {} if cost is None else {"prefill_tflops": cost}
-        metrics = summary.summarise(table, None if vanilla else baseline, self.bench, timings, config.seed)
+        metrics = summary.summarise(
+            table, None if vanilla else baseline, self.bench, timings, config.seed
+        )
         wanted = len(self.index) if unit in self.open else record.rows["wanted"]
         record.rows = {"wanted": wanted, "done": len(table), "error": int(metrics["rows_error"])}
         record.artifacts = [CONFIG, SAMPLE]
         unit.folder.write(SAMPLE, summary.sample(some))
         if unit in self.open and len(table) == wanted:
-            state, message = "finished", too_many_errors(record, config)  # whatever became of others
+            state, message = (
+                "finished",
+                too_many_errors(record, config),
+            )  # whatever became of others
         record.end(state, metrics, message)
         record.save(unit.folder)
 
@@ -230,7 +270,9 @@ class BenchmarkJob:
         table = answers.read(unit.folder, summary.COLUMNS)
         if unit not in self.open:
             return table
-        return table.filter(pc.is_in(table["row_id"], value_set=self.index["row_id"].combine_chunks()))
+        return table.filter(
+            pc.is_in(table["row_id"], value_set=self.index["row_id"].combine_chunks())
+        )
 
 
 @functools.cache
@@ -264,7 +306,11 @@ def _places(lacks: NDArray[np.bool_]) -> pa.ChunkedArray:
     for start in range(0, max(1, len(lacks)), PART):
         part = lacks[start : start + PART]
         offsets = np.concatenate([[0], part.sum(axis=1).cumsum()]).astype(np.int32)
-        parts.append(pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.nonzero(part)[1].astype(np.int16))))
+        parts.append(
+            pa.ListArray.from_arrays(
+                pa.array(offsets), pa.array(np.nonzero(part)[1].astype(np.int16))
+            )
+        )
     return pa.chunked_array(parts)
 
 

@@ -35,7 +35,9 @@ class ClusterShare:
 
     def __str__(self) -> str:
         actors = f"{self.most}" if self.least == self.most else f"{self.least} to {self.most}"
-        return f"{actors} actors of {self.cpus:g} CPUs" + (f" and {self.gpus:g} GPUs" if self.gpus else "")
+        return f"{actors} actors of {self.cpus:g} CPUs" + (
+            f" and {self.gpus:g} GPUs" if self.gpus else ""
+        )
 
 
 def join(address: str | None) -> None:
@@ -45,18 +47,26 @@ def join(address: str | None) -> None:
     stop = signal.getsignal(signal.SIGTERM)
     _join(address)
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, stop)  # Ray has put its own there, which ends the process on the spot
+        signal.signal(
+            signal.SIGTERM, stop
+        )  # Ray has put its own there, which ends the process on the spot
 
 
 def _join(address: str | None) -> None:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # one process less, and nothing is told to Ray's makers
+    os.environ.setdefault(
+        "RAY_USAGE_STATS_ENABLED", "0"
+    )  # one process less, and nothing is told to Ray's makers
     where = address or os.environ.get("RAY_ADDRESS") or "local"
     if where != "local":
         ray.init(address=where, logging_level=logging.ERROR)
         return
     os.environ.setdefault("RAY_agent_register_timeout_ms", "120000")
-    ray_constants.ENABLE_RAY_CLUSTER = False  # of many machines: then all of its ports are on 127.0.0.1, as on a Mac
-    for attempt in range(STARTS):  # Ray gives its own processes 30 seconds, which a busy laptop may exceed
+    ray_constants.ENABLE_RAY_CLUSTER = (
+        False  # of many machines: then all of its ports are on 127.0.0.1, as on a Mac
+    )
+    for attempt in range(
+        STARTS
+    ):  # Ray gives its own processes 30 seconds, which a busy laptop may exceed
         try:
             ray.init(address="local", logging_level=logging.ERROR, include_dashboard=False)
             return
@@ -96,7 +106,9 @@ def nodes() -> list[Node]:
     return [Node(has.get("CPU", 0.0), has.get("GPU", 0.0)) for has in alive]
 
 
-def plan_resources(actors: tuple[int, int] | None, gpus_per_actor: float | None, cpus_per_actor: float | None) -> ClusterShare:
+def plan_resources(
+    actors: tuple[int, int] | None, gpus_per_actor: float | None, cpus_per_actor: float | None
+) -> ClusterShare:
     """The actors for this cluster; a ValueError if it has not what was asked for. None means what fits.
 
     An actor and a task are each on one machine: four with half a free GPU each hold no actor that needs a whole one.
@@ -105,7 +117,11 @@ def plan_resources(actors: tuple[int, int] | None, gpus_per_actor: float | None,
     cpus, gpus = (sum(each) for each in zip(*machines, strict=True))
     each_gpu = (1.0 if gpus else 0.0) if gpus_per_actor is None else gpus_per_actor
     if actors is None:
-        fit = sum(node.holds(0, each_gpu) for node in machines) if each_gpu else min(MOST_ACTORS, int(cpus))
+        fit = (
+            sum(node.holds(0, each_gpu) for node in machines)
+            if each_gpu
+            else min(MOST_ACTORS, int(cpus))
+        )
         actors = (max(1, fit), max(1, fit))
     least, most = actors
     prepare = 1.0 if max(node.cpus for node in machines) >= 2 else 0.5
@@ -137,7 +153,10 @@ def _cpus(machines: Sequence[Node], gpus: float, actors: int, prepare: float) ->
     if not gpus:
         parts = [(sum(node.cpus for node in machines) - prepare) / actors]
     else:
-        parts = [1.0, *((node.cpus - prepare) / held for node in machines if (held := node.holds(0, gpus)))]
+        parts = [
+            1.0,
+            *((node.cpus - prepare) / held for node in machines if (held := node.holds(0, gpus))),
+        ]
     return max(0.1, math.floor(10 * min(parts) + 1e-9) / 10)
 
 
@@ -153,6 +172,7 @@ def _room(machines: Sequence[Node], cpus: float, gpus: float, prepare: float) ->
 
 
 def _spread(machines: Sequence[Node], what: str) -> str:
-    return f" on {len(machines)} machines, at most {max(getattr(node, what) for node in machines):g} on one" * (
-        len(machines) > 1
+    return (
+        f" on {len(machines)} machines, at most {max(getattr(node, what) for node in machines):g} on one"
+        * (len(machines) > 1)
     )

@@ -59,24 +59,34 @@ class Progress:
     workers: set[str] = field(default_factory=set)  # that have been ready to answer
     deaths: int = 0
     load_s: float = 0.0  # the slowest worker's
-    spent_s: Counter[str] = field(default_factory=Counter)  # by run: seconds of workers' time in batches
-    visual_tokens: Counter[str] = field(default_factory=Counter)  # by run: that the models would have seen
+    spent_s: Counter[str] = field(
+        default_factory=Counter
+    )  # by run: seconds of workers' time in batches
+    visual_tokens: Counter[str] = field(
+        default_factory=Counter
+    )  # by run: that the models would have seen
     started: float = 0.0  # of the first answer's batch, by the ledger's own steady clock
     latest: float = 0.0  # and of the last answer
     most_tokens: int | None = None  # of a batch
     shift: BusyTime = field(default_factory=BusyTime)  # of all workers
-    devices: dict[str, dict[str, float]] = field(default_factory=dict)  # by worker: how busy its GPU is
+    devices: dict[str, dict[str, float]] = field(
+        default_factory=dict
+    )  # by worker: how busy its GPU is
 
     def busy(self) -> dict[str, float]:
         """The share of its steady state in which a worker had a batch in work, the mean over the workers' time."""
         if not self.shift.whole_s:
             return {}
-        return {"gpu_busy" if self.shift.gpu else "worker_busy": self.shift.busy_s / self.shift.whole_s}
+        return {
+            "gpu_busy" if self.shift.gpu else "worker_busy": self.shift.busy_s / self.shift.whole_s
+        }
 
     def device(self) -> dict[str, float]:
         """The mean over the workers' GPUs; on a hundred, a line for each would be too many."""
         names = {name for each in self.devices.values() for name in each}
-        known = {name: [each[name] for each in self.devices.values() if name in each] for name in names}
+        known = {
+            name: [each[name] for each in self.devices.values() if name in each] for name in names
+        }
         return {name: sum(values) / len(values) for name, values in known.items()}
 
 
@@ -86,11 +96,17 @@ class FailureTracker:
     def __init__(self) -> None:
         self._open: dict[str, list[str]] = {}  # by worker: the rows it is answering
         self._suspects: Counter[str] = Counter()  # rows that were in a batch whose worker died
-        self._late: dict[str, float] = {}  # rows that were in a batch that took longer than so many seconds
+        self._late: dict[
+            str, float
+        ] = {}  # rows that were in a batch that took longer than so many seconds
         self._alone: Counter[str] = Counter()
         self._pardoned: Counter[str] = Counter()
-        self._barren: Counter[str] = Counter()  # by worker: its deaths since any worker's last answer
-        self._stuck: Counter[str] = Counter()  # by worker: how often it took too long without such rows
+        self._barren: Counter[str] = (
+            Counter()
+        )  # by worker: its deaths since any worker's last answer
+        self._stuck: Counter[str] = (
+            Counter()
+        )  # by worker: how often it took too long without such rows
         self._last = ""
         self.progress = Progress()
 
@@ -150,7 +166,9 @@ class FailureTracker:
 
     def _why(self, row: str) -> str:
         if row in self._late:
-            return f"TimeoutError: the worker took longer than --batch-timeout {self._late[row]:g} s"
+            return (
+                f"TimeoutError: the worker took longer than --batch-timeout {self._late[row]:g} s"
+            )
         return "WorkerDied: the worker died"
 
     def alone(self, worker: str, row: str) -> None:
@@ -171,10 +189,14 @@ class FailureTracker:
             self.progress.most_tokens = found
         return self.progress.most_tokens
 
-    def end(self, worker: str, done: Sequence[RunProgress], shift: BusyTime, device: Mapping[str, float]) -> None:
+    def end(
+        self, worker: str, done: Sequence[RunProgress], shift: BusyTime, device: Mapping[str, float]
+    ) -> None:
         """A worker has answered what it began."""
         total = self.progress.shift
-        self.progress.shift = BusyTime(total.busy_s + shift.busy_s, total.whole_s + shift.whole_s, shift.gpu)
+        self.progress.shift = BusyTime(
+            total.busy_s + shift.busy_s, total.whole_s + shift.whole_s, shift.gpu
+        )
         now = time.monotonic()
         self.progress.devices[worker] = dict(device)
         self._survived(worker)
@@ -203,11 +225,17 @@ class FailureTrackerActor(FailureTracker):
     def __init__(self) -> None:
         super().__init__()
         self._rows = metrics.Counter("apet_rows", "Answers written.", tag_keys=("run", "status"))
-        self._tokens = metrics.Counter("apet_visual_tokens", "Visual tokens of the answered rows.", tag_keys=("run",))
+        self._tokens = metrics.Counter(
+            "apet_visual_tokens", "Visual tokens of the answered rows.", tag_keys=("run",)
+        )
         self._workers = metrics.Gauge("apet_workers", "Workers that have loaded the model.")
-        self._deaths = metrics.Gauge("apet_worker_deaths", "Workers that died and were started again.")
+        self._deaths = metrics.Gauge(
+            "apet_worker_deaths", "Workers that died and were started again."
+        )
 
-    def end(self, worker: str, done: Sequence[RunProgress], shift: BusyTime, device: Mapping[str, float]) -> None:
+    def end(
+        self, worker: str, done: Sequence[RunProgress], shift: BusyTime, device: Mapping[str, float]
+    ) -> None:
         super().end(worker, done, shift, device)
         for part in done:
             for status, count in (("ok", part.rows - part.errors), ("error", part.errors)):
@@ -247,7 +275,11 @@ class FailureTrackerClient:
 
         def end() -> None:
             self._ask("late", self.worker, seconds)
-            print(f"worker {self.worker} ends: this took longer than {seconds:g} s", file=sys.stderr, flush=True)
+            print(
+                f"worker {self.worker} ends: this took longer than {seconds:g} s",
+                file=sys.stderr,
+                flush=True,
+            )
             faulthandler.dump_traceback(file=2)
             os._exit(75)
 

@@ -31,7 +31,9 @@ class JobProgress:
         """
         self.record.rows = self.rows()
         done, errors = self.record.rows["done"], self.record.rows["error"]
-        if not self.record.log(done, {"progress.rows_done": done, "progress.rows_error": errors, **values}, force=last):
+        if not self.record.log(
+            done, {"progress.rows_done": done, "progress.rows_error": errors, **values}, force=last
+        ):
             return False
         self.record.save(self.folder)
         return True

@@ -57,13 +57,21 @@ class JobSpec:
         """For images and for videos, a section, and all points that are asked about such."""
         for kind in sorted({section.kind for section in self.sections}):
             sections = [section for section in self.sections if section.kind == kind]
-            yield sections[0], list(dict.fromkeys(run.point for section in sections for run in section.runs))
+            yield (
+                sections[0],
+                list(dict.fromkeys(run.point for section in sections for run in section.runs)),
+            )
 
 
 def job_of(works: Sequence[BenchmarkJob], threads: int | None, gpus: float = 0.0) -> JobSpec:
     """What workers with so many GPUs each are told of these works, all of one model."""
     config = works[0].config
-    known = [unit.record.metrics.get("batch_tokens") for work in works for unit in work.open if unit.record]
+    known = [
+        unit.record.metrics.get("batch_tokens")
+        for work in works
+        for unit in work.open
+        if unit.record
+    ]
     return JobSpec(
         sections=tuple(_section(work) for work in works),
         model_name=config.model_name,
@@ -71,7 +79,8 @@ def job_of(works: Sequence[BenchmarkJob], threads: int | None, gpus: float = 0.0
         attn=config.attn,
         compile=config.compile,
         batch_size=config.batch_size or (ROWS_ON_GPU if gpus else ROWS),
-        batch_tokens=config.batch_tokens or min((int(each) for each in known if each), default=None),
+        batch_tokens=config.batch_tokens
+        or min((int(each) for each in known if each), default=None),
         batch_timeout=config.batch_timeout,
         threads=threads,
     )

@@ -38,17 +38,27 @@ SILENT = 2
 class Pipeline:
     """The cluster, the plan and the watch over it, for works that share a model."""
 
-    def __init__(self, works: Sequence[BenchmarkJob], whole: JobProgress, worker: type[InferenceWorker] = InferenceWorker) -> None:
+    def __init__(
+        self,
+        works: Sequence[BenchmarkJob],
+        whole: JobProgress,
+        worker: type[InferenceWorker] = InferenceWorker,
+    ) -> None:
         self.works, self.whole, self.worker = works, whole, worker
         config = works[0].config
         cluster.join(config.ray_address)
-        self.share = cluster.plan_resources(config.actors, config.gpus_per_actor, config.cpus_per_actor)
+        self.share = cluster.plan_resources(
+            config.actors, config.gpus_per_actor, config.cpus_per_actor
+        )
         self.ledger = cluster.start_failure_tracker()
         self._units = [unit for work in works for unit in work.open]
         self._wanted = 0  # answers
         self._had = {unit.run_id: dict(unit.record.rows) for unit in self._units if unit.record}
         self.job = job_of(works, self.share.threads, self.share.gpus)
-        print(f"{self.share}; batches of at most {self.job.batch_size} rows{_tokens(self.job)}", flush=True)
+        print(
+            f"{self.share}; batches of at most {self.job.batch_size} rows{_tokens(self.job)}",
+            flush=True,
+        )
 
     def answer(self, todo: Sequence[pa.Table]) -> Iterator[None]:
         """Answer what of these rows is wanted, a table for each of the works; yields as it gets on."""
@@ -66,13 +76,19 @@ class Pipeline:
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         share, batch = self.share, self.job.batch_size
         size = rows_per_task(sum(map(len, todo)), share.most, batch)
-        pointers = [part for number, rows in enumerate(todo) for part in self._parts(number, rows, size)]
+        pointers = [
+            part for number, rows in enumerate(todo) for part in self._parts(number, rows, size)
+        ]
         gpus = {"num_gpus": share.gpus} if share.gpus else {}
         return (
             ray.data.from_blocks(pointers)  # from_arrow would ask a task about each block first
             .map_batches(
                 prepared,
-                fn_kwargs={"job": self.job, "ledger": self.ledger, "size": min(size, batch * BATCHES)},
+                fn_kwargs={
+                    "job": self.job,
+                    "ledger": self.ledger,
+                    "size": min(size, batch * BATCHES),
+                },
                 batch_size=None,
                 batch_format="pyarrow",
                 num_cpus=share.prepare_cpus,
@@ -99,7 +115,11 @@ class Pipeline:
             part = rows.slice(start, size)
             if answers_of(part):
                 alone = self.works[number].config.retry_errors
-                yield part.filter(pc.greater(pc.list_value_length(part["wanted"]), 0)) if alone else part
+                yield (
+                    part.filter(pc.greater(pc.list_value_length(part["wanted"]), 0))
+                    if alone
+                    else part
+                )
 
 
 def _tokens(job: JobSpec) -> str:
@@ -127,7 +147,9 @@ def _prepared(pointers: pa.Table, job: JobSpec, ledger: Any) -> pa.Table:
     number = pointers["section"][0].as_py()
     section = job.sections[number]
     keys = [f"reading {number}/{row_id}" for row_id in pointers["row_id"].to_pylist()]
-    desk = FailureTrackerClient(ledger, "prepare " + hashlib.sha256("\n".join(keys).encode()).hexdigest()[:16])
+    desk = FailureTrackerClient(
+        ledger, "prepare " + hashlib.sha256("\n".join(keys).encode()).hexdigest()[:16]
+    )
     desk.arrive()
     suspects, lost = desk.begin(keys)
     with desk.within(job.batch_timeout):
@@ -135,7 +157,11 @@ def _prepared(pointers: pa.Table, job: JobSpec, ledger: Any) -> pa.Table:
     out = []
     for key, row, wanted in zip(keys, rows, pointers["wanted"].to_pylist(), strict=True):
         if key in lost:
-            out.append(PreparedRow(number, row, tuple(wanted), error=f"{lost[key]} each time it read this row"))
+            out.append(
+                PreparedRow(
+                    number, row, tuple(wanted), error=f"{lost[key]} each time it read this row"
+                )
+            )
             continue
         if suspects or lost:
             desk.alone(key)
@@ -151,16 +177,29 @@ def _ready(number: int, section: BenchmarkSpec, row: Row, wanted: tuple[int, ...
         prompt, inputs = prepare(row, section.manifest)
     except Exception as error:  # whatever a row does wrong is its own answer
         return PreparedRow(number, row, wanted, error=error_of(error))
-    return PreparedRow(number, row, wanted, prompt, serialize_inputs(inputs), inputs["input_ids"].shape[1])
+    return PreparedRow(
+        number, row, wanted, prompt, serialize_inputs(inputs), inputs["input_ids"].shape[1]
+    )
 
 
 class Watch:
     """`with Watch(...):` a thread says how far the job is: a line for people, points of the history for its record."""
 
     def __init__(
-        self, ledger: Any, whole: JobProgress, units: Sequence[RunState], wanted: int, had: Mapping[str, Mapping[str, int]]
+        self,
+        ledger: Any,
+        whole: JobProgress,
+        units: Sequence[RunState],
+        wanted: int,
+        had: Mapping[str, Mapping[str, int]],
     ) -> None:
-        self._ledger, self._whole, self._units, self._wanted, self._had = ledger, whole, units, wanted, had
+        self._ledger, self._whole, self._units, self._wanted, self._had = (
+            ledger,
+            whole,
+            units,
+            wanted,
+            had,
+        )
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         self._line = 0.0
@@ -185,7 +224,9 @@ class Watch:
             progress: Progress = ray.get(self._ledger.tell.remote(), timeout=10)
         except Exception:  # the cluster is busy or going down
             self._silent += 1
-            if self._silent == SILENT:  # without a head, Ray ends this process after a minute, without us
+            if (
+                self._silent == SILENT
+            ):  # without a head, Ray ends this process after a minute, without us
                 print(
                     "Ray does not answer; if its head is lost this job ends, and the same command goes on",
                     file=sys.stderr,
@@ -225,9 +266,16 @@ class Watch:
         for unit in self._units:
             if unit.record is not None:
                 had, name = self._had[unit.run_id], unit.run_id
-                done, errors = had["done"] + progress.answered[name], had["error"] + progress.errors[name]
+                done, errors = (
+                    had["done"] + progress.answered[name],
+                    had["error"] + progress.errors[name],
+                )
                 unit.record.rows = {**unit.record.rows, "done": done, "error": errors}
-                unit.record.metrics = {**unit.record.metrics, "load_s": progress.load_s, **progress.busy()}
+                unit.record.metrics = {
+                    **unit.record.metrics,
+                    "load_s": progress.load_s,
+                    **progress.busy(),
+                }
                 self._note_limit(unit, progress.most_tokens)
         values, spent = {**progress.device(), **progress.busy()}, progress.spent_s.total()
         if spent:
@@ -250,5 +298,7 @@ class Watch:
 def _clock(seconds: float) -> str:
     whole = int(seconds)
     return (
-        f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}" if whole >= 3600 else f"{whole // 60}:{whole % 60:02}"
+        f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
+        if whole >= 3600
+        else f"{whole // 60}:{whole % 60:02}"
     )

@@ -72,8 +72,18 @@ class PreparedRow:
 
     @classmethod
     def of(cls, fields: dict[str, Any]) -> PreparedRow:
-        media = tuple(Medium(kind, path) for kind, path in zip(fields["kinds"], fields["media"], strict=True))
+        media = tuple(
+            Medium(kind, path) for kind, path in zip(fields["kinds"], fields["media"], strict=True)
+        )
         answers, options = tuple(fields["answers"]), tuple(fields["options"])
-        row = Row(fields["row_id"], media, fields["question"], answers, options, fields["type"], dict(fields["meta"]))
+        row = Row(
+            fields["row_id"],
+            media,
+            fields["question"],
+            answers,
+            options,
+            fields["type"],
+            dict(fields["meta"]),
+        )
         rest = (fields[name] for name in ("prompt", "inputs", "tokens", "error"))
         return cls(fields["section"], row, tuple(fields["wanted"]), *rest)

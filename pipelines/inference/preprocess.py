@@ -56,13 +56,19 @@ class Preprocessor:
     def __init__(self, recipe: PromptSpec) -> None:
         self.recipe, self.benchmark = recipe, benchmark(recipe.benchmark)
         self.processor = processor_of(recipe)
-        config = load_config(recipe.model, revision=recipe.revision, trust_remote_code=recipe.trust_remote_code)
-        self.context: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+        config = load_config(
+            recipe.model, revision=recipe.revision, trust_remote_code=recipe.trust_remote_code
+        )
+        self.context: int | None = getattr(
+            config.get_text_config(), "max_position_embeddings", None
+        )
 
     def prompt(self, row: Row) -> str:
         """The row's conversation with the media's placeholders."""
         kinds = [medium.kind for medium in row.media]
-        return render_prompt(self.processor, self.recipe.conversation, kinds, self.benchmark.prompt(row))
+        return render_prompt(
+            self.processor, self.recipe.conversation, kinds, self.benchmark.prompt(row)
+        )
 
     def __call__(self, row: Row, manifest: Manifest) -> tuple[str, dict[str, Tensor]]:
         """The prompt and the model's inputs for it, pixels still bytes. Whatever is wrong is an exception."""
@@ -71,8 +77,14 @@ class Preprocessor:
         if not row.question.strip():
             raise ValueError("the question is empty")
         prompt = self.prompt(row)
-        pictures = [images.decode(manifest.fetch(each)) for each in row.media if each.kind == "image"]
-        clips = [videos.decode(manifest.fetch(each), self.recipe.frames) for each in row.media if each.kind == "video"]
+        pictures = [
+            images.decode(manifest.fetch(each)) for each in row.media if each.kind == "image"
+        ]
+        clips = [
+            videos.decode(manifest.fetch(each), self.recipe.frames)
+            for each in row.media
+            if each.kind == "video"
+        ]
         inputs = encode(self.processor, prompt, pictures, clips)
         if (pictures or clips) and not PIXELS & inputs.keys():
             raise ValueError(f"{self.recipe.model} takes no {'videos' if clips else 'images'}")
@@ -85,12 +97,16 @@ class Preprocessor:
         return prompt, inputs
 
 
-def render_prompt(processor: ProcessorMixin, style: str, kinds: Sequence[Kind], question: str) -> str:
+def render_prompt(
+    processor: ProcessorMixin, style: str, kinds: Sequence[Kind], question: str
+) -> str:
     """A question about media as the model is asked it, with the media's placeholders."""
     if style == "vicuna_v1":
         return VICUNA.format(media="".join(f"<{kind}>\n" for kind in kinds), question=question)
     content = [{"type": kind} for kind in kinds] + [{"type": "text", "text": question}]
-    text: str = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    text: str = processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True
+    )
     return text
 
 
@@ -105,14 +121,22 @@ def encode(
         least = getattr(getattr(processor, "video_processor", None), "temporal_patch_size", 1)
         given["videos"] = [_lasting(clip.frames, least) for clip in clips]
         given["video_metadata"] = [
-            {"fps": clip.fps or UNKNOWN_FPS, "total_num_frames": clip.total, "frames_indices": list(clip.indices)}
+            {
+                "fps": clip.fps or UNKNOWN_FPS,
+                "total_num_frames": clip.total,
+                "frames_indices": list(clip.indices),
+            }
             for clip in clips
         ]
         given["do_sample_frames"] = False
     begin = processor.tokenizer.bos_token
     if begin is not None and prompt.startswith(begin):
-        given["add_special_tokens"] = False  # the template has written what the tokenizer would begin with
-    return dict(processor(text=[prompt], **given, return_tensors="pt", do_rescale=False, do_normalize=False))
+        given["add_special_tokens"] = (
+            False  # the template has written what the tokenizer would begin with
+        )
+    return dict(
+        processor(text=[prompt], **given, return_tensors="pt", do_rescale=False, do_normalize=False)
+    )
 
 
 def _lasting(frames: Pixels, least: int) -> Pixels:
@@ -146,7 +170,9 @@ def preprocessor_for(recipe: PromptSpec) -> Preprocessor:
 
 def processor_of(recipe: PromptSpec) -> ProcessorMixin:
     """The model's processor, with the job's limits on pixels."""
-    processor = load_processor(recipe.model, revision=recipe.revision, trust_remote_code=recipe.trust_remote_code)
+    processor = load_processor(
+        recipe.model, revision=recipe.revision, trust_remote_code=recipe.trust_remote_code
+    )
     if recipe.conversation == "model" and not processor.chat_template:
         raise ValueError(f"{recipe.model} brings no chat template; choose --conversation vicuna_v1")
     if recipe.conversation == "vicuna_v1" and processor.image_token != "<image>":
@@ -162,8 +188,12 @@ def processor_of(recipe: PromptSpec) -> ProcessorMixin:
                 f"{recipe.model} scales every image to {dict(size)}: leave out --min-pixels and --max-pixels,"
                 " which are for models of dynamic resolution"
             )
-        for part in {processor.image_processor, getattr(processor, "video_processor", None)} - {None}:
-            part.size = type(part.size)(**{**dict(part.size), **{edge: at for edge, at in limits.items() if at}})
+        for part in {processor.image_processor, getattr(processor, "video_processor", None)} - {
+            None
+        }:
+            part.size = type(part.size)(
+                **{**dict(part.size), **{edge: at for edge, at in limits.items() if at}}
+            )
     return processor
 
 
@@ -180,27 +210,37 @@ class Collator:
         batch: dict[str, Tensor] = {}
         for name in dict.fromkeys(name for row in rows for name in row):
             parts = [row[name] for row in rows if name in row]
-            if all(row[name].shape == row["input_ids"].shape for row in rows if name in row) and len(parts) == len(
-                rows
-            ):
+            if all(
+                row[name].shape == row["input_ids"].shape for row in rows if name in row
+            ) and len(parts) == len(rows):
                 fill = self.pad if name == "input_ids" else 0
-                batch[name] = torch.cat([F.pad(part, (width - part.shape[1], 0), value=fill) for part in parts])
+                batch[name] = torch.cat(
+                    [F.pad(part, (width - part.shape[1], 0), value=fill) for part in parts]
+                )
             else:
-                most = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
-                batch[name] = torch.cat([_grown(part, most) for part in parts])  # crops that an image has not: zeros
+                most = [
+                    max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)
+                ]
+                batch[name] = torch.cat(
+                    [_grown(part, most) for part in parts]
+                )  # crops that an image has not: zeros
         return batch
 
     def normalised(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """With pixels as the model expects them, computed on the device that they are on."""
         done = dict(batch)
         for name in PIXELS & batch.keys():
-            done[name] = _normalised(batch[name], self.video if name == "pixel_values_videos" else self.image)
+            done[name] = _normalised(
+                batch[name], self.video if name == "pixel_values_videos" else self.image
+            )
         return done
 
 
 def _grown(part: Tensor, sizes: Sequence[int]) -> Tensor:
     extra = [size - have for size, have in zip(sizes, part.shape[1:], strict=True)]
-    return F.pad(part, [pad for each in reversed(extra) for pad in (0, each)]) if any(extra) else part
+    return (
+        F.pad(part, [pad for each in reversed(extra) for pad in (0, each)]) if any(extra) else part
+    )
 
 
 def _normalised(pixels: Tensor, processor: Any) -> Tensor:
@@ -209,18 +249,25 @@ def _normalised(pixels: Tensor, processor: Any) -> Tensor:
     if not processor.do_normalize:
         return pixels.float() / scale
     mean, deviation = (
-        torch.tensor(numbers, device=pixels.device) * scale for numbers in (processor.image_mean, processor.image_std)
+        torch.tensor(numbers, device=pixels.device) * scale
+        for numbers in (processor.image_mean, processor.image_std)
     )
-    channels = pixels.unflatten(-1, (len(mean), -1)) if pixels.ndim == 2 else pixels  # Qwen's patches are flat
+    channels = (
+        pixels.unflatten(-1, (len(mean), -1)) if pixels.ndim == 2 else pixels
+    )  # Qwen's patches are flat
     shape = (-1, 1) if pixels.ndim == 2 else (-1, 1, 1)
     out = (channels.float() - mean.view(shape)) / deviation.view(shape)
     return out.view(pixels.shape)
 
 
-def warm_up_inputs(processor: ProcessorMixin, recipe: PromptSpec, kind: Kind, side: int = 64) -> dict[str, Tensor]:
+def warm_up_inputs(
+    processor: ProcessorMixin, recipe: PromptSpec, kind: Kind, side: int = 64
+) -> dict[str, Tensor]:
     """The inputs of a short question about something grey, of so many pixels a side."""
     prompt = render_prompt(processor, recipe.conversation, [kind], "?")
     grey = np.full((recipe.frames, side, side, 3), 127, dtype=np.uint8)
     if kind == "image":
         return encode(processor, prompt, [grey[0]], [])
-    return encode(processor, prompt, [], [videos.Clip(grey, list(range(len(grey))), len(grey), UNKNOWN_FPS)])
+    return encode(
+        processor, prompt, [], [videos.Clip(grey, list(range(len(grey))), len(grey), UNKNOWN_FPS)]
+    )

@@ -35,11 +35,22 @@ from pipelines.inference.answer_buffer import FLUSH, AnswerBuffer, Writer
 from pipelines.inference.cluster import gpu_share
 from pipelines.inference.engines.device_transfer import DeviceTransfer, Inputs, TransferredBatch
 from pipelines.inference.engines.device_utilization import DeviceUtilization
-from pipelines.inference.engines.generation import GenerationTimer, Sampler, answer_length, eos_token_ids, row_seed
+from pipelines.inference.engines.generation import (
+    GenerationTimer,
+    Sampler,
+    answer_length,
+    eos_token_ids,
+    row_seed,
+)
 from pipelines.inference.failure_tracker import FailureTrackerClient
 from pipelines.inference.job_spec import BenchmarkSpec, JobSpec
 from pipelines.inference.prepared_row import PreparedRow
-from pipelines.inference.preprocess import Collator, deserialize_inputs, processor_of, warm_up_inputs
+from pipelines.inference.preprocess import (
+    Collator,
+    deserialize_inputs,
+    processor_of,
+    warm_up_inputs,
+)
 from pipelines.results.run_record import NAME
 from pipelines.results.storage import run_concurrently
 from pipelines.text import describe_error, redacted
@@ -62,8 +73,13 @@ class InferenceWorker:
         self.device = torch.device("cuda" if torch.cuda.is_available() and mine else "cpu")
         self.processor = processor_of(job.sections[0].recipe)
         self.collate = Collator(self.processor)
-        self.feed, self.busy = DeviceTransfer(self.device, self.collate.normalised), DeviceUtilization(self.device)
-        self.methods = {run.point: run.point.build() for section in job.sections for run in section.runs}
+        self.feed, self.busy = (
+            DeviceTransfer(self.device, self.collate.normalised),
+            DeviceUtilization(self.device),
+        )
+        self.methods = {
+            run.point: run.point.build() for section in job.sections for run in section.runs
+        }
         self.towers, self.sharing = Towers(), False
         # a worker that died does nothing on the side any more: what it dies of next is what it was told to do
         self._ahead = None if careful else ThreadPoolExecutor(1, thread_name_prefix="collate")
@@ -102,16 +118,25 @@ class InferenceWorker:
         """Answer rows of one benchmark."""
         writer = Writer(self.worker, self.job.model_name)
         methods = [self.methods[run.point] for run in section.runs]
-        sheets = run_concurrently(lambda place: AnswerBuffer(writer, section, place, methods[place], rows), range(len(methods)))
+        sheets = run_concurrently(
+            lambda place: AnswerBuffer(writer, section, place, methods[place], rows),
+            range(len(methods)),
+        )
         for row in rows:
             if row.error is not None:
                 for sheet in sheets:
                     sheet.fail(row, row.error)
-        fine = sorted((row for row in rows if row.error is None), key=lambda row: (row.tokens, row.row_id))
+        fine = sorted(
+            (row for row in rows if row.error is None), key=lambda row: (row.tokens, row.row_id)
+        )
         slowest = 0.0  # a batch under one method, in seconds
         for batch, inputs in self._batches(fine, section.max_new_tokens, sheets):
             for some, alone in self._safe(batch, sheets):
-                its = inputs if len(some) == len(batch) and inputs is not None else self._made(self._inputs, some)
+                its = (
+                    inputs
+                    if len(some) == len(batch) and inputs is not None
+                    else self._made(self._inputs, some)
+                )
                 lacking = [sheet for sheet in sheets if any(map(sheet.lacks, some))]
                 self.sharing = len(lacking) > 1
                 for sheet in lacking:
@@ -134,11 +159,15 @@ class InferenceWorker:
         Of a batch that some rows are still wanted of, all are answered again: numbers depend on the company.
         """
         parts = batching.cut(rows, self.job.batch_size, self.most_tokens, room)
-        todo = [batch for batch in parts if any(sheet.lacks(row) for row in batch for sheet in sheets)]
+        todo = [
+            batch for batch in parts if any(sheet.lacks(row) for row in batch for sheet in sheets)
+        ]
         if self._ahead is None:
             yield from ((batch, None) for batch in todo)
             return
-        ahead: list[Future[TransferredBatch]] = [self._ahead.submit(self._sent, todo[0])] if todo else []
+        ahead: list[Future[TransferredBatch]] = (
+            [self._ahead.submit(self._sent, todo[0])] if todo else []
+        )
         for place, batch in enumerate(todo):
             sent = ahead.pop()
             if place + 1 < len(todo):
@@ -158,7 +187,9 @@ class InferenceWorker:
     def _sent(self, rows: Sequence[PreparedRow]) -> TransferredBatch:
         return self.feed.send(self.collate([deserialize_inputs(row.inputs) for row in rows]))
 
-    def _safe(self, batch: list[PreparedRow], sheets: list[AnswerBuffer]) -> Iterator[tuple[list[PreparedRow], bool]]:
+    def _safe(
+        self, batch: list[PreparedRow], sheets: list[AnswerBuffer]
+    ) -> Iterator[tuple[list[PreparedRow], bool]]:
         """The batch, once the ledger knows of it; rows that a worker died with come one by one, or not at all."""
         suspects, lost = self.desk.begin([row.key for row in batch])
         if not suspects and not lost:
@@ -190,15 +221,25 @@ class InferenceWorker:
         began, freed = time.monotonic(), False
         try:
             with self.desk.within(self.job.batch_timeout):
-                found = self.generate(sheet.section, sheet.method, rows, inputs or self._inputs(rows))
+                found = self.generate(
+                    sheet.section, sheet.method, rows, inputs or self._inputs(rows)
+                )
         except torch.OutOfMemoryError as error:
             trouble: Exception = error
             freed = self.decode.forget()  # then all of them once more
             half = len(rows) if freed else (len(rows) + 1) // 2
         except Exception as error:
-            if "CUDA error" in str(error) or isinstance(error, getattr(torch, "AcceleratorError", ())):
-                print(f"worker {self.worker} ends: {describe_error(error)}", file=sys.stderr, flush=True)
-                os._exit(70)  # the device is of no use to this process any more; the ledger takes it from here
+            if "CUDA error" in str(error) or isinstance(
+                error, getattr(torch, "AcceleratorError", ())
+            ):
+                print(
+                    f"worker {self.worker} ends: {describe_error(error)}",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                os._exit(
+                    70
+                )  # the device is of no use to this process any more; the ledger takes it from here
             trouble = error
             half = 1
         else:
@@ -219,14 +260,24 @@ class InferenceWorker:
 
     @torch.inference_mode()
     def generate(
-        self, section: BenchmarkSpec, method: Method, rows: Sequence[PreparedRow], inputs: Inputs, tokens: int | None = None
+        self,
+        section: BenchmarkSpec,
+        method: Method,
+        rows: Sequence[PreparedRow],
+        inputs: Inputs,
+        tokens: int | None = None,
     ) -> list[dict[str, Any]]:
         """One batch under one method: what there is to say of each row's answer."""
         self.towers.spared_ms()  # of a batch that failed
-        gpus = range(torch.cuda.device_count()) if self.device.type == "cuda" else ()  # those that this worker has
+        gpus = (
+            range(torch.cuda.device_count()) if self.device.type == "cuda" else ()
+        )  # those that this worker has
         for gpu in gpus:
             torch.cuda.reset_peak_memory_stats(gpu)
-        clock, seeds = GenerationTimer(self.device), [row_seed(section.seed, row.row_id) for row in rows]
+        clock, seeds = (
+            GenerationTimer(self.device),
+            [row_seed(section.seed, row.row_id) for row in rows],
+        )
         luck = [Sampler(section.temperature, seeds)] if section.temperature else []
         with attach(self.model, method, towers=self.towers if self.sharing else None) as attached:
             attached.seeds = seeds
@@ -243,7 +294,10 @@ class InferenceWorker:
             stats = attached.stats
         texts = self.processor.batch_decode(new, skip_special_tokens=True)
         ends = eos_token_ids(self.model, self.processor)
-        count, lengths = len(rows), inputs["attention_mask"].sum(dim=1).tolist()  # waits for a GPU once
+        count, lengths = (
+            len(rows),
+            inputs["attention_mask"].sum(dim=1).tolist(),
+        )  # waits for a GPU once
         peak = sum(map(torch.cuda.max_memory_allocated, gpus)) if gpus else None
         return [
             {
@@ -260,7 +314,9 @@ class InferenceWorker:
                 "compress_ms": stat.compress_ms,
                 "peak_memory_bytes": peak,
             }
-            for text, stat, tokens_in, answer in zip(texts, stats, lengths, new.tolist(), strict=True)
+            for text, stat, tokens_in, answer in zip(
+                texts, stats, lengths, new.tolist(), strict=True
+            )
         ]
 
     def _warm_up(self) -> None:
@@ -270,7 +326,13 @@ class InferenceWorker:
             raw = warm_up_inputs(self.processor, section.recipe, section.kind)
             for point in points:
                 try:
-                    self.generate(section, self.methods[point], [WARM_UP_ROW], self.feed.send(raw).taken(), tokens=2)
+                    self.generate(
+                        section,
+                        self.methods[point],
+                        [WARM_UP_ROW],
+                        self.feed.send(raw).taken(),
+                        tokens=2,
+                    )
                 except Exception as error:
                     failed.append(error)  # its rows will say so, and the other points' will not
         if len(failed) == len(self.methods):

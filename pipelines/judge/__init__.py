@@ -16,7 +16,11 @@ from typing import Any
 from pipelines.metrics.verdicts import Item, Judge, Unavailable, Verdict
 
 __all__ = ["JUDGES", "Item", "Judge", "Unavailable", "Verdict", "judge"]
-JUDGES = {"offline": "Offline", "endpoint": "Endpoint", "local": "Local"}  # modules here, imported when asked for
+JUDGES = {
+    "offline": "Offline",
+    "endpoint": "Endpoint",
+    "local": "Local",
+}  # modules here, imported when asked for
 
 
 def judge(kind: str, **options: Any) -> Judge:

@@ -17,7 +17,11 @@ class Cache:
 
     def __init__(self, folder: Folder | None) -> None:
         self.folder = folder
-        self._shelves = {shelf: folder.child(shelf) for shelf in map("{:02x}".format, range(256))} if folder else {}
+        self._shelves = (
+            {shelf: folder.child(shelf) for shelf in map("{:02x}".format, range(256))}
+            if folder
+            else {}
+        )
 
     @staticmethod
     def key(**asked: Any) -> str:
@@ -36,4 +40,6 @@ class Cache:
     def put(self, key: str, kept: dict[str, Any]) -> None:
         """Keep it, or fail: who cannot keep replies would pay for all of them again."""
         if self._shelves:
-            self._shelves[key[:2]].write(f"{key}.json", json.dumps(kept, ensure_ascii=False).encode())
+            self._shelves[key[:2]].write(
+                f"{key}.json", json.dumps(kept, ensure_ascii=False).encode()
+            )

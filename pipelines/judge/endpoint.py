@@ -35,7 +35,9 @@ from pipelines.text import redacted
 
 KEY = "APET_JUDGE_API_KEY"
 AHEAD = 32  # items taken before the oldest has its verdict, times `concurrency`
-SECRET = 8  # characters from which on a key is one: "none" and "EMPTY" are words that a reply may hold
+SECRET = (
+    8  # characters from which on a key is one: "none" and "EMPTY" are words that a reply may hold
+)
 LONGEST_REPLY = 2**20  # bytes
 LONGEST_PAUSE = 60.0  # seconds between two attempts, where the server does not say
 PATIENCE = 600.0  # seconds that a server's own requests to wait may add up to, for one item
@@ -72,12 +74,24 @@ class Endpoint(Judge):
     ) -> None:
         self._key = _checked((os.environ.get(KEY, "") if key is None else key).strip())
         self._target, self.shown, query = _address(url)
-        self._secrets = [form for secret in (self._key, query) if len(secret) >= SECRET for form in _forms(secret)]
+        self._secrets = [
+            form
+            for secret in (self._key, query)
+            if len(secret) >= SECRET
+            for form in _forms(secret)
+        ]
         self.name = f"endpoint/{model}"
-        self.concurrency, self.timeout, self.tries, self.backoff = concurrency, timeout, tries, backoff
+        self.concurrency, self.timeout, self.tries, self.backoff = (
+            concurrency,
+            timeout,
+            tries,
+            backoff,
+        )
         taken = {"model", "messages", "stream", "n"} & set(request or {})
         if taken:
-            raise ValueError(f"--request sets {', '.join(sorted(taken))}, which is not its to set; leave it out")
+            raise ValueError(
+                f"--request sets {', '.join(sorted(taken))}, which is not its to set; leave it out"
+            )
         fields = {"model": model, "temperature": 0, **(request or {})}
         self._fields = {name: value for name, value in fields.items() if value is not None}
         self._cache = Cache(cache)
@@ -94,12 +108,16 @@ class Endpoint(Judge):
     def judge(self, items: Iterable[Item]) -> Iterator[Verdict]:
         self._stop.clear()
         window: deque[Future[Verdict]] = deque()
-        under_way: WeakValueDictionary[str, Future[Verdict]] = WeakValueDictionary()  # equal items ask once
+        under_way: WeakValueDictionary[str, Future[Verdict]] = (
+            WeakValueDictionary()
+        )  # equal items ask once
         with ThreadPoolExecutor(self.concurrency, thread_name_prefix="judge") as pool:
             try:
                 for item in items:
                     asked = protocol.messages(item)
-                    key = Cache.key(url=self.shown, fields=self._fields, prompt=self.prompt_hash, messages=asked)
+                    key = Cache.key(
+                        url=self.shown, fields=self._fields, prompt=self.prompt_hash, messages=asked
+                    )
                     future = under_way.get(key)
                     if future is None:
                         future = under_way[key] = pool.submit(self._verdict, asked, key)
@@ -140,7 +158,9 @@ class Endpoint(Judge):
         body = json.dumps({**self._fields, "messages": asked}).encode()
         failures, waited = 0, 0.0
         for attempt in itertools.count():
-            pause = min(LONGEST_PAUSE, self.backoff * 2 ** min(attempt, 20)) * random.uniform(0.5, 1)
+            pause = min(LONGEST_PAUSE, self.backoff * 2 ** min(attempt, 20)) * random.uniform(
+                0.5, 1
+            )
             try:
                 return self._post(body)
             except _Passing as error:
@@ -152,7 +172,9 @@ class Endpoint(Judge):
                     pause = max(pause, error.wait)
                     waited += pause
                     if waited > PATIENCE:
-                        raise Unavailable(f"{self.shown} wants to be left alone for {waited:.0f} s: {error}") from None
+                        raise Unavailable(
+                            f"{self.shown} wants to be left alone for {waited:.0f} s: {error}"
+                        ) from None
                     with self._lock:
                         self._not_before = max(self._not_before, time.monotonic() + error.wait)
             self._pause(pause)
@@ -169,7 +191,9 @@ class Endpoint(Judge):
                 return
 
     def _post(self, body: bytes) -> tuple[str, str]:
-        request = urllib.request.Request(self._target, body, {"Content-Type": "application/json"}, method="POST")
+        request = urllib.request.Request(
+            self._target, body, {"Content-Type": "application/json"}, method="POST"
+        )
         if self._key:
             request.add_unredirected_header("Authorization", f"Bearer {self._key}")
         deadline = time.monotonic() + self.timeout
@@ -189,13 +213,21 @@ class Endpoint(Judge):
             answer = json.loads(data)
             reply = answer["choices"][0]["message"]["content"]
         except (ValueError, LookupError, TypeError, RecursionError):
-            raise _Passing(f"a reply that is no chat completion: {self._clean(_text(data))[:100]!r}") from None
-        return self._clean(reply if isinstance(reply, str) else ""), self._clean(str(answer.get("model") or ""))[:100]
+            raise _Passing(
+                f"a reply that is no chat completion: {self._clean(_text(data))[:100]!r}"
+            ) from None
+        return self._clean(reply if isinstance(reply, str) else ""), self._clean(
+            str(answer.get("model") or "")
+        )[:100]
 
     def _refusal(self, status: int, headers: Any, said: bytes) -> Exception:
         """What an answer other than 200 means for what to do next."""
         text = f"HTTP {status} {self._clean(_text(said))[:300]}".strip()
-        if status in _HOPELESS or 300 <= status < 400 or (status == 429 and b"insufficient_quota" in said):
+        if (
+            status in _HOPELESS
+            or 300 <= status < 400
+            or (status == 429 and b"insufficient_quota" in said)
+        ):
             hint = f"; check --url, --model and {KEY}, which is {'set' if self._key else 'not set'}"
             return Unavailable(f"{self.shown} answers {text}{hint}")
         if status in _PASSING or status >= 500:
@@ -265,10 +297,14 @@ def _address(url: str) -> tuple[str, str, str]:
     except ValueError:
         known = False
     if not known or any(not "!" <= sign <= "~" for sign in url):
-        shown = "" if "@" in url else f" {redacted(url)}"  # a broken address is no guide to where its password ends
+        shown = (
+            "" if "@" in url else f" {redacted(url)}"
+        )  # a broken address is no guide to where its password ends
         raise ValueError(f"--url{shown} is no address; give one such as http://localhost:8000/v1")
     if parts.username is not None or parts.password is not None:
-        raise ValueError(f"--url holds a name or password before the @; give the key in {KEY} instead")
+        raise ValueError(
+            f"--url holds a name or password before the @; give the key in {KEY} instead"
+        )
     path = parts.path.rstrip("/")
     if not path.endswith("/chat/completions"):
         path += "/chat/completions"
@@ -284,5 +320,7 @@ def _forms(secret: str) -> set[str]:
 def _checked(key: str) -> str:
     """A key that fits into a header. The message must not say it, as that of a broken header would."""
     if any(not "!" <= sign <= "~" for sign in key):
-        raise ValueError(f"{KEY} holds a space, a line break or a sign that is not ASCII; set it to the key alone")
+        raise ValueError(
+            f"{KEY} holds a space, a line break or a sign that is not ASCII; set it to the key alone"
+        )
     return key

@@ -71,11 +71,15 @@ class Local(Judge):
         try:
             while batch := list(islice(todo, self._batch_size)):
                 found = [self._known(item) for item in batch]
-                missing = [item for item, verdict in zip(batch, found, strict=True) if verdict is None]
+                missing = [
+                    item for item, verdict in zip(batch, found, strict=True) if verdict is None
+                ]
                 if missing and not pool:  # nothing is loaded for what is known already
                     pool = self._start()
                     turn = cycle(range(len(pool)))
-                waiting.append((batch, found, pool[next(turn)].judge.remote(missing) if missing else None))
+                waiting.append(
+                    (batch, found, pool[next(turn)].judge.remote(missing) if missing else None)
+                )
                 if len(waiting) >= max(1, len(pool) * QUEUED):
                     yield from self._take(*waiting.popleft())
             while waiting:
@@ -87,10 +91,14 @@ class Local(Judge):
     def _start(self) -> list[Any]:
         cluster.join(self._address)
         total = ray.cluster_resources()
-        alone = None if total.get("GPU") and self._gpus != 0 else (1, 1)  # memory would not hold one a CPU
+        alone = (
+            None if total.get("GPU") and self._gpus != 0 else (1, 1)
+        )  # memory would not hold one a CPU
         share = cluster.plan_resources(self._actors or alone, self._gpus, None)
         fit = total["CPU"] / share.cpus if not share.gpus else total["GPU"] / share.gpus
-        size = max(share.least, min(share.most, int(fit)))  # one that never starts would be waited for
+        size = max(
+            share.least, min(share.most, int(fit))
+        )  # one that never starts would be waited for
         options = {
             "num_cpus": share.cpus,
             "num_gpus": share.gpus,
@@ -98,16 +106,23 @@ class Local(Judge):
             "max_task_retries": RESTARTS,
         }
         actor = ray.remote(**options)(Reader)
-        return [actor.remote(self._model, self._revision, share.gpus > 0, share.threads) for _ in range(size)]
+        return [
+            actor.remote(self._model, self._revision, share.gpus > 0, share.threads)
+            for _ in range(size)
+        ]
 
-    def _take(self, batch: list[Item], found: list[Verdict | None], judged: Any) -> Iterator[Verdict]:
+    def _take(
+        self, batch: list[Item], found: list[Verdict | None], judged: Any
+    ) -> Iterator[Verdict]:
         """A batch's verdicts: those that were known, and those that an actor has come to meanwhile."""
         fresh: Iterator[Verdict] = iter(())
         if judged is not None:
             try:
                 fresh = iter(ray.get(judged))
             except ray.exceptions.RayActorError as error:
-                why = str(error).strip().splitlines()[-1]  # the traceback's end, if it could not be loaded
+                why = (
+                    str(error).strip().splitlines()[-1]
+                )  # the traceback's end, if it could not be loaded
                 raise Unavailable(f"{self.name} does not work: {why}") from None
         for item, known in zip(batch, found, strict=True):
             verdict = known if known is not None else next(fresh)
@@ -122,7 +137,9 @@ class Local(Judge):
         return None
 
     def _key(self, item: Item) -> str:
-        return Cache.key(model=self._fingerprint, prompt=self.prompt_hash, messages=protocol.messages(item))
+        return Cache.key(
+            model=self._fingerprint, prompt=self.prompt_hash, messages=protocol.messages(item)
+        )
 
 
 class Reader:
@@ -133,11 +150,16 @@ class Reader:
         if threads:
             torch.set_num_threads(threads)
         self.device = torch.device("cuda" if gpu else "cpu")
-        source: dict[str, Any] = {"revision": revision, "trust_remote_code": False}  # unset, transformers would ask
+        source: dict[str, Any] = {
+            "revision": revision,
+            "trust_remote_code": False,
+        }  # unset, transformers would ask
         self.tokenizer: Any = AutoTokenizer.from_pretrained(model, padding_side="left", **source)
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
-        loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype="auto", use_safetensors=True, **source)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            model, dtype="auto", use_safetensors=True, **source
+        )
         self.model = loaded.to(self.device).eval()
 
     def judge(self, items: Sequence[Item]) -> list[Verdict]:
@@ -153,7 +175,9 @@ class Reader:
                 try:
                     verdicts[place] = protocol.parse(reply)
                 except ValueError as error:
-                    verdicts[place] = Verdict(None, None, reply[: protocol.KEPT], f"malformed: {error}")
+                    verdicts[place] = Verdict(
+                        None, None, reply[: protocol.KEPT], f"malformed: {error}"
+                    )
                     again[place] = protocol.again(protocol.messages(items[place]), reply)
             asked = again
             if not asked:
@@ -176,13 +200,21 @@ class Reader:
             return "\n\n".join([message["content"] for message in messages] + [""])
         for form in (messages, _without_system(messages)):  # some templates refuse a system message
             with contextlib.suppress(Exception):
-                return str(self.tokenizer.apply_chat_template(form, tokenize=False, add_generation_prompt=True))
-        raise ValueError("the model's chat template takes no conversation of user and assistant; choose another model")
+                return str(
+                    self.tokenizer.apply_chat_template(
+                        form, tokenize=False, add_generation_prompt=True
+                    )
+                )
+        raise ValueError(
+            "the model's chat template takes no conversation of user and assistant; choose another model"
+        )
 
     @torch.inference_mode()
     def _generate(self, texts: list[str]) -> list[str]:
         special = not self.tokenizer.chat_template  # a template writes them itself
-        inputs = self.tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=special).to(self.device)
+        inputs = self.tokenizer(
+            texts, return_tensors="pt", padding=True, add_special_tokens=special
+        ).to(self.device)
         out = self.model.generate(
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],
@@ -190,7 +222,11 @@ class Reader:
             max_new_tokens=NEW_TOKENS,
             pad_token_id=self.tokenizer.pad_token_id,
         )
-        return list(self.tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+        return list(
+            self.tokenizer.batch_decode(
+                out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+            )
+        )
 
 
 def _without_system(messages: protocol.Messages) -> protocol.Messages:

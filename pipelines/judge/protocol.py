@@ -37,9 +37,7 @@ Does the predicted answer match the correct one (yes or no), and how well: a who
 entirely? Reply with one JSON object and nothing else. Its keys are 'pred', which is "yes" or "no", and 'score', which \
 is a number and not a text. For example: {{"pred": "yes", "score": 4}}"""
 
-AGAIN = (
-    'That is not the object that was asked for. Reply with {"pred": "yes" or "no", "score": 0 to 5} and nothing else.'
-)
+AGAIN = 'That is not the object that was asked for. Reply with {"pred": "yes" or "no", "score": 0 to 5} and nothing else.'
 
 PROMPT_HASH = hashlib.sha256("\0".join((SYSTEM, USER, AGAIN)).encode()).hexdigest()[:12]
 
@@ -57,7 +55,11 @@ def messages(item: Item) -> Messages:
 
 def again(asked: Messages, reply: str) -> Messages:
     """The same after a reply that could not be read: a model that is not random would only repeat itself."""
-    return [*asked, {"role": "assistant", "content": reply[:KEPT]}, {"role": "user", "content": AGAIN}]
+    return [
+        *asked,
+        {"role": "assistant", "content": reply[:KEPT]},
+        {"role": "user", "content": AGAIN},
+    ]
 
 
 def parse(reply: str) -> Verdict:

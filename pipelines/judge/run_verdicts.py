@@ -66,7 +66,11 @@ class Outcome:
         found |= {f"unjudged_{kind}": count for kind, count in sorted(self.errors.items())}
         for name, interval in (("accuracy", self.accuracy), ("score", self.score)):
             if interval is not None:
-                found |= {name: interval.value, f"{name}_ci_low": interval.low, f"{name}_ci_high": interval.high}
+                found |= {
+                    name: interval.value,
+                    f"{name}_ci_low": interval.low,
+                    f"{name}_ci_high": interval.high,
+                }
         return {f"{self.label}/{name}": float(value) for name, value in found.items()}
 
     @property
@@ -94,7 +98,9 @@ def judge_run(folder: Folder, judge: Judge, say: Callable[[str], None] | None = 
 
 
 def _items(table: pa.Table) -> Iterator[Item]:
-    for batch in table.select(["question", "reference", "prediction"]).to_batches(max_chunksize=1000):
+    for batch in table.select(["question", "reference", "prediction"]).to_batches(
+        max_chunksize=1000
+    ):
         for row in batch.to_pylist():
             yield Item(row["question"] or "", tuple(row["reference"]), row["prediction"] or "")
 
@@ -107,10 +113,14 @@ def _judged(table: pa.Table, judge: Judge, say: Callable[[str], None] | None) ->
         barren = barren + 1 if verdict.error else 0
         failed += bool(verdict.error)
         if barren >= HOPELESS:
-            raise Unavailable(f"{judge.name} gave no verdict {barren} times in a row; the last time {verdict.error}")
+            raise Unavailable(
+                f"{judge.name} gave no verdict {barren} times in a row; the last time {verdict.error}"
+            )
         if say and time.monotonic() - told > _SAY:
             told = time.monotonic()
-            say(f"judged {done:,} of {len(table):,}, {done / (told - began):.1f} a second, {failed} without a verdict")
+            say(
+                f"judged {done:,} of {len(table):,}, {done / (told - began):.1f} a second, {failed} without a verdict"
+            )
         yield verdict
 
 
@@ -123,8 +133,12 @@ def _outcome(table: pa.Table, verdicts: list[Verdict], judge: Judge) -> Outcome:
         outcome.example = outcome.example or error
     if outcome.rows:
         cluster = statistics.clusters(table["media"].filter(pa.array(judged)))
-        right = np.array([verdict.correct for verdict in verdicts if verdict.error is None], dtype=np.float64)
-        score = np.array([verdict.score for verdict in verdicts if verdict.error is None], dtype=np.float64)
+        right = np.array(
+            [verdict.correct for verdict in verdicts if verdict.error is None], dtype=np.float64
+        )
+        score = np.array(
+            [verdict.score for verdict in verdicts if verdict.error is None], dtype=np.float64
+        )
         outcome.accuracy = statistics.mean(right, cluster)
         outcome.score = Interval(*(BEST * part for part in statistics.mean(score / BEST, cluster)))
     return outcome
@@ -133,8 +147,12 @@ def _outcome(table: pa.Table, verdicts: list[Verdict], judge: Judge) -> Outcome:
 def _write(folder: Folder, table: pa.Table, verdicts: list[Verdict], outcome: Outcome) -> str:
     """One Arrow file a judge, over that of the last time. Not Parquet: of that, there are only answers in a run."""
     columns = {name: [getattr(verdict, name) for verdict in verdicts] for name in SCHEMA.names[1:]}
-    kept = pa.table({"row_id": table["row_id"], **columns}, schema=SCHEMA.with_metadata(outcome.tags))
-    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", f"verdicts-{outcome.judge}-{outcome.prompt_hash}").removesuffix("-none")
+    kept = pa.table(
+        {"row_id": table["row_id"], **columns}, schema=SCHEMA.with_metadata(outcome.tags)
+    )
+    name = re.sub(
+        r"[^A-Za-z0-9_.-]+", "-", f"verdicts-{outcome.judge}-{outcome.prompt_hash}"
+    ).removesuffix("-none")
     sink = io.BytesIO()
     with pa.ipc.new_file(sink, kept.schema) as file:
         file.write_table(kept)
@@ -149,7 +167,11 @@ def _note(folder: Folder, outcome: Outcome) -> None:
     except FileNotFoundError:
         return
     gone = {name: 0.0 for name in record.metrics if name.startswith(f"{outcome.label}/unjudged")}
-    before = {name: value for name, value in record.metrics.items() if not name.startswith(f"{outcome.label}/")}
+    before = {
+        name: value
+        for name, value in record.metrics.items()
+        if not name.startswith(f"{outcome.label}/")
+    }
     record.metrics = {**before, **outcome.metrics}
     record.tags = {**record.tags, **outcome.tags}
     # MLflow shows a metric's latest value, and the final ones have the time at which the run ended

@@ -22,7 +22,18 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 Texts = NDArray[np.object_]
 
-COLUMNS = ("row_id", "type", "media", "question", "reference", "options", "meta", "score", "correct", "status")
+COLUMNS = (
+    "row_id",
+    "type",
+    "media",
+    "question",
+    "reference",
+    "options",
+    "meta",
+    "score",
+    "correct",
+    "status",
+)
 
 
 class Term(NamedTuple):
@@ -110,7 +121,10 @@ class AnswerArrays:
     @cached_property
     def reference(self) -> Texts:
         """The first right answer of each row."""
-        return np.array([found[0] if found else "" for found in self.answers["reference"].to_pylist()], dtype=object)
+        return np.array(
+            [found[0] if found else "" for found in self.answers["reference"].to_pylist()],
+            dtype=object,
+        )
 
     @cached_property
     def chances(self) -> Floats:
@@ -130,7 +144,10 @@ class AnswerArrays:
         """The mean worth for each of the keys, `name/key`; rows with an empty key are in none."""
         among = self.scored if among is None else among
         found = sorted({key for key in keys[among] if key})
-        return {f"{name}/{key}" if name else key: share(self.worth, among & (keys == key)) for key in found}
+        return {
+            f"{name}/{key}" if name else key: share(self.worth, among & (keys == key))
+            for key in found
+        }
 
 
 def complete(sheet: AnswerArrays, group: NDArray[np.int64]) -> tuple[Bools, Bools]:

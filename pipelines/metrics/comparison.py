@@ -32,10 +32,16 @@ class Pair:
 
     @classmethod
     def of(cls, answers: pa.Table, others: pa.Table, benchmark: Scored, seed: int = 0) -> Pair:
-        ids = pa.chunked_array([*answers["row_id"].chunks, *others["row_id"].chunks], pa.string()).unique().sort()
+        ids = (
+            pa.chunked_array([*answers["row_id"].chunks, *others["row_id"].chunks], pa.string())
+            .unique()
+            .sort()
+        )
         ours, theirs = (_aligned(table, ids) for table in (answers, others))
         both = pa.array(AnswerArrays(ours).scored & AnswerArrays(theirs).scored)
-        return cls(AnswerArrays(_only(ours, both)), AnswerArrays(_only(theirs, both)), benchmark, seed)
+        return cls(
+            AnswerArrays(_only(ours, both)), AnswerArrays(_only(theirs, both)), benchmark, seed
+        )
 
     @cached_property
     def scored(self) -> Bools:
@@ -47,7 +53,10 @@ class Pair:
 
     @cached_property
     def _headline(self) -> tuple[Figure, Figure]:
-        one, other = (self.benchmark.figures(sheet)[self.benchmark.headline] for sheet in (self.ours, self.theirs))
+        one, other = (
+            self.benchmark.figures(sheet)[self.benchmark.headline]
+            for sheet in (self.ours, self.theirs)
+        )
         return one, other
 
     @cached_property
@@ -79,7 +88,9 @@ class Pair:
         for kind in sorted(set(self.ours.types[self.scored]) - {""}):
             mine = self.scored & (self.ours.types == kind)
             cluster = statistics.dense(self.clusters[mine])
-            kept = statistics.ratio(self.ours.worth[mine], self.theirs.worth[mine], cluster, self.seed)
+            kept = statistics.ratio(
+                self.ours.worth[mine], self.theirs.worth[mine], cluster, self.seed
+            )
             if kept is not None:
                 found[str(kind)] = kept
         return found
@@ -95,7 +106,9 @@ class Pair:
         """
         ours, theirs, cluster = self._parts
         each = self.rows / max(1, len(cluster))  # rows for one of the headline's
-        return significance.rows_needed(each * significance.variance(ours, theirs, cluster) / self.benchmark.most**2)
+        return significance.rows_needed(
+            each * significance.variance(ours, theirs, cluster) / self.benchmark.most**2
+        )
 
     @cached_property
     def lost(self) -> Bools:
@@ -112,7 +125,11 @@ class Pair:
         if kept is None:
             return {}
         found = statistics.named("accuracy_retention", kept)
-        found |= {"rows_compared": self.rows, "rows_lost": int(self.lost.sum()), "rows_gained": int(self.gained.sum())}
+        found |= {
+            "rows_compared": self.rows,
+            "rows_lost": int(self.lost.sum()),
+            "rows_gained": int(self.gained.sum()),
+        }
         found["p_value"] = self.p_value()
         if (needed := self.rows_needed()) is not None:
             found["rows_needed"] = needed
@@ -148,4 +165,6 @@ def _aligned(table: pa.Table, ids: pa.Array) -> pa.Table:
 
 def _only(table: pa.Table, answered: pa.Array) -> pa.Table:
     """All other rows count as not answered."""
-    return table.set_column(table.column_names.index("status"), "status", pc.if_else(answered, "ok", "error"))
+    return table.set_column(
+        table.column_names.index("status"), "status", pc.if_else(answered, "ok", "error")
+    )

@@ -25,7 +25,9 @@ def mcnemar(lost: int, gained: int) -> float:
     if rows == 0:
         return 1.0
     place = np.arange(1, few + 1, dtype=np.float64)
-    ways = np.concatenate([[0.0], np.cumsum(np.log((rows - place + 1) / place))])  # logarithms of binomials
+    ways = np.concatenate(
+        [[0.0], np.cumsum(np.log((rows - place + 1) / place))]
+    )  # logarithms of binomials
     return float(min(1.0, 2 * np.exp(ways - rows * math.log(2)).sum()))
 
 
@@ -41,7 +43,10 @@ def _single(ours: Parts, theirs: Parts, cluster: Ints) -> bool:
     """Are both a share of right answers, among clusters of one row?"""
     if len(ours.weights) != 1 or len(np.unique(cluster)) != len(cluster):
         return False
-    return all((parts.below[0] == 1).all() and np.isin(parts.above[0], (0.0, 1.0)).all() for parts in (ours, theirs))
+    return all(
+        (parts.below[0] == 1).all() and np.isin(parts.above[0], (0.0, 1.0)).all()
+        for parts in (ours, theirs)
+    )
 
 
 def _swapped(ours: Parts, theirs: Parts, cluster: Ints, seed: int) -> float:
@@ -94,7 +99,9 @@ def _influence(parts: Parts, cluster: Ints) -> Floats:
     return found
 
 
-def rows_needed(spread: float, difference: float = POINT, power: float = POWER, level: float = LEVEL) -> int | None:
+def rows_needed(
+    spread: float, difference: float = POINT, power: float = POWER, level: float = LEVEL
+) -> int | None:
     """Rows after which a true difference is found with that power, two-sided.
 
     spread: `variance` of rows like these, with as many questions a medium. None if nothing differs: nothing is known.

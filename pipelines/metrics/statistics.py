@@ -56,7 +56,9 @@ def clusters(media: pa.Array | pa.ChunkedArray) -> Ints:
     if len(flat) == 0:
         return label
     medium = np.asarray(flat.dictionary_encode(null_encoding="encode").indices, dtype=np.int64)
-    while True:  # the lowest label spreads to a medium's rows and on; one turn where each row has one medium
+    while (
+        True
+    ):  # the lowest label spreads to a medium's rows and on; one turn where each row has one medium
         lowest = np.full(int(medium.max()) + 1, rows, dtype=np.int64)
         np.minimum.at(lowest, medium, label[row])
         spread = label.copy()
@@ -78,10 +80,14 @@ def wilson(right: float, rows: int, level: float = LEVEL) -> Interval:
     middle = (share + z * z / (2 * rows)) / shrink
     half = z / shrink * (share * (1 - share) / rows + z * z / (4 * rows * rows)) ** 0.5
     low, high = middle - half, middle + half
-    return Interval(share, 0.0 if right <= 0 else max(0.0, low), 1.0 if right >= rows else min(1.0, high))
+    return Interval(
+        share, 0.0 if right <= 0 else max(0.0, low), 1.0 if right >= rows else min(1.0, high)
+    )
 
 
-def mean(values: Sequence[float] | Floats, cluster: Ints, seed: int = 0, level: float = LEVEL) -> Interval:
+def mean(
+    values: Sequence[float] | Floats, cluster: Ints, seed: int = 0, level: float = LEVEL
+) -> Interval:
     """Mean of per-row scores in 0..1 with its interval.
 
     Wilson's where each cluster is one row that is right or wrong, else a bootstrap over clusters. Where all clusters
@@ -132,7 +138,11 @@ class Parts(NamedTuple):
 
     def among(self, rows: NDArray[np.bool_]) -> Parts:
         """The number of some rows alone."""
-        return Parts(self.weights, [column[rows] for column in self.above], [column[rows] for column in self.below])
+        return Parts(
+            self.weights,
+            [column[rows] for column in self.above],
+            [column[rows] for column in self.below],
+        )
 
     def sums(self, cluster: Ints) -> Floats:
         """(2 parts, C)"""
@@ -186,7 +196,8 @@ def _resample(totals: Floats, seed: int) -> Floats:
     generator = np.random.default_rng(seed)
     step = max(1, CELLS // len(counts))
     parts = [
-        generator.multinomial(int(counts.sum()), chances, size=min(step, RESAMPLES - start)) @ kinds.T
+        generator.multinomial(int(counts.sum()), chances, size=min(step, RESAMPLES - start))
+        @ kinds.T
         for start in range(0, RESAMPLES, step)
     ]
     return np.concatenate(parts).T

@@ -58,7 +58,9 @@ def summarise(
     table = _table(answers)
     good = table.filter(pc.equal(table["status"], "ok"))
     metrics: dict[str, float] = {
-        **_accuracy(table, benchmark, seed),  # first: MLflow's page of compared runs opens on the first metric it got
+        **_accuracy(
+            table, benchmark, seed
+        ),  # first: MLflow's page of compared runs opens on the first metric it got
         "rows_total": table.num_rows,
         "rows_error": table.num_rows - good.num_rows,
         **_tokens(good),
@@ -71,7 +73,11 @@ def summarise(
 
 
 def _table(answers: pa.Table | Answers) -> pa.Table:
-    return answers.select(COLUMNS) if isinstance(answers, pa.Table) else answers.to_table(columns=list(COLUMNS))
+    return (
+        answers.select(COLUMNS)
+        if isinstance(answers, pa.Table)
+        else answers.to_table(columns=list(COLUMNS))
+    )
 
 
 def _floats(column: pa.ChunkedArray) -> NDArray[np.float64]:
@@ -83,18 +89,34 @@ def _accuracy(table: pa.Table, benchmark: Scored, seed: int) -> dict[str, float]
     sheet = AnswerArrays(table)
     if not sheet.scored.any():
         return {}
-    found = {name: figure for name, figure in benchmark.figures(sheet).items() if answer_metrics.known(figure)}
+    found = {
+        name: figure
+        for name, figure in benchmark.figures(sheet).items()
+        if answer_metrics.known(figure)
+    }
     cluster = statistics.clusters(table["media"])
     headline = found.get(benchmark.headline)
-    metrics = statistics.named("accuracy", _interval(headline, benchmark.most, cluster, seed)) if headline else {}
+    metrics = (
+        statistics.named("accuracy", _interval(headline, benchmark.most, cluster, seed))
+        if headline
+        else {}
+    )
     metrics["rows_scored"] = int(sheet.scored.sum())
-    reported = {name: figure for name, figure in found.items() if name != "accuracy" or benchmark.headline != name}
-    metrics |= {metric_name(f"{benchmark.name}/{name}"): answer_metrics.value(figure) for name, figure in reported.items()}
+    reported = {
+        name: figure
+        for name, figure in found.items()
+        if name != "accuracy" or benchmark.headline != name
+    }
+    metrics |= {
+        metric_name(f"{benchmark.name}/{name}"): answer_metrics.value(figure)
+        for name, figure in reported.items()
+    }
     for kind in sorted(set(sheet.types[sheet.scored]) - {""}):
         mine = sheet.scored & (sheet.types == kind)
         prefix = metric_name(f"{benchmark.name}/{kind}")
         metrics |= statistics.named(
-            f"{prefix}.accuracy", statistics.mean(sheet.worth[mine], statistics.dense(cluster[mine]), seed)
+            f"{prefix}.accuracy",
+            statistics.mean(sheet.worth[mine], statistics.dense(cluster[mine]), seed),
         )
         metrics[f"{prefix}.rows"] = int(mine.sum())
         chance = benchmark.chance(kind)
@@ -107,7 +129,12 @@ def _interval(figure: Figure, most: float, cluster: statistics.Ints, seed: int) 
     if (values := answer_metrics.mean_of(figure)) is not None:
         among = figure[0].below > 0
         return statistics.mean(values[among], statistics.dense(cluster[among]), seed)
-    return Interval(*(each / most for each in statistics.combined(answer_metrics.parts_of(figure), cluster, seed)))
+    return Interval(
+        *(
+            each / most
+            for each in statistics.combined(answer_metrics.parts_of(figure), cluster, seed)
+        )
+    )
 
 
 def metric_name(text: str) -> str:
@@ -122,7 +149,9 @@ def _against(pair: Pair) -> dict[str, float]:
     """The run beside vanilla, and what each type of question keeps."""
     metrics = pair.metrics()
     for kind, kept in pair.retention_by_type().items():
-        metrics |= statistics.named(f"{metric_name(f'{pair.benchmark.name}/{kind}')}.accuracy_retention", kept)
+        metrics |= statistics.named(
+            f"{metric_name(f'{pair.benchmark.name}/{kind}')}.accuracy_retention", kept
+        )
     return metrics
 
 
@@ -133,21 +162,30 @@ def _tokens(good: pa.Table) -> dict[str, float]:
     if not known.any():
         return {}
     share = kept[known] / given[known]
-    return {"visual_tokens_kept": float(kept[known].mean()), "visual_retention": float(share.mean())}
+    return {
+        "visual_tokens_kept": float(kept[known].mean()),
+        "visual_retention": float(share.mean()),
+    }
 
 
 def _speed(good: pa.Table) -> dict[str, float]:
-    prefill, decode, compress = (_floats(good[name]) for name in ("prefill_ms", "decode_ms", "compress_ms"))
+    prefill, decode, compress = (
+        _floats(good[name]) for name in ("prefill_ms", "decode_ms", "compress_ms")
+    )
     metrics: dict[str, float] = {}
     for name, column, shares in (("prefill", prefill, (50, 95)), ("compress", compress, (50,))):
         known = column[~np.isnan(column)]
         if known.size:
-            metrics |= {f"{name}_ms_p{share}": float(np.percentile(known, share)) for share in shares}
+            metrics |= {
+                f"{name}_ms_p{share}": float(np.percentile(known, share)) for share in shares
+            }
     timed = ~np.isnan(prefill)
     seconds = float(prefill[timed].sum() + np.nansum(decode[timed])) / 1000
     if seconds > 0:
         metrics["samples_per_s"] = float(timed.sum()) / seconds
-        metrics["visual_tokens_per_s"] = float(np.nansum(_floats(good["visual_tokens_in"])[timed])) / seconds
+        metrics["visual_tokens_per_s"] = (
+            float(np.nansum(_floats(good["visual_tokens_in"])[timed])) / seconds
+        )
     peak = pc.max(good["peak_memory_bytes"]).as_py()
     if peak is not None:
         metrics["peak_memory_gib"] = peak / 2**30
@@ -168,13 +206,16 @@ def errors(parts: Iterable[pa.Table], examples: int = 3) -> list[Failure]:
     count: Counter[str] = Counter()
     first: dict[str, list[tuple[str, str]]] = {}
     for part in parts:
-        bad = part.filter(pc.invert(pc.match_like(part["status"], "ok")))  # `pc.not_equal` would import pandas
+        bad = part.filter(
+            pc.invert(pc.match_like(part["status"], "ok"))
+        )  # `pc.not_equal` would import pandas
         for row_id, error in zip(bad["row_id"].to_pylist(), bad["error"].to_pylist(), strict=True):
             kind, _, message = (error or "unknown").partition(": ")
             count[kind] += 1
             first[kind] = sorted([*first.get(kind, []), (row_id, message)])[:examples]
     failures = [
-        Failure(kind, count[kind], rows[0][1], tuple(row_id for row_id, _ in rows)) for kind, rows in first.items()
+        Failure(kind, count[kind], rows[0][1], tuple(row_id for row_id, _ in rows))
+        for kind, rows in first.items()
     ]
     return sorted(failures, key=lambda failure: (-failure.rows, failure.kind))
 
@@ -192,7 +233,16 @@ def error_lines(failures: Iterable[Failure], width: int = 100) -> str:
     return redacted("\n".join(lines))
 
 
-HEADER = ("method", "accuracy [95 %]", "retention [95 %]", "kept", "share", "rows/s", "prefill ms", "errors")
+HEADER = (
+    "method",
+    "accuracy [95 %]",
+    "retention [95 %]",
+    "kept",
+    "share",
+    "rows/s",
+    "prefill ms",
+    "errors",
+)
 BUSY = "GPU busy"
 WIDTH = 100
 
@@ -253,7 +303,18 @@ def _cut(text: str, width: int) -> str:
     return text if len(text) <= width else f"{text[: width - 3]}..."
 
 
-SAMPLE = ("row_id", "type", "media", "question", "reference", "prediction", "correct", "status", "error", "budget")
+SAMPLE = (
+    "row_id",
+    "type",
+    "media",
+    "question",
+    "reference",
+    "prediction",
+    "correct",
+    "status",
+    "error",
+    "budget",
+)
 
 
 def sample(answers: pa.Table, rows: int = 100) -> bytes:
@@ -266,6 +327,7 @@ def sample(answers: pa.Table, rows: int = 100) -> bytes:
         good = good[np.unique(np.linspace(0, len(good) - 1, rows - len(bad)).astype(int))]
     rest = table.select(SAMPLE).take(np.concatenate([bad, good]))
     data: list[list[Any]] = [
-        [", ".join(cell) if isinstance(cell, list) else cell for cell in row.values()] for row in rest.to_pylist()
+        [", ".join(cell) if isinstance(cell, list) else cell for cell in row.values()]
+        for row in rest.to_pylist()
     ]
     return json.dumps({"columns": list(SAMPLE), "data": data}, ensure_ascii=False).encode()

@@ -18,7 +18,21 @@ from pipelines.metrics.verdicts import BEST, Item, Judge, Verdict
 
 _WORD = re.compile(r"\w+")
 _ARTICLES = ("a", "an", "the")
-_COUNTED = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+_COUNTED = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+]
 _NUMBERS = {word: str(number) for number, word in enumerate(_COUNTED)}
 
 
@@ -38,16 +52,23 @@ class Offline(Judge):
             given = words(item.prediction)
             right = [words(reference) for reference in item.reference]
             overlap = max((f1(given, reference) for reference in right), default=0.0)
-            yield Verdict(any(matches(given, reference) for reference in right), int(BEST * overlap + 0.5))
+            yield Verdict(
+                any(matches(given, reference) for reference in right), int(BEST * overlap + 0.5)
+            )
 
 
 def words(text: str) -> list[str]:
     """What is compared of a text."""
     plain = (
-        unicodedata.normalize("NFKC", text).casefold().replace("'", "").replace("\N{RIGHT SINGLE QUOTATION MARK}", "")
+        unicodedata.normalize("NFKC", text)
+        .casefold()
+        .replace("'", "")
+        .replace("\N{RIGHT SINGLE QUOTATION MARK}", "")
     )
     found = [_NUMBERS.get(word, word) for word in _WORD.findall(plain)]
-    return [word for word in found if word not in _ARTICLES] or found  # the answer may be the letter a
+    return [
+        word for word in found if word not in _ARTICLES
+    ] or found  # the answer may be the letter a
 
 
 def matches(given: Sequence[str], reference: Sequence[str]) -> bool:
@@ -57,7 +78,10 @@ def matches(given: Sequence[str], reference: Sequence[str]) -> bool:
     if list(reference) in (["yes"], ["no"]):
         return list(given[:1]) == list(reference)
     size = len(reference)
-    return any(list(given[start : start + size]) == list(reference) for start in range(len(given) - size + 1))
+    return any(
+        list(given[start : start + size]) == list(reference)
+        for start in range(len(given) - size + 1)
+    )
 
 
 def f1(given: Sequence[str], reference: Sequence[str]) -> float:

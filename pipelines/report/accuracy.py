@@ -53,7 +53,10 @@ def subsets(findings: Sequence[Findings], published: bool = False) -> str:
     said = [""]
     for each in findings:
         name, runs = names.column(each.study), each.study.runs
-        rows, errors = ([int(result.metrics[f"rows_{what}"]) for result in each.results] for what in ("total", "error"))
+        rows, errors = (
+            [int(result.metrics[f"rows_{what}"]) for result in each.results]
+            for what in ("total", "error")
+        )
         if min(rows) < max(rows):
             said.append(
                 f"{name}: runs of {_span(rows)} rows stand side by side; what is kept of vanilla's is of the rows that"
@@ -64,7 +67,11 @@ def subsets(findings: Sequence[Findings], published: bool = False) -> str:
                 f"{name}: rows that ended in an error, up to {max(errors):,} of a run, are in none of its numbers."
             )
         if limits := [run.limit for run in runs if run.limit]:
-            which = "all runs are" if len(limits) == len(runs) else f"{len(limits)} of {len(runs)} runs are"
+            which = (
+                "all runs are"
+                if len(limits) == len(runs)
+                else f"{len(limits)} of {len(runs)} runs are"
+            )
             all_of_them = ", published figures of all" * published
             said.append(f"{name}: {which} of the first {_span(limits)} questions{all_of_them}.")
     return " ".join(said)
@@ -95,7 +102,9 @@ def retention(chapter: Chapter, findings: Sequence[Findings]) -> Table | None:
             if "accuracy_retention" not in metrics:
                 continue
             needed = metrics.get("rows_needed")
-            seen = None if needed is None else 100 * POINT * (needed / metrics["rows_compared"]) ** 0.5
+            seen = (
+                None if needed is None else 100 * POINT * (needed / metrics["rows_compared"]) ** 0.5
+            )
             cells = (
                 percent(metrics, "accuracy_retention"),
                 number(metrics["rows_lost"], 0),
@@ -106,13 +115,18 @@ def retention(chapter: Chapter, findings: Sequence[Findings]) -> Table | None:
                 number(seen),
                 number(needed, 0),
             )
-            rows.append(Row((*_which(result, each, findings), *cells), names.group(result.run.budget)))
+            rows.append(
+                Row((*_which(result, each, findings), *cells), names.group(result.run.budget))
+            )
     if not rows:
         return None
     return Table(
         "retention",
         f"Accuracy kept: {chapter.title}",
-        (*_whose(findings), *("Kept %", "Lost rows", "Gained rows", "p", "p (Holm)", "Rows", *POWER)),
+        (
+            *_whose(findings),
+            *("Kept %", "Lost rows", "Gained rows", "p", "p (Holm)", "Rows", *POWER),
+        ),
         together(rows),
         f"{names.INTERVALS} All against vanilla on the same rows: lost rows are worth less than vanilla's, gained ones"
         " more. p is of no difference: McNemar's exact test where each medium has one question, else swaps of media;"
@@ -151,18 +165,26 @@ def hard(chapter: Chapter, findings: Sequence[Findings]) -> Table | None:
 def judged(chapter: Chapter, findings: Sequence[Findings]) -> Table | None:
     """Table 4 as the paper has it: what a judge makes of open answers, accuracy and score."""
     asked = [each for each in findings if any(result.judged for result in each.results)]
-    judges = sorted({result.judged.judge for each in asked for result in each.results if result.judged})
+    judges = sorted(
+        {result.judged.judge for each in asked for result in each.results if result.judged}
+    )
     rows: list[Row] = []
     for runs in chapter.lines() if asked else ():
         cells: list[Cell] = []
         kept = []
-        for verdict in [result.judged if result else None for result in (each.of(runs) for each in asked)]:
-            cells += [ranged(verdict.accuracy), ranged(verdict.score, 1, 2)] if verdict else [None, None]
+        for verdict in [
+            result.judged if result else None for result in (each.of(runs) for each in asked)
+        ]:
+            cells += (
+                [ranged(verdict.accuracy), ranged(verdict.score, 1, 2)] if verdict else [None, None]
+            )
             kept += [(verdict.accuracy_kept, verdict.score_kept)] if verdict else []
         averages = [_mean(part) for part in zip(*kept, strict=True)] or [None, None]
         if runs[0].method == "vanilla":
             averages = [Number(100.0), Number(100.0)]
-        rows.append(Row((names.method(runs[0].label), *cells, *averages), names.group(runs[0].budget)))
+        rows.append(
+            Row((names.method(runs[0].label), *cells, *averages), names.group(runs[0].budget))
+        )
         rows += paper.scores(chapter, runs[0], [each.study for each in asked])
     if not rows:
         return None
@@ -196,7 +218,11 @@ def _average(results: Sequence[Result | None]) -> Cell:
     if all(result.run.method == "vanilla" for result in there):
         return Number(100.0)
     ends = [f"accuracy_retention{end}" for end in ("", "_ci_low", "_ci_high")]
-    kept = [Interval(*(result.metrics[end] for end in ends)) for result in there if ends[0] in result.metrics]
+    kept = [
+        Interval(*(result.metrics[end] for end in ends))
+        for result in there
+        if ends[0] in result.metrics
+    ]
     return _mean(kept)
 
 

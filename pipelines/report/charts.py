@@ -19,7 +19,12 @@ from pipelines.report.table import Number, percent
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a6a00", "#000000")
 MARKERS = (  # as paths around 0, 0
-    *("M-4 0a4 4 0 1 0 8 0a4 4 0 1 0 -8 0z", "M-4 -4H4V4H-4z", "M0 -5L5 4H-5z", "M0 -5.5L5.5 0L0 5.5L-5.5 0z"),
+    *(
+        "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0 -8 0z",
+        "M-4 -4H4V4H-4z",
+        "M0 -5L5 4H-5z",
+        "M0 -5.5L5.5 0L0 5.5L-5.5 0z",
+    ),
     *("M0 5L5 -4H-5z", "M-4 -4L4 4M-4 4L4 -4", "M-5 0H5M0 -5V5"),
 )
 DASHES = ("", "6 3", "2 3", "8 3 2 3", "10 4")
@@ -47,7 +52,9 @@ def marks(chapter: Chapter) -> dict[str, Mark]:
     """Of each method with its options; no two look alike before 280 of them."""
     labels = list(dict.fromkeys(runs[0].label for runs in chapter.lines() if runs[0].budget))
     return {
-        label: Mark(COLOURS[at % len(COLOURS)], MARKERS[at % len(MARKERS)], DASHES[at % len(DASHES)])
+        label: Mark(
+            COLOURS[at % len(COLOURS)], MARKERS[at % len(MARKERS)], DASHES[at % len(DASHES)]
+        )
         for at, label in enumerate(labels)
     }
 
@@ -93,11 +100,19 @@ def budgets(each: Findings, known: dict[str, Mark]) -> str:
         point = _point(each, result)
         if result.run.budget and point:
             lines.setdefault(result.run.label, []).append(point)
-    base = percent(each.vanilla.metrics, "accuracy", each.study.benchmark.most) if each.vanilla else None
+    base = (
+        percent(each.vanilla.metrics, "accuracy", each.study.benchmark.most)
+        if each.vanilla
+        else None
+    )
     shown = [point for points in lines.values() for point in points]
     if not shown:
         return ""
-    values = [end for number in [*(number for _, number in shown), *([base] if base else [])] for end in _ends(number)]
+    values = [
+        end
+        for number in [*(number for _, number in shown), *([base] if base else [])]
+        for end in _ends(number)
+    ]
     scale = _Scale.of([tokens for tokens, _ in shown], values)
     unit = "points" if each.study.benchmark.most > 1 else "accuracy, %"
     parts = [*scale.axes("visual tokens a layer sees on average", unit)]
@@ -126,7 +141,9 @@ def _ends(number: Number) -> tuple[float, float]:
     return (number.value if low is None else low, number.value if high is None else high)
 
 
-def _series(scale: _Scale, mark: Mark, label: str, points: Sequence[tuple[float, Number]], aside: float) -> list[str]:
+def _series(
+    scale: _Scale, mark: Mark, label: str, points: Sequence[tuple[float, Number]], aside: float
+) -> list[str]:
     """A line with intervals, a little aside of the other methods' so that none hides another's."""
     places = [(scale.x(tokens) + 3 * aside, number) for tokens, number in points]
     path = "L".join(f"{x:.1f} {scale.y(number.value):.1f}" for x, number in places)
@@ -155,7 +172,12 @@ class _Scale(NamedTuple):
     def of(cls, tokens: Sequence[float], values: Sequence[float]) -> _Scale:
         low, high = min(values), max(values)
         step = _step((high - low) or 1.0)
-        return cls(tuple(sorted(set(tokens))), step * math.floor(low / step), step * math.ceil(high / step), step)
+        return cls(
+            tuple(sorted(set(tokens))),
+            step * math.floor(low / step),
+            step * math.ceil(high / step),
+            step,
+        )
 
     def x(self, tokens: float) -> float:
         first, last = math.log(self.tokens[0]), math.log(self.tokens[-1])
@@ -197,10 +219,14 @@ class Bars(NamedTuple):
     values: Sequence[Sequence[float | None]]  # by kernel
 
 
-def kernels(chapters: Sequence[Chapter], findings: Sequence[Sequence[Findings]]) -> list[tuple[str, str]]:
+def kernels(
+    chapters: Sequence[Chapter], findings: Sequence[Sequence[Findings]]
+) -> list[tuple[str, str]]:
     """Prefill under flash attention and under another kernel, of each study that has been run with both: title, SVG."""
     charts = []
-    flash = [place for place, chapter in enumerate(chapters) if chapter.settings.get("attn") in KERNELS]
+    flash = [
+        place for place, chapter in enumerate(chapters) if chapter.settings.get("attn") in KERNELS
+    ]
     for place in flash:
         for other, chapter in enumerate(chapters):
             mine, theirs = ({**each.settings, "attn": None} for each in (chapters[place], chapter))
@@ -212,7 +238,9 @@ def kernels(chapters: Sequence[Chapter], findings: Sequence[Sequence[Findings]])
                         kernel = KERNELS[str(chapters[place].settings["attn"])]
                         other_kernel = str(chapter.settings.get("attn"))
                         title = f"{chapter.model}, {names.column(one.study)}: prefill with {kernel} and {other_kernel}"
-                        charts.append((title, _bars(_beside(one, two, (kernel, other_kernel)), title)))
+                        charts.append(
+                            (title, _bars(_beside(one, two, (kernel, other_kernel)), title))
+                        )
     return charts
 
 
@@ -253,7 +281,11 @@ def _bars(bars: Bars, title: str) -> str:
 
 
 def _fill(at: int) -> str:
-    return f'fill="{COLOURS[at]}"' if at == 0 else f'fill="#fff" stroke="{COLOURS[at]}" stroke-width="2"'
+    return (
+        f'fill="{COLOURS[at]}"'
+        if at == 0
+        else f'fill="#fff" stroke="{COLOURS[at]}" stroke-width="2"'
+    )
 
 
 def _text(x: float, y: float, words: str, anchor: str = "middle") -> str:
@@ -261,6 +293,10 @@ def _text(x: float, y: float, words: str, anchor: str = "middle") -> str:
 
 
 def _svg(parts: Sequence[str], title: str, description: str, height: float = HEIGHT) -> str:
-    head = f'<text x="{WIDTH / 2}" y="14" text-anchor="middle" class="name">{escape(title)}</text>' if title else ""
+    head = (
+        f'<text x="{WIDTH / 2}" y="14" text-anchor="middle" class="name">{escape(title)}</text>'
+        if title
+        else ""
+    )
     role = f'role="img" aria-label="{escape(description)}"'
     return f'<svg viewBox="0 0 {WIDTH} {height}" {role}>{head}{"".join(parts)}</svg>'

@@ -10,10 +10,22 @@ from pipelines.report.gather import Chapter, ReportRun
 from pipelines.report.measure import Findings
 from pipelines.report.table import Row, Table, faster, number, percent, significant, together
 
-ABLATED = {"sampling": ("Sampling of the basis", "fps"), "basis": ("Basis size M", "10")}  # and ApET's own choice
+ABLATED = {
+    "sampling": ("Sampling of the basis", "fps"),
+    "basis": ("Basis size M", "10"),
+}  # and ApET's own choice
 
 COLUMNS = (
-    *("Tokens", "Share %", "Total s", "Speed-up", "Prefill ms", "Prefill speed-up", "TFLOPs", "Memory GiB"),
+    *(
+        "Tokens",
+        "Share %",
+        "Total s",
+        "Speed-up",
+        "Prefill ms",
+        "Prefill speed-up",
+        "TFLOPs",
+        "Memory GiB",
+    ),
     *("Compress ms", "Rows/s"),
 )
 
@@ -23,15 +35,29 @@ def ablations(chapter: Chapter, findings: Sequence[Findings]) -> list[Table]:
     tables = []
     for option, (title, own) in ABLATED.items():
         varied = _varied(chapter, option)
-        others = [run for lines in varied.values() for value, runs in lines.items() if value != own for run in runs]
-        asked = [each for each in findings if each.of(others)]  # benchmarks with ApET's own choice alone say nothing
+        others = [
+            run
+            for lines in varied.values()
+            for value, runs in lines.items()
+            if value != own
+            for run in runs
+        ]
+        asked = [
+            each for each in findings if each.of(others)
+        ]  # benchmarks with ApET's own choice alone say nothing
         rows: list[Row] = []
         for (budget, rest), lines in varied.items():
             group = ", ".join([names.group(budget), *rest])
             for value in sorted(lines, key=lambda text: (len(text), text)):
                 cells = [cell(each, lines[value]) for each in asked]
-                rows.append(Row((f"{value} (ApET's own)" if value == own else value, *cells), group))
-            rows += () if rest else paper.ablation(chapter, option, budget, [each.study for each in asked])
+                rows.append(
+                    Row((f"{value} (ApET's own)" if value == own else value, *cells), group)
+                )
+            rows += (
+                ()
+                if rest
+                else paper.ablation(chapter, option, budget, [each.study for each in asked])
+            )
         if rows:
             said = f" Published figures are the paper's Table {5 if option == 'sampling' else 6}."
             tables.append(
@@ -49,14 +75,18 @@ def ablations(chapter: Chapter, findings: Sequence[Findings]) -> list[Table]:
     return tables
 
 
-def _varied(chapter: Chapter, option: str) -> dict[tuple[str, tuple[str, ...]], dict[str, list[ReportRun]]]:
+def _varied(
+    chapter: Chapter, option: str
+) -> dict[tuple[str, tuple[str, ...]], dict[str, list[ReportRun]]]:
     """Runs of ApET by budget and what else they have, and by the option's value; where there are two values."""
     own = ABLATED[option][1]
     found: dict[tuple[str, tuple[str, ...]], dict[str, list[ReportRun]]] = {}
     for runs in chapter.lines():
         run = runs[0]
         if run.method == "apet":
-            rest = tuple(f"{key}={value}" for key, value in sorted(run.options.items()) if key != option)
+            rest = tuple(
+                f"{key}={value}" for key, value in sorted(run.options.items()) if key != option
+            )
             found.setdefault((run.budget, rest), {})[str(run.options.get(option, own))] = runs
     return {key: lines for key, lines in found.items() if len(lines) > 1}
 

@@ -36,7 +36,9 @@ def as_csv(table: Table) -> str:
     for place, name in enumerate(table.columns):
         header += [name, f"{name} low", f"{name} high"] if table.ranged(place) else [name]
     apart = [*(["Group"] if table.grouped else []), *(["Source"] if table.compared else [])]
-    writer.writerow([*apart, *map(_plain, [*header, *table.aside])])  # a type of question can be a column
+    writer.writerow(
+        [*apart, *map(_plain, [*header, *table.aside])]
+    )  # a type of question can be a column
     for row in table.rows:
         line = [_plain(row.group)] if table.grouped else []
         line += ["published" if row.published else "ours"] if table.compared else []
@@ -102,8 +104,12 @@ def as_latex(table: Table) -> str:
     """A table for a paper; intervals are small, published figures in italics. It shrinks to the width of the text."""
     width = len(table.columns)
     wrapped = [_wrapped(table, place) for place in range(width)]
-    stacked = sum(map(table.ranged, range(width))) > 3  # intervals below their numbers: side by side is too wide
-    lines = ["% \\usepackage{array,booktabs,graphicx}; compile letters that are not Latin with XeLaTeX or LuaLaTeX"]
+    stacked = (
+        sum(map(table.ranged, range(width))) > 3
+    )  # intervals below their numbers: side by side is too wide
+    lines = [
+        "% \\usepackage{array,booktabs,graphicx}; compile letters that are not Latin with XeLaTeX or LuaLaTeX"
+    ]
     lines += [r"\begin{table}", r"\centering", rf"\caption{{{_escaped(table.title)}}}", r"\small"]
     lines += [r"\setlength{\tabcolsep}{3pt}"] if width > 8 else []
     lines += [r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"]
@@ -116,7 +122,10 @@ def as_latex(table: Table) -> str:
         lines.append(r"\midrule")
     for row in table.rows:
         if row.group != group:
-            lines += [r"\midrule", rf"\multicolumn{{{width}}}{{c}}{{\textit{{{_escaped(row.group)}}}}} \\"]
+            lines += [
+                r"\midrule",
+                rf"\multicolumn{{{width}}}{{c}}{{\textit{{{_escaped(row.group)}}}}} \\",
+            ]
             group = row.group
         cells = [_set(cell, wraps, stacked) for cell, wraps in zip(row.cells, wrapped, strict=True)]
         if row.published:
@@ -143,7 +152,10 @@ def _heading(text: str) -> str:
     words = text.split()
     if len(words) < 2 or len(text) < 8:
         return _escaped(text)
-    cut = min(range(1, len(words)), key=lambda at: abs(len(" ".join(words[:at])) - len(" ".join(words[at:]))))
+    cut = min(
+        range(1, len(words)),
+        key=lambda at: abs(len(" ".join(words[:at])) - len(" ".join(words[at:]))),
+    )
     first, second = (_escaped(" ".join(part)) for part in (words[:cut], words[cut:]))
     return rf"\shortstack{{{first}\\{second}}}"
 
@@ -155,7 +167,9 @@ def _set(cell: Cell, wraps: bool, stacked: bool) -> str:
     if cell is None:
         return "--"
     if wraps:  # an id or a path has no spaces to break at
-        words = ([word[at : at + 8] for at in range(0, len(word), 8)] for word in _shown(cell).split())
+        words = (
+            [word[at : at + 8] for at in range(0, len(word), 8)] for word in _shown(cell).split()
+        )
         return " ".join(r"\allowbreak{}".join(map(_escaped, parts)) for parts in words)
     return _escaped(_shown(cell))
 

@@ -23,7 +23,9 @@ from pipelines.text import redacted
 OF_POINT = ("method", "options")  # what of a run's identity its point says
 OF_BENCHMARK = ("benchmark", "benchmark_version", "split", "manifest", "question", "max_new_tokens")
 SPENT = ("budget", "schedule")
-LEFT_OUT = "left_out.json"  # of a sweep, in its output folder: the points that a model cannot do, and why
+LEFT_OUT = (
+    "left_out.json"  # of a sweep, in its output folder: the points that a model cannot do, and why
+)
 SHORT = 10  # characters of a digest, or of another long value, in a title
 
 
@@ -61,7 +63,12 @@ class ReportRun:
     @property
     def label(self) -> str:
         """The method with its options, without the budget that it is grouped by."""
-        return " ".join([self.method, *(f"{key}={_shown(value)}" for key, value in sorted(self.options.items()))])
+        return " ".join(
+            [
+                self.method,
+                *(f"{key}={_shown(value)}" for key, value in sorted(self.options.items())),
+            ]
+        )
 
     @property
     def limit(self) -> int | None:
@@ -112,7 +119,9 @@ class Chapter:
     def lines(self) -> list[list[ReportRun]]:
         """The rows of a table over benchmarks: the runs of one method with its options and budget."""
         found: dict[tuple[str, str], list[ReportRun]] = {}
-        for run in sorted((run for study in self.studies for run in study.runs), key=lambda run: run.place):
+        for run in sorted(
+            (run for study in self.studies for run in study.runs), key=lambda run: run.place
+        ):
             found.setdefault((run.label, run.budget), []).append(run)
         return list(found.values())
 
@@ -144,10 +153,14 @@ def gather(uris: Sequence[str]) -> tuple[list[Chapter], list[str]]:
         if run.unfinished:
             rows = run.record.rows
             said = f"{rows.get('done', 0):,} of {rows.get('wanted', 0):,} rows"
-            notes.append(f"{run.id} is {run.record.state}, not finished ({said}): its numbers will change.")
+            notes.append(
+                f"{run.id} is {run.record.state}, not finished ({said}): its numbers will change."
+            )
         whole.append(run)
     if not whole:
-        raise ValueError(f"none of the runs in {', '.join(map(redacted, uris))} has an answer; run the job again")
+        raise ValueError(
+            f"none of the runs in {', '.join(map(redacted, uris))} has an answer; run the job again"
+        )
     return _chapters(whole), notes
 
 
@@ -155,14 +168,18 @@ def _left_out(uris: Sequence[str], runs: Mapping[str, ReportRun]) -> list[str]:
     """Points of these models and benchmarks that a sweep could not do, as the output folder remembers them."""
     near = {run.id.rpartition(f"{run.point}-")[0] for run in runs.values()}
     notes = []
-    for uri in sorted({Folder.of(uri).uri for uri in uris} | {run.folder.parent.uri for run in runs.values()}):
+    for uri in sorted(
+        {Folder.of(uri).uri for uri in uris} | {run.folder.parent.uri for run in runs.values()}
+    ):
         folder = Folder.of(uri)
         try:
             found = sorted(dict(json.loads(folder.read(LEFT_OUT))["runs"]).items())
         except FileNotFoundError:
             continue
         except (ValueError, TypeError, KeyError):
-            notes.append(f"{redacted(folder.child(LEFT_OUT).uri)} cannot be read: points may be missing here unsaid.")
+            notes.append(
+                f"{redacted(folder.child(LEFT_OUT).uri)} cannot be read: points may be missing here unsaid."
+            )
             continue
         for name, why in found:
             if any(map(name.startswith, near)) and not folder.child(name).exists(
@@ -176,7 +193,9 @@ def _run(folder: Folder) -> ReportRun:
     try:
         return ReportRun(folder, RunRecord.load(folder))
     except (ValueError, TypeError) as error:
-        raise ValueError(f"the record.json in {redacted(folder.uri)} cannot be read: {error}") from error
+        raise ValueError(
+            f"the record.json in {redacted(folder.uri)} cannot be read: {error}"
+        ) from error
 
 
 def _chapters(runs: Sequence[ReportRun]) -> list[Chapter]:
@@ -186,9 +205,16 @@ def _chapters(runs: Sequence[ReportRun]) -> list[Chapter]:
     for title, mine in zip(titles, sets, strict=True):
         groups = _grouped(mine, _comparable)
         names = [str(first.record.identity["benchmark"]) for first, *_ in groups]
-        columns = _titles([(name, _comparable(first)) for name, (first, *_) in zip(names, groups, strict=True)])
+        columns = _titles(
+            [(name, _comparable(first)) for name, (first, *_) in zip(names, groups, strict=True)]
+        )
         studies = [
-            Study(f"{title}, {column}", column, benchmark(name), tuple(sorted(each, key=lambda run: run.place)))
+            Study(
+                f"{title}, {column}",
+                column,
+                benchmark(name),
+                tuple(sorted(each, key=lambda run: run.place)),
+            )
             for column, name, each in zip(columns, names, groups, strict=True)
         ]
         studies.sort(key=lambda study: (BENCHMARKS.index(study.benchmark.name), study.column))

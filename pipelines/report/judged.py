@@ -42,9 +42,19 @@ def judged(run: ReportRun, vanilla: ReportRun | None, table: pa.Table, seed: int
             ours = mine.filter(pc.is_in(mine["row_id"], value_set=base["row_id"].combine_chunks()))
             if not len(ours):
                 continue
-            theirs = base.take(pc.index_in(ours["row_id"], value_set=base["row_id"].combine_chunks()))
-            kept[name] = statistics.ratio(_floats(ours[name]), _floats(theirs[name]), _clusters(ours, table), seed)
-    return Judged(str(run.record.tags["judge/name"]), found["correct"], found["score"], kept["correct"], kept["score"])
+            theirs = base.take(
+                pc.index_in(ours["row_id"], value_set=base["row_id"].combine_chunks())
+            )
+            kept[name] = statistics.ratio(
+                _floats(ours[name]), _floats(theirs[name]), _clusters(ours, table), seed
+            )
+    return Judged(
+        str(run.record.tags["judge/name"]),
+        found["correct"],
+        found["score"],
+        kept["correct"],
+        kept["score"],
+    )
 
 
 def _asked(run: ReportRun | None) -> tuple[str | None, str | None]:
@@ -60,14 +70,18 @@ def _verdicts(run: ReportRun) -> pa.Table | None:
         if name.startswith("verdicts-") and name.endswith(".arrow"):
             with run.folder.open(name) as file:
                 table = pa.ipc.open_file(file).read_all()
-            tags = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+            tags = {
+                key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()
+            }
             if (tags.get("judge/name"), tags.get("judge/prompt_hash")) == _asked(run):
                 return table.filter(pc.is_null(table["error"])).sort_by("row_id")
     return None
 
 
 def _clusters(verdicts: pa.Table, answers: pa.Table) -> statistics.Ints:
-    media = answers["media"].take(pc.index_in(verdicts["row_id"], value_set=answers["row_id"].combine_chunks()))
+    media = answers["media"].take(
+        pc.index_in(verdicts["row_id"], value_set=answers["row_id"].combine_chunks())
+    )
     return statistics.clusters(media)
 
 

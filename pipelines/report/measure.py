@@ -49,7 +49,9 @@ class Findings:
 
     study: Study
     results: list[Result]
-    hard: dict[str, dict[str, Hard]]  # by budget and point: on the rows that the down-sampled model gets wrong
+    hard: dict[
+        str, dict[str, Hard]
+    ]  # by budget and point: on the rows that the down-sampled model gets wrong
     lost: list[dict[str, Any]]  # rows that most runs got wrong and vanilla right
     slowest: list[dict[str, Any]]
 
@@ -67,7 +69,11 @@ def measure(study: Study) -> Findings:
     """Reads each run once; of one at a time, beside vanilla and the down-sampled ones, all rows are in memory."""
     bench, seed = study.benchmark, study.seed
     base = _read(study.vanilla) if study.vanilla else None
-    coarse = {run.budget: _read(run) for run in study.runs if run.method == "downsample" and not run.options}
+    coarse = {
+        run.budget: _read(run)
+        for run in study.runs
+        if run.method == "downsample" and not run.options
+    }
     lost: Counter[str] = Counter()
     wrong: dict[str, tuple[str, str]] = {}
     hard: dict[str, dict[str, Hard]] = {}
@@ -75,7 +81,11 @@ def measure(study: Study) -> Findings:
     for run in study.runs:
         table = base if run is study.vanilla and base is not None else _read(run)
         against = base if run is not study.vanilla else None
-        taken = {key: value for key, value in run.record.metrics.items() if key in ("load_s", "prefill_tflops")}
+        taken = {
+            key: value
+            for key, value in run.record.metrics.items()
+            if key in ("load_s", "prefill_tflops")
+        }
         metrics = summary.summarise(table, against, bench, taken, seed)
         pair = Pair.of(table, against, bench, seed) if against is not None else None
         for row_id, said in _lost(pair, table) if pair else ():
@@ -117,16 +127,29 @@ def _corrected(results: list[Result]) -> list[Result]:
 
 def _lost(pair: Pair, table: pa.Table) -> list[tuple[str, str]]:
     ids = pair.ours.ids[pair.lost]
-    said = table.take(pc.index_in(pa.array(ids, pa.string()), value_set=table["row_id"].combine_chunks()))
-    return list(zip(ids.tolist(), (text or "" for text in said["prediction"].to_pylist()), strict=True))
+    said = table.take(
+        pc.index_in(pa.array(ids, pa.string()), value_set=table["row_id"].combine_chunks())
+    )
+    return list(
+        zip(ids.tolist(), (text or "" for text in said["prediction"].to_pylist()), strict=True)
+    )
 
 
-def _worst(base: pa.Table, lost: Counter[str], wrong: Mapping[str, tuple[str, str]]) -> list[dict[str, Any]]:
+def _worst(
+    base: pa.Table, lost: Counter[str], wrong: Mapping[str, tuple[str, str]]
+) -> list[dict[str, Any]]:
     """The rows that most runs have lost, with what vanilla and one of them said."""
     ids = sorted(lost, key=lambda row_id: (-lost[row_id], row_id))[:SHOWN]
-    rows = base.take(pc.index_in(pa.array(ids, pa.string()), value_set=base["row_id"].combine_chunks())).to_pylist()
+    rows = base.take(
+        pc.index_in(pa.array(ids, pa.string()), value_set=base["row_id"].combine_chunks())
+    ).to_pylist()
     return [
-        {**row, "lost_by": lost[row["row_id"]], "point": wrong[row["row_id"]][0], "said": wrong[row["row_id"]][1]}
+        {
+            **row,
+            "lost_by": lost[row["row_id"]],
+            "point": wrong[row["row_id"]][0],
+            "said": wrong[row["row_id"]][1],
+        }
         for row in rows
     ]
 
@@ -135,7 +158,9 @@ def _changed(pair: Pair) -> dict[str, Changed]:
     found = {}
     for kind in sorted(set(pair.ours.types[pair.scored])):
         mine = pair.scored & (pair.ours.types == kind)
-        found[str(kind)] = Changed(int(mine.sum()), int((pair.lost & mine).sum()), int((pair.gained & mine).sum()))
+        found[str(kind)] = Changed(
+            int(mine.sum()), int((pair.lost & mine).sum()), int((pair.gained & mine).sum())
+        )
     return found
 
 
@@ -155,4 +180,7 @@ def _slowest(run: ReportRun, table: pa.Table) -> list[dict[str, Any]]:
     known = np.flatnonzero(np.isfinite(took))
     places = known[np.argsort(-took[known], kind="stable")][:SHOWN]
     rows = table.take(pa.array(places)).to_pylist()
-    return [{**row, "device_ms": float(took[at]), "point": run.point} for row, at in zip(rows, places, strict=True)]
+    return [
+        {**row, "device_ms": float(took[at]), "point": run.point}
+        for row, at in zip(rows, places, strict=True)
+    ]

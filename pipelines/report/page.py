@@ -59,10 +59,18 @@ class Section(NamedTuple):
 
 
 def page(
-    title: str, facts: Sequence[str], sections: Sequence[Section], pictures: Sequence[Picture], setup: Setup
+    title: str,
+    facts: Sequence[str],
+    sections: Sequence[Section],
+    pictures: Sequence[Picture],
+    setup: Setup,
 ) -> str:
     """facts: lines at the top: what was run, and what is missing."""
-    titles = [*(section.title for section in sections), *(["Pictures"] if pictures else []), "From rows to numbers"]
+    titles = [
+        *(section.title for section in sections),
+        *(["Pictures"] if pictures else []),
+        "From rows to numbers",
+    ]
     links = "".join(f'<li><a href="#{slug(name)}">{escape(name)}</a></li>' for name in titles)
     parts = [
         "<!doctype html>",
@@ -90,7 +98,10 @@ def _section(section: Section) -> str:
 
 
 def _table(table: Table) -> str:
-    words = [any(isinstance(row.cells[place], str) for row in table.rows) for place in range(len(table.columns))]
+    words = [
+        any(isinstance(row.cells[place], str) for row in table.rows)
+        for place in range(len(table.columns))
+    ]
     head = "".join(
         f'<th scope="col"{WORDS if text else ""}>{escape(name)}</th>'
         for name, text in zip(table.columns, words, strict=True)
@@ -110,7 +121,11 @@ def _table(table: Table) -> str:
     body = f"<table><thead><tr>{head}</tr></thead>\n<tbody>{_lines(lines)}</tbody></table>"
     parts = [f"<h3>{escape(table.title)}</h3>", f'<div class="scroll" tabindex="0">{body}</div>']
     parts += [f'<p class="note">{escape(table.note)}</p>'] if table.note else []
-    parts += [_query("The query that brings these numbers from the rows", table.query)] if table.query else []
+    parts += (
+        [_query("The query that brings these numbers from the rows", table.query)]
+        if table.query
+        else []
+    )
     return "\n".join(parts)
 
 

@@ -20,11 +20,15 @@ def accuracy(chapter: Chapter, run: ReportRun) -> Iterator[Row]:
 def others(chapter: Chapter) -> Iterator[Row]:
     """Rows of the budgets that there are here, and of methods that there are not."""
     table = published.accuracy(chapter.model)
-    runs = [run for study in chapter.studies for run in study.runs if run.budget and not run.options]
+    runs = [
+        run for study in chapter.studies for run in study.runs if run.budget and not run.options
+    ]
     for budget in sorted({run.budget for run in runs}) if table else ():
         assert table is not None
         mine = {run.method for run in runs if run.budget == budget}
-        for method, figures in table.budgets.get(published.budget_of(table, budget) or "", {}).items():
+        for method, figures in table.budgets.get(
+            published.budget_of(table, budget) or "", {}
+        ).items():
             if method not in mine:
                 yield _row(table, method, figures, budget, chapter)
 
@@ -48,16 +52,25 @@ def scores(chapter: Chapter, run: ReportRun, studies: Sequence[Study]) -> Iterat
         kept.append((ours[0] / base[0], ours[1] / base[1]))
     if kept:
         averages = [Number(100 * sum(pair[place] for pair in kept) / len(kept)) for place in (0, 1)]
-        yield Row((names.method(run.method), *cells, *averages), names.group(run.budget), published=True)
+        yield Row(
+            (names.method(run.method), *cells, *averages), names.group(run.budget), published=True
+        )
 
 
 def ablation(chapter: Chapter, option: str, budget: str, studies: Sequence[Study]) -> Iterator[Row]:
     """Half of Table 5 or 6."""
     for half in published.ABLATIONS:
-        if half.option == option and half.budget == budget and published.is_of(chapter.model, half.model):
+        if (
+            half.option == option
+            and half.budget == budget
+            and published.is_of(chapter.model, half.model)
+        ):
             for value, figures in half.values.items():
                 by_name = dict(zip(half.benchmarks, figures, strict=True))
-                cells = [_number(by_name.get(study.benchmark.name), study.benchmark.name) for study in studies]
+                cells = [
+                    _number(by_name.get(study.benchmark.name), study.benchmark.name)
+                    for study in studies
+                ]
                 yield Row((value, *cells), names.group(budget), published=True)
 
 
@@ -66,7 +79,12 @@ def cost(chapter: Chapter, study: Study, run: ReportRun) -> Iterator[Row]:
     for half in published.EFFICIENCY:
         found = half.methods.get(run.method)
         fits = not run.options and run.budget in ("", half.budget)
-        if study.benchmark.name == "pope" and found and fits and published.is_of(chapter.model, half.model):
+        if (
+            study.benchmark.name == "pope"
+            and found
+            and fits
+            and published.is_of(chapter.model, half.model)
+        ):
             base = half.methods["vanilla"]
             total = Number(found.total_s, digits=0), faster(base.total_s, found.total_s)
             prefill = Number(found.prefill_ms), faster(base.prefill_ms, found.prefill_ms)
@@ -87,7 +105,9 @@ def _figures(table: Accuracy, run: ReportRun) -> published.Row | None:
     return table.budgets.get(published.budget_of(table, run.budget) or "", {}).get(run.method)
 
 
-def _row(table: Accuracy, method: str, figures: published.Row, budget: str, chapter: Chapter) -> Row:
+def _row(
+    table: Accuracy, method: str, figures: published.Row, budget: str, chapter: Chapter
+) -> Row:
     by_name = dict(zip(table.benchmarks, zip(figures, table.vanilla, strict=True), strict=True))
     cells: list[Cell] = []
     ratios = []

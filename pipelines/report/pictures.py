@@ -30,7 +30,8 @@ def pictures(outputs: Sequence[str]) -> tuple[list[Picture], list[str]]:
             continue
         try:
             listed = [
-                (str(each["file"]), str(each["title"]), str(each["caption"])) for each in json.loads(folder.read(LIST))
+                (str(each["file"]), str(each["title"]), str(each["caption"]))
+                for each in json.loads(folder.read(LIST))
             ]
         except (ValueError, KeyError, TypeError) as error:
             notes.append(f"{redacted(folder.uri)}/{LIST} cannot be read: {error!r}")

@@ -59,7 +59,17 @@ ACCURACY = (
         table=1,
         model=LLAVA,
         tokens=576,
-        benchmarks=("gqa", "mmbench", "mmbench_cn", "mme", "pope", "scienceqa", "vqav2", "textvqa", "vizwiz"),
+        benchmarks=(
+            "gqa",
+            "mmbench",
+            "mmbench_cn",
+            "mme",
+            "pope",
+            "scienceqa",
+            "vqav2",
+            "textvqa",
+            "vizwiz",
+        ),
         vanilla=(61.9, 64.7, 58.1, 1862, 85.9, 69.5, 78.5, 58.2, 50.0),
         budgets={
             "192": {

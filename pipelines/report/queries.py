@@ -68,7 +68,9 @@ def setup(chapters: Sequence[Chapter]) -> Setup:
     uris = [redacted(run.folder.uri) for run, _ in runs]
     base = _shared(uris)
     files = ",\n  ".join(_quoted(f"{uri[len(base) :]}/*.parquet") for uri in uris)
-    known = ",\n  ".join(f"({_quoted(run.id)}, {_quoted(study.title)}, {_quoted(run.budget)})" for run, study in runs)
+    known = ",\n  ".join(
+        f"({_quoted(run.id)}, {_quoted(study.title)}, {_quoted(run.budget)})" for run, study in runs
+    )
     sql = f"""CREATE OR REPLACE VIEW answers AS
 SELECT runs.study, runs.budget_asked, rows.*,
   CASE WHEN status = 'ok' THEN coalesce(score, CAST(correct AS DOUBLE)) END AS worth
@@ -109,7 +111,9 @@ FROM headline JOIN counts USING (point) GROUP BY ALL ORDER BY point;"""
 
 def average(studies: Sequence[Study]) -> str:
     """The mean over benchmarks of what is kept, for each point."""
-    kept = "\nUNION ALL\n".join(f"SELECT point, kept FROM ({retention(study).rstrip(';')})" for study in studies)
+    kept = "\nUNION ALL\n".join(
+        f"SELECT point, kept FROM ({retention(study).rstrip(';')})" for study in studies
+    )
     return f"""WITH every AS (
 {kept})
 SELECT point, avg(kept) AS average, count(kept) AS benchmarks FROM every GROUP BY point ORDER BY point;"""

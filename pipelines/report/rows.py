@@ -21,13 +21,26 @@ def types(each: Findings) -> Table | None:
     whole = names.group("")
     chances = [base.metrics.get(f"{prefix}.chance") for prefix in prefixes]
     rows = [
-        Row(("Rows", *(number(base.metrics.get(f"{prefix}.rows"), 0) for prefix in prefixes)), whole),
-        Row(("Chance %", *(None if chance is None else number(100 * chance) for chance in chances)), whole),
-        Row(("Vanilla's accuracy %", *(percent(base.metrics, f"{prefix}.accuracy") for prefix in prefixes)), whole),
+        Row(
+            ("Rows", *(number(base.metrics.get(f"{prefix}.rows"), 0) for prefix in prefixes)), whole
+        ),
+        Row(
+            ("Chance %", *(None if chance is None else number(100 * chance) for chance in chances)),
+            whole,
+        ),
+        Row(
+            (
+                "Vanilla's accuracy %",
+                *(percent(base.metrics, f"{prefix}.accuracy") for prefix in prefixes),
+            ),
+            whole,
+        ),
     ]
     for result in compared:
         kept = [percent(result.metrics, f"{prefix}.accuracy_retention") for prefix in prefixes]
-        rows.append(Row((f"{names.method(result.run.label)} kept %", *kept), names.group(result.run.budget)))
+        rows.append(
+            Row((f"{names.method(result.run.label)} kept %", *kept), names.group(result.run.budget))
+        )
     return Table(
         f"types-{each.study.column}",
         f"Accuracy kept by type of question: {each.study.title}",
@@ -111,7 +124,17 @@ def slowest(each: Findings) -> Table | None:
     return Table(
         f"slowest-{each.study.column}",
         f"Slowest rows: {each.study.title}",
-        ("Row", "Run", "Device ms", "Prefill ms", "Decode ms", "Compress ms", "Visual tokens", "New tokens", "Batch"),
+        (
+            "Row",
+            "Run",
+            "Device ms",
+            "Prefill ms",
+            "Decode ms",
+            "Compress ms",
+            "Visual tokens",
+            "New tokens",
+            "Batch",
+        ),
         tuple(rows),
         "A batch's time divided by its rows.",
         queries.slowest(each.study),
@@ -127,7 +150,10 @@ def errors(each: Findings) -> Table | None:
                 failure.kind,
                 number(failure.rows, 0),
                 _cut(failure.message),
-                _cut(", ".join(failure.row_ids) + (", ..." if failure.rows > len(failure.row_ids) else "")),
+                _cut(
+                    ", ".join(failure.row_ids)
+                    + (", ..." if failure.rows > len(failure.row_ids) else "")
+                ),
             )
         )
         for result in each.results

@@ -35,7 +35,9 @@ class Row(NamedTuple):
     cells: tuple[Cell, ...]
     group: str = ""  # rows of one group stand together, below its name
     published: bool = False  # not ours: the paper's
-    aside: tuple[Cell, ...] = ()  # of the columns that only a file for programs has; empty where nothing is known
+    aside: tuple[
+        Cell, ...
+    ] = ()  # of the columns that only a file for programs has; empty where nothing is known
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,9 @@ def significant(value: float | None) -> Number | None:
     """With three digits that mean something."""
     if value is None:
         return None
-    return Number(value, digits=next((places for places in range(6) if abs(value) * 10**places >= 100), 6))
+    return Number(
+        value, digits=next((places for places in range(6) if abs(value) * 10**places >= 100), 6)
+    )
 
 
 def faster(above: float | None, below: float | None) -> Number | None:
@@ -107,4 +111,6 @@ def slug(text: str) -> str:
 
 def _fixed(value: float, digits: int) -> str:
     text = f"{value:,.{digits}f}"
-    return text.removeprefix("-") if float(text.replace(",", "")) == 0 else text  # no minus before nothing
+    return (
+        text.removeprefix("-") if float(text.replace(",", "")) == 0 else text
+    )  # no minus before nothing

@@ -28,18 +28,43 @@ def report(uris: Sequence[str], out: str | None = None) -> tuple[Folder, list[st
     """Its folder (`out`, else `report` beside the runs) and the names of its files, the page first."""
     chapters, notes = gather(uris)
     findings = [[measure(study) for study in chapter.studies] for chapter in chapters]
-    tables = [_tables(chapter, mine, len(chapters) > 1) for chapter, mine in zip(chapters, findings, strict=True)]
-    shown, missing = pictures(list(dict.fromkeys([*uris, *(_above(chapter) for chapter in chapters)])))
+    tables = [
+        _tables(chapter, mine, len(chapters) > 1)
+        for chapter, mine in zip(chapters, findings, strict=True)
+    ]
+    shown, missing = pictures(
+        list(dict.fromkeys([*uris, *(_above(chapter) for chapter in chapters)]))
+    )
     setup = queries.setup(chapters)
-    speed = [Section(title, [Figure(title, svg)], []) for title, svg in charts.kernels(chapters, findings)]
-    sections = [_section(*each, len(chapters) > 1) for each in zip(chapters, findings, tables, strict=True)]
-    text = page(_title(chapters), [*_facts(chapters, findings), *notes, *missing], [*sections, *speed], shown, setup)
+    speed = [
+        Section(title, [Figure(title, svg)], [])
+        for title, svg in charts.kernels(chapters, findings)
+    ]
+    sections = [
+        _section(*each, len(chapters) > 1) for each in zip(chapters, findings, tables, strict=True)
+    ]
+    text = page(
+        _title(chapters),
+        [*_facts(chapters, findings), *notes, *missing],
+        [*sections, *speed],
+        shown,
+        setup,
+    )
     folder = Folder.of(out) if out else Folder.of(_above(chapters[0])).child("report")
     every = [table for each in tables for table in each]
     files = {PAGE: text, QUERIES: _sql(setup, every)}
-    drawn = [(figure, section.legend) for section in [*sections, *speed] for figure in section.figures]
-    files |= {f"{FIGURES}/{slug(figure.title)}.svg": charts.alone(figure.svg, legend) for figure, legend in drawn}
-    files |= {f"{TABLES}/{table.name}.{ending}": form(table) for table in every for ending, form in FORMATS.items()}
+    drawn = [
+        (figure, section.legend) for section in [*sections, *speed] for figure in section.figures
+    ]
+    files |= {
+        f"{FIGURES}/{slug(figure.title)}.svg": charts.alone(figure.svg, legend)
+        for figure, legend in drawn
+    }
+    files |= {
+        f"{TABLES}/{table.name}.{ending}": form(table)
+        for table in every
+        for ending, form in FORMATS.items()
+    }
     run_concurrently(lambda name: _write(folder, name, files[name]), files)
     return folder, list(files)
 
@@ -58,15 +83,27 @@ def _tables(chapter: Chapter, findings: Sequence[Findings], several: bool) -> li
     whole = [accuracy(chapter, findings), retention(chapter, findings), judged(chapter, findings)]
     whole += [*ablations(chapter, findings), hard(chapter, findings)]
     for each in findings:
-        whole += [types(each), changed(each), lost(each), efficiency(chapter, each), slowest(each), errors(each)]
+        whole += [
+            types(each),
+            changed(each),
+            lost(each),
+            efficiency(chapter, each),
+            slowest(each),
+            errors(each),
+        ]
     end = f" {chapter.title}" if several else ""
     return [replace(table, name=slug(table.name + end)) for table in whole if table is not None]
 
 
-def _section(chapter: Chapter, findings: Sequence[Findings], tables: Sequence[Table], several: bool) -> Section:
+def _section(
+    chapter: Chapter, findings: Sequence[Findings], tables: Sequence[Table], several: bool
+) -> Section:
     known = charts.marks(chapter)
     end = f" {chapter.title}" if several else ""
-    drawn = [Figure(f"accuracy {names.column(each.study)}{end}", charts.budgets(each, known)) for each in findings]
+    drawn = [
+        Figure(f"accuracy {names.column(each.study)}{end}", charts.budgets(each, known))
+        for each in findings
+    ]
     drawn = [figure for figure in drawn if figure.svg]
     return Section(chapter.title, drawn, tables, charts.legend(known) if drawn else ())
 
@@ -81,10 +118,10 @@ def _facts(chapters: Sequence[Chapter], findings: Sequence[Sequence[Findings]]) 
     rows = sum(int(result.metrics["rows_total"]) for result in results)
     errors = sum(int(result.metrics["rows_error"]) for result in results)
     benchmarks = {study.benchmark.name for chapter in chapters for study in chapter.studies}
-    said = (
-        f"{_many(len(results), 'run')} on {_many(len(benchmarks), 'benchmark')}: {rows:,} answers, {errors:,} of them"
-    )
-    return [f"{said} errors. Ranges are 95 % intervals; what is the paper's and not ours is marked as published."]
+    said = f"{_many(len(results), 'run')} on {_many(len(benchmarks), 'benchmark')}: {rows:,} answers, {errors:,} of them"
+    return [
+        f"{said} errors. Ranges are 95 % intervals; what is the paper's and not ours is marked as published."
+    ]
 
 
 def _many(count: int, what: str) -> str:
@@ -93,5 +130,7 @@ def _many(count: int, what: str) -> str:
 
 def _sql(setup: queries.Setup, tables: Sequence[Table]) -> str:
     parts = [f"-- in {setup.base or 'any folder'}\n{setup.sql}"]
-    parts += [f"-- {' '.join(table.title.split())}\n{table.query}" for table in tables if table.query]
+    parts += [
+        f"-- {' '.join(table.title.split())}\n{table.query}" for table in tables if table.query
+    ]
     return "\n\n".join(parts) + "\n"

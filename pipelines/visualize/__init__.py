@@ -35,7 +35,16 @@ from pipelines.visualize.seen import Eye, Prompt
 
 ASKED = (  # of a run's config: how its rows are found, read and asked; what it was trusted with is not for it to say
     *("model", "revision", "benchmark", "data", "split", "media_root"),
-    *("question", "limit", "frames", "min_pixels", "max_pixels", "conversation", "temperature", "max_new_tokens"),
+    *(
+        "question",
+        "limit",
+        "frames",
+        "min_pixels",
+        "max_pixels",
+        "conversation",
+        "temperature",
+        "max_new_tokens",
+    ),
     *("seed", "dtype", "attn"),
 )
 
@@ -57,7 +66,9 @@ def visualize(
     """
     found = cases.runs(uris)
     chosen = cases.chosen(found, rows, count)
-    config = replace(_config(found[0]), trust_remote_code=trust_remote_code, allow_outside=allow_outside)
+    config = replace(
+        _config(found[0]), trust_remote_code=trust_remote_code, allow_outside=allow_outside
+    )
     if model_fingerprint(config.model, config.revision) != found[0].record.identity["model"]:
         say(f"{config.model} is not what it was when the runs were made; answers may differ")
     eye = Eye(config)
@@ -69,7 +80,11 @@ def visualize(
         try:
             stored = [said[run][row.row_id] for run in case.runs]
             pictures = _drawn(eye, eye.read(row, manifest), row, case, stored, say)
-        except (ValueError, OSError, RowError) as error:  # a picture that is gone takes no other with it
+        except (
+            ValueError,
+            OSError,
+            RowError,
+        ) as error:  # a picture that is gone takes no other with it
             say(redacted(f"{row.row_id} cannot be drawn: {error_of(error)}"))
             continue
         for entry, png in pictures:
@@ -117,7 +132,9 @@ def _drawn(
         told.append(figures.Told(run.name, answer, eye.ask(prompt, method)))
         if not told[-1].same:
             here, there = told[-1].came.answer, answer["prediction"]
-            say(redacted(f"{row.row_id}: {run.name} answers {here!r} here and {there!r} in the run"))
+            say(
+                redacted(f"{row.row_id}: {run.name} answers {here!r} here and {there!r} in the run")
+            )
     like = next((method for method in methods if isinstance(method, ApET)), ApET(budget=1))
     maps = list(rankings(eye, prompt, like))
     for note in maps:
@@ -126,7 +143,9 @@ def _drawn(
     ranked = [each for each in maps if isinstance(each, Ranking)]
     names = " and ".join(each.name for each in told if each.came.sites)
     where = f"{eye.config.benchmark}, row {row.row_id}"
-    answers = "; ".join(f"{each.name} answers {_quoted(each.row['prediction'])}{_so(each)}" for each in told)
+    answers = "; ".join(
+        f"{each.name} answers {_quoted(each.row['prediction'])}{_so(each)}" for each in told
+    )
     asked = f"{where}: {_quoted(row.question)} {_reference(row)}"
     return [
         (
@@ -141,7 +160,8 @@ def _drawn(
             {
                 "file": _file(eye, case, "ranked"),
                 "title": f"Attention beside the approximation error, {row.row_id}",
-                "caption": f"{asked} " + " ".join(f"{_capital(each.name)}: {each.meaning}." for each in ranked),
+                "caption": f"{asked} "
+                + " ".join(f"{_capital(each.name)}: {each.meaning}." for each in ranked),
             },
             figures.ranked(prompt, ranked, _head(where, row)),
         ),
@@ -182,7 +202,9 @@ def _capital(text: str) -> str:
 def _file(eye: Eye, case: Case, what: str) -> str:
     """A name of its own for a row and the runs that are put side by side."""
     exact = "\n".join([case.row_id, *(run.record.name for run in case.runs)])
-    plain = re.sub(r"[^A-Za-z0-9_.-]", "_", f"{eye.config.benchmark}-{eye.config.model_name}-{case.row_id}")
+    plain = re.sub(
+        r"[^A-Za-z0-9_.-]", "_", f"{eye.config.benchmark}-{eye.config.model_name}-{case.row_id}"
+    )
     return f"{plain[:80]}-{hashlib.sha256(exact.encode()).hexdigest()[:8]}-{what}.png"
 
 
@@ -190,5 +212,7 @@ def listed(folder: Folder, made: Sequence[dict[str, str]]) -> None:
     """Add to what earlier calls have drawn."""
     earlier = json.loads(folder.read(LIST)) if folder.exists(LIST) else []
     files = {entry["file"] for entry in made}
-    there = [entry for entry in earlier if entry["file"] not in files and folder.exists(entry["file"])]
+    there = [
+        entry for entry in earlier if entry["file"] not in files and folder.exists(entry["file"])
+    ]
     folder.write(LIST, json.dumps([*there, *made], indent=1, ensure_ascii=False).encode())

@@ -43,7 +43,9 @@ class Run:
         try:
             record = RunRecord.load(folder)
         except FileNotFoundError:
-            raise ValueError(f"{redacted(folder.uri)} holds no run: there is no record.json in it") from None
+            raise ValueError(
+                f"{redacted(folder.uri)} holds no run: there is no record.json in it"
+            ) from None
         if not record.identity:
             raise ValueError(
                 f"{redacted(folder.uri)} is the record of a job; give the folders of its runs, in which the answers are"
@@ -70,14 +72,27 @@ class Run:
 
     def media(self, row_ids: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:
         """These rows with the names of what they are about."""
-        some = self.table.filter(pc.is_in(self.table["row_id"], value_set=pa.array(row_ids, pa.string())))
-        return [(row_id, tuple(names)) for row_id, names in zip(*(some[c].to_pylist() for c in SEEN[:2]), strict=True)]
+        some = self.table.filter(
+            pc.is_in(self.table["row_id"], value_set=pa.array(row_ids, pa.string()))
+        )
+        return [
+            (row_id, tuple(names))
+            for row_id, names in zip(*(some[c].to_pylist() for c in SEEN[:2]), strict=True)
+        ]
 
     def rows(self, row_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         """All columns of these rows, by id."""
         wanted = pa.array(row_ids, pa.string())
-        parts = (part.filter(pc.is_in(part["row_id"], value_set=wanted)) for part in answers.batches(self.folder))
-        return {row["row_id"]: row for part in parts for row in part.to_pylist() if row["status"] == "ok"}
+        parts = (
+            part.filter(pc.is_in(part["row_id"], value_set=wanted))
+            for part in answers.batches(self.folder)
+        )
+        return {
+            row["row_id"]: row
+            for part in parts
+            for row in part.to_pylist()
+            if row["status"] == "ok"
+        }
 
 
 def runs(uris: Sequence[str]) -> list[Run]:
@@ -93,7 +108,9 @@ def runs(uris: Sequence[str]) -> list[Run]:
     names = [run.name for run in found]
     if twice := {name for name in names if names.count(name) > 1}:
         raise ValueError(f"{', '.join(sorted(twice))} is given twice; name each run once")
-    return sorted(found, key=lambda run: (not run.is_vanilla, not run.point.method.startswith("apet")))
+    return sorted(
+        found, key=lambda run: (not run.is_vanilla, not run.point.method.startswith("apet"))
+    )
 
 
 class Rivals(NamedTuple):
@@ -150,7 +167,11 @@ def chosen(found: Sequence[Run], rows: Sequence[str] | None, count: int) -> list
         media = {row_id: names for run in found for row_id, names in run.media(ids)}
         for again in (False, True):  # pictures that are not there yet come first
             for pair, row_id in turns:
-                if len(cases) < count and row_id not in cases and (again or media[row_id] not in shown):
+                if (
+                    len(cases) < count
+                    and row_id not in cases
+                    and (again or media[row_id] not in shown)
+                ):
                     shown.add(media[row_id])
                     cases[row_id] = _case(found, pair, row_id)
     if not cases:
@@ -162,12 +183,20 @@ def _pairs(found: Sequence[Run]) -> list[tuple[Run, Run]]:
     """Who is compared with whom: those that spend the same, ApET's pairs first; else any two; else with vanilla."""
     pressed = [run for run in found if not run.is_vanilla]
     both = list(combinations(pressed, 2))
-    return [pair for pair in both if pair[0].spends == pair[1].spends] or both or list(combinations(found, 2))
+    return (
+        [pair for pair in both if pair[0].spends == pair[1].spends]
+        or both
+        or list(combinations(found, 2))
+    )
 
 
 def _compared(one: Run, other: Run) -> Rivals:
-    here = one.table.filter(pc.is_in(one.table["row_id"], value_set=other.table["row_id"].combine_chunks()))
-    there = other.table.take(pc.index_in(here["row_id"], value_set=other.table["row_id"].combine_chunks()))
+    here = one.table.filter(
+        pc.is_in(one.table["row_id"], value_set=other.table["row_id"].combine_chunks())
+    )
+    there = other.table.take(
+        pc.index_in(here["row_id"], value_set=other.table["row_id"].combine_chunks())
+    )
     right, wrong = (pc.fill_null(table["correct"], False) for table in (here, there))
     known = pc.and_(pc.is_valid(here["correct"]), pc.is_valid(there["correct"]))
     differ = pc.and_(pc.invert(known), pc.not_equal(here["prediction"], there["prediction"]))
@@ -176,7 +205,12 @@ def _compared(one: Run, other: Run) -> Rivals:
         pc.and_(known, pc.and_(wrong, pc.invert(right))),
         pc.fill_null(differ, False),
     )
-    return Rivals(one, other, len(here), *(_shuffled(here["row_id"].filter(mask).to_pylist()) for mask in masks))
+    return Rivals(
+        one,
+        other,
+        len(here),
+        *(_shuffled(here["row_id"].filter(mask).to_pylist()) for mask in masks),
+    )
 
 
 def _shuffled(row_ids: list[str]) -> list[str]:
@@ -207,6 +241,9 @@ def _known(found: Sequence[Run], rows: Sequence[str]) -> list[str]:
         for run in found:
             ids = run.table["row_id"]
             if not pc.any(pc.equal(ids, row_id)).as_py():
-                like = did_you_mean(row_id, ids.slice(0, 5000).to_pylist()) or f"; its rows are called like {ids[0].as_py()!r}"
+                like = (
+                    did_you_mean(row_id, ids.slice(0, 5000).to_pylist())
+                    or f"; its rows are called like {ids[0].as_py()!r}"
+                )
                 raise ValueError(f"{run.record.name} has no answer to a row {row_id!r}{like}")
     return list(dict.fromkeys(rows))

@@ -16,7 +16,11 @@ from pipelines.visualize.rankings import Ranking
 from pipelines.visualize.seen import Came, Prompt, Shown
 
 HEAT = "viridis"  # perceptually uniform, and readable without telling red from green
-VEIL, LINE, AMBER = 255, 70, np.array([240, 150, 40])  # dropped patches fade into the paper; swatches are amber
+VEIL, LINE, AMBER = (
+    255,
+    70,
+    np.array([240, 150, 40]),
+)  # dropped patches fade into the paper; swatches are amber
 FAINT = 0.13  # of a patch shines through the veil where its token is dropped first
 CLIP = 98  # percentile that is the end of a colour scale: attention has a few patches far above the rest
 SEEN = "what the model sees"
@@ -46,7 +50,9 @@ class Told:
         mark = "" if correct is None else WELL[0] + " " if correct else WELL[1] + " "
         colour = INK if correct is None else RIGHT if correct else WRONG
         verdict = f" ({self.verdict})" if self.verdict else ""
-        found = [Line(f"{mark}{_said(self.row['prediction'], 200)}{verdict}", 19, colour, bold=True)]
+        found = [
+            Line(f"{mark}{_said(self.row['prediction'], 200)}{verdict}", 19, colour, bold=True)
+        ]
         if not self.same:
             found.append(Line(f"! alone it answers {_said(self.came.answer, 120)} here", 15, WRONG))
         return found
@@ -54,7 +60,9 @@ class Told:
 
 def kept(prompt: Prompt, told: Sequence[Told], head: Sequence[Line]) -> bytes:
     """Figure 4: the picture, then for each method the patches whose tokens are left, and its answer."""
-    plain = all(each.came.sites for each in told)  # then there is no method that shows the picture itself
+    plain = all(
+        each.came.sites for each in told
+    )  # then there is no method that shows the picture itself
     width = room(len(told) + plain, len(prompt.shown))
     names = [shown.name for shown in prompt.shown]
     pictures = [scaled(shown.pixels, width) for shown in prompt.shown]
@@ -63,7 +71,9 @@ def kept(prompt: Prompt, told: Sequence[Told], head: Sequence[Line]) -> bytes:
         came, drawn_as = each.came, pictures
         note, legend = f"all {prompt.tokens:,} tokens", []
         if came.sites:
-            groups = zip(pictures, prompt.by_group(came.passed / len(came.sites)), prompt.shown, strict=True)
+            groups = zip(
+                pictures, prompt.by_group(came.passed / len(came.sites)), prompt.shown, strict=True
+            )
             drawn_as = [veiled(picture, share, shown) for picture, share, shown in groups]
             note = f"{each.row['budget']:g} of {prompt.tokens:,} tokens in the average layer"
             legend = _legend(came)
@@ -77,12 +87,20 @@ def _legend(came: Came) -> list[Line]:
     before = [len(came.passed), *(count for _, count in came.sites)]
     for place in reversed(range(steps)):
         gone = before[place] - before[place + 1]
-        found.append(Line(f"dropped {_where(came.sites[place][0])}: {gone:,}", 15, swatch=_swatch(place / steps)))
+        found.append(
+            Line(
+                f"dropped {_where(came.sites[place][0])}: {gone:,}",
+                15,
+                swatch=_swatch(place / steps),
+            )
+        )
     return found
 
 
 def _where(site: str) -> str:
-    return {"vision": "in the vision tower", "encoder": "at the encoder"}.get(site, f"at the decoder's layer {site}")
+    return {"vision": "in the vision tower", "encoder": "at the encoder"}.get(
+        site, f"at the decoder's layer {site}"
+    )
 
 
 def _swatch(share: float) -> Pixels:
@@ -108,7 +126,9 @@ def veiled(picture: Pixels, share: NDArray[np.floating[Any]], shown: Shown) -> P
 
 def _faded(picture: NDArray[Any], share: NDArray[np.floating[Any]]) -> Pixels:
     clear = FAINT + (1 - FAINT) * share[..., None]
-    return np.where(share[..., None] == 1, picture, clear * picture + (1 - clear) * VEIL).astype(np.uint8)
+    return np.where(share[..., None] == 1, picture, clear * picture + (1 - clear) * VEIL).astype(
+        np.uint8
+    )
 
 
 def ranked(prompt: Prompt, rankings: Sequence[Ranking], head: Sequence[Line]) -> bytes:
@@ -144,11 +164,16 @@ def heated(picture: Pixels, share: NDArray[np.floating[Any]], shown: Shown) -> P
     return mixed
 
 
-def _spread(values: NDArray[Any], others: float, shown: Shown, picture: Pixels) -> NDArray[np.float64]:
+def _spread(
+    values: NDArray[Any], others: float, shown: Shown, picture: Pixels
+) -> NDArray[np.float64]:
     """What each pixel's patch has of `values` (N,), and `others` where it has no token."""
     cells = np.full(shown.grid[0] * shown.grid[1], others)
     cells[shown.cells] = values
-    down, right = (np.arange(size) * patches // size for size, patches in zip(picture.shape, shown.grid, strict=False))
+    down, right = (
+        np.arange(size) * patches // size
+        for size, patches in zip(picture.shape, shown.grid, strict=False)
+    )
     wide: NDArray[np.float64] = cells.reshape(shown.grid)[down][:, right]
     return wide
 

@@ -24,11 +24,23 @@ from pipelines.data.media.content import Pixels
 
 WIDTH = 1240
 MARGIN, GAP, SLIT = 28, 20, 8
-INK, GREY, RIGHT, WRONG = "#1a1a1a", "#5c5c5c", "#00597a", "#a63600"  # blue and vermillion differ for everyone
+INK, GREY, RIGHT, WRONG = (
+    "#1a1a1a",
+    "#5c5c5c",
+    "#00597a",
+    "#a63600",
+)  # blue and vermillion differ for everyone
 STRIP = 8  # pictures side by side, of a video or of crops
 DPI = 100
 LONGEST = 400  # characters
-OTHERS = ("Noto Sans CJK SC", "Noto Sans SC", "WenQuanYi Micro Hei", "PingFang SC", "Microsoft YaHei", "Noto Sans")
+OTHERS = (
+    "Noto Sans CJK SC",
+    "Noto Sans SC",
+    "WenQuanYi Micro Hei",
+    "PingFang SC",
+    "Microsoft YaHei",
+    "Noto Sans",
+)
 
 
 @dataclass(frozen=True)
@@ -67,7 +79,9 @@ class _Page:
             self.words.append((start, top, line.before, line))
             start += _length(line.before, line.size, line.bold) + 8
         if line.swatch is not None:
-            self.images.append((start, top + (1.3 * line.size - line.swatch.shape[0]) / 2, line.swatch))
+            self.images.append(
+                (start, top + (1.3 * line.size - line.swatch.shape[0]) / 2, line.swatch)
+            )
             start += line.swatch.shape[1] + 8
         for part in wrapped(line.words, left + width - start, line.size, line.bold, line.most):
             self.words.append((start, top, part, line))
@@ -162,7 +176,10 @@ def wrapped(words: str, width: float, size: int, bold: bool = False, most: int =
     if len(lines) <= most:
         return lines
     last = lines[most - 1]
-    return [*lines[: most - 1], last[: _fitting(last, width - _length("…", size, bold), size, bold)] + "…"]
+    return [
+        *lines[: most - 1],
+        last[: _fitting(last, width - _length("…", size, bold), size, bold)] + "…",
+    ]
 
 
 def _lines(words: str, width: float, size: int, bold: bool) -> Iterator[str]:
@@ -172,7 +189,9 @@ def _lines(words: str, width: float, size: int, bold: bool) -> Iterator[str]:
             yield line
             line = ""
         line = f"{line} {word}" if line else word
-        while len(line) > 1 and _length(line, size, bold) > width:  # a word that is longer than a line
+        while (
+            len(line) > 1 and _length(line, size, bold) > width
+        ):  # a word that is longer than a line
             end = max(1, _fitting(line, width, size, bold))
             yield line[:end]
             line = line[end:]
@@ -182,7 +201,9 @@ def _lines(words: str, width: float, size: int, bold: bool) -> Iterator[str]:
 
 def _fitting(line: str, width: float, size: int, bold: bool) -> int:
     """How many letters of it are at most so wide."""
-    return bisect_right(range(1, len(line) + 1), width, key=lambda end: _length(line[:end], size, bold))
+    return bisect_right(
+        range(1, len(line) + 1), width, key=lambda end: _length(line[:end], size, bold)
+    )
 
 
 def _shown(words: str) -> str:
@@ -195,7 +216,9 @@ def _shown(words: str) -> str:
 def _font(size: int, bold: bool) -> font_manager.FontProperties:
     known = set(font_manager.get_font_names())
     families = ["DejaVu Sans", *(name for name in OTHERS if name in known)]
-    return font_manager.FontProperties(family=families, weight="bold" if bold else "normal", size=size * 72 / DPI)
+    return font_manager.FontProperties(
+        family=families, weight="bold" if bold else "normal", size=size * 72 / DPI
+    )
 
 
 @cache
@@ -208,7 +231,9 @@ def _renderer() -> Any:
 def _length(words: str, size: int, bold: bool) -> float:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")
-        return float(_renderer().get_text_width_height_descent(words, _font(size, bold), ismath=False)[0])
+        return float(
+            _renderer().get_text_width_height_descent(words, _font(size, bold), ismath=False)[0]
+        )
 
 
 def scaled(pixels: Pixels, width: int) -> Pixels:

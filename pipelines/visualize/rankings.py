@@ -41,7 +41,9 @@ class Ranking:
 class Measure(Method):
     """Measures the tokens that it is shown; which of them it keeps is of no interest."""
 
-    found: list[tuple[Tensor, Tensor]] = field(default_factory=list, compare=False)  # columns and values, (G, N) each
+    found: list[tuple[Tensor, Tensor]] = field(
+        default_factory=list, compare=False
+    )  # columns and values, (G, N) each
 
     def select(self, view: View) -> Kept:
         self.found.append((view.columns, self.measure(view)))

@@ -144,7 +144,9 @@ def _tiles(raw: dict[str, Tensor]) -> Pixels | None:
     return torch.cat([part.flatten(0, -4) for part in parts]).permute(0, 2, 3, 1).byte().numpy()
 
 
-def _in_tiles(groups: Sequence[Group], of: Medium, image: str, tiles: Pixels, patch: int) -> Iterator[Shown]:
+def _in_tiles(
+    groups: Sequence[Group], of: Medium, image: str, tiles: Pixels, patch: int
+) -> Iterator[Shown]:
     """Groups that are of a tile each, whole or without its padding."""
     side = tiles.shape[1] // patch
     for place, group in enumerate(groups):
@@ -152,17 +154,25 @@ def _in_tiles(groups: Sequence[Group], of: Medium, image: str, tiles: Pixels, pa
         tile = int(group.cells[0]) // side**2
         whole = len(group.cells) == side**2
         cells = np.arange(side**2) if whole else group.cells.numpy() % side**2
-        yield Shown(_name(of, image, place, len(groups), 1), tiles[tile], (side, side), cells, group.columns)
+        yield Shown(
+            _name(of, image, place, len(groups), 1), tiles[tile], (side, side), cells, group.columns
+        )
 
 
-def _whole(groups: Sequence[Group], of: Medium, image: str, data: Any, frames: int) -> Iterator[Shown]:
+def _whole(
+    groups: Sequence[Group], of: Medium, image: str, data: Any, frames: int
+) -> Iterator[Shown]:
     """Groups that are of the whole image, or of one frame or some of a video."""
-    pictures = images.decode(data)[None] if of.kind == "image" else videos.decode(data, frames).frames
+    pictures = (
+        images.decode(data)[None] if of.kind == "image" else videos.decode(data, frames).frames
+    )
     each = ceil(len(pictures) / len(groups))
     for place, group in enumerate(groups):
         pixels = pictures[min(place * each, len(pictures) - 1)]
         cells = np.arange(len(group.columns))
-        yield Shown(_name(of, image, place, len(groups), each), pixels, group.grid, cells, group.columns)
+        yield Shown(
+            _name(of, image, place, len(groups), each), pixels, group.grid, cells, group.columns
+        )
 
 
 def _name(of: Medium, image: str, place: int, groups: int, frames: int) -> str:

@@ -74,13 +74,20 @@ def test_groups_attend_apart_in_the_encoder():
 
 
 def test_dynamic_resolution_merging_and_windows():
-    shape = replace(TINY, group_tokens=None, class_tokens=0, patches_per_token=4, window=8, full_attention=(1,))
+    shape = replace(
+        TINY, group_tokens=None, class_tokens=0, patches_per_token=4, window=8, full_attention=(1,)
+    )
     tokens = 6  # 24 patches
     windowed, full = 2 * 128 * 24 + 4 * 4 * (24 * 8), 2 * 128 * 24 + 4 * 4 * (24 * 24)
     assert flops(shape, "full", tokens, 3).vision == 2 * 24 * (12 * 4) + windowed + full
     two_images = full - 4 * 4 * (24 * 24) // 2
-    assert flops(shape, "full", tokens, 3, groups=2).vision == 2 * 24 * (12 * 4) + windowed + two_images
-    assert flops(shape, "full", 1, 3).vision == 2 * 4 * (12 * 4) + 2 * (2 * 128 * 4 + 4 * 4 * (4 * 4))
+    assert (
+        flops(shape, "full", tokens, 3, groups=2).vision
+        == 2 * 24 * (12 * 4) + windowed + two_images
+    )
+    assert flops(shape, "full", 1, 3).vision == 2 * 4 * (12 * 4) + 2 * (
+        2 * 128 * 4 + 4 * 4 * (4 * 4)
+    )
 
 
 def test_text_alone_has_no_vision():
@@ -126,7 +133,10 @@ def test_table_7_of_the_paper(name, tokens, text_tokens, method, text, published
 def test_table_7_schedules_are_what_the_budgets_mean():
     assert str(Schedule.from_budget("11.1%", visual_tokens=576, layers=32)) == "encoder=96,16=32"
     assert str(Schedule.from_budget("10%", visual_tokens=740, layers=28)) == "encoder=111,14=37"
-    assert str(Schedule.from_budget("10%", visual_tokens=740, layers=28, encoder_only=True)) == "encoder=74"
+    assert (
+        str(Schedule.from_budget("10%", visual_tokens=740, layers=28, encoder_only=True))
+        == "encoder=74"
+    )
 
 
 @pytest.mark.parametrize(
@@ -168,14 +178,31 @@ def test_a_schedule_for_another_model_is_refused():
 
 def test_shapes_are_read_from_transformers_configs():
     vicuna = hf.LlamaConfig(
-        hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32, vocab_size=32064
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        vocab_size=32064,
     )
-    clip = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+    clip = {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+    }
     llava = hf.CLIPVisionConfig(**clip, image_size=336, patch_size=14)
     video = hf.CLIPVisionConfig(**clip, image_size=224, patch_size=14)
-    assert shape_of(hf.LlavaConfig(vision_config=llava, text_config=vicuna)) == SHAPES["llava-1.5-7b"]
-    assert shape_of(hf.LlavaNextConfig(vision_config=llava, text_config=vicuna)) == SHAPES["llava-next-7b"]
-    assert shape_of(hf.VideoLlavaConfig(vision_config=video, text_config=vicuna)) == SHAPES["video-llava-7b"]
+    assert (
+        shape_of(hf.LlavaConfig(vision_config=llava, text_config=vicuna)) == SHAPES["llava-1.5-7b"]
+    )
+    assert (
+        shape_of(hf.LlavaNextConfig(vision_config=llava, text_config=vicuna))
+        == SHAPES["llava-next-7b"]
+    )
+    assert (
+        shape_of(hf.VideoLlavaConfig(vision_config=video, text_config=vicuna))
+        == SHAPES["video-llava-7b"]
+    )
     qwen = hf.Qwen2_5_VLConfig(
         vision_config={"hidden_size": 1280, "intermediate_size": 3420, "out_hidden_size": 3584},
         text_config={

@@ -25,7 +25,9 @@ TABLE = [
 
 @pytest.mark.parametrize(("tokens", "layers", "budget", "text", "groups", "shares"), TABLE)
 def test_table_of_the_paper(tokens, layers, budget, text, groups, shares):
-    schedule = Schedule.from_budget(budget, visual_tokens=tokens, layers=layers, encoder_only=text == "encoder=256")
+    schedule = Schedule.from_budget(
+        budget, visual_tokens=tokens, layers=layers, encoder_only=text == "encoder=256"
+    )
     assert str(schedule) == text
     assert schedule.average == Budget.parse(budget).of(tokens)
     assert share(schedule.tokens_at(0), groups) == shares
@@ -75,7 +77,9 @@ def test_a_row_of_text_alone_has_nothing_to_compress():
     assert full.average == 0
 
 
-@pytest.mark.parametrize("text", ["full", "encoder=96", "0=1", "encoder=96,16=32", "vision.6=288,2=100,31=1"])
+@pytest.mark.parametrize(
+    "text", ["full", "encoder=96", "0=1", "encoder=96,16=32", "vision.6=288,2=100,31=1"]
+)
 def test_text_round_trips(text):
     schedule = Schedule.parse(text, visual_tokens=576, layers=32)
     assert str(schedule) == text
@@ -111,9 +115,13 @@ def test_budgets_as_people_write_them(given_as, amount, is_share, text):
     assert Budget.parse(str(budget)) == budget
 
 
-@pytest.mark.parametrize("wrong", [0, -1, 64.5, "64.5", "0%", "100.1%", "-5%", "", "abc", "1e3", "nan", True])
+@pytest.mark.parametrize(
+    "wrong", [0, -1, 64.5, "64.5", "0%", "100.1%", "-5%", "", "abc", "1e3", "nan", True]
+)
 def test_unreadable_budgets_say_what_is_allowed(wrong):
-    with pytest.raises(ValueError, match=f"{re.escape(repr(str(wrong)))} is no budget; give .* 64, .* '10%'"):
+    with pytest.raises(
+        ValueError, match=f"{re.escape(repr(str(wrong)))} is no budget; give .* 64, .* '10%'"
+    ):
         Budget.parse(wrong)
 
 
@@ -131,9 +139,13 @@ def test_a_fraction_is_asked_whether_it_means_a_share():
         (1, 32, "10%", False, 1),
     ],
 )
-def test_a_budget_too_small_for_a_site_names_the_smallest(tokens, layers, budget, encoder_only, least):
+def test_a_budget_too_small_for_a_site_names_the_smallest(
+    tokens, layers, budget, encoder_only, least
+):
     row = {"visual_tokens": tokens, "layers": layers, "encoder_only": encoder_only}
-    with pytest.raises(ValueError, match=f"budget of {budget} leaves .* smallest possible is {least}$"):
+    with pytest.raises(
+        ValueError, match=f"budget of {budget} leaves .* smallest possible is {least}$"
+    ):
         Schedule.from_budget(budget, **row)
     assert min(site.keep for site in Schedule.from_budget(least, **row).sites) >= 1
     if least > 1:
@@ -152,7 +164,10 @@ def test_a_budget_too_small_for_a_site_names_the_smallest(tokens, layers, budget
         ("layer16=32", "did you mean '16=32'"),
         ("vision6=288", "did you mean 'vision.6=288'"),
         ("-1=32", "did you mean '1=32'"),
-        ("encoder=some", "'encoder=some' in the schedule .*'some' is no budget; give a whole number"),
+        (
+            "encoder=some",
+            "'encoder=some' in the schedule .*'some' is no budget; give a whole number",
+        ),
         ("encoder=0.3", "did you mean '30%'"),
         ("16=0", "'0' is no budget"),
         ("16=0.01%", "'16=0' leaves none of the row's 576 visual tokens; keep at least 1"),

@@ -67,12 +67,22 @@ def results(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
         kind = kind_of(name)
         given = asked(name, folder)
         if name not in TYPED:
-            config = EvalConfig.of(kind, **given, methods=("apet",), budgets=(BUDGET,), actors=(1, 1))
+            config = EvalConfig.of(
+                kind, **given, methods=("apet",), budgets=(BUDGET,), actors=(1, 1)
+            )
             groups[kind].append(BenchmarkJob.of(config))
             continue
-        argv = [part for flag, value in given.items() for part in (f"--{flag.replace('_', '-')}", str(value))]
+        argv = [
+            part
+            for flag, value in given.items()
+            for part in (f"--{flag.replace('_', '-')}", str(value))
+        ]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "argv", ["eval.py", *argv, "--method", "apet", "--budget", BUDGET, "--actors", "1"])
+            patch.setattr(
+                sys,
+                "argv",
+                ["eval.py", *argv, "--method", "apet", "--budget", BUDGET, "--actors", "1"],
+            )
             assert TYPED[name].main() == 0
     job = job_record(groups["image"][0].config, "job-all", {}, {})
     assert carry_out(list(groups.values()), job) == "finished"
@@ -96,7 +106,12 @@ def test_ten_rows_from_files_to_scores(
     monkeypatch.setattr(sys, "argv", ["score.py", str(path)])
     assert score.main() == 0
     scored = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert (scored["rows"], scored["matched"], scored["duplicate"], scored["changed"]) == (10, 10, 0, 0)
+    assert (scored["rows"], scored["matched"], scored["duplicate"], scored["changed"]) == (
+        10,
+        10,
+        0,
+        0,
+    )
     assert scored["metrics"]["rows_total"] == 10
     assert scored["metrics"] == {name: record.metrics[name] for name in scored["metrics"]}
     assert ("accuracy" in scored["metrics"]) == (name not in ("vqav2 test", "vizwiz test"))

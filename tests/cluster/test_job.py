@@ -48,7 +48,15 @@ def rows_of(folder: Path, count: int) -> list[dict[str, Any]]:
         name = f"{number:03}.png"
         tiny.image(20 + 3 * (number % 7), 20 + 2 * (number % 5), seed=number).save(folder / name)
         question = "What is this?" + " Say more." * (number % 3)
-        found.append({"id": f"row-{number:03}", "media": name, "question": question, "answers": ["a"], "type": "easy"})
+        found.append(
+            {
+                "id": f"row-{number:03}",
+                "media": name,
+                "question": question,
+                "answers": ["a"],
+                "type": "easy",
+            }
+        )
     return found
 
 
@@ -73,7 +81,9 @@ def runs(output: Path) -> dict[str, Folder]:
 def unique(folder: Folder) -> list[str]:
     """All row ids, as anyone would read them: a folder of Parquet files."""
     files = [f"{folder.uri}/{name}" for name in folder.names() if name.endswith(".parquet")]
-    ids: list[str] = pyarrow.dataset.dataset(files).to_table(columns=["row_id"])["row_id"].to_pylist()
+    ids: list[str] = (
+        pyarrow.dataset.dataset(files).to_table(columns=["row_id"])["row_id"].to_pylist()
+    )
     assert len(ids) == len(set(ids))
     return sorted(ids)
 
@@ -127,7 +137,11 @@ def test_a_job_from_files_to_mlflow(
 
     expected = alone(checkpoint("llava"), tmp_path, good)
     vanilla = dict(
-        zip(tables["vanilla"]["row_id"].to_pylist(), tables["vanilla"]["prediction"].to_pylist(), strict=True)
+        zip(
+            tables["vanilla"]["row_id"].to_pylist(),
+            tables["vanilla"]["prediction"].to_pylist(),
+            strict=True,
+        )
     )
     assert {row: vanilla[row] for row in expected} == expected
 
@@ -136,7 +150,9 @@ def test_a_job_from_files_to_mlflow(
     found = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
     for name, folder in runs(tmp_path / "out").items():
         record = RunRecord.load(folder)
-        logged = found[f"{name} manifest-{record.tags['model']} {record.name[-8:]}"].data  # charts cut its end off
+        logged = found[
+            f"{name} manifest-{record.tags['model']} {record.name[-8:]}"
+        ].data  # charts cut its end off
         assert record.state == "finished"
         assert logged.metrics["rows_total"] == 19
         assert logged.metrics["rows_error"] == 7
@@ -153,8 +169,12 @@ def test_a_job_from_files_to_mlflow(
     assert again.returncode == 0, again.stderr
     assert "nothing to do" in again.stdout
     heavy = {"torch", "transformers", "ray", "mlflow", "pandas"}
-    assert not heavy & set(again.stdout.splitlines()[-1].split())  # it takes a second, not half a minute
-    assert run(config(checkpoint("llava"), data, tmp_path / "out")) == 1  # too many errors, said without a run
+    assert not heavy & set(
+        again.stdout.splitlines()[-1].split()
+    )  # it takes a second, not half a minute
+    assert (
+        run(config(checkpoint("llava"), data, tmp_path / "out")) == 1
+    )  # too many errors, said without a run
 
 
 def alone(model: Path, folder: Path, rows: Sequence[dict[str, Any]]) -> dict[str, str]:
@@ -165,7 +185,9 @@ def alone(model: Path, folder: Path, rows: Sequence[dict[str, Any]]) -> dict[str
     loaded = AutoModelForImageTextToText.from_pretrained(model, dtype="auto")
     for row in rows:
         content = [{"type": "image"}, {"type": "text", "text": row["question"]}]
-        text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        text = processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True
+        )
         inputs = processor(text=text, images=Image.open(folder / row["media"]), return_tensors="pt")
         with torch.inference_mode():
             out = loaded.generate(**inputs, max_new_tokens=4, do_sample=False)
@@ -175,8 +197,22 @@ def alone(model: Path, folder: Path, rows: Sequence[dict[str, Any]]) -> dict[str
 
 
 def command(job: EvalConfig, *more: str) -> list[str]:
-    given = ["--model", job.model, "--data", str(job.data), "--output", job.output, "--batch-size", str(job.batch_size)]
-    given += ["--max-new-tokens", str(job.max_new_tokens), "--max-error-rate", str(job.max_error_rate)]
+    given = [
+        "--model",
+        job.model,
+        "--data",
+        str(job.data),
+        "--output",
+        job.output,
+        "--batch-size",
+        str(job.batch_size),
+    ]
+    given += [
+        "--max-new-tokens",
+        str(job.max_new_tokens),
+        "--max-error-rate",
+        str(job.max_error_rate),
+    ]
     for method in job.methods:
         given += ["--method", method]
     return [sys.executable, "jobs/eval_image.py", *given, "--budget", *job.budgets, *more]
@@ -216,7 +252,9 @@ def first_time(marker: Path) -> bool:
 class Fragile(InferenceWorker):
     """Dies of the row `poison`, once; raises on the row `wrong`; more than two rows fill its memory."""
 
-    def generate(self, section: Any, method: Any, rows: Sequence[Any], *more: Any, **how: Any) -> list[dict[str, Any]]:
+    def generate(
+        self, section: Any, method: Any, rows: Sequence[Any], *more: Any, **how: Any
+    ) -> list[dict[str, Any]]:
         names = {row.row_id for row in rows}
         if "poison" in names and first_time(Path(section.manifest.root, "answered")):
             os._exit(9)
@@ -244,7 +282,13 @@ def test_one_bad_row_takes_no_other_with_it(
     rows[2]["id"], rows[5]["id"], rows[9]["id"] = "poison", "wrong", "crash"
     shutil.copy(tmp_path / rows[9]["media"], tmp_path / "deadly.png")
     rows[9]["media"] = "deadly.png"
-    asked = config(checkpoint("llava"), write(tmp_path, rows), tmp_path / "out", methods=("vanilla",), budgets=())
+    asked = config(
+        checkpoint("llava"),
+        write(tmp_path, rows),
+        tmp_path / "out",
+        methods=("vanilla",),
+        budgets=(),
+    )
     find = benchmark_job.manifest_of
     monkeypatch.setattr(benchmark_job, "manifest_of", lambda *given: Deadly(**vars(find(*given))))
     assert run(replace(asked, max_error_rate=0.1), Fragile) == 0
@@ -253,7 +297,9 @@ def test_one_bad_row_takes_no_other_with_it(
     [folder] = runs(tmp_path / "out").values()
     assert unique(folder) == sorted(row["id"] for row in rows)
     table = answers.read(folder)
-    found = {row["row_id"]: row for row in table.select(["row_id", "error", "batch_rows"]).to_pylist()}
+    found = {
+        row["row_id"]: row for row in table.select(["row_id", "error", "batch_rows"]).to_pylist()
+    }
     assert {name: row["error"] for name, row in found.items() if row["error"]} == {
         "wrong": "ArithmeticError: this row is wrong"
     }

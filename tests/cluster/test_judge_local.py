@@ -42,7 +42,9 @@ def test_a_local_model_without_ray(text_model: Path, monkeypatch: pytest.MonkeyP
 
     reader = Reader(str(text_model), None, gpu=False, threads=1)
     texts = reader._text(protocol.messages(items(1)[0]))
-    assert texts.startswith(f"USER: {protocol.SYSTEM}\n\nQuestion: What"), "templates may refuse a system message"
+    assert texts.startswith(f"USER: {protocol.SYSTEM}\n\nQuestion: What"), (
+        "templates may refuse a system message"
+    )
     assert texts.endswith("ASSISTANT:")
     (nonsense,) = reader.judge(items(1))
     assert nonsense.error is not None
@@ -56,7 +58,9 @@ def test_a_local_model_without_ray(text_model: Path, monkeypatch: pytest.MonkeyP
             raise RuntimeError("out of memory")
         if any("video 3?" in text for text in texts):
             raise IndexError("too long")
-        return ["?" if "video 1?" in text and "not the object" not in text else YES for text in texts]
+        return [
+            "?" if "video 1?" in text and "not the object" not in text else YES for text in texts
+        ]
 
     monkeypatch.setattr(reader, "_generate", generate)
     verdicts = reader.judge(items(5))
@@ -86,9 +90,13 @@ def test_a_local_model_in_a_pool_of_actors(
     judge = local.Local(str(text_model), cache=cache, actors=(1, 2), batch_size=2)
     assert judge.name.startswith("local/text-model")
     assert judge.version.startswith("1 sha256:")
-    assert [verdict.score for verdict in judge.judge(items(9))] == [number % 6 for number in range(9)]
+    assert [verdict.score for verdict in judge.judge(items(9))] == [
+        number % 6 for number in range(9)
+    ]
     monkeypatch.setattr(local.Local, "_start", lambda self: pytest.fail("all of it is known"))
-    assert [verdict.score for verdict in judge.judge(items(9))] == [number % 6 for number in range(9)]
+    assert [verdict.score for verdict in judge.judge(items(9))] == [
+        number % 6 for number in range(9)
+    ]
     broken = local.Local(str(tmp_path / "cache"))
     monkeypatch.undo()
     with pytest.raises(Unavailable, match=r"local/cache does not work: \w+"):

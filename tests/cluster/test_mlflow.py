@@ -82,12 +82,18 @@ def job_and_point(output: Folder) -> tuple[RunRecord, RunRecord]:
             "long": "x" * 9999,
         },
         tags={"model": "demo", "method": "apet", "budget": "64", "benchmark": "shapes"},
-        dataset={"name": "shapes", "digest": "0123456789abcdef" * 4, "source": "s3://key:secret@bucket/manifest.jsonl"},
+        dataset={
+            "name": "shapes",
+            "digest": "0123456789abcdef" * 4,
+            "source": "s3://key:secret@bucket/manifest.jsonl",
+        },
         artifacts=["config.yaml", "answers.table.json"],
     )
     folder = output.child(point.name)
     folder.write("config.yaml", b"model: demo\n")
-    folder.write("answers.table.json", json.dumps({"columns": ["row_id"], "data": [["row-1"]]}).encode())
+    folder.write(
+        "answers.table.json", json.dumps({"columns": ["row_id"], "data": [["row-1"]]}).encode()
+    )
     job.save(output.child(job.name))
     point.save(folder)
     return job, point
@@ -96,7 +102,13 @@ def job_and_point(output: Folder) -> tuple[RunRecord, RunRecord]:
 def finish(output: Folder, job: RunRecord, point: RunRecord) -> None:
     point.rows = {"wanted": 200, "done": 200, "error": 1}
     point.end(
-        "finished", {"accuracy": 0.5, "accuracy_ci_low": 0.4, "shapes.count: all?": 0.5, "prefill_tflops": float("nan")}
+        "finished",
+        {
+            "accuracy": 0.5,
+            "accuracy_ci_low": 0.4,
+            "shapes.count: all?": 0.5,
+            "prefill_tflops": float("nan"),
+        },
     )
     point.save(output.child(point.name))
     job.end("failed", {"wall_s": 3.0}, "OSError: the disk is full")
@@ -119,7 +131,10 @@ def check(uri: str, experiment: str, job: RunRecord, point: RunRecord) -> None:
     assert child.data.tags.items() >= point.tags.items()
     assert {"mlflow.user", "mlflow.source.name"} <= child.data.tags.keys()
     assert child.data.tags.get("git_commit") == git_commit()
-    assert child.data.metrics.items() >= {"accuracy": 0.5, "accuracy_ci_low": 0.4, "shapes.count: all_": 0.5}.items()
+    assert (
+        child.data.metrics.items()
+        >= {"accuracy": 0.5, "accuracy_ci_low": 0.4, "shapes.count: all_": 0.5}.items()
+    )
     assert "prefill_tflops" not in child.data.metrics
     assert parent.data.metrics["wall_s"] == 3.0
     assert "system/driver_cpu_percentage" in parent.data.metrics
@@ -127,18 +142,24 @@ def check(uri: str, experiment: str, job: RunRecord, point: RunRecord) -> None:
     progress = there.get_metric_history(child.info.run_id, "rows_done")
     expected = [(p["step"], p["rows_done"], p["ts_ms"]) for p in point.history if "rows_done" in p]
     assert sorted((metric.step, metric.value, metric.timestamp) for metric in progress) == expected
-    assert [each.step for each in there.get_metric_history(child.info.run_id, "accuracy")] == [0]  # a bar, not a line
+    assert [each.step for each in there.get_metric_history(child.info.run_id, "accuracy")] == [
+        0
+    ]  # a bar, not a line
     assert [(d.dataset.name, d.dataset.digest) for d in child.inputs.dataset_inputs] == [
         ("shapes", point.dataset["digest"][:36])
     ]
     assert "secret" not in repr(child.to_dictionary())
     assert {entry.path for entry in there.list_artifacts(child.info.run_id)} == set(point.artifacts)
-    assert json.loads(child.data.tags["mlflow.loggedArtifacts"]) == [{"path": "answers.table.json", "type": "table"}]
+    assert json.loads(child.data.tags["mlflow.loggedArtifacts"]) == [
+        {"path": "answers.table.json", "type": "table"}
+    ]
     local = there.download_artifacts(child.info.run_id, "config.yaml")
     assert Path(local).read_bytes() == b"model: demo\n"
 
 
-def tracked(output: Folder, uri: str, experiment: str, points: int = 120) -> tuple[RunRecord, RunRecord, bool, float]:
+def tracked(
+    output: Folder, uri: str, experiment: str, points: int = 120
+) -> tuple[RunRecord, RunRecord, bool, float]:
     """A short job; whether MLflow got all, and the longest time that the job waited."""
     said: list[str] = []
     tracker = Tracker(uri, experiment, interval=0.2, say=said.append)
@@ -163,7 +184,11 @@ def tracked(output: Folder, uri: str, experiment: str, points: int = 120) -> tup
 
 
 def test_a_job_is_in_mlflow_and_stays_as_it_is(
-    database: str, experiment: str, output: Folder, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    database: str,
+    experiment: str,
+    output: Folder,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(output.local.parent if output.local else ".")
     job, point, complete, waited = tracked(output, database, experiment)
@@ -178,10 +203,14 @@ def test_a_job_is_in_mlflow_and_stays_as_it_is(
         assert replay(output.uri, say=lines.append)
         assert [line.split(":")[1].split()[0] for line in lines] == ["was", "was"]
     check(database, experiment, job, point)
-    assert {path.name for path in Path.cwd().iterdir()} == {"results"}, "MLflow left files in the current directory"
+    assert {path.name for path in Path.cwd().iterdir()} == {"results"}, (
+        "MLflow left files in the current directory"
+    )
 
 
-def test_a_server_that_is_down_gets_everything_later(database: str, experiment: str, output: Folder) -> None:
+def test_a_server_that_is_down_gets_everything_later(
+    database: str, experiment: str, output: Folder
+) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         uri = f"http://user:secret@127.0.0.1:{free.getsockname()[1]}"
@@ -194,18 +223,27 @@ def test_a_server_that_is_down_gets_everything_later(database: str, experiment: 
     lines: list[str] = []
     assert not replay(output.uri, say=lines.append)
     assert "*** stands for its password; use --tracking-uri with all of it" in lines[0]
-    assert not replay(output.uri, uri.replace("user:secret", "***"), say=lines.append)  # as the job's last line has it
+    assert not replay(
+        output.uri, uri.replace("user:secret", "***"), say=lines.append
+    )  # as the job's last line has it
     assert "*** stands for its password" in lines[1]
     for word in ("brought", "was there"):
         lines = []
         assert replay(output.uri, database, experiment, say=lines.append)
         assert [word in line for line in lines] == [True, True]
-        check(database, experiment, RunRecord.load(output.child(job.name)), RunRecord.load(output.child(point.name)))
+        check(
+            database,
+            experiment,
+            RunRecord.load(output.child(job.name)),
+            RunRecord.load(output.child(point.name)),
+        )
 
 
 def test_a_server_that_hangs_is_not_waited_for(experiment: str, output: Folder) -> None:
     with socket.create_server(("127.0.0.1", 0)) as mute:  # connects, and never says a word
-        _, point, complete, waited = tracked(output, f"http://127.0.0.1:{mute.getsockname()[1]}", experiment)
+        _, point, complete, waited = tracked(
+            output, f"http://127.0.0.1:{mute.getsockname()[1]}", experiment
+        )
     assert not complete
     assert waited < 5
     assert len(RunRecord.load(output.child(point.name)).history) == 120
@@ -223,7 +261,9 @@ def test_a_lost_database_is_made_again_from_the_records(
     check(database, experiment, job, point)
 
 
-def test_a_copy_of_the_records_is_the_same_runs(database: str, experiment: str, output: Folder, tmp_path: Path) -> None:
+def test_a_copy_of_the_records_is_the_same_runs(
+    database: str, experiment: str, output: Folder, tmp_path: Path
+) -> None:
     """Whose tracker died before it noted what it had done brings everything again, and nothing is twice."""
     job, point, _, _ = tracked(output, database, experiment, points=5)
     for record in (job, point):
@@ -258,7 +298,8 @@ def test_a_login_goes_where_it_belongs(output: Folder, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
-    "place", ["https://theirs.example/api", " https://theirs.example", "models:/theirs/1", "HTTP://x.y"]
+    "place",
+    ["https://theirs.example/api", " https://theirs.example", "models:/theirs/1", "HTTP://x.y"],
 )
 def test_a_database_sends_the_login_nowhere_either(
     place: str, database: str, experiment: str, output: Folder, monkeypatch: pytest.MonkeyPatch
@@ -285,7 +326,9 @@ def test_a_run_that_goes_on_is_the_same_run(database: str, experiment: str, outp
     again = RunRecord.load(output.child(point.name))
     again.resume()
     again.config["batch_size"] = 4
-    again.config["model"] = "another"  # MLflow's params cannot change; the config file has the latest
+    again.config["model"] = (
+        "another"  # MLflow's params cannot change; the config file has the latest
+    )
     output.child(again.name).write("config.yaml", b"model: another\n")
     tracker = Tracker(database, experiment, interval=0.2)
     tracker.watch(again, output.child(again.name))
@@ -302,17 +345,25 @@ def test_a_run_that_goes_on_is_the_same_run(database: str, experiment: str, outp
     assert now.info.status == "KILLED"
     assert now.data.metrics["accuracy"] == 0.75
     assert (now.data.params["model"], now.data.params["batch_size"]) == ("demo", "4")
-    assert Path(client(database).download_artifacts(now.info.run_id, "config.yaml")).read_bytes() == b"model: another\n"
+    assert (
+        Path(client(database).download_artifacts(now.info.run_id, "config.yaml")).read_bytes()
+        == b"model: another\n"
+    )
 
 
-def test_a_run_with_too_many_errors_has_failed(database: str, experiment: str, output: Folder) -> None:
+def test_a_run_with_too_many_errors_has_failed(
+    database: str, experiment: str, output: Folder
+) -> None:
     record = RunRecord("full of errors")
     tracker = Tracker(database, experiment, interval=60)
     tracker.watch(record, output.child(record.name))
     record.end("finished", {"rows_error": 9}, "9 of 20 rows ended in an error")
     record.save(output.child(record.name))
     assert tracker.stop(60)
-    assert description(database, experiment, record.name) == ("FAILED", "9 of 20 rows ended in an error")
+    assert description(database, experiment, record.name) == (
+        "FAILED",
+        "9 of 20 rows ended in an error",
+    )
     record = mended(output.child(record.name), database, experiment)
     assert description(database, experiment, record.name) == ("FINISHED", "")
 
@@ -356,7 +407,9 @@ def failed(folder: Folder, database: str, experiment: str) -> Tracker:
     return tracker
 
 
-def test_a_run_whose_lock_is_given_back_notes_what_mlflow_has(database: str, experiment: str, output: Folder) -> None:
+def test_a_run_whose_lock_is_given_back_notes_what_mlflow_has(
+    database: str, experiment: str, output: Folder
+) -> None:
     tracker = failed(output, database, experiment)
     with Lock(output):  # ours, still
         assert tracker.stop(60)
@@ -388,7 +441,9 @@ def test_a_run_that_another_job_takes_over_is_not_written(
     assert runs(database, experiment)["failed"].info.status == "FAILED"
 
 
-def test_what_a_running_job_notes_itself_is_not_noted_by_others(database: str, experiment: str, output: Folder) -> None:
+def test_what_a_running_job_notes_itself_is_not_noted_by_others(
+    database: str, experiment: str, output: Folder
+) -> None:
     RunRecord("running").save(output)
     another_is_about_to(output)
     left = output.read("record.json")
@@ -411,7 +466,9 @@ def test_what_stands_still_is_not_read_again(
     record = RunRecord("still", parent={"id": "of a job", "name": "job"})
     tracker = Tracker(database, experiment, interval=0.02)
     tracker.watch(record, output.child(record.name))
-    until(lambda: output.child(record.name).exists("record.json"))  # the tracker saves it when MLflow has it
+    until(
+        lambda: output.child(record.name).exists("record.json")
+    )  # the tracker saves it when MLflow has it
     monkeypatch.setattr(RunRecord, "snapshot", counted)
     time.sleep(0.5)
     assert read == []
@@ -428,7 +485,9 @@ def until(true: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def test_a_run_that_another_job_has_is_left_alone(database: str, experiment: str, output: Folder) -> None:
+def test_a_run_that_another_job_has_is_left_alone(
+    database: str, experiment: str, output: Folder
+) -> None:
     job, point = job_and_point(output)
     tracker = Tracker(database, experiment, interval=0.05, say=lambda text: None)
     for record in (job, point):
@@ -466,7 +525,9 @@ def test_a_run_is_not_made_after_its_job_has_given_up(
     assert list(runs(database, experiment)) == ["late"]
 
 
-def test_a_missing_artifact_costs_nothing_else(database: str, experiment: str, output: Folder) -> None:
+def test_a_missing_artifact_costs_nothing_else(
+    database: str, experiment: str, output: Folder
+) -> None:
     record = RunRecord("lonely", artifacts=["config.yaml", "figures/accuracy.svg"])
     folder = output.child(record.name)
     folder.write("config.yaml", b"")
@@ -480,8 +541,13 @@ def test_a_missing_artifact_costs_nothing_else(database: str, experiment: str, o
     folder.child("figures").write("accuracy.svg", b"<svg/>")
     assert replay(output.uri, say=lambda text: None)
     there = client(database)
-    assert {entry.path for entry in there.list_artifacts(run.info.run_id)} == {"config.yaml", "figures"}
-    assert [entry.path for entry in there.list_artifacts(run.info.run_id, "figures")] == ["figures/accuracy.svg"]
+    assert {entry.path for entry in there.list_artifacts(run.info.run_id)} == {
+        "config.yaml",
+        "figures",
+    }
+    assert [entry.path for entry in there.list_artifacts(run.info.run_id, "figures")] == [
+        "figures/accuracy.svg"
+    ]
 
 
 def alive(uri: str) -> bool:
@@ -501,7 +567,18 @@ def server(tmp_path: Path, database: str) -> Iterator[Any]:
     client(database).search_experiments()  # makes the file, if this is the first test
     shutil.copy(database.removeprefix("sqlite:///"), tmp_path / "server.db")
     environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
-    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1", "--port", str(port)]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--workers",
+        "1",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
     command += [
         "--backend-store-uri",
         f"sqlite:///{tmp_path}/server.db",
@@ -517,7 +594,12 @@ def server(tmp_path: Path, database: str) -> Iterator[Any]:
             with open(tmp_path / "server.log", "wb") as log:
                 processes.append(
                     subprocess.Popen(
-                        command, env=environment, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True
+                        command,
+                        env=environment,
+                        cwd=tmp_path,
+                        stdout=log,
+                        stderr=log,
+                        start_new_session=True,
                     )
                 )
             deadline = time.monotonic() + 180
@@ -560,7 +642,10 @@ def test_a_server_that_comes_back_has_all(server: Any, experiment: str, output: 
     began = time.monotonic()
     assert not tracker.stop(2)
     assert time.monotonic() - began < 3
-    command = re.search(r"python (jobs/track.py) <output>( --tracking-uri \S+) brings it there", tracker.problem or "")
+    command = re.search(
+        r"python (jobs/track.py) <output>( --tracking-uri \S+) brings it there",
+        tracker.problem or "",
+    )
     assert command is not None
     server.signal(signal.SIGCONT)
     while not alive(server.uri):
@@ -574,7 +659,12 @@ def test_a_server_that_comes_back_has_all(server: Any, experiment: str, output: 
         )
         assert (done.returncode, done.stderr) == (0, ""), done
         assert [word in line for line in done.stdout.splitlines()] == [True, True]
-    check(server.uri, experiment, RunRecord.load(output.child(job.name)), RunRecord.load(output.child(point.name)))
+    check(
+        server.uri,
+        experiment,
+        RunRecord.load(output.child(job.name)),
+        RunRecord.load(output.child(point.name)),
+    )
 
 
 def test_a_folder_without_records_is_said(output: Folder) -> None:
@@ -583,7 +673,9 @@ def test_a_folder_without_records_is_said(output: Folder) -> None:
     assert "no record.json" in lines[0]
 
 
-def test_a_record_that_cannot_be_read_costs_no_other(database: str, experiment: str, output: Folder) -> None:
+def test_a_record_that_cannot_be_read_costs_no_other(
+    database: str, experiment: str, output: Folder
+) -> None:
     output.child("broken").write("record.json", b'{"name": "bro')
     whole = RunRecord("whole")
     whole.end("finished")
@@ -610,7 +702,9 @@ def test_the_history_stays_short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("jump", [-30 * 86_400.0, 30 * 86_400.0])
-def test_the_history_goes_on_when_the_clock_jumps(jump: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_history_goes_on_when_the_clock_jumps(
+    jump: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wall = steady = 1_000_000.0
     monkeypatch.setattr(time, "time", lambda: wall)
     monkeypatch.setattr(time, "monotonic", lambda: steady)
@@ -638,7 +732,9 @@ def test_a_record_is_what_was_saved(output: Folder) -> None:
 
 def test_how_to_look(monkeypatch: pytest.MonkeyPatch) -> None:
     assert dashboard("http://u:p@mlflow:5000") == "http://***@mlflow:5000"
-    assert dashboard("sqlite:////a b/mlflow.db").endswith("mlflow ui --backend-store-uri 'sqlite:////a b/mlflow.db'")
+    assert dashboard("sqlite:////a b/mlflow.db").endswith(
+        "mlflow ui --backend-store-uri 'sqlite:////a b/mlflow.db'"
+    )
 
 
 def test_the_commit_is_gits_or_the_images(tmp_path: Path) -> None:
@@ -652,6 +748,8 @@ def test_the_commit_is_gits_or_the_images(tmp_path: Path) -> None:
     git = ["git", "-C", str(outer), "-c", "user.name=x", "-c", "user.email=x@example.com"]
     subprocess.run([*git, "init", "--quiet"], check=True)
     subprocess.run([*git, "commit", "--quiet", "--allow-empty", "--message=x"], check=True)
-    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    head = subprocess.run(
+        [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+    ).stdout.strip()
     assert commit_of(outer) == head
     assert commit_of(inner) == "0123abcd"

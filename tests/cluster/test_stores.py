@@ -61,7 +61,9 @@ def test_an_official_folder_on_an_object_store(name: str, bucket: str, tmp_path:
         assert data == (original.read_bytes() if isinstance(original, Path) else original)
 
 
-def test_a_job_on_an_object_store(cluster: str, checkpoint: Callable[[str], Path], bucket: str, tmp_path: Path) -> None:
+def test_a_job_on_an_object_store(
+    cluster: str, checkpoint: Callable[[str], Path], bucket: str, tmp_path: Path
+) -> None:
     system, _ = split(f"s3://apet/x?{bucket}")
     assert isinstance(system, pyarrow.fs.S3FileSystem)
     lines = []
@@ -70,7 +72,11 @@ def test_a_job_on_an_object_store(cluster: str, checkpoint: Callable[[str], Path
         tiny.image(30 + number, 24, seed=number).save(picture, format="PNG")
         with system.open_output_stream(f"apet/data/images/{number}.png") as stream:
             stream.write(picture.getvalue())
-        lines.append(json.dumps({"id": f"{number}", "media": f"images/{number}.png", "question": "What is this?"}))
+        lines.append(
+            json.dumps(
+                {"id": f"{number}", "media": f"images/{number}.png", "question": "What is this?"}
+            )
+        )
     with system.open_output_stream("apet/data/rows.jsonl") as stream:
         stream.write("\n".join(lines).encode())
     job = EvalConfig.of(
@@ -86,7 +92,11 @@ def test_a_job_on_an_object_store(cluster: str, checkpoint: Callable[[str], Path
     assert run(job) == 0
     infos = system.get_file_info(pyarrow.fs.FileSelector("apet/results", recursive=True))
     parts = [info.path for info in infos if info.path.endswith(".parquet")]
-    ids = [row for part in parts for row in pyarrow.parquet.read_table(part, filesystem=system)["row_id"].to_pylist()]
+    ids = [
+        row
+        for part in parts
+        for row in pyarrow.parquet.read_table(part, filesystem=system)["row_id"].to_pylist()
+    ]
     assert sorted(ids) == [str(number) for number in range(6)]
     [run_folder] = {part.rpartition("/")[0].rpartition("/")[2] for part in parts}
     record = RunRecord.load(Folder.of(f"s3://apet/results?{bucket}").child(run_folder))

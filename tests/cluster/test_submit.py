@@ -27,8 +27,18 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     from ray.job_submission import JobSubmissionClient
 
     place = Path("/tmp") / f"apet-{os.getpid()}"  # sockets' paths must be short
-    command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus=2"]
-    command += ["--port=6391", "--dashboard-port=8291", "--dashboard-agent-listen-port=8292"]  # workers have 10002 on
+    command = [
+        str(Path(sys.executable).with_name("ray")),
+        "start",
+        "--head",
+        "--block",
+        "--num-cpus=2",
+    ]
+    command += [
+        "--port=6391",
+        "--dashboard-port=8291",
+        "--dashboard-agent-listen-port=8292",
+    ]  # workers have 10002 on
     command += ["--object-store-memory=200000000", f"--temp-dir={place}", "--disable-usage-stats"]
     for _ in range(3):  # on a busy machine it takes longer to start than it gives itself
         process = subprocess.Popen(
@@ -47,14 +57,20 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     pytest.fail("no Ray head started")
 
 
-def test_a_submitted_job_leaves_its_answers(head: str, checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_submitted_job_leaves_its_answers(
+    head: str, checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
     rows = []
     for number in range(5):
         tiny.image(30, 24, seed=number).save(tmp_path / f"{number}.png")
         rows.append({"id": f"{number}", "media": f"{number}.png", "question": "What is this?"})
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     here = tmp_path / "checkout"
-    for name in ("apet", "pipelines", "jobs"):  # as it is: the real one may change while it is uploaded
+    for name in (
+        "apet",
+        "pipelines",
+        "jobs",
+    ):  # as it is: the real one may change while it is uploaded
         shutil.copytree(ROOT / name, here / name, ignore=shutil.ignore_patterns("__pycache__"))
     ray = str(Path(sys.executable).with_name("ray"))
     submit = [ray, "job", "submit", "--address", head, "--working-dir", "."]
@@ -62,7 +78,9 @@ def test_a_submitted_job_leaves_its_answers(head: str, checkpoint: Callable[[str
     job += " --method vanilla --max-new-tokens 2 --actors 1 --cpus-per-actor 0.5 --output"
     output = tmp_path / "out"
     both = f"! {job} here && {job} {output}"  # the first would lose its answers, and says so
-    done = subprocess.run([*submit, "--", "sh", "-c", both], cwd=here, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*submit, "--", "sh", "-c", both], cwd=here, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     assert "--output here would be deleted" in done.stdout + done.stderr
     [folder] = [path.parent for path in output.glob("*/config.yaml")]

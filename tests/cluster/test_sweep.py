@@ -36,12 +36,16 @@ def questions(folder: Path, rows: Mapping[str, int]) -> None:
         lines = ["id,media,question,answers,type"]
         for number in range(count):
             tiny.image(20 + 3 * (number % 7), 20, seed=number).save(folder / f"{name}-{number}.png")
-            lines.append(f"row-{number:02},{name}-{number}.png,What is {name}?,a,{'odd' if number % 2 else 'even'}")
+            lines.append(
+                f"row-{number:02},{name}-{number}.png,What is {name}?,a,{'odd' if number % 2 else 'even'}"
+            )
         (folder / f"{name}.csv").write_text("\n".join(lines) + "\n")
 
 
 def grid(model: Path, data: Path, output: Path, *more: str) -> list[str]:
-    entries = ", ".join(f"{{benchmark: manifest, data: {data / name}.csv}}" for name in (*ROWS, *LATE))
+    entries = ", ".join(
+        f"{{benchmark: manifest, data: {data / name}.csv}}" for name in (*ROWS, *LATE)
+    )
     (data / "all.yaml").write_text(
         f"models: [{model}]\nbenchmarks: [{entries}]\nmethods: [vanilla, apet, random]\nbudgets: [50%, 25%]\n"
         "max_new_tokens: 4\nbatch_size: 4\nactors: 1\n"
@@ -57,7 +61,9 @@ def runs(output: Path) -> dict[str, Folder]:
 def tables(output: Path) -> dict[str, bytes]:
     """The report's tables, but for those of time."""
     found = {path.name: path.read_bytes() for path in sorted(output.glob("all-*/tables/*.csv"))}
-    return {name: data for name, data in found.items() if not name.startswith(("efficiency", "slowest"))}
+    return {
+        name: data for name, data in found.items() if not name.startswith(("efficiency", "slowest"))
+    }
 
 
 class Counting(InferenceWorker):
@@ -75,8 +81,14 @@ class Counting(InferenceWorker):
         with (self.notes / what).open("a") as file:
             file.write(".")
 
-    def generate(self, section: Any, method: Any, rows: Sequence[Any], *more: Any, **how: Any) -> list[dict[str, Any]]:
-        if method.name == "random" and method.budget == "25%" and section.manifest.data.endswith("first.csv"):
+    def generate(
+        self, section: Any, method: Any, rows: Sequence[Any], *more: Any, **how: Any
+    ) -> list[dict[str, Any]]:
+        if (
+            method.name == "random"
+            and method.budget == "25%"
+            and section.manifest.data.endswith("first.csv")
+        ):
             raise ArithmeticError("this point is broken")
         return super().generate(section, method, rows, *more, **how)
 
@@ -93,7 +105,9 @@ def test_points_share_their_work_and_one_that_fails_stops_no_other(
     monkeypatch.setattr(Counting, "_warm_up", lambda self: None)
     assert sweep(SweepConfig(asked.name, asked.jobs, only_plan=True)) == 0
     shown = capsys.readouterr().out
-    assert f"{ROWS['first']:>12,}{5 * ROWS['first']:>14,}" in shown  # rows, and answers of five points
+    assert (
+        f"{ROWS['first']:>12,}{5 * ROWS['first']:>14,}" in shown
+    )  # rows, and answers of five points
     assert "cannot begin: manifest" in shown
     assert not (tmp_path / "out").exists()
 
@@ -118,10 +132,14 @@ def test_points_share_their_work_and_one_that_fails_stops_no_other(
     [experiment] = [each for each in client.search_experiments() if each.name == "apet"]
     logged = client.search_runs([experiment.experiment_id])
     [parent] = [run for run in logged if run.data.tags.get("kind") == "sweep"]
-    children = [run for run in logged if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    children = [
+        run for run in logged if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id
+    ]
     assert len(children) == 10
     assert all({"method", "model", "benchmark"} <= run.data.params.keys() for run in children)
-    assert all("point" not in run.data.params for run in children)  # the page that compares runs cuts it short
+    assert all(
+        "point" not in run.data.params for run in children
+    )  # the page that compares runs cuts it short
     assert parent.data.metrics["progress.rows_done"] == 5 * sum(ROWS.values())
     series = {name for run in children for name in run.data.metrics if name.startswith("progress.")}
     assert not series  # charts and comparisons open on results
@@ -130,8 +148,13 @@ def test_points_share_their_work_and_one_that_fails_stops_no_other(
     files = {item.path for item in client.list_artifacts(parent.info.run_id)}
     assert files == {"report.html", "queries.sql", "figures", "tables"}
 
-    questions(tmp_path, LATE)  # its actor finds a benchmark with errors, one that is done and a new one
-    assert sweep(parse_sweep(grid(checkpoint("llava"), tmp_path, tmp_path / "out", "--retry-errors"))) == 0
+    questions(
+        tmp_path, LATE
+    )  # its actor finds a benchmark with errors, one that is done and a new one
+    assert (
+        sweep(parse_sweep(grid(checkpoint("llava"), tmp_path, tmp_path / "out", "--retry-errors")))
+        == 0
+    )
     found = [answers.read(folder) for folder in runs(tmp_path / "out").values()]
     assert sorted(table.num_rows for table in found) == sorted(5 * [*ROWS.values(), *LATE.values()])
     assert all(pc.all(pc.equal(table["status"], "ok")).as_py() for table in found)
@@ -165,14 +188,16 @@ def test_killed_and_started_again_it_gives_the_same_tables(cluster: str, tmp_pat
     assert tables(whole).keys() >= {"accuracy.csv", "retention.csv"}
     assert tables(killed) == tables(whole)
     for one, other in zip(
-        *(sorted(runs(each).values(), key=lambda each: each.uri) for each in (whole, killed)), strict=True
+        *(sorted(runs(each).values(), key=lambda each: each.uri) for each in (whole, killed)),
+        strict=True,
     ):
         columns = ["row_id", "prediction", "score", "visual_tokens_kept", "batch_rows"]
         assert answers.read(one, columns).equals(answers.read(other, columns))
 
 
 @pytest.mark.parametrize(
-    ("state", "errors", "failed"), [("finished", 9, True), ("killed", 1, False), ("finished", 0, False)]
+    ("state", "errors", "failed"),
+    [("finished", 9, True), ("killed", 1, False), ("finished", 0, False)],
 )
 def test_an_interrupted_point_has_not_failed_yet(state: State, errors: int, failed: bool) -> None:
     """One error of twenty rows is little of a thousand; and rows are asked in other company when errors are retried."""
@@ -185,7 +210,9 @@ def test_what_a_model_cannot_do_is_found_out_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A sweep with nothing left to do says so at once: it must not build models to find out what they cannot do."""
-    asked = parse_sweep(["--benchmark", "shapes", "--method", "fastv", "--budget", "64", "--output", str(tmp_path)])
+    asked = parse_sweep(
+        ["--benchmark", "shapes", "--method", "fastv", "--budget", "64", "--output", str(tmp_path)]
+    )
     assert sweep(asked) == 0
     assert "left out: fastv-64: a budget of 64" in capsys.readouterr().out
 

@@ -45,16 +45,29 @@ def test_a_checkpoint_is_small_and_complete(folder: Path) -> None:
     assert json.loads((folder / "config.json").read_text())["dtype"] == "float32"
     processor = hf.AutoProcessor.from_pretrained(folder)
     assert processor.chat_template
-    for word in ("red", "What colour is the large red circle?", "Grüße, 漢字!"):  # any text survives the tokenizer
-        assert processor.tokenizer.decode(processor.tokenizer(word, add_special_tokens=False).input_ids) == word
+    for word in (
+        "red",
+        "What colour is the large red circle?",
+        "Grüße, 漢字!",
+    ):  # any text survives the tokenizer
+        assert (
+            processor.tokenizer.decode(
+                processor.tokenizer(word, add_special_tokens=False).input_ids
+            )
+            == word
+        )
     assert "95 % interval" in (folder / "README.md").read_text()
 
 
-def test_accuracy_of_all_tokens(student: tuple[hf.PreTrainedModel, hf.ProcessorMixin], manifest: Path) -> None:
+def test_accuracy_of_all_tokens(
+    student: tuple[hf.PreTrainedModel, hf.ProcessorMixin], manifest: Path
+) -> None:
     _check(sit(*student, manifest), "vanilla")
 
 
-def test_accuracy_of_apet(student: tuple[hf.PreTrainedModel, hf.ProcessorMixin], manifest: Path) -> None:
+def test_accuracy_of_apet(
+    student: tuple[hf.PreTrainedModel, hf.ProcessorMixin], manifest: Path
+) -> None:
     model, processor = student
     _check(sit(model, processor, manifest, method=lambda: attach(model, ApET(budget=192))), "apet")
 
@@ -69,4 +82,6 @@ def test_accuracy_on_videos(tmp_path: Path) -> None:
 
 def _check(report: Report, name: str, asked: int = ASKED) -> None:
     assert report.total.asked == asked
-    assert report.total.accuracy >= FLOOR[name], "\n".join(f"{kind}: {mark}" for kind, mark in report.types.items())
+    assert report.total.accuracy >= FLOOR[name], "\n".join(
+        f"{kind}: {mark}" for kind, mark in report.types.items()
+    )

@@ -28,8 +28,13 @@ def test_a_packed_lesson_asks_what_the_processor_asks(subject: Subject) -> None:
     torch.manual_seed(0)
     shown, rng = subject.show(3), np.random.default_rng(0)
     scenes, questions = subject.scenes(shown), subject.ask(shown, rng, 4)
-    words = students.tokenizer([f"{QUESTION}\n{one.text}{ANSWER} {one.answer}" for one in questions] * 2)
-    model, processor = students.model(subject.name, words).eval(), students.processor(subject.name, words)
+    words = students.tokenizer(
+        [f"{QUESTION}\n{one.text}{ANSWER} {one.answer}" for one in questions] * 2
+    )
+    model, processor = (
+        students.model(subject.name, words).eval(),
+        students.processor(subject.name, words),
+    )
     eye = model.model.vision_tower if subject.frames == 1 else model.model.video_tower
     features = torch.from_numpy(first.look(eye, subject, 3)).float()
     if not subject.cls:
@@ -40,7 +45,16 @@ def test_a_packed_lesson_asks_what_the_processor_asks(subject: Subject) -> None:
     given = lesson(words, asked, np.arange(subject.frames * patches)[None], extra)
     names = torch.full((1, features.shape[0] * features.shape[1], 4), -1)
     with torch.no_grad():
-        packed = study(model, vocabulary(words), Extras({}, 128), given, features.flatten(0, 1)[None], names, {}, 0.0)
+        packed = study(
+            model,
+            vocabulary(words),
+            Extras({}, 128),
+            given,
+            features.flatten(0, 1)[None],
+            names,
+            {},
+            0.0,
+        )
     alone = []
     for one in questions:
         kind = "image" if subject.frames == 1 else "video"
@@ -54,8 +68,14 @@ def test_a_packed_lesson_asks_what_the_processor_asks(subject: Subject) -> None:
         with torch.no_grad():
             logits = model(**inputs).logits[0]
         said = len(words(f" {one.answer}</s>", add_special_tokens=False).input_ids)
-        alone.append(F.cross_entropy(logits[-1 - said : -1], inputs["input_ids"][0, -said:], reduction="none"))
-    torch.testing.assert_close(packed.loss, torch.cat(alone).mean(), rtol=2e-3, atol=2e-3)  # features are float16
+        alone.append(
+            F.cross_entropy(
+                logits[-1 - said : -1], inputs["input_ids"][0, -said:], reduction="none"
+            )
+        )
+    torch.testing.assert_close(
+        packed.loss, torch.cat(alone).mean(), rtol=2e-3, atol=2e-3
+    )  # features are float16
 
 
 @pytest.mark.parametrize("subject", SUBJECTS, ids=lambda subject: subject.name)
@@ -67,16 +87,23 @@ def test_looks_and_names_are_about_what_is_asked(subject: Subject) -> None:
         for question in subject.ask(shown, rng, 6):
             for look in subject.looks(shown, question):
                 frames, places = np.divmod(look.patches, len(seen[0]))
-                assert set(question.text[: look.end].split()[-1]) & set("abcdefghijklmnopqrstuvwxyz")
+                assert set(question.text[: look.end].split()[-1]) & set(
+                    "abcdefghijklmnopqrstuvwxyz"
+                )
                 if question.type in ("colour", "mover") and len(frames):
-                    (thing,) = {int(seen[frame][place]) for frame, place in zip(frames, places, strict=True)}
+                    (thing,) = {
+                        int(seen[frame][place]) for frame, place in zip(frames, places, strict=True)
+                    }
                     assert shown.things[thing].colour == question.answer
             where = [look.where for look in subject.looks(shown, question) if look.where]
             if question.type == "relation":
                 (x, y), (other_x, other_y) = where
-                assert {"left": x < other_x, "right": x > other_x, "above": y < other_y, "below": y > other_y}[
-                    question.answer
-                ]
+                assert {
+                    "left": x < other_x,
+                    "right": x > other_x,
+                    "above": y < other_y,
+                    "below": y > other_y,
+                }[question.answer]
             if question.type == "order":
                 (begin, end), (other_begin, other_end) = where
                 assert end < other_begin if question.answer == "before" else other_end < begin
@@ -99,7 +126,9 @@ def test_an_interrupted_tower_ends_where_an_uninterrupted_one_does(tmp_path: Pat
     def trained(file: Path, stops: list[int]) -> dict[str, torch.Tensor]:
         for stop in stops:
             torch.manual_seed(0)
-            network = students.model("demo-video-llava", students.tokenizer(["a"])).model.video_tower
+            network = students.model(
+                "demo-video-llava", students.tokenizer(["a"])
+            ).model.video_tower
             clock = Clock()
             clock.share = lambda step, steps: 1.0  # type: ignore[method-assign]
             first.run(Motion(), network, file, clock, stop)
@@ -110,9 +139,13 @@ def test_an_interrupted_tower_ends_where_an_uninterrupted_one_does(tmp_path: Pat
         torch.testing.assert_close(parts[name], value)
 
 
-def test_a_killed_save_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_save_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     state.save(tmp_path / "a.pt", step=1)
-    monkeypatch.setattr(state.os, "replace", lambda *names: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(
+        state.os, "replace", lambda *names: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
     with pytest.raises(KeyboardInterrupt):
         state.save(tmp_path / "a.pt", step=2)
     assert (state.load(tmp_path / "a.pt") or {})["step"] == 1
@@ -121,14 +154,18 @@ def test_a_killed_save_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest
 def test_the_tower_starts_by_looking_at_neighbours() -> None:
     torch.manual_seed(0)
     network = students.model("demo-llava", students.tokenizer(["a"])).model.vision_tower
-    pictures = tower.pixels([Shapes().picture(Shapes().crowd(np.random.default_rng(n)), 0) for n in range(8)])
+    pictures = tower.pixels(
+        [Shapes().picture(Shapes().crowd(np.random.default_rng(n)), 0) for n in range(8)]
+    )
     tower.start(network, pictures)
     network.set_attn_implementation("eager")
     with torch.no_grad():
         looked = network(pictures[:1], output_attentions=True).attentions[0][0, :, 1:, 1:]
     inner = torch.arange(24 * 24).view(24, 24)[1:-1, 1:-1].flatten()
     neighbours = [24 * y + x for x in (-1, 0, 1) for y in (-1, 0, 1) if x or y]
-    found = torch.stack([looked[head, inner].argmax(1) == inner + step for head, step in enumerate(neighbours)])
+    found = torch.stack(
+        [looked[head, inner].argmax(1) == inner + step for head, step in enumerate(neighbours)]
+    )
     assert found.float().mean() > 0.8
 
 

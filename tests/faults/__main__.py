@@ -48,7 +48,10 @@ class Tally:
 
     def line(self) -> dict[str, object]:
         median = round(statistics.median(self.recoveries), 1) if self.recoveries else None
-        return {**{key: value for key, value in asdict(self).items() if key != "recoveries"}, "recovery_s": median}
+        return {
+            **{key: value for key, value in asdict(self).items() if key != "recoveries"},
+            "recovery_s": median,
+        }
 
 
 def nights(names: Sequence[str], times: int) -> Iterator[list[str]]:
@@ -66,19 +69,33 @@ def soak(names: Sequence[str], minutes: float, dice: random.Random) -> Iterator[
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python tests/faults", description="Faults, done for real, and counted.")
+    parser = argparse.ArgumentParser(
+        prog="python tests/faults", description="Faults, done for real, and counted."
+    )
     parser.add_argument("--times", type=int, default=1, help="injections of each fault")
-    parser.add_argument("--soak", type=float, metavar="MINUTES", help="random faults for so long instead")
-    parser.add_argument("--only", action="append", choices=FAULTS, metavar="FAULT", help=", ".join(FAULTS))
+    parser.add_argument(
+        "--soak", type=float, metavar="MINUTES", help="random faults for so long instead"
+    )
+    parser.add_argument(
+        "--only", action="append", choices=FAULTS, metavar="FAULT", help=", ".join(FAULTS)
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     names = [name for name in args.only or FAULTS if name != "disk_full" or mounts()]
     if "disk_full" in (args.only or FAULTS) and "disk_full" not in names:
-        print("disk_full is left out: it mounts a small file system, which takes root", file=sys.stderr)
-    plan = soak(names, args.soak, random.Random(args.seed)) if args.soak else nights(names, args.times)
+        print(
+            "disk_full is left out: it mounts a small file system, which takes root",
+            file=sys.stderr,
+        )
+    plan = (
+        soak(names, args.soak, random.Random(args.seed)) if args.soak else nights(names, args.times)
+    )
     tallies = {name: Tally(name) for name in names}
     total, began = Tally("all"), time.monotonic()
-    with contextlib.suppress(KeyboardInterrupt), Theatre() as theatre:  # after Ctrl-C: what has been counted
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        Theatre() as theatre,
+    ):  # after Ctrl-C: what has been counted
         for number, some in enumerate(plan):
             night = theatre.night(args.seed + number)
             try:
@@ -95,13 +112,21 @@ def main() -> int:
                 total.injected += 1
             total.lost, total.doubled = total.lost + count.lost, total.doubled + count.doubled
             print(f"night {number}, {', '.join(some)}: {count}", file=sys.stderr, flush=True)
-    print("| fault | injected | failed | rows lost | rows doubled | recovery, median s |\n|---|---|---|---|---|---|")
+    print(
+        "| fault | injected | failed | rows lost | rows doubled | recovery, median s |\n|---|---|---|---|---|---|"
+    )
     for tally in (*tallies.values(), total):
         line = tally.line()
         median = "" if line["recovery_s"] is None else line["recovery_s"]
-        print(f"| {tally.fault} | {tally.injected} | {tally.failed} | {tally.lost} | {tally.doubled} | {median} |")
+        print(
+            f"| {tally.fault} | {tally.injected} | {tally.failed} | {tally.lost} | {tally.doubled} | {median} |"
+        )
     minutes = round((time.monotonic() - began) / 60, 1)
-    print(json.dumps({"minutes": minutes, "faults": [tally.line() for tally in (*tallies.values(), total)]}))
+    print(
+        json.dumps(
+            {"minutes": minutes, "faults": [tally.line() for tally in (*tallies.values(), total)]}
+        )
+    )
     return 1 if total.failed or total.lost or total.doubled else 0
 
 

@@ -19,7 +19,15 @@ from pipelines.config.eval_config import EvalConfig
 PATIENCE = 600.0  # seconds for what takes a few on a calm machine
 HERE = str(Path(__file__).parents[2])
 FORKS = multiprocessing.get_context("forkserver")  # what a job imports is imported once
-FORKS.set_forkserver_preload(["pipelines.inference.plan", "pipelines.results.mlflow_tracker", "pipelines.config.model_info", "mlflow", "torchvision"])
+FORKS.set_forkserver_preload(
+    [
+        "pipelines.inference.plan",
+        "pipelines.results.mlflow_tracker",
+        "pipelines.config.model_info",
+        "mlflow",
+        "torchvision",
+    ]
+)
 
 
 class Machines:
@@ -28,30 +36,40 @@ class Machines:
     STORE = 80_000_000
 
     def __init__(self) -> None:
-        os.environ["PYTHONPATH"] = os.pathsep.join([HERE, *filter(None, [os.environ.get("PYTHONPATH")])])  # workers'
+        os.environ["PYTHONPATH"] = os.pathsep.join(
+            [HERE, *filter(None, [os.environ.get("PYTHONPATH")])]
+        )  # workers'
         self._place = tempfile.TemporaryDirectory(
             prefix="apet-", dir="/tmp", ignore_cleanup_errors=True
         )  # short, for sockets
         head = {"num_cpus": 2, "include_dashboard": False, "temp_dir": self._place.name}
         stop = signal.getsignal(signal.SIGTERM)
-        self.cluster = Cluster(initialize_head=True, head_node_args={**head, "object_store_memory": self.STORE})
+        self.cluster = Cluster(
+            initialize_head=True, head_node_args={**head, "object_store_memory": self.STORE}
+        )
         self.gpus: list[Any] = []
         self.add()
         self.add()
-        signal.signal(signal.SIGTERM, stop)  # Ray's own waits half a minute for a head that may be gone
+        signal.signal(
+            signal.SIGTERM, stop
+        )  # Ray's own waits half a minute for a head that may be gone
 
     @property
     def address(self) -> str:
         return str(self.cluster.gcs_address)
 
     def add(self) -> None:
-        self.gpus.append(self.cluster.add_node(num_cpus=1, num_gpus=1, object_store_memory=self.STORE))
+        self.gpus.append(
+            self.cluster.add_node(num_cpus=1, num_gpus=1, object_store_memory=self.STORE)
+        )
 
     def lose(self, process: int) -> None:
         """The machine that a process is on loses its power."""
         parent = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
         [lost] = [
-            node for node in self.gpus if parent in {each.process.pid for each in node.all_processes.get("raylet", [])}
+            node
+            for node in self.gpus
+            if parent in {each.process.pid for each in node.all_processes.get("raylet", [])}
         ]
         self.gpus.remove(lost)
         self.cluster.remove_node(lost, allow_graceful=False)
@@ -81,7 +99,9 @@ class Job:
         self.process.join(PATIENCE)
         if self.process.is_alive():
             self.kill()
-            raise AssertionError(f"the job did not end within {PATIENCE:.0f} s:\n{self.said[-5000:]}")
+            raise AssertionError(
+                f"the job did not end within {PATIENCE:.0f} s:\n{self.said[-5000:]}"
+            )
         return int(self.process.exitcode or 0)
 
     def until(self, there: Callable[[], Any], what: str) -> Any:
@@ -90,7 +110,9 @@ class Job:
         while not (found := there()):
             if not self.process.is_alive() or time.monotonic() > end:
                 self.kill()
-                raise AssertionError(f"it ended, or took too long, before {what}:\n{self.said[-5000:]}")
+                raise AssertionError(
+                    f"it ended, or took too long, before {what}:\n{self.said[-5000:]}"
+                )
             time.sleep(0.02)
         return found
 
@@ -99,7 +121,9 @@ class Job:
         self.process.join()
 
 
-def _drive(config: EvalConfig, log: Path, make: Callable[[], Any], before: Sequence[Callable[[], None]]) -> None:
+def _drive(
+    config: EvalConfig, log: Path, make: Callable[[], Any], before: Sequence[Callable[[], None]]
+) -> None:
     """What the process of a job does."""
     with log.open("a") as file:
         os.dup2(file.fileno(), 1)

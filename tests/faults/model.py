@@ -24,7 +24,11 @@ def raises(night: Night) -> Generator[None, None, None]:
 def hangs(night: Night) -> Generator[None, None, None]:
     """It never comes back; --batch-timeout ends its worker."""
     night.given |= {"batch_timeout": LIMIT, "methods": ("uniform",)}
-    return _at_a_row(night, "hangs", f"TimeoutError: the worker took longer than --batch-timeout {LIMIT:g} s each time")
+    return _at_a_row(
+        night,
+        "hangs",
+        f"TimeoutError: the worker took longer than --batch-timeout {LIMIT:g} s each time",
+    )
 
 
 def memory(night: Night) -> Generator[None, None, None]:
@@ -39,4 +43,6 @@ def crowded(night: Night) -> Generator[None, None, None]:
 
 def killed(night: Night) -> Generator[None, None, None]:
     """The kernel kills the worker that answers it, each time."""
-    return _at_a_row(night, "killed", "WorkerDied: the worker died each time it answered this row alone")
+    return _at_a_row(
+        night, "killed", "WorkerDied: the worker died each time it answered this row alone"
+    )

@@ -20,7 +20,10 @@ SIDE = 1344  # of a large picture, which is 5.4 MB
 @cache
 def mounts() -> bool:
     """May we mount file systems here?"""
-    return _mount(Path("/mnt"), "64k") and subprocess.run(["umount", "/mnt"], check=False).returncode == 0
+    return (
+        _mount(Path("/mnt"), "64k")
+        and subprocess.run(["umount", "/mnt"], check=False).returncode == 0
+    )
 
 
 def _mount(where: Path, size: str) -> bool:
@@ -45,7 +48,9 @@ def disk_full(night: Night) -> Generator[None, None, None]:
                 pass
         status = night.job.wait()
         assert status == 1, night.job.said
-        last = [line for line in night.job.said.splitlines() if "No space left on device" in line][-1]
+        last = [line for line in night.job.said.splitlines() if "No space left on device" in line][
+            -1
+        ]
         assert "make room" in last, night.job.said
         (night.output / "filler").unlink()
         night.start()

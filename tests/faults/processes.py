@@ -45,7 +45,10 @@ def head_lost(night: Night) -> Generator[None, None, None]:
     night.in_a_batch()
     night.theatre.machines.lose_head()
     assert night.job.wait() == 1, night.job.said
-    assert "Ray does not answer; if its head is lost this job ends, and the same command goes on" in night.job.said
+    assert (
+        "Ray does not answer; if its head is lost this job ends, and the same command goes on"
+        in night.job.said
+    )
     night.theatre.again()
     night.start()
     night.others()

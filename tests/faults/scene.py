@@ -39,9 +39,15 @@ class Night:
     given: dict[str, Any] = field(default_factory=dict)  # of the config, as faults want it
     acts: dict[str, str] = field(default_factory=dict)  # what a worker does at a row
     moods: dict[str, str] = field(default_factory=dict)  # how the store answers for a row's picture
-    before: list[Callable[[], None]] = field(default_factory=list)  # what the job's process does first
-    wrong: dict[str, str] = field(default_factory=dict)  # rows that must end as errors, and a pattern of what they say
-    recoveries: dict[str, list[float]] = field(default_factory=dict)  # by fault: seconds until all goes on
+    before: list[Callable[[], None]] = field(
+        default_factory=list
+    )  # what the job's process does first
+    wrong: dict[str, str] = field(
+        default_factory=dict
+    )  # rows that must end as errors, and a pattern of what they say
+    recoveries: dict[str, list[float]] = field(
+        default_factory=dict
+    )  # by fault: seconds until all goes on
     fault: str = ""  # whose turn it is
 
     def __post_init__(self) -> None:
@@ -58,7 +64,10 @@ class Night:
         self.free = self.dice.sample(self.names, len(self.names))
         self.given = {"tracking_uri": self.theatre.mlflow, **given}
         with contextlib.ExitStack() as stack:
-            plots = [(fault.__name__, stack.enter_context(contextlib.closing(fault(self)))) for fault in faults]
+            plots = [
+                (fault.__name__, stack.enter_context(contextlib.closing(fault(self))))
+                for fault in faults
+            ]
 
             def act() -> None:
                 for self.fault, plot in plots:
@@ -77,7 +86,9 @@ class Night:
         """The command, again with the same."""
         log = self.folder / "log.txt"
         self.deaths, self.heard = 0, len(log.read_text()) if log.exists() else 0
-        self.job = Job(self.config(), log, partial(worker, self.folder, dict(self.acts)), list(self.before))
+        self.job = Job(
+            self.config(), log, partial(worker, self.folder, dict(self.acts)), list(self.before)
+        )
 
     def take(self, act: str = "", error: str = "") -> str:
         """A row that nothing else happens to; with an error it must end as one that says this."""
@@ -92,7 +103,12 @@ class Night:
         lines = []
         for number, name in enumerate(self.names):
             tiny.image(self.picture, self.picture, seed=number).save(self.folder / f"{name}.png")
-            line = {"id": name, "media": f"{name}.png", "question": "What is this?", "answers": ["a"]}
+            line = {
+                "id": name,
+                "media": f"{name}.png",
+                "question": "What is this?",
+                "answers": ["a"],
+            }
             lines.append(json.dumps(line) + "\n")
         (self.folder / "rows.jsonl").write_text("".join(lines))
 
@@ -123,7 +139,9 @@ class Night:
         """Wait for a moment in the middle of one of the next batches: the process that is at it."""
         had = len(self._begun())
         more = self.dice.randint(1, 3)
-        begun: list[Path] = self.job.until(lambda: (found := self._begun())[had + more - 1 :] and found, "a batch")
+        begun: list[Path] = self.job.until(
+            lambda: (found := self._begun())[had + more - 1 :] and found, "a batch"
+        )
         time.sleep(self.dice.uniform(0, 0.2))
         self._fell = time.monotonic()
         return int(begun[-1].name.partition("-")[2])
@@ -131,7 +149,9 @@ class Night:
     def others(self) -> None:
         """Wait until a process that was not there before is at a batch; how long it took is the recovery."""
         known = {path.name.partition("-")[2] for path in self._begun()}
-        self.job.until(lambda: {path.name.partition("-")[2] for path in self._begun()} - known, "recovery")
+        self.job.until(
+            lambda: {path.name.partition("-")[2] for path in self._begun()} - known, "recovery"
+        )
         self._recovered(time.monotonic() - self._fell)
 
     def _recovered(self, seconds: float) -> None:
@@ -143,7 +163,10 @@ class Night:
         line = re.compile(r"(\d+) workers died")
         with self.held():  # or the job could end before its next line
             self.job.until(
-                lambda: max(map(int, line.findall(self.job.said[self.heard :])), default=0) >= self.deaths,
+                lambda: (
+                    max(map(int, line.findall(self.job.said[self.heard :])), default=0)
+                    >= self.deaths
+                ),
                 "the progress line has its death",
             )
 
@@ -162,14 +185,18 @@ class Night:
     def mended(self, name: str) -> None:
         """How long after it happened to a row the row was answered, one way or the other."""
         fell = float((self.folder / "hits" / name).read_text())
-        answered = [row["answered_at"].timestamp() for row in self.answers() if row["row_id"] == name]
+        answered = [
+            row["answered_at"].timestamp() for row in self.answers() if row["row_id"] == name
+        ]
         self._recovered(max(0.0, max(answered) - fell))
 
     def answers(self) -> list[dict[str, Any]]:
         """All that was written, as anyone would read it."""
         files = [str(path) for path in self.output.glob("*/*.parquet")]
         columns = ["row_id", "point", "status", "error", "answered_at", "actor"]
-        found: list[dict[str, Any]] = pyarrow.dataset.dataset(files).to_table(columns=columns).to_pylist()
+        found: list[dict[str, Any]] = (
+            pyarrow.dataset.dataset(files).to_table(columns=columns).to_pylist()
+        )
         return found
 
     def count(self) -> Count:

@@ -47,7 +47,10 @@ class Store(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         if mood == "busy" and body:
-            self._send(503, b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>")
+            self._send(
+                503,
+                b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>",
+            )
             return
         if not file.is_file():
             self._send(404, b"")
@@ -61,7 +64,9 @@ class Store(BaseHTTPRequestHandler):
             data, status = data[int(first) : end + 1], 206
         self._send(status, data, body, cut=mood == "cut", **headers)
 
-    def _send(self, status: int, data: bytes, body: bool = True, cut: bool = False, **headers: str) -> None:
+    def _send(
+        self, status: int, data: bytes, body: bool = True, cut: bool = False, **headers: str
+    ) -> None:
         self.send_response(status)
         for name, value in {"Content-Length": str(len(data)), "ETag": '"x"', **headers}.items():
             self.send_header(name, value)
@@ -103,7 +108,11 @@ def store_slow(night: Night) -> Generator[None, None, None]:
 def store_mute(night: Night) -> Generator[None, None, None]:
     """It takes the question and never answers; --batch-timeout ends who reads."""
     night.given["batch_timeout"] = LIMIT
-    return _served(night, "mute", f"TimeoutError: the worker took longer than --batch-timeout {LIMIT:g} s each time")
+    return _served(
+        night,
+        "mute",
+        f"TimeoutError: the worker took longer than --batch-timeout {LIMIT:g} s each time",
+    )
 
 
 def store_busy(night: Night) -> Generator[None, None, None]:

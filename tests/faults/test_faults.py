@@ -39,4 +39,6 @@ def test_two_actors_on_two_machines_have_a_gpu_each(theatre: Theatre) -> None:
     seen = {path.name: path.read_text().split() for path in (night.folder / "devices").iterdir()}
     assert {row["actor"] for row in night.answers()} == set(seen)
     assert len({node for node, *_ in seen.values()}) == 2
-    assert [gpu for _, *gpu in seen.values()] == [["[0]", "0"]] * 2  # the first of its machine, and no other
+    assert [gpu for _, *gpu in seen.values()] == [
+        ["[0]", "0"]
+    ] * 2  # the first of its machine, and no other

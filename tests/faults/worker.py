@@ -53,7 +53,12 @@ def worker(folder: Path, acts: Mapping[str, str]) -> type[InferenceWorker]:
     def killed() -> None:
         os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does where memory is out
 
-    known: dict[str, Callable[[], None]] = {"raises": raises, "hangs": hangs, "memory": memory, "killed": killed}
+    known: dict[str, Callable[[], None]] = {
+        "raises": raises,
+        "hangs": hangs,
+        "memory": memory,
+        "killed": killed,
+    }
 
     class Hit(InferenceWorker):
         def load(self) -> None:
@@ -70,7 +75,9 @@ def worker(folder: Path, acts: Mapping[str, str]) -> type[InferenceWorker]:
                 time.sleep(0.05)
             return super().__call__(block)
 
-        def generate(self, section: Any, method: Any, rows: Sequence[Any], *more: Any, **given: Any) -> Any:
+        def generate(
+            self, section: Any, method: Any, rows: Sequence[Any], *more: Any, **given: Any
+        ) -> Any:
             names = [row.row_id for row in rows]
             if names != ["warm-up"]:
                 (folder / "busy" / f"{time.monotonic_ns():020}-{os.getpid()}").touch()

@@ -38,14 +38,19 @@ def test_the_models_are_of_the_real_shapes(name: str, bench: Any) -> None:
 @torch.inference_mode()
 @pytest.mark.parametrize(("name", "kept"), [("llava-1.5-7b", 64.0), ("video-llava-7b", 256.0)])
 def test_a_prefill_keeps_what_the_schedule_says(name: str, kept: float, bench: Any) -> None:
-    subject, point = bench.SUBJECTS[name], bench.Point(build("apet", budget=int(kept)), str(int(kept)))
+    subject, point = (
+        bench.SUBJECTS[name],
+        bench.Point(build("apet", budget=int(kept)), str(int(kept))),
+    )
     model = subject.make("tiny", CPU, "sdpa")
     inputs = subject.prompts(1, model)
     assert (inputs["input_ids"] == subject.placeholder).sum() == subject.visual + subject.inside
     assert inputs["input_ids"].shape[1] == subject.visual + subject.text
     points = [bench.Point(build("vanilla"), "full"), point]
     bench.measure(model, points, inputs, 1)
-    assert [each.kv_bytes for each in points] == [subject.kv_bytes(model, each.method, 1) for each in points]
+    assert [each.kv_bytes for each in points] == [
+        subject.kv_bytes(model, each.method, 1) for each in points
+    ]
     assert point.kept == str(subject.schedule(model, point.method))
     assert subject.schedule(model, point.method).average == kept
     vanilla, ours = bench.report(subject, model, points)
@@ -54,7 +59,9 @@ def test_a_prefill_keeps_what_the_schedule_says(name: str, kept: float, bench: A
     assert ours["decoder"]["limit"] > ours["prefill"]["limit"] > 1
 
 
-def test_a_rival_that_does_not_fit_ends_no_table(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rival_that_does_not_fit_ends_no_table(
+    bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def run(model: Any, point: Any, inputs: Any) -> None:
         if point.method.name == starved:
             raise torch.OutOfMemoryError("tried to allocate 20 GiB")
@@ -62,10 +69,16 @@ def test_a_rival_that_does_not_fit_ends_no_table(bench: Any, monkeypatch: pytest
 
     monkeypatch.setattr(sys.modules["jobs.bench.models"], "run", run)
     model = SimpleNamespace(device=CPU)
-    points = [bench.Point(build(name, budget="50%"), "50%") for name in ("vanilla", "fastv", "uniform")]
+    points = [
+        bench.Point(build(name, budget="50%"), "50%") for name in ("vanilla", "fastv", "uniform")
+    ]
     starved = "fastv"
     bench.measure(model, points, {}, 2)
-    assert [point.refused for point in points] == [None, "out of memory: tried to allocate 20 GiB", None]
+    assert [point.refused for point in points] == [
+        None,
+        "out of memory: tried to allocate 20 GiB",
+        None,
+    ]
     assert [len(point.prefill) for point in points] == [2, 0, 2]
     starved = "vanilla"  # which all others are measured against
     with pytest.raises(torch.OutOfMemoryError):
@@ -113,14 +126,30 @@ def test_the_table_says_what_was_reached(bench: Any) -> None:
     ]
     assert [row["reached"] for row in rows] == [True, False, True, False, True, None]
     lines = [bench.shown(row, gpu=True) for row in rows]
-    assert lines[0].split() == ["faster", "3.60", "x", ">=", "3.50", "x", "4.20", "x", "1.38", "x", "yes"]
+    assert lines[0].split() == [
+        "faster",
+        "3.60",
+        "x",
+        ">=",
+        "3.50",
+        "x",
+        "4.20",
+        "x",
+        "1.38",
+        "x",
+        "yes",
+    ]
     assert [line.split()[-1] for line in lines] == ["yes", "NO", "yes", "NO", "yes", "-"]
-    assert {bench.shown(row, gpu=False).split()[-1] for row in rows} == {"-"}  # the bars are for a GPU
+    assert {bench.shown(row, gpu=False).split()[-1] for row in rows} == {
+        "-"
+    }  # the bars are for a GPU
     assert all(len(line) <= len(bench.TITLE) for line in lines)
 
 
 @pytest.mark.parametrize(("gigabytes", "rows"), [(80, 64), (141, 128)])
-def test_a_large_gpu_is_given_more_rows(gigabytes: int, rows: int, bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_gpu_is_given_more_rows(
+    gigabytes: int, rows: int, bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     about = SimpleNamespace(total_memory=gigabytes * 10**9)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda gpu: about)
     monkeypatch.setattr(sys, "argv", ["bench_speed.py"])
@@ -186,6 +215,8 @@ def test_files_and_checkpoints(bench: Any, tmp_path: Path) -> None:
         recipe = PromptSpec(str(model), None, False, "manifest", "model", 8, None, None, 2)
         _, inputs = Preprocessor(recipe)(rows[0], manifest)
         found, _ = whole.load(str(model))
-        placeholder = found.config.video_token_index if kind == "video" else found.config.image_token_index
+        placeholder = (
+            found.config.video_token_index if kind == "video" else found.config.image_token_index
+        )
         assert (inputs["input_ids"] == placeholder).sum() == tokens
         assert len({row.media[0].path for row in rows}) == (2 if kind == "image" else 1)

@@ -19,7 +19,10 @@ MESSAGES = re.sub(r'"\s*\n\s*f?"', "", SOURCE)  # texts over several lines as on
 def test_every_message_is_one() -> None:
     section = GUIDE.split("## What goes wrong")[1].split("Exit status")[0]
     quoted = [
-        part for line in section.splitlines() if line.startswith("| ") for part in line.split(" | ")[0].split("`")[1::2]
+        part
+        for line in section.splitlines()
+        if line.startswith("| ")
+        for part in line.split(" | ")[0].split("`")[1::2]
     ]
     assert len(quoted) > 12
     for message in quoted:
@@ -31,8 +34,13 @@ def test_every_metric_is_one() -> None:
     named = set(re.findall(r"ray_(apet_\w+)", GUIDE))
     known = set(re.findall(r'metrics\.(?:Counter|Gauge)\("(apet_\w+)"', SOURCE))
     assert {name.removesuffix("_total") for name in named} == known
-    assert {name for name in named if name.endswith("_total")} == {"apet_rows_total", "apet_visual_tokens_total"}
-    for name in re.findall(r"`((?:system/)?[a-z_/]+)`", GUIDE.split("## What to watch")[1].split("Prometheus")[0]):
+    assert {name for name in named if name.endswith("_total")} == {
+        "apet_rows_total",
+        "apet_visual_tokens_total",
+    }
+    for name in re.findall(
+        r"`((?:system/)?[a-z_/]+)`", GUIDE.split("## What to watch")[1].split("Prometheus")[0]
+    ):
         assert f'"{name}"' in SOURCE, name
 
 
@@ -44,7 +52,10 @@ def test_every_file_is_named() -> None:
 
 
 def test_the_patience_is_the_plans() -> None:
-    [said] = re.findall(r"nothing for (\d+) minutes \(eight times `--batch-timeout`, (\d+) minutes at least\)", GUIDE)
+    [said] = re.findall(
+        r"nothing for (\d+) minutes \(eight times `--batch-timeout`, (\d+) minutes at least\)",
+        GUIDE,
+    )
     limit = parse("image", []).batch_timeout
     assert [60 * int(minutes) for minutes in said] == [patience(limit), patience(1)]
     assert patience(10 * limit) == 8 * 10 * limit
@@ -52,7 +63,11 @@ def test_the_patience_is_the_plans() -> None:
 
 def test_every_picture_is_shown_and_there() -> None:
     pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
-    shown = {page.parent / name for page in pages for name in re.findall(r"!\[[^]]*\]\(([^)]+)\)", page.read_text())}
+    shown = {
+        page.parent / name
+        for page in pages
+        for name in re.findall(r"!\[[^]]*\]\(([^)]+)\)", page.read_text())
+    }
     assert {path for path in shown if not path.exists()} == set()
     assert set((ROOT / "docs" / "pictures").iterdir()) <= shown
 

@@ -34,16 +34,40 @@ DOCKERFILE = (CLUSTER / "Dockerfile").read_text()
 COMPOSE = yaml.safe_load((CLUSTER / "compose.yaml").read_text())["services"]
 LAUNCHED = ("ray-aws.yaml", "ray-gcp.yaml")
 PINS = dict(
-    line.split(" ;")[0].split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line
+    line.split(" ;")[0].split("==")
+    for line in (ROOT / "constraints.txt").read_text().splitlines()
+    if "==" in line
 )
-SPOT = {"cloud.google.com/gke-spot", "kubernetes.azure.com/scalesetpriority", "spot"}  # taints of spot nodes
+SPOT = {
+    "cloud.google.com/gke-spot",
+    "kubernetes.azure.com/scalesetpriority",
+    "spot",
+}  # taints of spot nodes
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-VALUED = {"--constraint", "--requirements", "--extra", "--wheel-dir", "--editable"}  # pip's options with a value
+VALUED = {
+    "--constraint",
+    "--requirements",
+    "--extra",
+    "--wheel-dir",
+    "--editable",
+}  # pip's options with a value
 
 # Of KubeRay 1.6's resources, whose schema is in no package, the fields that are used here.
-RAYJOB = {"entrypoint", "backoffLimit", "shutdownAfterJobFinishes", "ttlSecondsAfterFinished", "submissionMode"}
+RAYJOB = {
+    "entrypoint",
+    "backoffLimit",
+    "shutdownAfterJobFinishes",
+    "ttlSecondsAfterFinished",
+    "submissionMode",
+}
 RAYJOB |= {"submitterPodTemplate", "rayClusterSpec"}
-RAYCLUSTER = {"rayVersion", "authOptions", "enableInTreeAutoscaling", "autoscalerOptions", "headGroupSpec"}
+RAYCLUSTER = {
+    "rayVersion",
+    "authOptions",
+    "enableInTreeAutoscaling",
+    "autoscalerOptions",
+    "headGroupSpec",
+}
 RAYCLUSTER |= {"workerGroupSpecs"}
 AUTOSCALER = {"version", "upscalingMode", "idleTimeoutSeconds", "resources", "securityContext"}
 HEAD = {"serviceType", "enableIngress", "rayStartParams", "template"}
@@ -54,7 +78,9 @@ def walk(value: Any) -> Iterator[Object]:
     """All mappings in a document."""
     if isinstance(value, dict):
         yield value
-    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+    for inner in (
+        value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    ):
         yield from walk(inner)
 
 
@@ -72,7 +98,9 @@ def cluster_of(objects: list[Object]) -> Object:
 def templates(objects: list[Object]) -> list[Object]:
     """The specs of all pods."""
     return [each["template"]["spec"] for each in walk(objects) if "template" in each] + [
-        each["submitterPodTemplate"]["spec"] for each in walk(objects) if "submitterPodTemplate" in each
+        each["submitterPodTemplate"]["spec"]
+        for each in walk(objects)
+        if "submitterPodTemplate" in each
     ]
 
 
@@ -92,10 +120,17 @@ def test_kustomize_says_the_same(leaf: str) -> None:
     program = shutil.which("kustomize") or shutil.which("kubectl")
     if program is None:
         pytest.skip("needs kustomize or kubectl")
-    command = [program, "build" if program.endswith("kustomize") else "kustomize", str(CLUSTER / "kuberay" / leaf)]
+    command = [
+        program,
+        "build" if program.endswith("kustomize") else "kustomize",
+        str(CLUSTER / "kuberay" / leaf),
+    ]
     said = yaml.safe_load_all(subprocess.run(command, capture_output=True, check=True).stdout)
     theirs = {(each["kind"], each["metadata"]["name"]): each for each in said}
-    assert theirs == {(each["kind"], each["metadata"]["name"]): each for each in render(CLUSTER / "kuberay" / leaf)}
+    assert theirs == {
+        (each["kind"], each["metadata"]["name"]): each
+        for each in render(CLUSTER / "kuberay" / leaf)
+    }
 
 
 def test_all_files_are_used() -> None:
@@ -103,7 +138,10 @@ def test_all_files_are_used() -> None:
     used = set()
     for file in (CLUSTER / "kuberay").rglob("kustomization.yaml"):
         said = yaml.safe_load(file.read_text())
-        used |= {(file.parent / name).resolve() for name in said.get("resources", []) + said.get("components", [])}
+        used |= {
+            (file.parent / name).resolve()
+            for name in said.get("resources", []) + said.get("components", [])
+        }
     leaves = {CLUSTER / "kuberay" / leaf for leaf in LEAVES}
     for path in (CLUSTER / "kuberay").rglob("*.yaml"):
         place = path.parent if path.name == "kustomization.yaml" else path
@@ -157,23 +195,35 @@ def test_what_is_named_is_there(objects: list[Object]) -> None:
     ]
     for each in objects:
         if each["kind"] in ("Service", "NetworkPolicy"):
-            wanted = each["spec"].get("selector", each["spec"].get("podSelector", {}).get("matchLabels", {}))
-            assert any(wanted.items() <= label.items() for label in labels), each["metadata"]["name"]
+            wanted = each["spec"].get(
+                "selector", each["spec"].get("podSelector", {}).get("matchLabels", {})
+            )
+            assert any(wanted.items() <= label.items() for label in labels), each["metadata"][
+                "name"
+            ]
     claimed = {
         each["metadata"]["name"]
         for each in chain.from_iterable(
-            each["spec"].get("volumeClaimTemplates", []) for each in objects if each["kind"] == "StatefulSet"
+            each["spec"].get("volumeClaimTemplates", [])
+            for each in objects
+            if each["kind"] == "StatefulSet"
         )
     }
     for pod in templates(objects):
         assert pod.get("serviceAccountName", "apet") in names["ServiceAccount"]
         for container in pod["containers"]:
-            assert {mount["name"] for mount in container.get("volumeMounts", [])} <= volumes(pod).keys() | claimed
+            assert {mount["name"] for mount in container.get("volumeMounts", [])} <= volumes(
+                pod
+            ).keys() | claimed
         for volume in volumes(pod).values():
             claim = volume.get("persistentVolumeClaim", {}).get("claimName")
             assert claim is None or claim in names["PersistentVolumeClaim"]
     text = yaml.safe_dump(objects)
-    assert set(re.findall(r"(?:http://|@)([a-z]+):[0-9]{4}", text)) == names["Service"] == {"mlflow", "postgres"}
+    assert (
+        set(re.findall(r"(?:http://|@)([a-z]+):[0-9]{4}", text))
+        == names["Service"]
+        == {"mlflow", "postgres"}
+    )
 
 
 def test_the_entry_point_runs(objects: list[Object]) -> None:
@@ -197,7 +247,9 @@ def test_the_entry_point_runs(objects: list[Object]) -> None:
             assert place.startswith((f"{mount}/", "s3://", "gs://")), f"{place} goes with the pods"
 
 
-def shared(monkeypatch: pytest.MonkeyPatch, machines: list[tuple[float, float]], *asked: Any) -> ClusterShare:
+def shared(
+    monkeypatch: pytest.MonkeyPatch, machines: list[tuple[float, float]], *asked: Any
+) -> ClusterShare:
     """What pipelines.inference.cluster makes of machines with so many CPUs and GPUs."""
     nodes = [{"Alive": True, "Resources": {"CPU": cpus, "GPU": gpus}} for cpus, gpus in machines]
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
@@ -233,7 +285,9 @@ def test_memory_holds_the_object_store(objects: list[Object]) -> None:
     for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
         pod = group["template"]["spec"]
         [container] = pod["containers"]
-        [shm] = [mount["name"] for mount in container["volumeMounts"] if mount["mountPath"] == "/dev/shm"]
+        [shm] = [
+            mount["name"] for mount in container["volumeMounts"] if mount["mountPath"] == "/dev/shm"
+        ]
         volume = volumes(pod)[shm]["emptyDir"]
         assert volume["medium"] == "Memory"
         assert float(group["rayStartParams"]["object-store-memory"]) <= amount(volume["sizeLimit"])
@@ -247,8 +301,13 @@ def test_spot_nodes_and_gpu_nodes_take_who_belongs_there(objects: list[Object]) 
     cluster = cluster_of(objects)
     head = cluster["headGroupSpec"]["template"]["spec"]
     assert "tolerations" not in head
-    [term] = head["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
-    refused = {(each["key"], each["operator"], *each.get("values", [])) for each in term["matchExpressions"]}
+    [term] = head["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"][
+        "nodeSelectorTerms"
+    ]
+    refused = {
+        (each["key"], each["operator"], *each.get("values", []))
+        for each in term["matchExpressions"]
+    }
     assert refused == {
         ("cloud.google.com/gke-spot", "DoesNotExist"),
         ("kubernetes.azure.com/scalesetpriority", "DoesNotExist"),
@@ -258,29 +317,44 @@ def test_spot_nodes_and_gpu_nodes_take_who_belongs_there(objects: list[Object]) 
     for group in cluster["workerGroupSpecs"]:
         pod = group["template"]["spec"]
         gpus = "nvidia.com/gpu" in pod["containers"][0]["resources"]["limits"]
-        assert {each["key"] for each in pod["tolerations"]} == SPOT | ({"nvidia.com/gpu"} if gpus else set())
+        assert {each["key"] for each in pod["tolerations"]} == SPOT | (
+            {"nvidia.com/gpu"} if gpus else set()
+        )
 
 
 def test_the_guide_changes_every_bucket(tmp_path: Path) -> None:
     [line] = re.findall("^sed -i .*$", (ROOT / "docs" / "cluster.md").read_text(), re.MULTILINE)
     shutil.copytree(CLUSTER, tmp_path / "cluster")
-    for command in (line, line.replace("s3://apet", "s3://BUCKET").replace("#s3://BUCKET#g", "#gs://mine#g")):
+    for command in (
+        line,
+        line.replace("s3://apet", "s3://BUCKET").replace("#s3://BUCKET#g", "#gs://mine#g"),
+    ):
         subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True)
-        text = "".join(yaml.safe_dump(render(tmp_path / "cluster" / "kuberay" / leaf)) for leaf in LEAVES)
+        text = "".join(
+            yaml.safe_dump(render(tmp_path / "cluster" / "kuberay" / leaf)) for leaf in LEAVES
+        )
         assert "s3://apet" not in text
-    assert set(re.findall(r"(\w+://\w+)/(?:mlflow|questions|images|results)", text)) == {"gs://mine"}
+    assert set(re.findall(r"(\w+://\w+)/(?:mlflow|questions|images|results)", text)) == {
+        "gs://mine"
+    }
 
 
 def test_secrets_are_secrets(objects: list[Object]) -> None:
-    assert not [each for each in objects if each["kind"] == "Secret"], "a Secret in a file is no secret"
+    assert not [each for each in objects if each["kind"] == "Secret"], (
+        "a Secret in a file is no secret"
+    )
     for variable in (each for each in walk(objects) if {"name", "value"} <= each.keys()):
-        assert not re.search("PASSWORD|TOKEN|SECRET|KEY", variable["name"]), f"{variable['name']} is in the file"
+        assert not re.search("PASSWORD|TOKEN|SECRET|KEY", variable["name"]), (
+            f"{variable['name']} is in the file"
+        )
     for service in COMPOSE.values():
         for name, value in service.get("environment", {}).items():
             if re.search("PASSWORD|TOKEN|SECRET|KEY", name):
                 assert value is None or value.startswith("${"), f"{name} is in the file"
     for path in (path for path in CLUSTER.rglob("*") if path.is_file()):
-        assert not re.search(r"://[^/\s@]*:[^/\s@]+@", path.read_text()), f"{path} has a password in a URI"
+        assert not re.search(r"://[^/\s@]*:[^/\s@]+@", path.read_text()), (
+            f"{path} has a password in a URI"
+        )
         assert not re.search(r"AKIA|-----BEGIN|hf_[A-Za-z0-9]{20}", path.read_text()), path
 
 
@@ -294,15 +368,22 @@ def test_nothing_is_open_to_the_world(objects: list[Object]) -> None:
     for pod in templates(objects):
         assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
         assert not [
-            port for container in pod["containers"] for port in container.get("ports", []) if "hostPort" in port
+            port
+            for container in pod["containers"]
+            for port in container.get("ports", [])
+            if "hostPort" in port
         ]
     for name in LAUNCHED:
         [start] = [
-            each for each in yaml.safe_load((CLUSTER / name).read_text())["head_start_ray_commands"] if "--head" in each
+            each
+            for each in yaml.safe_load((CLUSTER / name).read_text())["head_start_ray_commands"]
+            if "--head" in each
         ]
         assert re.findall("--dashboard-host=([^ ]*)", start) == ["127.0.0.1"]
     policies = [each["spec"] for each in objects if each["kind"] == "NetworkPolicy"]
-    assert all(sender for policy in policies for rule in policy["ingress"] for sender in rule["from"])
+    assert all(
+        sender for policy in policies for rule in policy["ingress"] for sender in rule["from"]
+    )
     for service in COMPOSE.values():
         assert "network_mode" not in service
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
@@ -312,7 +393,9 @@ def test_nothing_is_open_to_the_world(objects: list[Object]) -> None:
 def test_ray_opens_no_ssh_on_aws(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray makes a group with port 22 open to the world for each kind of machine that has none."""
     asked = []
-    monkeypatch.setattr(ray_on_aws, "_upsert_security_groups", lambda config, types: asked.append(types))
+    monkeypatch.setattr(
+        ray_on_aws, "_upsert_security_groups", lambda config, types: asked.append(types)
+    )
     config = yaml.safe_load((CLUSTER / "ray-aws.yaml").read_text())
     assert ray_on_aws._configure_security_group(config) is config
     assert not asked
@@ -326,7 +409,9 @@ def test_prometheus_finds_ray(objects: list[Object]) -> None:
         commands = config["head_start_ray_commands"] + config["worker_start_ray_commands"]
         assert all("--metrics-export-port=8080" in each for each in commands if "ray start" in each)
     for group in [cluster_of(objects)["headGroupSpec"], *cluster_of(objects)["workerGroupSpecs"]]:
-        assert group["rayStartParams"].get("metrics-export-port", "8080") == "8080"  # KubeRay's default
+        assert (
+            group["rayStartParams"].get("metrics-export-port", "8080") == "8080"
+        )  # KubeRay's default
     written = (CLUSTER / "kuberay" / "base" / "network.yaml").read_text()
     opened = list(yaml.safe_load_all(re.sub("^    # ", "    ", written, flags=re.MULTILINE)))
     for policy in opened:
@@ -340,23 +425,34 @@ def test_what_is_made_beside_the_code_stays_out_of_git(tmp_path: Path) -> None:
     """And of the image; the password's file is its owner's alone."""
     if (ROOT / ".git").exists():
         made = ["cluster/.env", ".env", "apet-70001.log", "ray-70001-n1.log"]
-        told = subprocess.run(["git", "-C", ROOT, "check-ignore", *made], capture_output=True, text=True, check=False)
+        told = subprocess.run(
+            ["git", "-C", ROOT, "check-ignore", *made], capture_output=True, text=True, check=False
+        )
         assert told.stdout.split() == made
         kept = ["git", "-C", ROOT, "ls-files", "--cached", "--ignored", "--exclude-standard"]
         assert subprocess.run(kept, capture_output=True, check=True).stdout == b""
     brought = [
-        line for line in (CLUSTER / "Dockerfile.dockerignore").read_text().splitlines() if not line.startswith("#")
+        line
+        for line in (CLUSTER / "Dockerfile.dockerignore").read_text().splitlines()
+        if not line.startswith("#")
     ]
     assert brought[0] == "*"
-    assert "**/.env" in brought[max(place for place, line in enumerate(brought) if line.startswith("!")) :]
+    assert (
+        "**/.env"
+        in brought[max(place for place, line in enumerate(brought) if line.startswith("!")) :]
+    )
     [command] = re.findall(
-        "^# +(cd cluster && .*POSTGRES_PASSWORD.*)$", (CLUSTER / "compose.yaml").read_text(), re.MULTILINE
+        "^# +(cd cluster && .*POSTGRES_PASSWORD.*)$",
+        (CLUSTER / "compose.yaml").read_text(),
+        re.MULTILINE,
     )
     (tmp_path / "cluster").mkdir()
     (tmp_path / "openssl").write_text("#!/bin/sh\necho secret\n")
     (tmp_path / "openssl").chmod(0o755)
     path = f"{tmp_path}:{os.environ['PATH']}"
-    subprocess.run(["sh", "-c", f"umask 022; {command}"], cwd=tmp_path, env={"PATH": path}, check=True)
+    subprocess.run(
+        ["sh", "-c", f"umask 022; {command}"], cwd=tmp_path, env={"PATH": path}, check=True
+    )
     written = tmp_path / "cluster" / ".env"
     assert written.read_text() == "POSTGRES_PASSWORD=secret\n"
     assert written.stat().st_mode & 0o777 == 0o600
@@ -371,12 +467,18 @@ def test_nobody_is_root(objects: list[Object]) -> None:
             assert container["securityContext"] == confined
             ours = container["image"].startswith("apet")
             assert pod["securityContext"]["runAsUser"] == (1000 if ours else 999)
-    assert cluster_of(objects).get("autoscalerOptions", {}).get("securityContext", confined) == confined
+    assert (
+        cluster_of(objects).get("autoscalerOptions", {}).get("securityContext", confined)
+        == confined
+    )
 
 
 def test_the_images_are_not_roots() -> None:
     stages = re.split(r"^FROM ", DOCKERFILE, flags=re.MULTILINE)[1:]
-    ends = {stage.split(" AS ")[1].split()[0]: re.findall(r"^USER (.*)$", stage, re.MULTILINE) for stage in stages}
+    ends = {
+        stage.split(" AS ")[1].split()[0]: re.findall(r"^USER (.*)$", stage, re.MULTILINE)
+        for stage in stages
+    }
     assert ends == {"flash": [], "mlflow": ["1000"], "apet": ["1000"]}
     for name, service in COMPOSE.items():
         assert service["cap_drop"] == ["ALL"]
@@ -401,21 +503,29 @@ def test_versions_agree(objects: list[Object]) -> None:
 def test_the_image_has_the_pinned_versions() -> None:
     """Every package that it names has its version there or in constraints.txt; one Python and one CUDA throughout."""
     commands = re.findall(
-        r"(?:uv pip|/pip|& pip|RUN pip) (?:install|wheel)((?:\\\n|.)*?)(?:$|&&)", DOCKERFILE, re.MULTILINE
+        r"(?:uv pip|/pip|& pip|RUN pip) (?:install|wheel)((?:\\\n|.)*?)(?:$|&&)",
+        DOCKERFILE,
+        re.MULTILINE,
     )
     assert len(commands) >= 7
     for command in commands:
         words = command.replace("\\\n", " ").split()
         values = {words[place + 1] for place, word in enumerate(words) if word in VALUED}
-        names = [word for word in words if re.fullmatch(r"[a-z][a-z0-9-]*", word) and word not in values]
+        names = [
+            word for word in words if re.fullmatch(r"[a-z][a-z0-9-]*", word) and word not in values
+        ]
         assert all(name in PINS for name in names), f"{names}: pin all of them"
         assert not names or "--constraint" in words
         assert not [word for word in words if re.search("[<>~]", word)]
     required = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
     [python] = set(re.findall(r"python:?(3\.[0-9]+)", DOCKERFILE))
-    assert tuple(map(int, python.split("."))) >= tuple(map(int, required.removeprefix(">=").split(".")))
+    assert tuple(map(int, python.split("."))) >= tuple(
+        map(int, required.removeprefix(">=").split("."))
+    )
     [cuda] = re.findall(r"ARG CUDA=([0-9.]+)", DOCKERFILE)
-    assert cuda.rpartition(".")[0] == PINS["cuda-toolkit"].rpartition(".")[0], "flash-attn needs the CUDA of PyTorch"
+    assert cuda.rpartition(".")[0] == PINS["cuda-toolkit"].rpartition(".")[0], (
+        "flash-attn needs the CUDA of PyTorch"
+    )
     brought = (CLUSTER / "Dockerfile.dockerignore").read_text().splitlines()
     assert all((ROOT / name.removeprefix("!")).exists() for name in brought if name.startswith("!"))
 
@@ -433,15 +543,23 @@ def test_the_image_knows_its_commit() -> None:
         assert "GIT_COMMIT=$(git rev-parse HEAD)" in (CLUSTER / file).read_text(), file
     assert COMPOSE["job"]["build"]["args"] == {"GIT_COMMIT": "${GIT_COMMIT:-}"}
     stage = DOCKERFILE.split(" AS apet\n")[1]
-    place, commit = re.findall("WORKDIR (.*)", stage), 'ARG GIT_COMMIT\nRUN echo "${GIT_COMMIT}" > COMMIT\n'
+    place, commit = (
+        re.findall("WORKDIR (.*)", stage),
+        'ARG GIT_COMMIT\nRUN echo "${GIT_COMMIT}" > COMMIT\n',
+    )
     assert place == ["/opt/apet"]
-    assert stage.index("COPY . .") < stage.index(commit), "layers before it would be made anew for each commit"
+    assert stage.index("COPY . .") < stage.index(commit), (
+        "layers before it would be made anew for each commit"
+    )
 
 
 @pytest.mark.parametrize("name", LAUNCHED)
 def test_ray_up_knows_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = yaml.safe_load((CLUSTER / name).read_text())
-    jsonschema.validate(config, json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text()))
+    jsonschema.validate(
+        config,
+        json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text()),
+    )
     types = config["available_node_types"]
     assert config["head_node_type"] in types
     assert config["max_workers"] >= sum(each.get("max_workers", 0) for each in types.values())
@@ -454,7 +572,9 @@ def test_ray_up_knows_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
             for each in types.values()
             for _ in range(each.get(count, 1))
         ]
-        found = shared(monkeypatch, machines, asked.actors, asked.gpus_per_actor, asked.cpus_per_actor)
+        found = shared(
+            monkeypatch, machines, asked.actors, asked.gpus_per_actor, asked.cpus_per_actor
+        )
         assert found.least * found.cpus + found.prepare_cpus <= sum(cpus for cpus, _ in machines)
     assert found.most == sum(gpus for _, gpus in machines)
     for command in config["head_start_ray_commands"] + config["worker_start_ray_commands"]:

@@ -15,7 +15,16 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 def test_there_are_three_examples() -> None:
     assert len(EXAMPLES) == 3
-    assert len([line for line in EXAMPLES[0].splitlines() if line and not line.startswith(("from", "import"))]) <= 8
+    assert (
+        len(
+            [
+                line
+                for line in EXAMPLES[0].splitlines()
+                if line and not line.startswith(("from", "import"))
+            ]
+        )
+        <= 8
+    )
 
 
 @pytest.mark.parametrize("example", EXAMPLES)

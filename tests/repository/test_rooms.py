@@ -13,11 +13,27 @@ from tests.support import ROOT
 ROOMS = ("apet", "pipelines", "jobs")  # each may import itself and those before it
 OUTSIDE = {  # what a room may import beside the standard library; `jobs` may import anything
     "apet": {"torch", "transformers", "triton"},
-    "pipelines": {"torch", "transformers", "ray", "pyarrow", "mlflow", "av", "PIL", "numpy", "yaml", "matplotlib"}
+    "pipelines": {
+        "torch",
+        "transformers",
+        "ray",
+        "pyarrow",
+        "mlflow",
+        "av",
+        "PIL",
+        "numpy",
+        "yaml",
+        "matplotlib",
+    }
     | {"safetensors", "tokenizers", "huggingface_hub"},
 }
 ONLY = {  # what few files may import, so that the others stay plain functions
-    "ray": {"pipelines/inference/worker.py", "pipelines/inference/cluster.py", "pipelines/inference/failure_tracker.py", "pipelines/inference/plan.py"},
+    "ray": {
+        "pipelines/inference/worker.py",
+        "pipelines/inference/cluster.py",
+        "pipelines/inference/failure_tracker.py",
+        "pipelines/inference/plan.py",
+    },
     "mlflow": {"demo/training/__main__.py", "pipelines/results/mlflow_experiment.py"},
     "triton": {"apet/core/kernels.py"},  # torch's builds without a GPU come without it
 }
@@ -47,7 +63,11 @@ def test_imports_point_one_way(path: Path) -> None:
 
 @pytest.mark.parametrize("package", ONLY)
 def test_a_few_files_know_of(package: str) -> None:
-    known = {str(path.relative_to(ROOT)) for path in FILES if package in imports(path) and "bench" not in path.name}
+    known = {
+        str(path.relative_to(ROOT))
+        for path in FILES
+        if package in imports(path) and "bench" not in path.name
+    }
     assert {path for path in known if not path.startswith("pipelines/judge/")} == ONLY[package]
 
 
@@ -61,7 +81,9 @@ def test_the_kernels_are_imported_when_they_are_used() -> None:
     """Inside functions: where Triton is missing, all else works."""
     for path in FILES:
         for node in ast.parse(path.read_text()).body:
-            assert "apet import kernels" not in ast.unparse(node) or isinstance(node, ast.FunctionDef), path
+            assert "apet import kernels" not in ast.unparse(node) or isinstance(
+                node, ast.FunctionDef
+            ), path
 
 
 def test_there_is_something_to_check() -> None:

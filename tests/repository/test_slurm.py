@@ -30,14 +30,27 @@ def slurm(tmp_path: Path) -> Any:
         (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
         (tmp_path / name).chmod(0o755)
     (tmp_path / "bound").write_text("fd00::5 10.0.0.1 172.17.0.1 \n")
-    given = {"SLURM_JOB_ID": "70001", "SLURM_JOB_NODELIST": "n[1-3]", "SLURM_SUBMIT_DIR": str(tmp_path)}
-    given |= {"SLURM_CPUS_PER_TASK": "8", "SLURM_GPUS_ON_NODE": "2", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    given = {
+        "SLURM_JOB_ID": "70001",
+        "SLURM_JOB_NODELIST": "n[1-3]",
+        "SLURM_SUBMIT_DIR": str(tmp_path),
+    }
+    given |= {
+        "SLURM_CPUS_PER_TASK": "8",
+        "SLURM_GPUS_ON_NODE": "2",
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+    }
 
     def run(job: str, *flags: str) -> tuple[int, list[str]]:
         (tmp_path / "job").write_text(job)
         command = ["bash", str(SCRIPT), *flags]
         done = subprocess.run(
-            command, env={**os.environ, **given}, capture_output=True, text=True, timeout=60, check=False
+            command,
+            env={**os.environ, **given},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
         )
         calls = tmp_path / "calls"
         return done.returncode, calls.read_text().splitlines() if calls.exists() else []
@@ -47,7 +60,9 @@ def slurm(tmp_path: Path) -> Any:
 
 def test_slurm_starts_all_runs_the_job_and_takes_all_down(slurm: Any) -> None:
     status, calls = slurm(
-        'echo "job $* at $RAY_ADDRESS with $RAY_AUTH_MODE $RAY_AUTH_TOKEN" >>calls; exit 3', "job.py", "-x"
+        'echo "job $* at $RAY_ADDRESS with $RAY_AUTH_MODE $RAY_AUTH_TOKEN" >>calls; exit 3',
+        "job.py",
+        "-x",
     )
     assert status == 3
     assert sorted(calls).count("ray ended") == 3
@@ -65,9 +80,15 @@ def test_slurm_starts_all_runs_the_job_and_takes_all_down(slurm: Any) -> None:
 
 @pytest.mark.parametrize(
     ("named", "address"),
-    [("127.0.1.1\n", "10.0.0.1"), ("::1 127.0.0.1\n", "10.0.0.1"), ("fe80::1 10.9.0.7\n", "10.9.0.7")],
+    [
+        ("127.0.1.1\n", "10.0.0.1"),
+        ("::1 127.0.0.1\n", "10.0.0.1"),
+        ("fe80::1 10.9.0.7\n", "10.9.0.7"),
+    ],
 )
-def test_slurm_finds_an_address_for_other_nodes(slurm: Any, tmp_path: Path, named: str, address: str) -> None:
+def test_slurm_finds_an_address_for_other_nodes(
+    slurm: Any, tmp_path: Path, named: str, address: str
+) -> None:
     (tmp_path / "named").write_text(named)
     status, calls = slurm('echo "job at $RAY_ADDRESS" >>calls', "job.py")
     assert status == 0
@@ -84,7 +105,10 @@ def test_slurm_goes_back_to_the_queue_when_its_time_is_over(slurm: Any) -> None:
     job = "trap 'echo told >>calls; kill $!; exit 130' TERM; kill -USR1 $PPID; sleep 60 & wait"
     status, calls = slurm(job, "job.py")
     assert status == 130
-    assert [call for call in calls if call in ("told", "requeue 70001")] == ["told", "requeue 70001"]
+    assert [call for call in calls if call in ("told", "requeue 70001")] == [
+        "told",
+        "requeue 70001",
+    ]
     assert calls.count("ray ended") == 3
 
 

@@ -68,16 +68,66 @@ def test_the_ear_hears(ear: Ear) -> None:
 
 def addresses(port: int) -> list[str]:
     """One port of this machine in all the ways that filters of addresses have missed, and other roads to it."""
-    hosts = ["127.0.0.1", "localhost", "2130706433", "0x7f000001", "0177.0.0.1", "127.1", "0", "[::1]"]
-    hosts += ["[::ffff:127.0.0.1]", "user@127.0.0.1", "host@127.0.0.1", "127.0.0.1.nip.io", "a.127.0.0.1.sslip.io"]
-    found = [f"{scheme}://{host}:{port}/a.jpg" for scheme in ("http", "HTTPS", "ftp") for host in hosts]
-    found += ["http://169.254.169.254/latest/meta-data/", "http://[fd00:ec2::254]/", "http://10.0.0.1/a.jpg"]
-    schemes = ("rtsp", "rtmp", "tcp", "udp", "gopher", "ldap", "smb", "ssh", "sftp", "hdfs", "abfss", "jar", "data")
+    hosts = [
+        "127.0.0.1",
+        "localhost",
+        "2130706433",
+        "0x7f000001",
+        "0177.0.0.1",
+        "127.1",
+        "0",
+        "[::1]",
+    ]
+    hosts += [
+        "[::ffff:127.0.0.1]",
+        "user@127.0.0.1",
+        "host@127.0.0.1",
+        "127.0.0.1.nip.io",
+        "a.127.0.0.1.sslip.io",
+    ]
+    found = [
+        f"{scheme}://{host}:{port}/a.jpg" for scheme in ("http", "HTTPS", "ftp") for host in hosts
+    ]
+    found += [
+        "http://169.254.169.254/latest/meta-data/",
+        "http://[fd00:ec2::254]/",
+        "http://10.0.0.1/a.jpg",
+    ]
+    schemes = (
+        "rtsp",
+        "rtmp",
+        "tcp",
+        "udp",
+        "gopher",
+        "ldap",
+        "smb",
+        "ssh",
+        "sftp",
+        "hdfs",
+        "abfss",
+        "jar",
+        "data",
+    )
     found += [f"{scheme}://127.0.0.1:{port}/a.jpg" for scheme in schemes]
-    found += [f"//127.0.0.1:{port}/a.jpg", f"\\\\127.0.0.1@{port}\\a.jpg", f"http:/127.0.0.1:{port}/a.jpg"]
-    overrides = (f"endpoint_override=127.0.0.1:{port}&scheme=http", f"endpoint_override=http://127.0.0.1:{port}")
-    found += [f"{scheme}://bucket/a.jpg?{each}" for scheme in ("s3", "S3", "gs", "gcs") for each in overrides]
-    return [*found, f"concat:http://127.0.0.1:{port}/a|b", f"subfile,,start,0,end,9,,:http://127.0.0.1:{port}/a"]
+    found += [
+        f"//127.0.0.1:{port}/a.jpg",
+        f"\\\\127.0.0.1@{port}\\a.jpg",
+        f"http:/127.0.0.1:{port}/a.jpg",
+    ]
+    overrides = (
+        f"endpoint_override=127.0.0.1:{port}&scheme=http",
+        f"endpoint_override=http://127.0.0.1:{port}",
+    )
+    found += [
+        f"{scheme}://bucket/a.jpg?{each}"
+        for scheme in ("s3", "S3", "gs", "gcs")
+        for each in overrides
+    ]
+    return [
+        *found,
+        f"concat:http://127.0.0.1:{port}/a|b",
+        f"subfile,,start,0,end,9,,:http://127.0.0.1:{port}/a",
+    ]
 
 
 @pytest.mark.parametrize("allow_outside", [False, True], ids=["careful", "trusting"])
@@ -93,7 +143,11 @@ def test_no_row_makes_anybody_ask_an_address(tmp_path: Path, ear: Ear, allow_out
 def test_no_medium_makes_anybody_ask_an_address_or_read_a_file(tmp_path: Path, ear: Ear) -> None:
     (tmp_path / "secret.mp4").write_bytes(samples.clip("mp4", "mpeg4"))
     (tmp_path / "secret.png").write_bytes(samples.saved(samples.noise(), "PNG"))
-    for target in (f"http://127.0.0.1:{ear.port}/a.mp4", f"file://{tmp_path}/secret.mp4", f"{tmp_path}/secret.mp4"):
+    for target in (
+        f"http://127.0.0.1:{ear.port}/a.mp4",
+        f"file://{tmp_path}/secret.mp4",
+        f"{tmp_path}/secret.mp4",
+    ):
         segments = f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{target}\n#EXT-X-ENDLIST\n"
         for text in (
             segments,
@@ -123,7 +177,11 @@ def test_no_medium_makes_anybody_ask_an_address_or_read_a_file(tmp_path: Path, e
 def claims(count: int) -> bytes:
     """A small MP4 that says it has so many frames."""
     data = bytearray(samples.clip("mp4", "mpeg4"))
-    for atom, *fields in ((b"stsz", 0, 1, count), (b"stts", 0, 1, count, 1), (b"stsc", 0, 1, 1, count, 1)):
+    for atom, *fields in (
+        (b"stsz", 0, 1, count),
+        (b"stts", 0, 1, count, 1),
+        (b"stsc", 0, 1, 1, count, 1),
+    ):
         struct.pack_into(f">{len(fields)}I", data, data.index(atom) + 4, *fields)
     return bytes(data)
 
@@ -144,7 +202,10 @@ def test_gigantic_frames() -> None:
         struct.pack_into("<HH", ivf, at + 3, 16383, 16383)
         at = ivf.find(b"\x9d\x01\x2a", at + 1)
     for data in (gif, ivf):
-        with bounded(1 << 30), pytest.raises(ValueError, match=r"pixels; at most|cut or damaged|no frames"):
+        with (
+            bounded(1 << 30),
+            pytest.raises(ValueError, match=r"pixels; at most|cut or damaged|no frames"),
+        ):
             videos.decode(bytes(data), 4)
     with bounded(1 << 30), pytest.raises(ValueError, match="too many pixels"):
         images.decode(bytes(gif))
@@ -161,13 +222,21 @@ def test_what_takes_too_much_memory_is_an_error_and_nothing_else() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the ceiling on memory is Linux's")
-def test_a_few_bytes_of_parquet_that_are_gigabytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_few_bytes_of_parquet_that_are_gigabytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One long text that all rows refer to: together they are 1 GB, each by itself is nothing."""
     rows = 20_000
-    long = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array(["q" * 50_000]))
-    table = pa.table({"id": [str(row) for row in range(rows)], "image": ["a.jpg"] * rows, "question": long})
+    long = pa.DictionaryArray.from_arrays(
+        pa.array([0] * rows, pa.int32()), pa.array(["q" * 50_000])
+    )
+    table = pa.table(
+        {"id": [str(row) for row in range(rows)], "image": ["a.jpg"] * rows, "question": long}
+    )
     path = tmp_path / "m.parquet"
-    pq.write_table(table, path, store_schema=False, dictionary_pagesize_limit=10_000_000, compression="zstd")
+    pq.write_table(
+        table, path, store_schema=False, dictionary_pagesize_limit=10_000_000, compression="zstd"
+    )
     assert path.stat().st_size < 200_000
     monkeypatch.setattr(parquet, "MOST", 128 << 20)
     manifest = Manifest.of(str(path))
@@ -186,7 +255,11 @@ def hostile(folder: Path) -> Path:
     """Code for all that can be loaded from a checkpoint. Returns what exists once any of it has run."""
     marker = folder.parent / "ran"
     (folder / "code.py").write_text(CODE.format(marker=str(marker)))
-    classes = {"AutoConfig": "Config", "AutoModelForImageTextToText": "Model", "AutoProcessor": "Processor"}
+    classes = {
+        "AutoConfig": "Config",
+        "AutoModelForImageTextToText": "Model",
+        "AutoProcessor": "Processor",
+    }
     classes |= {"AutoModelForCausalLM": "Model", "AutoModel": "Model"}
     classes |= {"AutoTokenizer": "Processor", "AutoImageProcessor": "Processor"}
     for path in folder.glob("*config.json"):
@@ -212,7 +285,10 @@ def test_code_of_a_judge_does_not_run(tmp_path: Path) -> None:
     transformers.LlamaForCausalLM(transformers.LlamaConfig(**tiny._TEXT)).save_pretrained(folder)
     tiny.tokenizer(begin=True).save_pretrained(folder)
     marker = hostile(folder)
-    assert type(Reader(str(folder), None, gpu=False, threads=None).model) is transformers.LlamaForCausalLM
+    assert (
+        type(Reader(str(folder), None, gpu=False, threads=None).model)
+        is transformers.LlamaForCausalLM
+    )
     own = {"model_type": "its own", "auto_map": {"AutoConfig": "code.Config"}}
     (folder / "config.json").write_text(json.dumps(own))
     with pytest.raises(ValueError, match="trust_remote_code"):
@@ -230,7 +306,9 @@ class Bang:
         return Path.touch, (self.marker,)
 
 
-@pytest.mark.parametrize("names", [("pytorch_model.bin",), ("pytorch_model.bin", "training_args.bin", "adapter.pt")])
+@pytest.mark.parametrize(
+    "names", [("pytorch_model.bin",), ("pytorch_model.bin", "training_args.bin", "adapter.pt")]
+)
 def test_pickles_of_a_checkpoint_are_not_read(tmp_path: Path, names: tuple[str, ...]) -> None:
     folder = tiny.save("llava", tmp_path / "model")
     for name in names:
@@ -258,15 +336,37 @@ print("listens on", *sorted(found), "with", os.environ.get("RAY_AUTH_MODE"))
 
 
 def test_what_a_job_starts_listens_to_this_machine_alone(tmp_path: Path) -> None:
-    given = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {"HOME": str(tmp_path)}
+    given = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {
+        "HOME": str(tmp_path)
+    }
     done = subprocess.run(
-        [sys.executable, "-c", LISTENING], env=given, capture_output=True, text=True, check=False, timeout=180
+        [sys.executable, "-c", LISTENING],
+        env=given,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=180,
     )
-    assert done.stdout.splitlines()[-1] == "listens on 127.0.0.1 ::ffff:127.0.0.1 with token", done.stderr
+    assert done.stdout.splitlines()[-1] == "listens on 127.0.0.1 ::ffff:127.0.0.1 with token", (
+        done.stderr
+    )
 
 
 MARKUP = "<script>alert(1)</script><img src=x onerror=alert(1)>"
-FORMULAS = ("=1+1", "+1", "-1", "@SUM(1)", "\t=1", "\r=1", "\n=1", " =1", "\uff1d1+1", "\uff0b1", "\uff0d1", "\uff201")
+FORMULAS = (
+    "=1+1",
+    "+1",
+    "-1",
+    "@SUM(1)",
+    "\t=1",
+    "\r=1",
+    "\n=1",
+    " =1",
+    "\uff1d1+1",
+    "\uff0b1",
+    "\uff0d1",
+    "\uff201",
+)
 
 
 def test_no_name_of_anything_is_markup_or_a_formula(tmp_path: Path) -> None:
@@ -275,13 +375,28 @@ def test_no_name_of_anything_is_markup_or_a_formula(tmp_path: Path) -> None:
     for point, right in (("vanilla", 12), ("apet", 6), ("random", 0)):
         rows = []
         for at, text in enumerate(evil):
-            asked = {"row_id": text, "question": text, "type": text, "media": [text], "reference": [text]}
+            asked = {
+                "row_id": text,
+                "question": text,
+                "type": text,
+                "media": [text],
+                "reference": [text],
+            }
             rows.append({**asked, "prediction": text, "correct": at < right})
             rows.append({**asked, "row_id": f"{text}torn", "status": "error", "error": text})
-        folder = reported.run(tmp_path, "manifest", point, rows, budget=None if point == "vanilla" else "64", model="m")
+        folder = reported.run(
+            tmp_path,
+            "manifest",
+            point,
+            rows,
+            budget=None if point == "vanilla" else "64",
+            model="m",
+        )
         record = RunRecord.load(folder)
         record.point["name"] = record.point["name"].replace("random", evil[0])
-        record.point["method"] = record.identity["method"] = record.point["method"].replace("random", evil[1])
+        record.point["method"] = record.identity["method"] = record.point["method"].replace(
+            "random", evil[1]
+        )
         record.tags["model"] = evil[2]
         record.save(folder)
     report([str(tmp_path)])

@@ -28,7 +28,13 @@ from tests.support import tiny
 pytestmark = pytest.mark.filterwarnings("default")  # Ray and MLflow warn of themselves
 BIRD = "canary"  # all of them begin with it
 ENVIRONMENT = (
-    *("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"),
+    *(
+        "AWS_SECRET_ACCESS_KEY",
+        "AWS_SESSION_TOKEN",
+        "HF_TOKEN",
+        "MLFLOW_TRACKING_PASSWORD",
+        "MLFLOW_TRACKING_TOKEN",
+    ),
     *(KEY, "RAY_AUTH_TOKEN", "OPENAI_API_KEY", "DATABRICKS_TOKEN"),
 )
 QUESTION = "What is in this picture of a kestrel?"  # no secret, but nothing for a log
@@ -42,9 +48,15 @@ def parrot() -> Iterator[str]:
         def do_POST(self) -> None:
             asked = self.rfile.read(int(self.headers["Content-Length"])).decode()
             heard = f"{self.path} {list(self.headers.items())}"
-            reply = f'{{"pred": "yes", "score": 4}} of a kestrel {heard}' if "kestrel? 1" in asked else heard
+            reply = (
+                f'{{"pred": "yes", "score": 4}} of a kestrel {heard}'
+                if "kestrel? 1" in asked
+                else heard
+            )
             choice = {"message": {"role": "assistant", "content": reply}}
-            data = json.dumps({"model": f"judge {self.headers['Authorization']}", "choices": [choice]}).encode()
+            data = json.dumps(
+                {"model": f"judge {self.headers['Authorization']}", "choices": [choice]}
+            ).encode()
             self.send_response(200)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
@@ -54,7 +66,9 @@ def parrot() -> Iterator[str]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
+    ).start()
     yield f"http://127.0.0.1:{server.server_port}/v1"
     server.shutdown()
     server.server_close()
@@ -122,9 +136,18 @@ def test_no_secret_gets_out(
         actors=(1, 1),
     )
     assert run(job) == 0
-    [answered] = {path.split("/")[2] for path, _ in written("apet/results", system) if path.endswith(".parquet")}
+    [answered] = {
+        path.split("/")[2]
+        for path, _ in written("apet/results", system)
+        if path.endswith(".parquet")
+    }
     folder = Folder.of(output).child(answered)
-    judge = Endpoint(f"{parrot}?api-key={BIRD}-judge-query", "gpt", cache=Folder.of(str(tmp_path / "cache")), tries=1)
+    judge = Endpoint(
+        f"{parrot}?api-key={BIRD}-judge-query",
+        "gpt",
+        cache=Folder.of(str(tmp_path / "cache")),
+        tries=1,
+    )
     print(judge_run(folder, judge))
     report([output])
     assert replay(output, f"sqlite:///{tmp_path}/mlflow.db", "apet")

@@ -26,7 +26,9 @@ STEPS = 3
 CLOSE = {"rtol": 0, "atol": 1e-4}
 REFUSED = {("llava_onevision", "visionzip")}  # its tokens are no patches of the tower
 FEW = ("apet", "sparsevlm", "tome")  # at encoder and decoder, at several layers, inside the tower
-PAIRS = [(family, name) for family in tiny.FAMILIES for name in METHODS if (family, name) not in REFUSED]
+PAIRS = [
+    (family, name) for family in tiny.FAMILIES for name in METHODS if (family, name) not in REFUSED
+]
 EITHER = pytest.mark.parametrize("family", tiny.FAMILIES)
 EVERY = pytest.mark.parametrize(("family", "name"), PAIRS)
 
@@ -35,7 +37,10 @@ def rows(family: str) -> list[dict[str, Any]]:
     """Unequal in everything: one picture, two, none, and a video with a picture behind it."""
     found = [
         {"text": "What is this?", "images": [tiny.image(30, 20, 1)]},
-        {"text": "Describe both in detail", "images": [tiny.image(50, 20, 2), tiny.image(24, 44, 3)]},
+        {
+            "text": "Describe both in detail",
+            "images": [tiny.image(50, 20, 2), tiny.image(24, 44, 3)],
+        },
         {"text": "No picture, only words, and more of them than most rows have tokens. " * 2},
     ]
     if family in tiny.VIDEO_FAMILIES:
@@ -84,7 +89,9 @@ def repeated(family: str) -> BatchFeature:
 def make(name: str, family: str, budget: int | str | None = None) -> Method:
     """With a budget that every method can meet: in six layers with DeepStack, the first three see all tokens."""
     if budget is None:
-        budget = "70%" if family == "qwen3_vl" and issubclass(METHODS[name], DecoderMethod) else "40%"
+        budget = (
+            "70%" if family == "qwen3_vl" and issubclass(METHODS[name], DecoderMethod) else "40%"
+        )
     small = {"basis": 4} if "basis" in {field.name for field in fields(METHODS[name])} else {}
     return METHODS[name](budget=budget, **small)
 
@@ -95,11 +102,17 @@ class Answer(NamedTuple):
     cache: list[Tensor]  # the keys of each layer
 
 
-def generate(model: PreTrainedModel, inputs: BatchFeature, steps: int = STEPS, **more: Any) -> Answer:
+def generate(
+    model: PreTrainedModel, inputs: BatchFeature, steps: int = STEPS, **more: Any
+) -> Answer:
     options = {"max_new_tokens": steps, "min_new_tokens": steps, **more}
     out = model.generate(**inputs, **options, return_dict_in_generate=True, output_logits=True)
     ids = out.sequences[:, inputs["input_ids"].shape[1] :]
-    keys = [layer.keys for layer in out.past_key_values.layers] if out.past_key_values is not None else []
+    keys = (
+        [layer.keys for layer in out.past_key_values.layers]
+        if out.past_key_values is not None
+        else []
+    )
     return Answer(ids, torch.stack(out.logits, dim=1), keys)
 
 
@@ -107,7 +120,9 @@ def generate(model: PreTrainedModel, inputs: BatchFeature, steps: int = STEPS, *
 def prompt(model: PreTrainedModel, inputs: BatchFeature) -> Answer:
     """The first token alone, as `generate` above chooses it: no placeholder, and not the end."""
     out = model(**inputs, use_cache=True, logits_to_keep=1)
-    never = torch.tensor([*model.generation_config.suppress_tokens, model.generation_config.eos_token_id])
+    never = torch.tensor(
+        [*model.generation_config.suppress_tokens, model.generation_config.eos_token_id]
+    )
     ids = out.logits.index_fill(-1, never, -torch.inf).argmax(dim=-1)
     return Answer(ids, out.logits, [layer.keys for layer in out.past_key_values.layers])
 

@@ -35,7 +35,21 @@ from tests.support import samples
 Read = Callable[[random.Random, Path], None]
 MEMORY = 4 << 30  # bytes that a case may ask for, beside what the process has anyway
 SILENCE = 60.0  # seconds for one case, on a machine that does other things as well
-EDGES = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 2**63 - 1, 2**64 - 1)
+EDGES = (
+    0,
+    1,
+    0x7F,
+    0x80,
+    0xFF,
+    0x7FFF,
+    0x8000,
+    0xFFFF,
+    0x7FFFFFFF,
+    0x80000000,
+    0xFFFFFFFF,
+    2**63 - 1,
+    2**64 - 1,
+)
 
 WORDS = (b"-1", b"99999999999", b"1e999", b"\0", b"[[[[", b'"', b"\xff\xfe", b"NaN", b"\n")
 
@@ -51,7 +65,9 @@ def mutated(data: bytes, other: bytes, rng: random.Random) -> bytes:
             held[at : at + 1] = bytes([rng.randrange(256)])
         elif act == 2:
             size = rng.choice((1, 2, 4, 8))
-            held[at : at + size] = (rng.choice(EDGES) % 256**size).to_bytes(size, rng.choice(("little", "big")))
+            held[at : at + size] = (rng.choice(EDGES) % 256**size).to_bytes(
+                size, rng.choice(("little", "big"))
+            )
         elif act == 3:
             del held[at : at + length]
         elif act == 4:
@@ -189,7 +205,9 @@ def fuzz(kind: str, first: int, cases: int, silence: float = SILENCE) -> Result:
         while first < last:
             given = [sys.executable, __file__, "--worker", folder, "--kinds", kind]
             given += ["--first", str(first), "--cases", str(last - first)]
-            with subprocess.Popen(given, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            with subprocess.Popen(
+                given, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            ) as process:
                 first = _followed(process, first, result, silence)
     return result
 
@@ -200,7 +218,9 @@ def _followed(process: subprocess.Popen[str], first: int, result: Result, silenc
     assert process.stdout is not None
     assert process.stderr is not None
     out, said = process.stdout, process.stderr
-    threading.Thread(target=lambda: [heard.put(line) for line in chain(out, [""])], daemon=True).start()
+    threading.Thread(
+        target=lambda: [heard.put(line) for line in chain(out, [""])], daemon=True
+    ).start()
     noise: list[str] = []
     threading.Thread(target=lambda: noise.extend(said), daemon=True).start()
     number, under_way = first, False
@@ -221,18 +241,29 @@ def _followed(process: subprocess.Popen[str], first: int, result: Result, silenc
             break
     code = process.wait()
     if not under_way and code:
-        raise RuntimeError(f"the worker ended with {code} outside of any case: {''.join(noise)[-2000:]}")
+        raise RuntimeError(
+            f"the worker ended with {code} outside of any case: {''.join(noise)[-2000:]}"
+        )
     if under_way:
-        how = f"no answer in {silence:g} s" if code == -signal.SIGKILL else f"the process ended with {code}"
+        how = (
+            f"no answer in {silence:g} s"
+            if code == -signal.SIGKILL
+            else f"the process ended with {code}"
+        )
         result.findings.append((number, how))
         number += 1
     return number
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "--kinds", nargs="+", choices=list(KINDS), default=[kind for kind in KINDS if kind != "crashes"]
+        "--kinds",
+        nargs="+",
+        choices=list(KINDS),
+        default=[kind for kind in KINDS if kind != "crashes"],
     )
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--cases", type=int, default=1000)

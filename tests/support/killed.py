@@ -12,7 +12,9 @@ from pathlib import Path
 from tests.support import ROOT
 
 
-def kill(command: Sequence[str], output: Path, parts: int, how: signal.Signals = signal.SIGKILL) -> int:
+def kill(
+    command: Sequence[str], output: Path, parts: int, how: signal.Signals = signal.SIGKILL
+) -> int:
     """Run a command of this repository, and kill it once so many parts of answers lie below `output`: its status."""
     log = output.with_suffix(".txt")
     with log.open("w") as said:

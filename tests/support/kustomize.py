@@ -31,13 +31,21 @@ def _applied(folder: Path, objects: list[Object]) -> list[Object]:
         assert path.exists(), f"{file}: {name} is not there"
         new = render(path) if path.is_dir() else list(yaml.safe_load_all(path.read_text()))
         names = {_name(each) for each in objects}
-        assert not names & {_name(each) for each in new}, f"{file}: {name} has objects that are there already"
+        assert not names & {_name(each) for each in new}, (
+            f"{file}: {name} has objects that are there already"
+        )
         objects = objects + new
     for name in said.get("components", []):
         objects = _applied((folder / name).resolve(), objects)
     for patch in said.get("patches", []):
-        targets = [each for each in objects if _name(each) == (patch["target"]["kind"], patch["target"]["name"])]
-        assert len(targets) == 1, f"{file}: the patch of {patch['target']} fits {len(targets)} objects"
+        targets = [
+            each
+            for each in objects
+            if _name(each) == (patch["target"]["kind"], patch["target"]["name"])
+        ]
+        assert len(targets) == 1, (
+            f"{file}: the patch of {patch['target']} fits {len(targets)} objects"
+        )
         change = yaml.safe_load(patch["patch"])
         if isinstance(change, list):
             for step in change:
@@ -50,7 +58,11 @@ def _applied(folder: Path, objects: list[Object]) -> list[Object]:
         source = replacement["source"]
         [found] = [each for each in objects if _name(each) == (source["kind"], source["name"])]
         for target in replacement["targets"]:
-            [into] = [each for each in objects if _name(each) == (target["select"]["kind"], target["select"]["name"])]
+            [into] = [
+                each
+                for each in objects
+                if _name(each) == (target["select"]["kind"], target["select"]["name"])
+            ]
             for place in target["fieldPaths"]:
                 *above, last = place.split(".")
                 holder = _at(into, above)

@@ -46,7 +46,9 @@ def errors(tokens: Array, basis: list[int]) -> Array:
     return np.linalg.norm(tokens - weights.T @ tokens[basis], axis=1)
 
 
-def apet(tokens: Array, keep: int, size: int = 10, merge: bool = True, basis: list[int] | None = None) -> Answer:
+def apet(
+    tokens: Array, keep: int, size: int = 10, merge: bool = True, basis: list[int] | None = None
+) -> Answer:
     count = len(tokens)
     if keep >= count:
         return Answer(tokens, list(range(count)), np.zeros(count), [])
@@ -61,7 +63,9 @@ def apet(tokens: Array, keep: int, size: int = 10, merge: bool = True, basis: li
     for other in range(count) if merge else []:
         if other not in groups:
             length = norms[other] * norms[index]
-            cosine = np.divide(tokens[index] @ tokens[other], length, out=np.zeros(keep), where=length > 0)
+            cosine = np.divide(
+                tokens[index] @ tokens[other], length, out=np.zeros(keep), where=length > 0
+            )
             groups[index[first_best(cosine, 1.0, list(range(keep)))]].append(other)
     merged = np.stack([tokens[groups[place]].mean(axis=0) for place in index])
     return Answer(merged, index, error, basis)

@@ -36,16 +36,45 @@ def run(
     spent = {"budget": budget} if budget else {}
     shown = [f"{key}{value}" for key, value in (options or {}).items()]
     point = "-".join([method, *spent.values(), *shown]).replace("%", "pct")
-    known = {"model": f"sha256:{model}", "attn": "packed", "benchmark": benchmark, "split": "test", **identity}
+    known = {
+        "model": f"sha256:{model}",
+        "attn": "packed",
+        "benchmark": benchmark,
+        "split": "test",
+        **identity,
+    }
     kernel = f"-{identity['attn']}" if identity.get("attn") else ""
     name = f"{benchmark}-{model}{kernel}-{point}-0a1b2c3d"
     folder = Folder.of(str(output)).child(name)
     table = pa.Table.from_pylist(
         [
-            {"benchmark": benchmark, "split": "test", "model": model, "method": method, "point": point, "run_id": name}
-            | {"budget": float(budget) if budget and budget.isdigit() else 576.0, "visual_tokens_in": 576}
-            | {"status": "ok", "question": "?", "reference": ["yes"], "options": [], "meta": [], "batch_rows": 4}
-            | {"prefill_ms": 10.0, "decode_ms": 5.0, "compress_ms": 1.0, "new_tokens": 2, "prediction": "so it is"}
+            {
+                "benchmark": benchmark,
+                "split": "test",
+                "model": model,
+                "method": method,
+                "point": point,
+                "run_id": name,
+            }
+            | {
+                "budget": float(budget) if budget and budget.isdigit() else 576.0,
+                "visual_tokens_in": 576,
+            }
+            | {
+                "status": "ok",
+                "question": "?",
+                "reference": ["yes"],
+                "options": [],
+                "meta": [],
+                "batch_rows": 4,
+            }
+            | {
+                "prefill_ms": 10.0,
+                "decode_ms": 5.0,
+                "compress_ms": 1.0,
+                "new_tokens": 2,
+                "prediction": "so it is",
+            }
             | row
             for row in rows
         ],
@@ -56,7 +85,9 @@ def run(
         sink = pa.BufferOutputStream()
         pq.write_table(table.slice(part * size, size), sink)
         folder.write(f"answers-{part}.parquet", sink.getvalue().to_pybytes())
-    record = RunRecord(name, state=state, metrics=metrics or {}, config={"seed": seed, "limit": limit})
+    record = RunRecord(
+        name, state=state, metrics=metrics or {}, config={"seed": seed, "limit": limit}
+    )
     record.point = {"name": point, "method": method, **spent, **(options or {})}
     record.identity = {**known, "method": method, "options": {**spent, **(options or {})}}
     record.tags = {"model": model, "benchmark": benchmark, **(tags or {})}
@@ -71,10 +102,18 @@ def rows_of(benchmark: str, seed: int, right: float, count: int = 120) -> list[d
     found = []
     for number in range(count):
         row = _question(benchmark, number)
-        row |= {"correct": dice.random() < right, "prefill_ms": dice.uniform(5, 50), "decode_ms": dice.uniform(5, 50)}
+        row |= {
+            "correct": dice.random() < right,
+            "prefill_ms": dice.uniform(5, 50),
+            "decode_ms": dice.uniform(5, 50),
+        }
         row |= {"compress_ms": dice.uniform(0, 2), "peak_memory_bytes": dice.randrange(2**33)}
         if dice.random() < 0.05:
-            row |= {"status": "error", "error": f"OSError: file {number} is torn: at 3", "correct": None}
+            row |= {
+                "status": "error",
+                "error": f"OSError: file {number} is torn: at 3",
+                "correct": None,
+            }
             row |= {"prefill_ms": None, "decode_ms": None, "compress_ms": None, "prediction": None}
         if dice.random() > 0.03:
             found.append(row)
@@ -85,7 +124,11 @@ def _question(benchmark: str, number: int) -> dict[str, Any]:
     """As the benchmarks have them: ids that say what counts together, splits, subtasks, what is about an image."""
     if benchmark in ("mmbench", "mmbench_cn"):
         base = number // 4
-        return {"row_id": str(base + 1_000_000 * (number % 4)), "media": [f"sha256:{base}"], "type": "color"}
+        return {
+            "row_id": str(base + 1_000_000 * (number % 4)),
+            "media": [f"sha256:{base}"],
+            "type": "color",
+        }
     if benchmark == "mme":
         subtask, image = ("existence", "OCR")[number % 4 // 2], number // 4
         name = f"{subtask}/{image:03}"
@@ -93,8 +136,22 @@ def _question(benchmark: str, number: int) -> dict[str, Any]:
     if benchmark == "pope":
         split = ("adversarial", "popular", "random")[number % 3]
         label = ("yes", "no")[number // 3 % 2]
-        return {"row_id": f"{split}/{number:04}", "media": [f"{number // 6}.jpg"], "type": split, "reference": [label]}
+        return {
+            "row_id": f"{split}/{number:04}",
+            "media": [f"{number // 6}.jpg"],
+            "type": split,
+            "reference": [label],
+        }
     if benchmark == "scienceqa":
         meta = [("image", ("yes", "no")[number % 2]), ("grade", "3")]
-        return {"row_id": f"{number:04}", "media": [f"{number}.png"], "type": "natural science", "meta": meta}
-    return {"row_id": f"{number:04}", "media": [f"{number // 3}.png"], "type": ("colour", "count")[number % 2]}
+        return {
+            "row_id": f"{number:04}",
+            "media": [f"{number}.png"],
+            "type": "natural science",
+            "meta": meta,
+        }
+    return {
+        "row_id": f"{number:04}",
+        "media": [f"{number // 3}.png"],
+        "type": ("colour", "count")[number % 2],
+    }

@@ -49,7 +49,9 @@ PIXELS = {"gif": "rgb8", "mjpeg": "yuvj420p", "prores": "yuv422p10le"}
 
 
 def noise(size: tuple[int, int] = (48, 32)) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(0).integers(0, 255, (*size[::-1], 3), dtype=np.uint8))
+    return Image.fromarray(
+        np.random.default_rng(0).integers(0, 255, (*size[::-1], 3), dtype=np.uint8)
+    )
 
 
 def saved(picture: Image.Image, format: str, **options: Any) -> bytes:
@@ -62,7 +64,10 @@ def images() -> list[bytes]:
     picture = noise()
     exif = Image.Exif()
     exif[0x0112], exif[0x010E] = 6, "a camera"
-    several: dict[str, Any] = {"save_all": True, "append_images": [picture.rotate(90), picture.rotate(180)]}
+    several: dict[str, Any] = {
+        "save_all": True,
+        "append_images": [picture.rotate(90), picture.rotate(180)],
+    }
     deep = Image.fromarray(np.arange(48 * 32, dtype=np.uint16).reshape(32, 48) * 40)
     real = Image.fromarray(np.linspace(0, 1, 48 * 32, dtype=np.float32).reshape(32, 48))
     clear = picture.convert("RGBA")
@@ -80,7 +85,10 @@ def images() -> list[bytes]:
         saved(picture, "GIF", **several),
         saved(picture, "BMP"),
         saved(picture.quantize(16), "BMP"),
-        *(saved(picture, "TIFF", compression=how) for how in ("raw", "tiff_lzw", "tiff_adobe_deflate", "jpeg")),
+        *(
+            saved(picture, "TIFF", compression=how)
+            for how in ("raw", "tiff_lzw", "tiff_adobe_deflate", "jpeg")
+        ),
         saved(real, "TIFF"),
         saved(clear, "AVIF", quality=50),
         saved(picture, "JPEG2000"),
@@ -116,9 +124,17 @@ def manifests() -> list[tuple[str, bytes]]:
         writer = csv.writer(text, delimiter=delimiter)
         writer.writerow(RECORDS[0])
         for record in RECORDS:
-            writer.writerow([json.dumps(cell) if isinstance(cell, list | dict) else cell for cell in record.values()])
+            writer.writerow(
+                [
+                    json.dumps(cell) if isinstance(cell, list | dict) else cell
+                    for cell in record.values()
+                ]
+            )
         found.append((suffix, text.getvalue().encode()))
-    rows = [{**record, "image": {"bytes": b"\xff\xd8" * 20, "path": record["image"]}} for record in RECORDS]
+    rows = [
+        {**record, "image": {"bytes": b"\xff\xd8" * 20, "path": record["image"]}}
+        for record in RECORDS
+    ]
     for compression in ("none", "snappy", "zstd", "gzip"):
         sink = pa.BufferOutputStream()
         pq.write_table(pa.Table.from_pylist(rows), sink, row_group_size=5, compression=compression)
@@ -128,7 +144,10 @@ def manifests() -> list[tuple[str, bytes]]:
         with tarfile.open(fileobj=file, mode="w", format=format) as archive:
             for number in range(3):
                 question = json.dumps({"question": "q", "answers": ["a"]}).encode()
-                for name, data in ((f"{'w' * 110}{number}.jpg", b"\xff\xd8" * 99), (f"{number}.json", question)):
+                for name, data in (
+                    (f"{'w' * 110}{number}.jpg", b"\xff\xd8" * 99),
+                    (f"{number}.json", question),
+                ):
                     member = tarfile.TarInfo(name)
                     member.size = len(data)
                     archive.addfile(member, io.BytesIO(data))
@@ -137,4 +156,8 @@ def manifests() -> list[tuple[str, bytes]]:
 
 
 def spreadsheets() -> list[bytes]:
-    return [spreadsheet.written(("index", "A", "prediction"), [(number, 0.5, "a dog") for number in range(6)])]
+    return [
+        spreadsheet.written(
+            ("index", "A", "prediction"), [(number, 0.5, "a dog") for number in range(6)]
+        )
+    ]

@@ -22,11 +22,25 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import nn
 
-PATCH, TILE, SQUARE = 4, 24, 20  # pixels a side: a patch, CLIP's input (6 x 6 patches), SigLIP's (5 x 5: odd)
+PATCH, TILE, SQUARE = (
+    4,
+    24,
+    20,
+)  # pixels a side: a patch, CLIP's input (6 x 6 patches), SigLIP's (5 x 5: odd)
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 _IMAGE, _VIDEO = "<image>", "<video>"
 _QWEN_IMAGE, _QWEN_VIDEO = "<|image_pad|>", "<|video_pad|>"
-_SPECIAL = (BOS, EOS, PAD, _IMAGE, _VIDEO, _QWEN_IMAGE, _QWEN_VIDEO, "<|vision_start|>", "<|vision_end|>")
+_SPECIAL = (
+    BOS,
+    EOS,
+    PAD,
+    _IMAGE,
+    _VIDEO,
+    _QWEN_IMAGE,
+    _QWEN_VIDEO,
+    "<|vision_start|>",
+    "<|vision_end|>",
+)
 _SPECIAL += ("<|im_start|>", "<|im_end|>")
 _ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 _ID = {token: index for index, token in enumerate([*_ALPHABET, *_SPECIAL])}
@@ -78,14 +92,20 @@ _QWEN_IDS = {
     "vision_start_token_id": _ID["<|vision_start|>"],
     "vision_end_token_id": _ID["<|vision_end|>"],
 }
-_QWEN_SIZE = {"shortest_edge": 4 * (2 * PATCH) ** 2, "longest_edge": 64 * (2 * PATCH) ** 2}  # 4 to 64 tokens
+_QWEN_SIZE = {
+    "shortest_edge": 4 * (2 * PATCH) ** 2,
+    "longest_edge": 64 * (2 * PATCH) ** 2,
+}  # 4 to 64 tokens
 _FRAMES_AS_THEY_ARE: dict[str, Any] = {"do_sample_frames": False, "cap_pixels_per_frame": False}
 _CLS_DROPPED: dict[str, Any] = {
     "patch_size": PATCH,
     "vision_feature_select_strategy": "default",
     "num_additional_image_tokens": 1,
 }
-_CLIP_SIZE: dict[str, Any] = {"size": {"shortest_edge": TILE}, "crop_size": {"height": TILE, "width": TILE}}
+_CLIP_SIZE: dict[str, Any] = {
+    "size": {"shortest_edge": TILE},
+    "crop_size": {"height": TILE, "width": TILE},
+}
 
 
 def _grid(side: int, tiles: Sequence[tuple[int, int]]) -> list[list[int]]:
@@ -103,7 +123,10 @@ def _clip() -> hf.PreTrainedConfig:
 
 def _llava() -> hf.PreTrainedConfig:
     return hf.LlavaConfig(
-        vision_config=_clip(), text_config=hf.LlamaConfig(**_TEXT), image_token_index=_ID[_IMAGE], image_seq_length=36
+        vision_config=_clip(),
+        text_config=hf.LlamaConfig(**_TEXT),
+        image_token_index=_ID[_IMAGE],
+        image_seq_length=36,
     )
 
 
@@ -129,14 +152,25 @@ def _video_llava() -> hf.PreTrainedConfig:
 
 
 def _qwen2_5_vl() -> hf.PreTrainedConfig:
-    vision = {**_QWEN_VISION, "window_size": 4 * PATCH, "fullatt_block_indexes": [1, 3]}  # windows: 2 x 2 tokens
+    vision = {
+        **_QWEN_VISION,
+        "window_size": 4 * PATCH,
+        "fullatt_block_indexes": [1, 3],
+    }  # windows: 2 x 2 tokens
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
-    return hf.Qwen2_5_VLConfig(vision_config=vision, text_config={**_TEXT, "rope_parameters": rope}, **_QWEN_IDS)
+    return hf.Qwen2_5_VLConfig(
+        vision_config=vision, text_config={**_TEXT, "rope_parameters": rope}, **_QWEN_IDS
+    )
 
 
 def _qwen3_vl() -> hf.PreTrainedConfig:
     vision = {**_QWEN_VISION, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1, 2]}
-    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2], "mrope_interleaved": True}
+    rope = {
+        "rope_type": "default",
+        "rope_theta": 1e4,
+        "mrope_section": [4, 2, 2],
+        "mrope_interleaved": True,
+    }
     text = {**_TEXT, "head_dim": 16, "rope_parameters": rope}
     return hf.Qwen3VLConfig(vision_config=vision, text_config=text, **_QWEN_IDS)
 
@@ -163,7 +197,10 @@ def _llava_next_processor(**parts: Any) -> hf.ProcessorMixin:
 
 
 def _video_llava_processor(**parts: Any) -> hf.ProcessorMixin:
-    images, videos = hf.VideoLlavaImageProcessor(**_CLIP_SIZE), hf.VideoLlavaVideoProcessor(**_CLIP_SIZE)
+    images, videos = (
+        hf.VideoLlavaImageProcessor(**_CLIP_SIZE),
+        hf.VideoLlavaVideoProcessor(**_CLIP_SIZE),
+    )
     return hf.VideoLlavaProcessor(images, videos, **parts, **_CLS_DROPPED)
 
 
@@ -175,7 +212,10 @@ def _qwen2_5_vl_processor(**parts: Any) -> hf.ProcessorMixin:
 
 def _qwen3_vl_processor(**parts: Any) -> hf.ProcessorMixin:
     images = hf.Qwen2VLImageProcessor(size=_QWEN_SIZE, patch_size=PATCH)
-    size = {"shortest_edge": 8 * (2 * PATCH) ** 2, "longest_edge": 256 * (2 * PATCH) ** 2}  # of all frames together
+    size = {
+        "shortest_edge": 8 * (2 * PATCH) ** 2,
+        "longest_edge": 256 * (2 * PATCH) ** 2,
+    }  # of all frames together
     videos = hf.Qwen3VLVideoProcessor(size=size, patch_size=PATCH, **_FRAMES_AS_THEY_ARE)
     return hf.Qwen3VLProcessor(images, video_processor=videos, **parts)
 
@@ -205,7 +245,9 @@ _FAMILIES = {
     "qwen2_5_vl": _Family(_qwen2_5_vl, _qwen2_5_vl_processor, _CHATML_QWEN, videos=True),
     "video_llava": _Family(_video_llava, _video_llava_processor, _VICUNA, videos=True),
     "qwen3_vl": _Family(_qwen3_vl, _qwen3_vl_processor, _CHATML_QWEN, videos=True),
-    "llava_onevision": _Family(_llava_onevision, _llava_onevision_processor, _CHATML_OV, videos=True),
+    "llava_onevision": _Family(
+        _llava_onevision, _llava_onevision_processor, _CHATML_OV, videos=True
+    ),
 }
 FAMILIES = tuple(_FAMILIES)
 VIDEO_FAMILIES = tuple(name for name, family in _FAMILIES.items() if family.videos)
@@ -217,10 +259,14 @@ def _weights(model: nn.Module, seed: int) -> None:
     Every layer answers at the scale of its input, over small embeddings, and attention is far from uniform: logits
     then tell images, tokens and positions apart, where the usual deviation of 0.02 makes every row answer alike.
     """
-    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    embeddings = {
+        id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)
+    }
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            draw = np.random.default_rng([seed, zlib.crc32(name.encode())]).standard_normal(parameter.shape)
+            draw = np.random.default_rng([seed, zlib.crc32(name.encode())]).standard_normal(
+                parameter.shape
+            )
             value = torch.from_numpy(draw)
             if id(parameter) in embeddings:
                 value *= 0.25
@@ -233,7 +279,9 @@ def _weights(model: nn.Module, seed: int) -> None:
             parameter.copy_(value)
 
 
-def model(family: str, attn: str = "sdpa", dtype: torch.dtype = torch.float32, seed: int = 0) -> hf.PreTrainedModel:
+def model(
+    family: str, attn: str = "sdpa", dtype: torch.dtype = torch.float32, seed: int = 0
+) -> hf.PreTrainedModel:
     """A new tiny model in evaluation mode; the same numbers for the same `seed`, whatever `attn` is.
 
     `attn` may also name an attention function that a test has registered. It is set on the built model, because
@@ -244,7 +292,10 @@ def model(family: str, attn: str = "sdpa", dtype: torch.dtype = torch.float32, s
 
 
 def build(
-    config: hf.PreTrainedConfig, attn: str = "sdpa", dtype: torch.dtype = torch.float32, seed: int = 0
+    config: hf.PreTrainedConfig,
+    attn: str = "sdpa",
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
 ) -> hf.PreTrainedModel:
     """Likewise, of a config of one's own."""
     built = hf.AutoModelForImageTextToText.from_config(config, dtype=dtype).eval()
@@ -278,7 +329,9 @@ def tokenizer(begin: bool) -> hf.PreTrainedTokenizerFast:
 def processor(family: str) -> hf.ProcessorMixin:
     """A new processor: tokenizer, image processor, chat template and, where the family has one, video processor."""
     spec = _FAMILIES[family]
-    return spec.processor(tokenizer=tokenizer(begin=spec.template == _VICUNA), chat_template=spec.template)
+    return spec.processor(
+        tokenizer=tokenizer(begin=spec.template == _VICUNA), chat_template=spec.template
+    )
 
 
 def save(family: str, folder: str | Path, seed: int = 0) -> Path:
@@ -299,9 +352,13 @@ def image(width: int, height: int, seed: int = 0) -> Image.Image:
 
 def video(frames: int, width: int, height: int, seed: int = 0) -> np.ndarray:
     """Frames x height x width x 3 bytes: a picture that slides and fades into another one."""
-    first, last = (np.asarray(image(width, height, 2 * seed + end), dtype=np.float64) for end in (0, 1))
+    first, last = (
+        np.asarray(image(width, height, 2 * seed + end), dtype=np.float64) for end in (0, 1)
+    )
     mix = np.linspace(0, 1, frames)
-    slid = [np.roll((1 - share) * first + share * last, step, axis=1) for step, share in enumerate(mix)]
+    slid = [
+        np.roll((1 - share) * first + share * last, step, axis=1) for step, share in enumerate(mix)
+    ]
     return np.stack(slid).astype(np.uint8)
 
 
@@ -312,12 +369,17 @@ def prompt(processor: hf.ProcessorMixin, row: dict[str, Any]) -> str:
     """
     text = row["text"]
     if not re.search("<image>|<video>", text):
-        text = "<image>" * len(row.get("images", ())) + "<video>" * len(row.get("videos", ())) + text
+        text = (
+            "<image>" * len(row.get("images", ())) + "<video>" * len(row.get("videos", ())) + text
+        )
     parts = [part for part in re.split("(<image>|<video>)", text) if part]
     content = [
-        {"type": part[1:-1]} if part in ("<image>", "<video>") else {"type": "text", "text": part} for part in parts
+        {"type": part[1:-1]} if part in ("<image>", "<video>") else {"type": "text", "text": part}
+        for part in parts
     ]
-    return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    return processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True
+    )
 
 
 def inputs(family: str, rows: Sequence[dict[str, Any]]) -> hf.BatchFeature:
@@ -331,7 +393,8 @@ def inputs(family: str, rows: Sequence[dict[str, Any]]) -> hf.BatchFeature:
     if videos:
         media["videos"] = videos
         media["video_metadata"] = [
-            {"fps": 2.0, "total_num_frames": len(clip), "frames_indices": list(range(len(clip)))} for clip in videos
+            {"fps": 2.0, "total_num_frames": len(clip), "frames_indices": list(range(len(clip)))}
+            for clip in videos
         ]
     texts = [prompt(build, row) for row in rows]
     return build(text=texts, **media, padding=True, return_tensors="pt")

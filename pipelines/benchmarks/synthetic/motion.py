@@ -77,7 +77,9 @@ class Clip:
         now = frame / (self.length - 1)
         seen: dict[int, Thing] = {}
         for number, (one, act) in enumerate(zip(self.things, self.acts, strict=True)):
-            if (act.what == "appear" and now < act.begin) or (act.what == "disappear" and now >= act.begin):
+            if (act.what == "appear" and now < act.begin) or (
+                act.what == "disappear" and now >= act.begin
+            ):
                 continue
             seen[number] = _moved(one, act, now)
         return Scene(SIDE, tuple(seen.values()), (), self.backdrop, tuple(seen))
@@ -97,7 +99,9 @@ def _media(split: str, seed: int) -> Iterator[Medium]:
     while True:
         rng = dice(split, seed, number)
         shown = clip(rng)
-        yield Medium(f"clips/{number:06d}.mp4", partial(_save, shown), questions(shown, rng, PER_CLIP))
+        yield Medium(
+            f"clips/{number:06d}.mp4", partial(_save, shown), questions(shown, rng, PER_CLIP)
+        )
         number += 1
 
 
@@ -107,7 +111,11 @@ def _save(shown: Clip, file: Path) -> None:
         stream.width = stream.height = SIDE
         stream.pix_fmt = "yuv420p"
         for number in range(shown.length):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(draw(shown.at(number), number), format="rgb24")))
+            container.mux(
+                stream.encode(
+                    av.VideoFrame.from_ndarray(draw(shown.at(number), number), format="rgb24")
+                )
+            )
         container.mux(stream.encode())
 
 
@@ -121,13 +129,21 @@ def clip(rng: np.random.Generator) -> Clip:
     things: list[Thing] = []
     acts: list[Act] = []
     names: set[tuple[str, str]] = set()
-    palette, forms = rng.choice(list(COLOURS), 3, replace=False), rng.choice(SHAPES, 3, replace=False)
+    palette, forms = (
+        rng.choice(list(COLOURS), 3, replace=False),
+        rng.choice(SHAPES, 3, replace=False),
+    )
     for act in [_act(rng) for _ in range(int(rng.integers(2, 5)))]:
         for _ in range(60):  # a place for it; where there is none it is left out
             x, y = (float(value) for value in rng.uniform(10, SIDE - 10, 2))
             one = thing(rng, str(rng.choice(forms)), str(rng.choice(palette)), "small", x, y)
-            ends = [_moved(other, other_act, 1.0) for other, other_act in zip(things, acts, strict=True)]
-            rests = [*ends, *(it for it, other in zip(things, acts, strict=True) if other.what != "move")]
+            ends = [
+                _moved(other, other_act, 1.0) for other, other_act in zip(things, acts, strict=True)
+            ]
+            rests = [
+                *ends,
+                *(it for it, other in zip(things, acts, strict=True) if other.what != "move"),
+            ]
             free = fits(one, things, SIDE) and fits(_moved(one, act, 1.0), rests, SIDE)
             if free and (one.colour, one.shape) not in names:
                 things.append(one)
@@ -142,7 +158,9 @@ def _act(rng: np.random.Generator) -> Act:
     if what == "move":
         begin = float(rng.uniform(0.05, 0.6))
         way = str(rng.choice(list(WAYS)))
-        return Act(what, begin, begin + float(rng.uniform(0.2, 0.3)), way, float(rng.uniform(24, 48)))
+        return Act(
+            what, begin, begin + float(rng.uniform(0.2, 0.3)), way, float(rng.uniform(24, 48))
+        )
     at = float(rng.uniform(0.2, 0.8))
     return Act(what, at, at)
 
@@ -176,11 +194,18 @@ def _doing(shown: Clip, *what: str) -> list[int]:
 
 def _mover(shown: Clip, rng: np.random.Generator) -> Question | None:
     moving = _doing(shown, "move")
-    if len(moving) != 1 or sum(one.colour == shown.things[moving[0]].colour for one in shown.things) > 1:
+    if (
+        len(moving) != 1
+        or sum(one.colour == shown.things[moving[0]].colour for one in shown.things) > 1
+    ):
         return None
-    wording = pick(rng, ["What colour is the {}?", "What color is the {}?", "Which colour does the {} have?"])
+    wording = pick(
+        rng, ["What colour is the {}?", "What color is the {}?", "Which colour does the {} have?"]
+    )
     phrase = pick(rng, ["moving thing", "thing that moves"])
-    return fill("mover", wording, [(phrase, "whole", moving)], shown.things[moving[0]].colour, list(COLOURS))
+    return fill(
+        "mover", wording, [(phrase, "whole", moving)], shown.things[moving[0]].colour, list(COLOURS)
+    )
 
 
 def _moving(shown: Clip, rng: np.random.Generator) -> Question | None:
@@ -191,7 +216,13 @@ def _moving(shown: Clip, rng: np.random.Generator) -> Question | None:
     yes = rng.random() < 0.5
     number = int(rng.choice(moving if yes else others))
     wording = pick(rng, ["Does the {} move?", "Is the {} moving?", "Does the {} change its place?"])
-    return fill("moving", wording, [(_name(shown, number), "whole", [number])], "yes" if yes else "no", ("yes", "no"))
+    return fill(
+        "moving",
+        wording,
+        [(_name(shown, number), "whole", [number])],
+        "yes" if yes else "no",
+        ("yes", "no"),
+    )
 
 
 def _direction(shown: Clip, rng: np.random.Generator) -> Question | None:
@@ -200,26 +231,49 @@ def _direction(shown: Clip, rng: np.random.Generator) -> Question | None:
         return None
     number = int(rng.choice(moving))
     wording = pick(
-        rng, ["In which direction does the {} move?", "Which way does the {} move?", "Where does the {} go?"]
+        rng,
+        [
+            "In which direction does the {} move?",
+            "Which way does the {} move?",
+            "Where does the {} go?",
+        ],
     )
-    return fill("direction", wording, [(_name(shown, number), "whole", [number])], shown.acts[number].way, list(WAYS))
+    return fill(
+        "direction",
+        wording,
+        [(_name(shown, number), "whole", [number])],
+        shown.acts[number].way,
+        list(WAYS),
+    )
 
 
 def _change(shown: Clip, rng: np.random.Generator) -> Question | None:
     what = str(rng.choice(CHANGES, p=[0.38, 0.38, 0.24]))  # something stays in most clips
-    found = _doing(shown, *{"appears": ["appear"], "disappears": ["disappear"], "stays": ["stay", "move"]}[what])
+    found = _doing(
+        shown,
+        *{"appears": ["appear"], "disappears": ["disappear"], "stays": ["stay", "move"]}[what],
+    )
     if not found:
         return None
     number = int(rng.choice(found))
     wording = pick(
-        rng, ["Say whether the {} appears, disappears or stays.", "What about the {}: appears, disappears or stays?"]
+        rng,
+        [
+            "Say whether the {} appears, disappears or stays.",
+            "What about the {}: appears, disappears or stays?",
+        ],
     )
     return fill("change", wording, [(_name(shown, number), "whole", [number])], what, CHANGES)
 
 
 def _order(shown: Clip, rng: np.random.Generator) -> Question | None:
     events = _doing(shown, "move", "appear", "disappear")
-    pairs = [(a, b) for a in events for b in events if a != b and shown.acts[a].end + _GAP <= shown.acts[b].begin]
+    pairs = [
+        (a, b)
+        for a in events
+        for b in events
+        if a != b and shown.acts[a].end + _GAP <= shown.acts[b].begin
+    ]
     if not pairs:
         return None
     first, second = pairs[int(rng.integers(len(pairs)))]

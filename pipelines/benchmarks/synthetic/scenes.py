@@ -29,7 +29,9 @@ COLOURS = {
 }
 SIZES = {"small": (9.0, 11.0), "large": (17.0, 22.0)}  # radius in pixels
 GLYPHS = {
-    glyph: np.array([[int(dots, 16) >> bit & 1 for bit in (4, 3, 2, 1, 0)] for dots in rows.split()], dtype=bool)
+    glyph: np.array(
+        [[int(dots, 16) >> bit & 1 for bit in (4, 3, 2, 1, 0)] for dots in rows.split()], dtype=bool
+    )
     for glyph, rows in {
         "0": "0E 11 13 15 19 11 0E",
         "1": "04 0C 04 04 04 04 0E",
@@ -92,7 +94,9 @@ class Scene:
     things: tuple[Thing, ...]  # from back to front
     glyphs: tuple[Glyph, ...]
     backdrop: int  # the seed of background and noise
-    numbers: tuple[int, ...] = ()  # of a clip's things, which ones these are; none: they are all there are
+    numbers: tuple[
+        int, ...
+    ] = ()  # of a clip's things, which ones these are; none: they are all there are
 
 
 class Labels(NamedTuple):
@@ -126,7 +130,11 @@ class Question:
 
 
 def fill(
-    kind: str, wording: str, phrases: Sequence[tuple[str, str, Sequence[int]]], answer: str, options: Sequence[str]
+    kind: str,
+    wording: str,
+    phrases: Sequence[tuple[str, str, Sequence[int]]],
+    answer: str,
+    options: Sequence[str],
 ) -> Question:
     """Put phrases, each with what it points at, into a wording."""
     text, points = "", []
@@ -142,10 +150,21 @@ def pick(rng: np.random.Generator, values: Sequence[str]) -> str:
     return values[int(rng.integers(len(values)))]
 
 
-def thing(rng: np.random.Generator, shape: str, colour: str, size: str, x: float, y: float) -> Thing:
+def thing(
+    rng: np.random.Generator, shape: str, colour: str, size: str, x: float, y: float
+) -> Thing:
     tint = np.clip(np.array(COLOURS[colour]) + rng.normal(0, 9, 3), 0, 255).astype(int)
     radius = float(rng.uniform(*SIZES[size]))
-    return Thing(shape, colour, size, x, y, radius, float(rng.uniform(-5, 5)), tuple(int(part) for part in tint))
+    return Thing(
+        shape,
+        colour,
+        size,
+        x,
+        y,
+        radius,
+        float(rng.uniform(-5, 5)),
+        tuple(int(part) for part in tint),
+    )
 
 
 def fits(one: Thing, others: Sequence[Thing], side: int) -> bool:
@@ -153,7 +172,8 @@ def fits(one: Thing, others: Sequence[Thing], side: int) -> bool:
     margin = one.radius + 1
     inside = margin <= one.x <= side - margin and margin <= one.y <= side - margin
     return inside and all(
-        hypot(one.x - other.x, one.y - other.y) >= 0.85 * (one.radius + other.radius) for other in others
+        hypot(one.x - other.x, one.y - other.y) >= 0.85 * (one.radius + other.radius)
+        for other in others
     )
 
 
@@ -164,13 +184,30 @@ def _outline(one: Thing) -> list[tuple[float, float]]:
         corners = [(np.sin(turn), -np.cos(turn)) for turn in 2 * np.pi * np.arange(3) / 3]
     elif one.shape == "cross":
         a, b = 0.34, 1.0
-        corners = [(-a, -b), (a, -b), (a, -a), (b, -a), (b, a), (a, a), (a, b), (-a, b), (-a, a), (-b, a), (-b, -a)]
+        corners = [
+            (-a, -b),
+            (a, -b),
+            (a, -a),
+            (b, -a),
+            (b, a),
+            (a, a),
+            (a, b),
+            (-a, b),
+            (-a, a),
+            (-b, a),
+            (-b, -a),
+        ]
         corners += [(-a, -a)]
     else:
         turns = np.pi * np.arange(10) / 5
-        corners = [(r * np.sin(turn), -r * np.cos(turn)) for r, turn in zip((1, 0.42) * 5, turns, strict=True)]
+        corners = [
+            (r * np.sin(turn), -r * np.cos(turn))
+            for r, turn in zip((1, 0.42) * 5, turns, strict=True)
+        ]
     cos, sin = np.cos(np.deg2rad(one.tilt)), np.sin(np.deg2rad(one.tilt))
-    return [(one.radius * (cos * x - sin * y), one.radius * (sin * x + cos * y)) for x, y in corners]
+    return [
+        (one.radius * (cos * x - sin * y), one.radius * (sin * x + cos * y)) for x, y in corners
+    ]
 
 
 def _cover(one: Thing, side: int) -> tuple[slice, slice, np.ndarray]:
@@ -182,14 +219,21 @@ def _cover(one: Thing, side: int) -> tuple[slice, slice, np.ndarray]:
     x, y = one.x - left, one.y - top
     pen = ImageDraw.Draw(fine)
     if one.shape == "circle":
-        box = [_FINE * value for value in (x - one.radius, y - one.radius, x + one.radius, y + one.radius)]
+        box = [
+            _FINE * value
+            for value in (x - one.radius, y - one.radius, x + one.radius, y + one.radius)
+        ]
         pen.ellipse(box, fill=255)
     else:
         pen.polygon([(_FINE * (x + dx), _FINE * (y + dy)) for dx, dy in _outline(one)], fill=255)
     mask = np.asarray(fine.reduce(_FINE), dtype=np.float32) / 255
     rows = slice(max(0, top), min(side, top + width))
     columns = slice(max(0, left), min(side, left + width))
-    return rows, columns, mask[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
+    return (
+        rows,
+        columns,
+        mask[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left],
+    )
 
 
 def _dots(one: Glyph) -> tuple[slice, slice, np.ndarray]:
@@ -216,7 +260,9 @@ def draw(scene: Scene, noise: int = 0) -> np.ndarray:
     canvas = backdrop(scene.side, scene.backdrop).copy()
     for one in scene.things:
         rows, columns, mask = _cover(one, scene.side)
-        canvas[rows, columns] += mask[..., None] * (np.array(one.tint, dtype=np.float32) - canvas[rows, columns])
+        canvas[rows, columns] += mask[..., None] * (
+            np.array(one.tint, dtype=np.float32) - canvas[rows, columns]
+        )
     for glyph in scene.glyphs:
         rows, columns, dots = _dots(glyph)
         canvas[rows, columns][dots] = 250 if glyph.light else 12
@@ -258,6 +304,8 @@ def _quarters(mask: np.ndarray, side: int) -> np.ndarray:
 def _most(owner: np.ndarray, side: int, share: float) -> np.ndarray:
     """For each patch, the owner of most of its pixels, if it has at least that share of them, else -1."""
     patches = owner.reshape(side, PATCH, side, PATCH).transpose(0, 2, 1, 3).reshape(side * side, -1)
-    counts = np.stack([(patches == number).sum(1) for number in range(owner.max() + 1)] or [np.zeros(side * side)])
+    counts = np.stack(
+        [(patches == number).sum(1) for number in range(owner.max() + 1)] or [np.zeros(side * side)]
+    )
     best = counts.argmax(0)
     return np.where(counts.max(0) >= share * PATCH * PATCH, best, -1)

@@ -70,7 +70,9 @@ def _media(split: str, seed: int) -> Iterator[Medium]:
     while True:
         rng = dice(split, seed, number)
         shown = scene(rng)
-        yield Medium(f"images/{number:06d}.png", partial(_save, shown), questions(shown, rng, PER_IMAGE))
+        yield Medium(
+            f"images/{number:06d}.png", partial(_save, shown), questions(shown, rng, PER_IMAGE)
+        )
         number += 1
 
 
@@ -99,12 +101,23 @@ def scene(rng: np.random.Generator, crowd: bool = False) -> Scene:
             break
         size = str(rng.choice(list(SIZES), p=[0.55, 0.45]))
         place = rng.uniform(9, SIDE - 9, 2)
-        one = thing(rng, str(rng.choice(forms)), str(rng.choice(palette)), size, float(place[0]), float(place[1]))
+        one = thing(
+            rng,
+            str(rng.choice(forms)),
+            str(rng.choice(palette)),
+            size,
+            float(place[0]),
+            float(place[1]),
+        )
         if fits(one, things, SIDE):
             things.append(one)
-    carriers = [number for number, one in enumerate(things) if one.size == "large" and rng.random() < 0.6]
+    carriers = [
+        number for number, one in enumerate(things) if one.size == "large" and rng.random() < 0.6
+    ]
     written = [
-        Glyph(_glyph(rng), things[number].x, things[number].y, number, sum(things[number].tint) < 380)
+        Glyph(
+            _glyph(rng), things[number].x, things[number].y, number, sum(things[number].tint) < 380
+        )
         for number in carriers
     ]
     for _ in range(150 if crowd else int(rng.integers(0, 3))):
@@ -130,16 +143,26 @@ def ask(shown: Scene, kind: str, rng: np.random.Generator) -> Question | None:
     return ASKING[kind](shown, rng)
 
 
-def _named(shown: Scene, number: int, parts: Sequence[str], noun: str = "") -> tuple[str, list[int]]:
+def _named(
+    shown: Scene, number: int, parts: Sequence[str], noun: str = ""
+) -> tuple[str, list[int]]:
     """A thing's name by some of its properties, and every thing that answers to it."""
     one = shown.things[number]
     values = [getattr(one, part) for part in parts]
-    alike = [other for other, it in enumerate(shown.things) if [getattr(it, part) for part in parts] == values]
+    alike = [
+        other
+        for other, it in enumerate(shown.things)
+        if [getattr(it, part) for part in parts] == values
+    ]
     return " ".join([*values, noun] if noun else values), alike
 
 
 def _only(
-    shown: Scene, rng: np.random.Generator, ways: Sequence[Sequence[str]], noun: str = "", size: str = ""
+    shown: Scene,
+    rng: np.random.Generator,
+    ways: Sequence[Sequence[str]],
+    noun: str = "",
+    size: str = "",
 ) -> tuple[str, int] | None:
     """A thing that one of these ways of naming fits alone, by its name."""
     for number in rng.permutation(len(shown.things)):
@@ -163,9 +186,27 @@ def _existence(shown: Scene, rng: np.random.Generator) -> Question | None:
             near = sorted({(a, b) for a, _ in pairs for b in SHAPES} - pairs)
         colour, shape = near[int(rng.integers(len(near)))]
         answer = "no"
-    which = [number for number, one in enumerate(shown.things) if (one.colour, one.shape) == (colour, shape)]
-    wording = pick(rng, ["Is there {}?", "Is there {} in the picture?", "Can you see {}?", "Does the picture show {}?"])
-    return fill("existence", wording, [(f"{_article(colour)} {colour} {shape}", "whole", which)], answer, ("yes", "no"))
+    which = [
+        number
+        for number, one in enumerate(shown.things)
+        if (one.colour, one.shape) == (colour, shape)
+    ]
+    wording = pick(
+        rng,
+        [
+            "Is there {}?",
+            "Is there {} in the picture?",
+            "Can you see {}?",
+            "Does the picture show {}?",
+        ],
+    )
+    return fill(
+        "existence",
+        wording,
+        [(f"{_article(colour)} {colour} {shape}", "whole", which)],
+        answer,
+        ("yes", "no"),
+    )
 
 
 def _colour(shown: Scene, rng: np.random.Generator) -> Question | None:
@@ -181,20 +222,32 @@ def _colour(shown: Scene, rng: np.random.Generator) -> Question | None:
             "The {} is of what colour?",
         ],
     )
-    return fill("colour", wording, [(found[0], "whole", [found[1]])], shown.things[found[1]].colour, list(COLOURS))
+    return fill(
+        "colour",
+        wording,
+        [(found[0], "whole", [found[1]])],
+        shown.things[found[1]].colour,
+        list(COLOURS),
+    )
 
 
 def _shape(shown: Scene, rng: np.random.Generator) -> Question | None:
     found = _only(shown, rng, [("colour",), ("size", "colour"), ("size", "colour")], "thing")
     if not found:
         return None
-    wording = pick(rng, ["What shape is the {}?", "Which shape does the {} have?", "The {} has what shape?"])
-    return fill("shape", wording, [(found[0], "whole", [found[1]])], shown.things[found[1]].shape, SHAPES)
+    wording = pick(
+        rng, ["What shape is the {}?", "Which shape does the {} have?", "The {} has what shape?"]
+    )
+    return fill(
+        "shape", wording, [(found[0], "whole", [found[1]])], shown.things[found[1]].shape, SHAPES
+    )
 
 
 def _size(shown: Scene, rng: np.random.Generator) -> Question | None:
     size = pick(rng, list(SIZES))  # drawn first: more things are small than large
-    found = _only(shown, rng, [("colour", "shape")], size=size) or _only(shown, rng, [("colour", "shape")])
+    found = _only(shown, rng, [("colour", "shape")], size=size) or _only(
+        shown, rng, [("colour", "shape")]
+    )
     if not found:
         return None
     wording = pick(
@@ -206,7 +259,9 @@ def _size(shown: Scene, rng: np.random.Generator) -> Question | None:
             "How big is the {}, small or large?",
         ],
     )
-    return fill("size", wording, [(found[0], "whole", [found[1]])], shown.things[found[1]].size, list(SIZES))
+    return fill(
+        "size", wording, [(found[0], "whole", [found[1]])], shown.things[found[1]].size, list(SIZES)
+    )
 
 
 def _count(shown: Scene, rng: np.random.Generator) -> Question | None:
@@ -214,9 +269,18 @@ def _count(shown: Scene, rng: np.random.Generator) -> Question | None:
     groups: dict[int, list[tuple[str, list[int]]]] = {}
     everything = list(range(len(shown.things)))
     named = [("things", everything)]
-    named += [(f"{size} things", [n for n in everything if shown.things[n].size == size]) for size in SIZES]
-    named += [(f"{colour} things", [n for n in everything if shown.things[n].colour == colour]) for colour in COLOURS]
-    named += [(_plural(shape), [n for n in everything if shown.things[n].shape == shape]) for shape in SHAPES]
+    named += [
+        (f"{size} things", [n for n in everything if shown.things[n].size == size])
+        for size in SIZES
+    ]
+    named += [
+        (f"{colour} things", [n for n in everything if shown.things[n].colour == colour])
+        for colour in COLOURS
+    ]
+    named += [
+        (_plural(shape), [n for n in everything if shown.things[n].shape == shape])
+        for shape in SHAPES
+    ]
     for name, which in named:
         groups.setdefault(len(which), []).append((name, which))
     drawn = rng.choice(len(COUNTS), len(COUNTS), replace=False, p=_RARITY)
@@ -224,7 +288,13 @@ def _count(shown: Scene, rng: np.random.Generator) -> Question | None:
     options = groups[int(wanted[0])]
     name, which = options[int(rng.integers(len(options)))]
     wording = pick(
-        rng, ["How many {} are there?", "How many {} are in the picture?", "What is the number of {}?", "Count the {}."]
+        rng,
+        [
+            "How many {} are there?",
+            "How many {} are in the picture?",
+            "What is the number of {}?",
+            "Count the {}.",
+        ],
     )
     return fill("count", wording, [(name, "centre", which)], str(len(which)), COUNTS)
 
@@ -238,7 +308,9 @@ def _plural(noun: str) -> str:
 
 
 def _relation(shown: Scene, rng: np.random.Generator) -> Question | None:
-    single = [n for n in range(len(shown.things)) if len(_named(shown, n, ("colour", "shape"))[1]) == 1]
+    single = [
+        n for n in range(len(shown.things)) if len(_named(shown, n, ("colour", "shape"))[1]) == 1
+    ]
     for axis in rng.permutation(["x", "y"]):
         pairs = [
             (a, b)
@@ -255,7 +327,9 @@ def _relation(shown: Scene, rng: np.random.Generator) -> Question | None:
     answer = low if getattr(shown.things[a], axis) < getattr(shown.things[b], axis) else high
     said = f"{low} or {high}" if rng.random() < 0.5 else f"{high} or {low}"
     of = " of" if axis == "x" else ""
-    wording = pick(rng, [f"Is the {{}} {said}{of} the {{}}?", f"Where is the {{}}, {said}{of} the {{}}?"])
+    wording = pick(
+        rng, [f"Is the {{}} {said}{of} the {{}}?", f"Where is the {{}}, {said}{of} the {{}}?"]
+    )
     phrases = [(_named(shown, n, ("colour", "shape"))[0], "whole", [n]) for n in (a, b)]
     return fill("relation", wording, phrases, answer, (low, high))
 
@@ -266,16 +340,27 @@ def _reading(shown: Scene, rng: np.random.Generator) -> Question | None:
         glyph = shown.glyphs[number]
         options = DIGITS if glyph.kind == "digit" else LETTERS
         if sum(other.kind == glyph.kind for other in shown.glyphs) == 1 and rng.random() < 0.5:
-            wording = pick(rng, ["What {} is in the picture?", "Which {} can you see?", "Read the {}."])
-            return fill("reading", wording, [(glyph.kind, "glyph", [int(number)])], glyph.name, options)
+            wording = pick(
+                rng, ["What {} is in the picture?", "Which {} can you see?", "Read the {}."]
+            )
+            return fill(
+                "reading", wording, [(glyph.kind, "glyph", [int(number)])], glyph.name, options
+            )
         if glyph.on is not None:
             name, alike = _named(shown, glyph.on, ("colour", "shape"))
             if len(alike) == 1:
                 wording = pick(
-                    rng, ["What {} is on the {}?", "Which {} is written on the {}?", "Read the {} on the {}."]
+                    rng,
+                    [
+                        "What {} is on the {}?",
+                        "Which {} is written on the {}?",
+                        "Read the {} on the {}.",
+                    ],
                 )
                 wording = wording.replace("{}", glyph.kind, 1)
-                return fill("reading", wording, [(name, "glyph", [int(number)])], glyph.name, options)
+                return fill(
+                    "reading", wording, [(name, "glyph", [int(number)])], glyph.name, options
+                )
     return None
 
 

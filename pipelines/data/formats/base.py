@@ -13,8 +13,34 @@ from pipelines.data.rows import Kind
 from pipelines.results.storage import split
 
 SUFFIXES: Mapping[Kind, tuple[str, ...]] = {
-    "image": (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".ppm"),
-    "video": (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp", ".gif"),
+    "image": (
+        ".jpg",
+        ".jpeg",
+        ".png",
+        ".webp",
+        ".gif",
+        ".bmp",
+        ".tif",
+        ".tiff",
+        ".avif",
+        ".jp2",
+        ".ppm",
+    ),
+    "video": (
+        ".mp4",
+        ".m4v",
+        ".mov",
+        ".mkv",
+        ".webm",
+        ".avi",
+        ".mpg",
+        ".mpeg",
+        ".ts",
+        ".flv",
+        ".wmv",
+        ".3gp",
+        ".gif",
+    ),
 }
 CHUNK = 1 << 20  # bytes that a scan reads at once
 NEAR = 4 << 10  # spans this close are read in one go
@@ -26,7 +52,16 @@ RawRecord = Mapping[str, Any]  # one row as its file has it, under the file's ow
 
 ALIASES: Mapping[str, tuple[str, ...]] = {  # the first of them that a row has counts
     "id": ("id", "question_id"),
-    "media": ("media", "image", "images", "video", "videos", "image_path", "video_path", "file_name"),
+    "media": (
+        "media",
+        "image",
+        "images",
+        "video",
+        "videos",
+        "image_path",
+        "video_path",
+        "file_name",
+    ),
     "question": ("question", "text"),
     "answers": ("answers", "answer"),
     "options": ("options", "choices"),
@@ -67,10 +102,14 @@ class DataFile:
     uri: str = field(repr=False)  # of the data set: says the file system, and may hold a password
     path: str  # within the file system
     kind: Kind
-    prefix: str = ""  # before the ids of rows that have none of their own, where there are several files
+    prefix: str = (
+        ""  # before the ids of rows that have none of their own, where there are several files
+    )
     under: str = ""  # of JSON: the key that the list of rows is under; "*": the rows are the values of one object
     identity: Callable[[RawRecord], str | None] = identity
-    keys: tuple[str, ...] = ()  # the columns `identity` reads; none: the first of ALIASES["id"] that is there
+    keys: tuple[
+        str, ...
+    ] = ()  # the columns `identity` reads; none: the first of ALIASES["id"] that is there
     columns: tuple[str, ...] = ()  # that rows are made of beside those of ALIASES
 
     @property
@@ -98,9 +137,13 @@ class Format:
     """How one kind of file holds rows. A new one is a file here and a line in `LAYOUTS`."""
 
     suffixes: tuple[str, ...]
-    columns: Callable[[DataFile], list[str] | None]  # what its rows can hold; None: whatever the layout itself gives them
+    columns: Callable[
+        [DataFile], list[str] | None
+    ]  # what its rows can hold; None: whatever the layout itself gives them
     index: Callable[[DataFile], Iterator[Span]]  # streams: holds one row at a time
-    read: Callable[[DataFile, Sequence[Span]], Iterator[RawRecord | Exception]]  # spans by position; one result each
+    read: Callable[
+        [DataFile, Sequence[Span]], Iterator[RawRecord | Exception]
+    ]  # spans by position; one result each
     digest: Callable[[DataFile], Iterator[bytes]]  # what must change when the rows do
 
 
@@ -131,13 +174,18 @@ def ranges(file: DataFile, spans: Sequence[Span], largest: int) -> Iterator[byte
         first = 0
         while first < len(spans):
             if spans[first].length > largest:
-                yield ValueError(f"it has {spans[first].length:,} bytes in {file.name}; at most {largest:,} are read")
+                yield ValueError(
+                    f"it has {spans[first].length:,} bytes in {file.name}; at most {largest:,} are read"
+                )
                 first += 1
                 continue
             last, end = first, spans[first].start + spans[first].length
             while last + 1 < len(spans):
                 after = spans[last + 1]
-                if after.start - end > NEAR or after.start + after.length - spans[first].start > MERGED:
+                if (
+                    after.start - end > NEAR
+                    or after.start + after.length - spans[first].start > MERGED
+                ):
                     break
                 last, end = last + 1, after.start + after.length
             stream.seek(spans[first].start)
@@ -165,4 +213,8 @@ def attempt(parse: Callable[[bytes], RawRecord], data: bytes | ValueError) -> Ra
     try:
         return parse(data)
     except (ValueError, RecursionError) as error:
-        return error if isinstance(error, ValueError) else ValueError("it is nested too deeply to be read")
+        return (
+            error
+            if isinstance(error, ValueError)
+            else ValueError("it is nested too deeply to be read")
+        )

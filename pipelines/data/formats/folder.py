@@ -18,8 +18,16 @@ def listing(file: DataFile) -> list[tuple[str, int]]:
     else:
         base = file.path.rstrip("/") + "/"
         infos = file.system.get_file_info(fs.FileSelector(file.path, recursive=True))
-        found = ((info.path.removeprefix(base), info.size or 0) for info in infos if info.type == fs.FileType.File)
-    return sorted((name, size) for name, size in found if not any(part.startswith(".") for part in name.split("/")))
+        found = (
+            (info.path.removeprefix(base), info.size or 0)
+            for info in infos
+            if info.type == fs.FileType.File
+        )
+    return sorted(
+        (name, size)
+        for name, size in found
+        if not any(part.startswith(".") for part in name.split("/"))
+    )
 
 
 def _local(base: Path) -> Iterator[tuple[str, int]]:
@@ -37,7 +45,11 @@ def _local(base: Path) -> Iterator[tuple[str, int]]:
 
 
 def index(file: DataFile) -> Iterator[Span]:
-    return (Span(name, 0, size) for name, size in listing(file) if name.lower().endswith(SUFFIXES[file.kind]))
+    return (
+        Span(name, 0, size)
+        for name, size in listing(file)
+        if name.lower().endswith(SUFFIXES[file.kind])
+    )
 
 
 def read(file: DataFile, spans: Sequence[Span]) -> Iterator[RawRecord | Exception]:

@@ -9,7 +9,16 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
-from pipelines.data.formats.base import DataFile, Format, RawRecord, Span, attempt, digest, lines, ranges
+from pipelines.data.formats.base import (
+    DataFile,
+    Format,
+    RawRecord,
+    Span,
+    attempt,
+    digest,
+    lines,
+    ranges,
+)
 
 LONGEST = 64 << 20  # bytes of one object: a file without line ends must not fill the memory
 SPACE = re.compile(r"[\s:\ufeff]*")  # what may stand before a value
@@ -24,9 +33,13 @@ def parse(data: bytes) -> RawRecord:
     except UnicodeDecodeError as error:
         raise ValueError(f"the line is not UTF-8: {error.reason} at byte {error.start}") from error
     except json.JSONDecodeError as error:
-        raise ValueError(f"the line is no JSON: {error.msg} at character {error.pos + 1}") from error
+        raise ValueError(
+            f"the line is no JSON: {error.msg} at character {error.pos + 1}"
+        ) from error
     if not isinstance(value, dict):
-        raise ValueError(f"a row has to be a JSON object {{...}}; this line is a {type(value).__name__}")
+        raise ValueError(
+            f"a row has to be a JSON object {{...}}; this line is a {type(value).__name__}"
+        )
     return value
 
 
@@ -98,7 +111,9 @@ def _elements(file: DataFile) -> Iterator[tuple[str, int, int, RawRecord | Excep
     """The objects of one JSON array, or of one object, without holding all of it."""
     text, number, keys = _Text(file), 0, []
     if file.under and text.skip(SPACE) != "{":
-        raise ValueError(f"{file.name} has to be a JSON object {{...}}; it begins with {text.skip(SPACE)!r}")
+        raise ValueError(
+            f"{file.name} has to be a JSON object {{...}}; it begins with {text.skip(SPACE)!r}"
+        )
     while file.under and text.skip(ENTRY) not in ("}", ""):
         begin = text.start
         try:
@@ -108,24 +123,39 @@ def _elements(file: DataFile) -> Iterator[tuple[str, int, int, RawRecord | Excep
                 break
             value = text.value()
         except ValueError as error:
-            raise ValueError(f"{file.name}: what follows byte {begin:,} is no JSON ({error})") from error
+            raise ValueError(
+                f"{file.name}: what follows byte {begin:,} is no JSON ({error})"
+            ) from error
         if file.under == "*":
             number += 1
             if not isinstance(value, dict):
-                raise ValueError(f"{file.name}: the value of '{keys[-1]}' is no object {{...}}: {value!r:.40}")
-            yield f"{file.prefix}row-{number}", begin, text.start - begin, {**value, "id": keys.pop()}
+                raise ValueError(
+                    f"{file.name}: the value of '{keys[-1]}' is no object {{...}}: {value!r:.40}"
+                )
+            yield (
+                f"{file.prefix}row-{number}",
+                begin,
+                text.start - begin,
+                {**value, "id": keys.pop()},
+            )
     if file.under == "*":
         return
     if file.under and (not keys or keys[-1] != file.under or text.skip(SPACE) != "["):
-        raise ValueError(f"{file.name} has no list '{file.under}'; it has {', '.join(map(str, keys)) or 'nothing'}")
+        raise ValueError(
+            f"{file.name} has no list '{file.under}'; it has {', '.join(map(str, keys)) or 'nothing'}"
+        )
     while text.skip(BETWEEN) != "]":
         begin = text.start
         try:
             value = text.value()
         except ValueError as error:
-            raise ValueError(f"{file.name}: row {number + 1} of its array is no JSON ({error})") from error
+            raise ValueError(
+                f"{file.name}: row {number + 1} of its array is no JSON ({error})"
+            ) from error
         if not isinstance(value, dict):
-            raise ValueError(f"{file.name}: row {number + 1} of its array is no object {{...}}: {str(value)[:40]}")
+            raise ValueError(
+                f"{file.name}: row {number + 1} of its array is no object {{...}}: {str(value)[:40]}"
+            )
         number += 1
         yield f"{file.prefix}row-{number}", begin, text.start - begin, value
 

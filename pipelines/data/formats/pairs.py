@@ -29,7 +29,9 @@ def _rows(file: DataFile) -> tuple[RawRecord, ...]:
 
 
 def index(file: DataFile) -> Iterator[Span]:
-    return (Span(file.identity(record) or "", number, 1) for number, record in enumerate(_rows(file)))
+    return (
+        Span(file.identity(record) or "", number, 1) for number, record in enumerate(_rows(file))
+    )
 
 
 def read(file: DataFile, spans: Sequence[Span]) -> Iterator[RawRecord | Exception]:

@@ -21,8 +21,12 @@ from pipelines.data.formats.base import ALIASES, NUMBER, DataFile, Format, RawRe
 from pipelines.data.memory_limit import bounded
 
 BATCH = 4 << 20  # bytes of rows decoded at once, if what the file says of itself is true
-MOST = 4 << 30  # bytes that one row may take while it is decoded; an eighth of it for several at once
-WHOLE = 64 << 20  # files up to this size are hashed whole; of larger ones the end, which describes all pages
+MOST = (
+    4 << 30
+)  # bytes that one row may take while it is decoded; an eighth of it for several at once
+WHOLE = (
+    64 << 20
+)  # files up to this size are hashed whole; of larger ones the end, which describes all pages
 _KNOWN = {name for names in ALIASES.values() for name in names}
 _open = threading.local()
 
@@ -57,7 +61,9 @@ def index(file: DataFile) -> Iterator[Span]:
     with _parquet(file) as parquet:
         if NUMBER in file.keys:
             numbers = range(parquet.metadata.num_rows)
-            yield from (Span(file.identity(_numbered(file, number)) or "", number, 1) for number in numbers)
+            yield from (
+                Span(file.identity(_numbered(file, number)) or "", number, 1) for number in numbers
+            )
             return
         names = parquet.schema_arrow.names
         keys = list(file.keys) or [name for name in ALIASES["id"] if name in names][:1]
@@ -65,7 +71,9 @@ def index(file: DataFile) -> Iterator[Span]:
             wanted = " and ".join(f"'{key}'" for key in keys) or "'id'"
             raise ValueError(f"{file.name} has no column {wanted}; it has {', '.join(names)}")
         number = 0
-        for records in iter(partial(_next, file, parquet.iter_batches(batch_size=8192, columns=keys)), None):
+        for records in iter(
+            partial(_next, file, parquet.iter_batches(batch_size=8192, columns=keys)), None
+        ):
             for record in records:
                 yield Span(file.identity(record) or f"{file.prefix}row-{number + 1}", number, 1)
                 number += 1
@@ -87,7 +95,9 @@ class Cursor:
 
     def __init__(self, file: DataFile) -> None:
         self.parquet = _parquet(file)
-        groups = [self.parquet.metadata.row_group(each) for each in range(self.parquet.num_row_groups)]
+        groups = [
+            self.parquet.metadata.row_group(each) for each in range(self.parquet.num_row_groups)
+        ]
         self.starts = list(accumulate((group.num_rows for group in groups), initial=0))
         sizes = (BATCH * group.num_rows // max(1, group.total_byte_size) for group in groups)
         self.sizes = [min(max(1, size), 65536) for size in sizes]
@@ -99,13 +109,17 @@ class Cursor:
     def row(self, number: int) -> RawRecord:
         group = bisect_right(self.starts, number) - 1
         if group >= self.parquet.num_row_groups:
-            raise ValueError(f"there is no row {number + 1} any more: the file has changed since it was indexed")
+            raise ValueError(
+                f"there is no row {number + 1} any more: the file has changed since it was indexed"
+            )
         while True:
             size = self.sizes[group]
             try:
                 with bounded(MOST if size == 1 else MOST // 8):
                     return self._row(group, number)
-            except MemoryError:  # values that repeat are written once and take their room when they are read
+            except (
+                MemoryError
+            ):  # values that repeat are written once and take their room when they are read
                 self.group = -1
                 if size == 1:
                     raise
@@ -114,7 +128,9 @@ class Cursor:
     def _row(self, group: int, number: int) -> RawRecord:
         if group != self.group or number < self.first:
             size = self.sizes[group]
-            self.batches = self.parquet.iter_batches(batch_size=size, row_groups=[group], columns=self.columns)
+            self.batches = self.parquet.iter_batches(
+                batch_size=size, row_groups=[group], columns=self.columns
+            )
             self.group, self.first, self.batch = group, self.starts[group], next(self.batches)
         while number >= self.first + self.batch.num_rows:
             after = next(self.batches)

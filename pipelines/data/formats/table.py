@@ -10,7 +10,16 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 
-from pipelines.data.formats.base import DataFile, Format, RawRecord, Span, attempt, digest, lines, ranges
+from pipelines.data.formats.base import (
+    DataFile,
+    Format,
+    RawRecord,
+    Span,
+    attempt,
+    digest,
+    lines,
+    ranges,
+)
 
 LONGEST = 16 << 20  # bytes of one record
 csv.field_size_limit(LONGEST)  # the default refuses texts over 128 KiB
@@ -28,9 +37,13 @@ def records(file: DataFile) -> Iterator[tuple[int, int, list[str]]]:
         nonlocal position
         for start, length, line in lines(file, LONGEST):
             if length > LONGEST:
-                raise ValueError(f"{file.name}: the line at byte {start:,} has {length:,} bytes; at most {LONGEST:,}")
+                raise ValueError(
+                    f"{file.name}: the line at byte {start:,} has {length:,} bytes; at most {LONGEST:,}"
+                )
             position = start + length
-            yield line.decode("utf-8", "replace").removeprefix("\ufeff" if start == 0 else "") + "\n"
+            yield (
+                line.decode("utf-8", "replace").removeprefix("\ufeff" if start == 0 else "") + "\n"
+            )
 
     start = 0
     reader = csv.reader(texts(), delimiter=_delimiter(file), strict=True)
@@ -39,7 +52,9 @@ def records(file: DataFile) -> Iterator[tuple[int, int, list[str]]]:
             if fields:
                 yield start, position - start, fields
             start = position
-    except csv.Error as error:  # where the next record starts is not known: no row after this one could be trusted
+    except (
+        csv.Error
+    ) as error:  # where the next record starts is not known: no row after this one could be trusted
         raise ValueError(
             f"{file.name}: the record at byte {start:,} (line {reader.line_num}) is no CSV: {error}; a quote within a"
             ' quoted cell is written twice ("")'
@@ -64,9 +79,13 @@ def read(file: DataFile, spans: Sequence[Span]) -> Iterator[RawRecord | Exceptio
     header, delimiter = columns(file), _delimiter(file)
 
     def parse(data: bytes) -> RawRecord:
-        fields = next(csv.reader(io.StringIO(data.decode(), newline=""), delimiter=delimiter, strict=True))
+        fields = next(
+            csv.reader(io.StringIO(data.decode(), newline=""), delimiter=delimiter, strict=True)
+        )
         if len(fields) != len(header):
-            raise ValueError(f"the record has {len(fields)} cells, the header {len(header)}: {', '.join(header)}")
+            raise ValueError(
+                f"the record has {len(fields)} cells, the header {len(header)}: {', '.join(header)}"
+            )
         return {name: _value(cell) for name, cell in zip(header, fields, strict=True)}
 
     return (attempt(parse, data) for data in ranges(file, spans, LONGEST))

@@ -11,12 +11,24 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pipelines.data.formats.base import ALIASES, SUFFIXES, DataFile, Format, RawRecord, Span, attempt, ranges, size
+from pipelines.data.formats.base import (
+    ALIASES,
+    SUFFIXES,
+    DataFile,
+    Format,
+    RawRecord,
+    Span,
+    attempt,
+    ranges,
+    size,
+)
 from pipelines.data.formats.jsonl import parse as parse_json
 
 LARGEST = 2 << 30  # bytes of one row, all its members together
 CUT = "cut-at-"  # the row that stands for what a damaged tar has lost
-WINDOW = 256 << 10  # headers are found by reading this much at a time and seeking over media that are longer
+WINDOW = (
+    256 << 10
+)  # headers are found by reading this much at a time and seeking over media that are longer
 
 
 def _stem(name: str) -> str:
@@ -55,14 +67,18 @@ def index(file: DataFile) -> Iterator[Span]:
                 raise tarfile.ReadError("no end mark")
             if stem is not None:
                 yield Span(f"{shard}/{stem}", start, end - start)
-        except tarfile.TarError:  # what follows is lost: one row stands for it, so that it is counted
+        except (
+            tarfile.TarError
+        ):  # what follows is lost: one row stands for it, so that it is counted
             yield Span(f"{shard}/{CUT}{start}", start, size - start)
 
 
 def read(file: DataFile, spans: Sequence[Span]) -> Iterator[RawRecord | Exception]:
     for span, data in zip(spans, ranges(file, spans, LARGEST), strict=True):
         if span.row_id.rpartition("/")[2].startswith(CUT):
-            yield ValueError(f"{file.name} is cut or damaged from byte {span.start:,} on: what follows there is lost")
+            yield ValueError(
+                f"{file.name} is cut or damaged from byte {span.start:,} on: what follows there is lost"
+            )
         else:
             yield attempt(lambda data: _row(file, data), data)
 
@@ -93,7 +109,11 @@ def _row(file: DataFile, data: bytes) -> RawRecord:
                     media.append({"bytes": content, "path": f"{file.name}/{member.name}"})
     except tarfile.TarError as error:
         raise ValueError(f"{file.name} is damaged here: {error}") from error
-    record = {name: value for name, value in record.items() if name not in (*ALIASES["id"], *ALIASES["media"])}
+    record = {
+        name: value
+        for name, value in record.items()
+        if name not in (*ALIASES["id"], *ALIASES["media"])
+    }
     if question is not None and not any(record.get(name) for name in ALIASES["question"]):
         record["question"] = question
     return record | {"id": f"{file.name.partition('.')[0]}/{stem}", "media": media}

@@ -11,7 +11,9 @@ from PIL import Image, UnidentifiedImageError
 from pipelines.data.media.content import Content, Pixels, check, start
 from pipelines.data.memory_limit import bounded
 
-MOST = 4 << 30  # bytes that decoding may take: 100 million pixels in all the forms that they go through
+MOST = (
+    4 << 30
+)  # bytes that decoding may take: 100 million pixels in all the forms that they go through
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
 UPRIGHT = {  # EXIF orientation: how to turn the pixels
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -29,15 +31,23 @@ def decode(data: Content, max_pixels: int = 100_000_000) -> Pixels:
     check(data)
     try:
         with bounded(MOST), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"PIL\.")  # on metadata, and on sizes, which are checked here
-            with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=FORMATS) as picture:
+            warnings.filterwarnings(
+                "ignore", module=r"PIL\."
+            )  # on metadata, and on sizes, which are checked here
+            with Image.open(
+                io.BytesIO(data) if isinstance(data, bytes) else data, formats=FORMATS
+            ) as picture:
                 width, height = picture.size
                 if width * height > max_pixels:
-                    raise ValueError(f"it has {width} x {height} pixels; at most {max_pixels:,} are decoded")
+                    raise ValueError(
+                        f"it has {width} x {height} pixels; at most {max_pixels:,} are decoded"
+                    )
                 picture.load()
                 return _pixels(picture)
     except UnidentifiedImageError:
-        raise ValueError(f"it is no image of a known format ({', '.join(FORMATS)}); {start(data)}") from None
+        raise ValueError(
+            f"it is no image of a known format ({', '.join(FORMATS)}); {start(data)}"
+        ) from None
     except Image.DecompressionBombError as error:
         raise ValueError(f"it has too many pixels: {error}") from error
     except MemoryError as error:

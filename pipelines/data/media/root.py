@@ -37,7 +37,9 @@ class Root:
             system, path = self._elsewhere(system, name)
         if isinstance(system, fs.LocalFileSystem):
             base = os.path.realpath(root)
-            target = Path(os.path.realpath(os.path.join(base, path)))  # whatever links it goes through
+            target = Path(
+                os.path.realpath(os.path.join(base, path))
+            )  # whatever links it goes through
             if not self.allow_outside and not target.is_relative_to(base):
                 raise self._outside(shown)
             if not target.exists():
@@ -62,9 +64,13 @@ class Root:
         scheme, _, rest = uri.partition("://")
         scheme = scheme.lower()
         if scheme in ("http", "https", "ftp"):
-            raise ValueError(f"{redacted(uri)}: nothing is fetched over {scheme}; download it and name the file")
+            raise ValueError(
+                f"{redacted(uri)}: nothing is fetched over {scheme}; download it and name the file"
+            )
         if "?" in rest:
-            raise ValueError(f"{redacted(uri)}: a URI in a manifest has no options after a question mark")
+            raise ValueError(
+                f"{redacted(uri)}: a URI in a manifest has no options after a question mark"
+            )
         if scheme in REMOTE.get(system.type_name, ()):
             return system, rest
         if not self.allow_outside:

@@ -19,17 +19,53 @@ from pipelines.data.memory_limit import bounded
 
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,h264,hevc,m4v,ivf"
 CODECS = {  # FFmpeg knows hundreds, most of which nobody has looked at for years
-    *("h264", "hevc", "av1", "vp8", "vp9", "mpeg4", "mpeg1video", "mpeg2video", "h263", "flv1", "theora", "mjpeg"),
-    *("msmpeg4v2", "msmpeg4v3", "wmv1", "wmv2", "wmv3", "vc1", "prores", "dnxhd", "ffv1", "rawvideo", "gif", "png"),
+    *(
+        "h264",
+        "hevc",
+        "av1",
+        "vp8",
+        "vp9",
+        "mpeg4",
+        "mpeg1video",
+        "mpeg2video",
+        "h263",
+        "flv1",
+        "theora",
+        "mjpeg",
+    ),
+    *(
+        "msmpeg4v2",
+        "msmpeg4v3",
+        "wmv1",
+        "wmv2",
+        "wmv3",
+        "vc1",
+        "prores",
+        "dnxhd",
+        "ffv1",
+        "rawvideo",
+        "gif",
+        "png",
+    ),
 }
-DECODERS = ",".join(sorted(CODECS | {"flv", "libdav1d", "msmpeg4"}))  # those of them that have other names as well
+DECODERS = ",".join(
+    sorted(CODECS | {"flv", "libdav1d", "msmpeg4"})
+)  # those of them that have other names as well
 MAX_FRAMES = 1_000_000  # nine hours at 30 frames a second
 MAX_PIXELS = 36_000_000  # of one frame: 8K
-MAX_DECODED = 1 << 39  # pixels of all frames that are decoded to find those: two hours of 1080p without a keyframe
+MAX_DECODED = (
+    1 << 39
+)  # pixels of all frames that are decoded to find those: two hours of 1080p without a keyframe
 MAX_BYTES = 4 << 30  # of the frames of one clip together
-LISTING = 1 << 30  # bytes that the list of packets may take: a few can say that there are a thousand million
+LISTING = (
+    1 << 30
+)  # bytes that the list of packets may take: a few can say that there are a thousand million
 DECODING = MAX_BYTES + (2 << 30)  # and all that follows
-BY_DECODING = ("mpegts", "mpeg", "flv")  # containers that seek by decoding times, which differ where there are B-frames
+BY_DECODING = (
+    "mpegts",
+    "mpeg",
+    "flv",
+)  # containers that seek by decoding times, which differ where there are B-frames
 SEEK = 8  # frames that could be decoded in the time of one seek
 
 
@@ -106,7 +142,9 @@ def _listed(data: Content) -> _Listed:
                 raise ValueError(f"the video is cut or damaged at packet {len(packets) + 1}")
             packets.append((packet.pts, packet.dts, packet.is_keyframe))
             if len(packets) > MAX_FRAMES:
-                raise ValueError(f"the video has more than {MAX_FRAMES:,} frames; cut it into parts")
+                raise ValueError(
+                    f"the video has more than {MAX_FRAMES:,} frames; cut it into parts"
+                )
     if not packets:
         raise ValueError("the video has no frames")
     if said > len(packets):
@@ -126,21 +164,28 @@ def _by_time(data: Content, listed: _Listed, count: int, short: bool, spent: _Sp
     with _opened(data) as container:
         stream = _stream(container)
         times = {listed.times[place] for place in kept.wanted} if short else None
-        decoded, at = _frames(container, stream, times, spent), 0  # the next frame that comes is the one at this place
+        decoded, at = (
+            _frames(container, stream, times, spent),
+            0,
+        )  # the next frame that comes is the one at this place
         for place in kept.wanted:
             key = bisect_right(listed.keys, place) - 1
             if short and listed.keys[key] > at + SEEK:
                 container.seek(listed.starts[key], stream=stream)
                 decoded = _frames(container, stream, times, spent)
             try:
-                kept.add(place, next(frame for frame in decoded if _due(frame, listed.times[place])))
+                kept.add(
+                    place, next(frame for frame in decoded if _due(frame, listed.times[place]))
+                )
             except (StopIteration, av.error.FFmpegError) as error:
                 raise _Unreliable from error
             at = place + 1
     return kept.clip(listed.fps)
 
 
-def _frames(container: Any, stream: Any, times: set[int] | None, spent: _Spent) -> Iterator[av.VideoFrame]:
+def _frames(
+    container: Any, stream: Any, times: set[int] | None, spent: _Spent
+) -> Iterator[av.VideoFrame]:
     """The frames from here on; of those that are not wanted only the ones that others are made from."""
     for packet in container.demux(stream):
         if times is not None:
@@ -223,12 +268,18 @@ class _Kept:
 
 def _same(size: tuple[int, int], frame: av.VideoFrame) -> None:
     if size != (frame.width, frame.height):
-        raise ValueError(f"the video changes its size from {size[0]} x {size[1]} to {frame.width} x {frame.height}")
+        raise ValueError(
+            f"the video changes its size from {size[0]} x {size[1]} to {frame.width} x {frame.height}"
+        )
 
 
 def _opened(data: Content) -> Any:
     source = io.BytesIO(data) if isinstance(data, bytes) else str(data.absolute())
-    options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file", "codec_whitelist": DECODERS}
+    options = {
+        "format_whitelist": CONTAINERS,
+        "protocol_whitelist": "file",
+        "codec_whitelist": DECODERS,
+    }
     return av.open(source, options=options, buffer_size=1 << 20)
 
 

@@ -27,7 +27,9 @@ class TransferredBatch(NamedTuple):
             stream = torch.cuda.current_stream()
             stream.wait_event(self.there)
             for tensor in self.tensors.values():
-                tensor.record_stream(stream)  # or the copying stream could take its memory again too early
+                tensor.record_stream(
+                    stream
+                )  # or the copying stream could take its memory again too early
         return self.tensors
 
 
@@ -43,5 +45,8 @@ class DeviceTransfer:
         if self._stream is None:
             return TransferredBatch(self._finish(batch), None)
         with torch.cuda.stream(self._stream):
-            there = {name: value.pin_memory().to(self._device, non_blocking=True) for name, value in batch.items()}
+            there = {
+                name: value.pin_memory().to(self._device, non_blocking=True)
+                for name, value in batch.items()
+            }
             return TransferredBatch(self._finish(there), self._stream.record_event())

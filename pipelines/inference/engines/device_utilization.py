@@ -49,7 +49,11 @@ class DeviceUtilization:
         return told
 
     def _now(self) -> Any:
-        return torch.cuda.current_stream().record_event(torch.cuda.Event(enable_timing=True)) if self._gpu else clock()
+        return (
+            torch.cuda.current_stream().record_event(torch.cuda.Event(enable_timing=True))
+            if self._gpu
+            else clock()
+        )
 
     def _passed(self, mark: Any) -> bool:
         return bool(mark.query()) if self._gpu else True

@@ -60,7 +60,9 @@ class Sampler(LogitsProcessor):  # type: ignore[misc]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         width = scores.shape[1]
-        noise = torch.stack([torch.empty(width).exponential_(generator=draw).log().neg() for draw in self._draws])
+        noise = torch.stack(
+            [torch.empty(width).exponential_(generator=draw).log().neg() for draw in self._draws]
+        )
         return scores / self._temperature + noise.to(scores.device)
 
 

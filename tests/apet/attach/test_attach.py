@@ -105,7 +105,9 @@ def test_cache_lengths(family: str, name: str) -> None:
     answer, stats = compressed(family, name)
     for layer, keys in enumerate(answer.cache):
         alone_ = [compressed(family, name, row)[0] for row in range(len(stats))]
-        assert keys.shape[2] == max(one.cache[layer].shape[2] + STEPS - one.ids.shape[1] for one in alone_)
+        assert keys.shape[2] == max(
+            one.cache[layer].shape[2] + STEPS - one.ids.shape[1] for one in alone_
+        )
     assert stats[0].cache_bytes == 2 * sum(keys.nbytes for keys in answer.cache) // len(stats)
 
 
@@ -119,16 +121,23 @@ def test_apet_keeps_what_the_paper_says(family: str, budget: int | str) -> None:
         last_logits(model(family), batch(family))
     for stats, media in zip(run.stats, SIZES[family], strict=True):
         schedules = [
-            Schedule.from_budget(budget, visual_tokens=sum(sizes), layers=6, encoder_only=only) for sizes in media
+            Schedule.from_budget(budget, visual_tokens=sum(sizes), layers=6, encoder_only=only)
+            for sizes in media
         ]
-        assert stats.kept.get("encoder", 0) == sum(schedule.tokens_at(0, "encoder") for schedule in schedules)
-        assert stats.kept.get("3", stats.kept.get("encoder", 0)) == sum(one.tokens_at(3) for one in schedules)
+        assert stats.kept.get("encoder", 0) == sum(
+            schedule.tokens_at(0, "encoder") for schedule in schedules
+        )
+        assert stats.kept.get("3", stats.kept.get("encoder", 0)) == sum(
+            one.tokens_at(3) for one in schedules
+        )
         assert stats.index is not None
         starts = [0]
         for sizes, schedule in zip(media, schedules, strict=True):
             parts = share(schedule.tokens_at(0, "encoder"), sizes)
             for size, part in zip(sizes, parts, strict=True):
-                inside = (stats.index["encoder"] >= starts[-1]) & (stats.index["encoder"] < starts[-1] + size)
+                inside = (stats.index["encoder"] >= starts[-1]) & (
+                    stats.index["encoder"] < starts[-1] + size
+                )
                 assert int(inside.sum()) == part
                 starts.append(starts[-1] + size)
 
@@ -166,7 +175,10 @@ def test_detached_and_the_same_as_before(family: str) -> None:
         assert hooks(model(family)) != before
         generate(model(family), batch(family))
     assert hooks(model(family)) == before
-    with pytest.raises(RuntimeError, match="broken method"), attach(model(family), Broken(budget="40%")):
+    with (
+        pytest.raises(RuntimeError, match="broken method"),
+        attach(model(family), Broken(budget="40%")),
+    ):
         generate(model(family), batch(family))
     assert hooks(model(family)) == before
     answer = generate(model(family), batch(family))
@@ -179,12 +191,20 @@ def test_detached_and_the_same_as_before(family: str) -> None:
 def test_goes_on_after_an_error(family: str, place: str) -> None:
     want, _ = compressed(family, "apet")
     core = model(family).model
-    tower = {"video_llava": "image_tower", "qwen2_5_vl": "visual", "qwen3_vl": "visual"}.get(family, "vision_tower")
-    module = {"tower": getattr(core, tower), "core": core, "layer": core.language_model.layers[4]}[place]
+    tower = {"video_llava": "image_tower", "qwen2_5_vl": "visual", "qwen3_vl": "visual"}.get(
+        family, "vision_tower"
+    )
+    module = {"tower": getattr(core, tower), "core": core, "layer": core.language_model.layers[4]}[
+        place
+    ]
     with attach(model(family), make("apet", family), keep_index=True) as run:
         hook = module.register_forward_hook(failing)
         try:
-            for call, inputs in ((prompt, alone(family, 1)), (generate, alone(family, 0)), (generate, batch(family))):
+            for call, inputs in (
+                (prompt, alone(family, 1)),
+                (generate, alone(family, 0)),
+                (generate, batch(family)),
+            ):
                 with pytest.raises(RuntimeError, match="broken module"):
                     call(model(family), inputs)
         finally:
@@ -199,7 +219,9 @@ def test_methods_take_turns(family: str) -> None:
     for name in ("fastv", "tome", "uniform", "sparsevlm", "apet", "vanilla", "apet"):
         want, _ = compressed(family, name)
         with attach(model(family), make(name, family)):
-            torch.testing.assert_close(last_logits(model(family), batch(family)), want.logits[:, 0], **CLOSE)
+            torch.testing.assert_close(
+                last_logits(model(family), batch(family)), want.logits[:, 0], **CLOSE
+            )
 
 
 @pytest.mark.parametrize(("family", "name"), sorted(REFUSED))
@@ -237,20 +259,36 @@ def test_a_second_process() -> None:
 
 
 def test_unknown_model() -> None:
-    other = BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8))
-    with pytest.raises(ValueError, match="'bert' are not supported; these are: llava, llava_next, llava_onevision"):
+    other = BertModel(
+        BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    )
+    with pytest.raises(
+        ValueError, match="'bert' are not supported; these are: llava, llava_next, llava_onevision"
+    ):
         attach(other, ApET(budget=64))
 
 
 @pytest.mark.parametrize(
     ("family", "options", "says"),
     [
-        ("llava", {"schedule": "encoder=8,6=4"}, "'6=4' is outside the decoder; its layers are 0 to 5"),
+        (
+            "llava",
+            {"schedule": "encoder=8,6=4"},
+            "'6=4' is outside the decoder; its layers are 0 to 5",
+        ),
         ("llava", {"schedule": "encoder 8"}, "cannot read 'encoder 8'"),
-        ("llava", {"budget": "0.5%"}, "leaves a site none of the row's 36 visual tokens; the smallest possible is 2"),
+        (
+            "llava",
+            {"budget": "0.5%"},
+            "leaves a site none of the row's 36 visual tokens; the smallest possible is 2",
+        ),
         ("llava_next", {"schedule": "encoder=2"}, "without a token; 4 are enough for every group"),
         ("video_llava", {"budget": 7}, "without a token; 8 are enough for every group"),
-        ("qwen3_vl", {"schedule": "encoder=4,2=2"}, "'2=2' is too early: this decoder adds visual features in its"),
+        (
+            "qwen3_vl",
+            {"schedule": "encoder=4,2=2"},
+            "'2=2' is too early: this decoder adds visual features in its",
+        ),
     ],
 )
 def test_misuse_is_explained(family: str, options: dict[str, Any], says: str) -> None:
@@ -269,16 +307,26 @@ def test_a_prompt_must_be_whole(family: str) -> None:
         with pytest.raises(ValueError, match="compression starts with the prompt"):
             core(**inputs, past_key_values=cache)
         embeds = core.get_input_embeddings()(inputs["input_ids"])
-        others = {key: value for key, value in inputs.items() if key not in ("input_ids", "mm_token_type_ids")}
+        others = {
+            key: value
+            for key, value in inputs.items()
+            if key not in ("input_ids", "mm_token_type_ids")
+        }
         with pytest.raises(ValueError, match="compression starts with the prompt"):
             core(**others, inputs_embeds=embeds)
-        with pytest.raises(ValueError, match=r"do not match|are not those of|whole number|not what this model makes"):
+        with pytest.raises(
+            ValueError,
+            match=r"do not match|are not those of|whole number|not what this model makes",
+        ):
             core(**{**inputs, "input_ids": inputs["input_ids"][:, :8]})
         assert torch.isfinite(last_logits(core, inputs)).all()  # and it goes on
 
 
 def test_one_method_at_a_time() -> None:
     with attach(model("llava"), make("apet", "llava")):
-        with pytest.raises(ValueError, match="attached already"), attach(model("llava"), make("uniform", "llava")):
+        with (
+            pytest.raises(ValueError, match="attached already"),
+            attach(model("llava"), make("uniform", "llava")),
+        ):
             pass
         generate(model("llava"), alone("llava", 0))

@@ -8,7 +8,18 @@ import torch
 from apet import attach
 from apet.attention import packed_kernel
 from tests.support import flash
-from tests.support.attached import CLOSE, EITHER, EVERY, alone, batch, compressed, generate, index, make, model
+from tests.support.attached import (
+    CLOSE,
+    EITHER,
+    EVERY,
+    alone,
+    batch,
+    compressed,
+    generate,
+    index,
+    make,
+    model,
+)
 
 
 @EVERY

@@ -39,14 +39,18 @@ def test_a_batch_is_its_rows(family: str, name: str) -> None:
         assert index(one_stats[0]) == index(stats[row])
         assert one_stats[0].kept == stats[row].kept
         assert one_stats[0].budget == stats[row].budget
-        torch.testing.assert_close(one.logits[0], together.logits[row, : one.logits.shape[1]], **CLOSE)
+        torch.testing.assert_close(
+            one.logits[0], together.logits[row, : one.logits.shape[1]], **CLOSE
+        )
         assert torch.equal(one.ids[0], together.ids[row, : one.ids.shape[1]])
 
 
 def padded_right(inputs: BatchFeature) -> BatchFeature:
     pads = (inputs["attention_mask"] == 0).sum(dim=1).tolist()
     moved = {
-        key: torch.stack([value.roll(-pad, 0) for value, pad in zip(inputs[key], pads, strict=True)])
+        key: torch.stack(
+            [value.roll(-pad, 0) for value, pad in zip(inputs[key], pads, strict=True)]
+        )
         for key in ("input_ids", "attention_mask", "mm_token_type_ids")
         if key in inputs
     }
@@ -98,12 +102,18 @@ def test_beams(family: str, attn: str) -> None:
             one = core.generate(**alone(family, row), **options)
             assert index(stats[2 * place]) == index(run.stats[0])
             new = one.shape[1] - alone(family, row)["input_ids"].shape[1]
-            assert one[0, -new:].tolist() == together[place, repeated(family)["input_ids"].shape[1] :][:new].tolist()
+            assert (
+                one[0, -new:].tolist()
+                == together[place, repeated(family)["input_ids"].shape[1] :][:new].tolist()
+            )
 
 
 # ---- half precision
 
-SWAPS, LOGITS = 1 / 8, 0.25  # of a row's tokens; of logits, which the unmodified model's batch moves by 0.1
+SWAPS, LOGITS = (
+    1 / 8,
+    0.25,
+)  # of a row's tokens; of logits, which the unmodified model's batch moves by 0.1
 
 PADDED = (0, 1)
 

@@ -60,8 +60,14 @@ def test_a_row_stops_at_the_end(family: str) -> None:
 
 def longer(inputs: BatchFeature, ids: Tensor) -> BatchFeature:
     """The inputs with further tokens (B, n) behind them."""
-    more = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "mm_token_type_ids": torch.zeros_like(ids)}
-    grown = {key: torch.cat([inputs[key], value], dim=1) for key, value in more.items() if key in inputs}
+    more = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "mm_token_type_ids": torch.zeros_like(ids),
+    }
+    grown = {
+        key: torch.cat([inputs[key], value], dim=1) for key, value in more.items() if key in inputs
+    }
     return BatchFeature({**inputs, **grown})
 
 
@@ -90,13 +96,19 @@ def test_a_site_at_the_decoder_s_first_layer(family: str) -> None:
         answer = generate(core, inputs)
         out = core(**inputs, use_cache=True)
         for step in range(STEPS):
-            fresh = last_logits(core, longer(inputs, answer.ids[:, :step])) if step else out.logits[:, -1]
+            fresh = (
+                last_logits(core, longer(inputs, answer.ids[:, :step]))
+                if step
+                else out.logits[:, -1]
+            )
             torch.testing.assert_close(answer.logits[:, step], fresh, **CLOSE)
     with attach(core, ApET(schedule="encoder=80%,0=40%", basis=3)):
         out = core(**inputs, use_cache=True)
         for step in range(STEPS):
             torch.testing.assert_close(out.logits[:, -1], answer.logits[:, step], **CLOSE)
-            out = core(input_ids=answer.ids[:, step : step + 1], past_key_values=out.past_key_values)
+            out = core(
+                input_ids=answer.ids[:, step : step + 1], past_key_values=out.past_key_values
+            )
 
 
 @torch.no_grad()
@@ -123,4 +135,6 @@ def test_forward_step_by_step(family: str) -> None:
         out = model(family)(**alone(family, 0), use_cache=True)
         for step in range(STEPS):
             torch.testing.assert_close(out.logits[:, -1], want.logits[:, step], **CLOSE)
-            out = model(family)(input_ids=want.ids[:, step : step + 1], past_key_values=out.past_key_values)
+            out = model(family)(
+                input_ids=want.ids[:, step : step + 1], past_key_values=out.past_key_values
+            )

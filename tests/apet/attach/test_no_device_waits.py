@@ -25,7 +25,10 @@ READING = {
     "_unique2",
     "unique_dim",
 }
-SPARSEVLM = {"llava": 6, "qwen2_5_vl": 18}  # it counts words and raters, at each of 3 sites, for each size of images
+SPARSEVLM = {
+    "llava": 6,
+    "qwen2_5_vl": 18,
+}  # it counts words and raters, at each of 3 sites, for each size of images
 ROWS = [
     {"text": "Short", "images": [tiny.image(30, 20, 1)]},
     {"text": "Rather longer", "images": [tiny.image(50, 20, 2), tiny.image(24, 44, 3)]},
@@ -39,7 +42,9 @@ class Waits(TorchDispatchMode):
         super().__init__()
         self.found: list[str] = []
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
         name = func.overloadpacket.__name__
         masks = name in ("index", "index_put", "index_put_") and any(
             isinstance(index, Tensor) and index.dtype == torch.bool for index in args[1]
@@ -90,7 +95,10 @@ def test_a_step(name: str, rows: list[dict[str, Any]]) -> None:
     """One question a step at most: are all the new tokens real?"""
     model, inputs = tiny.model("llava"), tiny.inputs("llava", rows)
     word = torch.full((len(rows), 1), 65)
-    step = {"input_ids": word, "attention_mask": torch.cat([inputs["attention_mask"], word > 0], dim=1)}
+    step = {
+        "input_ids": word,
+        "attention_mask": torch.cat([inputs["attention_mask"], word > 0], dim=1),
+    }
     cache = model(**inputs, use_cache=True).past_key_values
     plain = waits(model, lambda: model(**step, past_key_values=cache))
     with attach(model, build(name, budget="40%")):

@@ -23,13 +23,16 @@ class Entries(NamedTuple):
 
 
 @torch.no_grad()
-def entries(model: PreTrainedModel, inputs: BatchFeature, method: Method | None) -> tuple[Entries, Entries]:
+def entries(
+    model: PreTrainedModel, inputs: BatchFeature, method: Method | None
+) -> tuple[Entries, Entries]:
     core, seen = model.model, {}
 
     def watch(when: str) -> list[Any]:
         return [
             core.language_model.register_forward_pre_hook(
-                lambda module, args, kwargs: seen.update({when: kwargs["inputs_embeds"]}), with_kwargs=True
+                lambda module, args, kwargs: seen.update({when: kwargs["inputs_embeds"]}),
+                with_kwargs=True,
             ),
             core.language_model.layers[3].register_forward_pre_hook(
                 lambda module, args: seen.update({when + " layer": args[0]})
@@ -46,13 +49,17 @@ def entries(model: PreTrainedModel, inputs: BatchFeature, method: Method | None)
         model(**inputs)
     for hook in held:
         hook.remove()
-    return Entries(seen["before"], seen["before layer"]), Entries(seen["after"], seen["after layer"])
+    return Entries(seen["before"], seen["before layer"]), Entries(
+        seen["after"], seen["after layer"]
+    )
 
 
 def packed(core: Any, features: Tensor, sizes: Tensor) -> Tensor:
     """Which feature each placeholder of one image holds, by the model's own packing; -1 for newlines."""
     numbers = torch.arange(features[..., 0].numel()).view(*features.shape[:2], 1).double()
-    (flat,), _ = core.pack_image_features([numbers], sizes, "default", image_newline=torch.tensor([-1.0]))
+    (flat,), _ = core.pack_image_features(
+        [numbers], sizes, "default", image_newline=torch.tensor([-1.0])
+    )
     return flat[:, 0].long()
 
 
@@ -64,17 +71,26 @@ def by_hand(family: str) -> tuple[list[tuple[Tensor, Tensor]], Callable[[Tensor]
         embeds = entries(model(family), inputs, None)[0].entry[0]
         if family == "llava_onevision":
             columns = columns[(embeds[columns] != core.image_newline).any(-1)]
-        return [(part, embeds[part]) for part in columns.split(SIZES[family][0][0])], lambda tokens: tokens
+        return [
+            (part, embeds[part]) for part in columns.split(SIZES[family][0][0])
+        ], lambda tokens: tokens
     seen: list[Tensor] = []
-    hook = core.multi_modal_projector.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    hook = core.multi_modal_projector.register_forward_pre_hook(
+        lambda module, args: seen.append(args[0])
+    )
     last_logits(model(family), inputs)
     hook.remove()
     features = seen[0]  # (tiles, T, D)
     if family == "llava":
         return [(columns, features[0])], core.multi_modal_projector
     cells = packed(core, features, inputs["image_sizes"])
-    tiles = [cells.where(cells >= 0, -features.shape[1]) // features.shape[1] == tile for tile in range(len(features))]
-    return [(columns[tile], features.flatten(0, 1)[cells[tile]]) for tile in tiles], core.multi_modal_projector
+    tiles = [
+        cells.where(cells >= 0, -features.shape[1]) // features.shape[1] == tile
+        for tile in range(len(features))
+    ]
+    return [
+        (columns[tile], features.flatten(0, 1)[cells[tile]]) for tile in tiles
+    ], core.multi_modal_projector
 
 
 @EITHER
@@ -86,9 +102,16 @@ def test_inside_apet_is_compress(family: str) -> None:
     groups, project = by_hand(family)
     sizes = [len(columns) for columns, _ in groups]
     assert sizes == SIZES[family][0][0]
-    schedule = Schedule.from_budget("40%", visual_tokens=sum(sizes), layers=6, encoder_only=family == "video_llava")
-    alive, visual = torch.ones(len(whole), dtype=torch.bool), torch.zeros(len(whole), dtype=torch.bool)
-    for (columns, tokens), keep in zip(groups, share(schedule.tokens_at(0, "encoder"), sizes), strict=True):
+    schedule = Schedule.from_budget(
+        "40%", visual_tokens=sum(sizes), layers=6, encoder_only=family == "video_llava"
+    )
+    alive, visual = (
+        torch.ones(len(whole), dtype=torch.bool),
+        torch.zeros(len(whole), dtype=torch.bool),
+    )
+    for (columns, tokens), keep in zip(
+        groups, share(schedule.tokens_at(0, "encoder"), sizes), strict=True
+    ):
         out = compress(tokens, keep, basis=min(4, keep))
         alive[columns] = False
         alive[columns[out.index]] = visual[columns[out.index]] = True

@@ -26,7 +26,9 @@ from tests.support import flash, tiny
 from tests.support.attached import CLOSE, EITHER, alone, batch, make, model, rows
 
 KERNELS = pytest.mark.parametrize("attn", [packed_kernel.NAME, flash.NAME])
-METHODS = pytest.mark.parametrize("name", ["vanilla", "apet", "fastv", "pdrop", "sparsevlm", "visionzip"])
+METHODS = pytest.mark.parametrize(
+    "name", ["vanilla", "apet", "fastv", "pdrop", "sparsevlm", "visionzip"]
+)
 
 
 @contextmanager
@@ -36,7 +38,9 @@ def watched(core: PreTrainedModel) -> Iterator[tuple[list[torch.Size], list[Tens
     masks: list[Tensor | None] = []
     hooks = []
     for layer in core.model.language_model.layers:
-        hooks.append(layer.mlp.register_forward_pre_hook(lambda module, args: shapes.append(args[0].shape)))
+        hooks.append(
+            layer.mlp.register_forward_pre_hook(lambda module, args: shapes.append(args[0].shape))
+        )
         look = lambda module, args, kwargs: masks.append(kwargs["attention_mask"])  # noqa: E731
         hooks.append(layer.self_attn.register_forward_pre_hook(look, with_kwargs=True))
     try:
@@ -47,7 +51,9 @@ def watched(core: PreTrainedModel) -> Iterator[tuple[list[torch.Size], list[Tens
 
 
 @torch.no_grad()
-def answered(core: PreTrainedModel, inputs: BatchFeature, method: Any, **more: Any) -> tuple[Any, list[Any]]:
+def answered(
+    core: PreTrainedModel, inputs: BatchFeature, method: Any, **more: Any
+) -> tuple[Any, list[Any]]:
     with attach(core, method) as run:
         return core(**inputs, **{"use_cache": True, **more}), run.stats
 
@@ -68,7 +74,9 @@ def test_layers_see_as_many_tokens_as_there_are(family: str, attn: str, name: st
         there = 0
         for length, row in zip(lengths, stats, strict=True):
             sites = [site for site in ("encoder", *map(str, range(layer + 1))) if site in row.kept]
-            there += length - row.visual_tokens + (row.kept[sites[-1]] if sites else row.visual_tokens)
+            there += (
+                length - row.visual_tokens + (row.kept[sites[-1]] if sites else row.visual_tokens)
+            )
         assert shape[:-1] == (1, there)
     with watched(model(family)) as (padded, _):
         answered(model(family), inputs, make(name, family))
@@ -120,7 +128,10 @@ def test_caches_and_outputs_are_laid_out_as_without(family: str, attn: str, name
             torch.testing.assert_close(after, before * real, **CLOSE)
     assert lengths[0] >= lengths[-1]
     assert max(lengths[0]) == want.past_key_values.layers[0].keys.shape[2]
-    real = torch.arange(want.logits.shape[1]) >= want.logits.shape[1] - torch.tensor(lengths[-1])[:, None]
+    real = (
+        torch.arange(want.logits.shape[1])
+        >= want.logits.shape[1] - torch.tensor(lengths[-1])[:, None]
+    )
     assert found.logits.shape == want.logits.shape
     torch.testing.assert_close(found.logits[real], want.logits[real], **CLOSE)
 
@@ -143,10 +154,16 @@ def test_padding_in_the_middle(family: str, attn: str) -> None:
 
 @KERNELS
 def test_hidden_states_that_are_asked_for_are_padded(attn: str) -> None:
-    want, _ = answered(model("llava"), batch("llava"), make("apet", "llava"), output_hidden_states=True)
-    found, _ = answered(model("llava", attn), batch("llava"), make("apet", "llava"), output_hidden_states=True)
+    want, _ = answered(
+        model("llava"), batch("llava"), make("apet", "llava"), output_hidden_states=True
+    )
+    found, _ = answered(
+        model("llava", attn), batch("llava"), make("apet", "llava"), output_hidden_states=True
+    )
     assert [one.shape for one in found.hidden_states] == [one.shape for one in want.hidden_states]
-    torch.testing.assert_close(found.hidden_states[-1][:, -1], want.hidden_states[-1][:, -1], **CLOSE)
+    torch.testing.assert_close(
+        found.hidden_states[-1][:, -1], want.hidden_states[-1][:, -1], **CLOSE
+    )
 
 
 def test_gradients() -> None:
@@ -178,9 +195,13 @@ def test_who_is_not_packed() -> None:
 def test_a_gpu_must_have_a_kernel_for_it(there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = torch.device("cuda")
     weight = SimpleNamespace(device=gpu, dtype=torch.bfloat16)
-    monkeypatch.setattr(packed_kernel, "has_flash", lambda *about: there and about == (gpu, torch.bfloat16, 16))
+    monkeypatch.setattr(
+        packed_kernel, "has_flash", lambda *about: there and about == (gpu, torch.bfloat16, 16)
+    )
     decoder = SimpleNamespace(
-        config=SimpleNamespace(_attn_implementation=packed_kernel.NAME, hidden_size=64, num_attention_heads=4),
+        config=SimpleNamespace(
+            _attn_implementation=packed_kernel.NAME, hidden_size=64, num_attention_heads=4
+        ),
         layers=OneWeight([SimpleNamespace(self_attn=SimpleNamespace(sliding_window=None))], weight),
     )
     assert takes_packed(decoder, {}) == there
@@ -221,11 +242,15 @@ class Attention(nn.Module):
     is_causal, num_key_value_groups = True, 2
 
 
-def states(dtype: torch.dtype = torch.float32, device: str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
+def states(
+    dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> tuple[Tensor, Tensor, Tensor]:
     """Queries of four heads, and keys and values of two, of packed rows."""
     draw = torch.Generator().manual_seed(0)
     count = sum(LENGTHS)
-    return tuple(torch.randn(1, heads, count, 8, generator=draw).to(device, dtype) for heads in (4, 2, 2))  # type: ignore[return-value]
+    return tuple(
+        torch.randn(1, heads, count, 8, generator=draw).to(device, dtype) for heads in (4, 2, 2)
+    )  # type: ignore[return-value]
 
 
 def packed_inputs(device: str = "cpu") -> dict[str, Any]:
@@ -233,10 +258,15 @@ def packed_inputs(device: str = "cpu") -> dict[str, Any]:
     return Unpadded(real, torch.device(device)).inputs
 
 
-def by_row(query: Tensor, key: Tensor, value: Tensor, causal: bool = True, scale: float = 0.5) -> Tensor:
+def by_row(
+    query: Tensor, key: Tensor, value: Tensor, causal: bool = True, scale: float = 0.5
+) -> Tensor:
     """What attention is, row by row in float64: (T, H, d)."""
     ends = [0, *torch.tensor(LENGTHS).cumsum(0).tolist()]
-    query, key, value = (part[0].double().repeat_interleave(4 // part.shape[1], dim=0) for part in (query, key, value))
+    query, key, value = (
+        part[0].double().repeat_interleave(4 // part.shape[1], dim=0)
+        for part in (query, key, value)
+    )
     done = [
         flash.attend(query[:, here], key[:, here], value[:, here], scale, causal)
         for here in (slice(start, end) for start, end in pairwise(ends))
@@ -246,8 +276,12 @@ def by_row(query: Tensor, key: Tensor, value: Tensor, causal: bool = True, scale
 
 @pytest.mark.parametrize("causal", [None, False])
 def test_a_row_at_a_time(causal: bool | None) -> None:
-    found, _ = packed_kernel.forward(Attention(), *states(), None, scaling=0.5, is_causal=causal, **packed_inputs())
-    torch.testing.assert_close(found[0].double(), by_row(*states(), causal is None), rtol=0, atol=1e-6)
+    found, _ = packed_kernel.forward(
+        Attention(), *states(), None, scaling=0.5, is_causal=causal, **packed_inputs()
+    )
+    torch.testing.assert_close(
+        found[0].double(), by_row(*states(), causal is None), rtol=0, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("takes_groups", [True, False])
@@ -271,9 +305,17 @@ def test_how_pytorch_s_kernel_is_called(
         **more: Any,
     ) -> Tensor:
         assert more == ({"enable_gqa": True} if takes_groups else {})
-        assert [part.shape for part in (query, key, value)] == [(15, 4, 8), *[(15, 2 if takes_groups else 4, 8)] * 2]
+        assert [part.shape for part in (query, key, value)] == [
+            (15, 4, 8),
+            *[(15, 2 if takes_groups else 4, 8)] * 2,
+        ]
         assert cu_seq_q is cu_seq_k
-        assert (cu_seq_q.tolist(), cu_seq_q.dtype, max_q, max_k) == ([0, 5, 6, 15], torch.int32, 9, 9)
+        assert (cu_seq_q.tolist(), cu_seq_q.dtype, max_q, max_k) == (
+            [0, 5, 6, 15],
+            torch.int32,
+            9,
+            9,
+        )
         assert window_size in ((-1, 0), (-1, -1))
         parts = (part.transpose(0, 1)[None] for part in (query, key, value))
         return by_row(*parts, causal=window_size == (-1, 0), scale=scale or 0).to(query.dtype)
@@ -282,8 +324,12 @@ def test_how_pytorch_s_kernel_is_called(
     monkeypatch.setattr(packed_kernel, "_TAKES", takes)
     monkeypatch.setattr(packed_kernel, "has_flash", lambda *about: True)
     monkeypatch.setattr(torch_varlen, "varlen_attn", reference)
-    found, _ = packed_kernel.forward(Attention(), *states(), None, scaling=0.5, is_causal=causal, **packed_inputs())
-    torch.testing.assert_close(found[0].double(), by_row(*states(), causal is None), rtol=0, atol=1e-6)
+    found, _ = packed_kernel.forward(
+        Attention(), *states(), None, scaling=0.5, is_causal=causal, **packed_inputs()
+    )
+    torch.testing.assert_close(
+        found[0].double(), by_row(*states(), causal is None), rtol=0, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
@@ -296,7 +342,14 @@ def test_a_tower_of_windows_is_one_launch_a_block(
     segments: list[int] = []
 
     def reference(
-        query: Tensor, key: Tensor, value: Tensor, ends: Tensor, same: Tensor, longest: int, most: int, **more: Any
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        ends: Tensor,
+        same: Tensor,
+        longest: int,
+        most: int,
+        **more: Any,
     ) -> Tensor:
         lengths = ends.diff().tolist()
         assert ends is same
@@ -305,12 +358,19 @@ def test_a_tower_of_windows_is_one_launch_a_block(
         assert isinstance(longest, int)
         assert more["window_size"] == (-1, -1)
         segments.append(len(lengths))
-        parts = zip(*(part.transpose(0, 1).split(lengths, dim=1) for part in (query, key, value)), strict=True)
-        return torch.cat([flash.attend(*part, more["scale"], False) for part in parts], dim=1).transpose(0, 1)
+        parts = zip(
+            *(part.transpose(0, 1).split(lengths, dim=1) for part in (query, key, value)),
+            strict=True,
+        )
+        return torch.cat(
+            [flash.attend(*part, more["scale"], False) for part in parts], dim=1
+        ).transpose(0, 1)
 
     def seen(core: PreTrainedModel) -> Tensor:
         pictures: list[Tensor] = []
-        hook = core.model.visual.merger.register_forward_hook(lambda module, args, out: pictures.append(args[0]))
+        hook = core.model.visual.merger.register_forward_hook(
+            lambda module, args, out: pictures.append(args[0])
+        )
         method = make("vanilla", family) if schedule is None else ApET(schedule=schedule, basis=3)
         with attach(core, method):
             core.model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"])
@@ -320,7 +380,9 @@ def test_a_tower_of_windows_is_one_launch_a_block(
     inputs, core = batch(family), tiny.model(family, packed_kernel.NAME)
     want = seen(core)
     pack_windows(core)
-    assert core.model.visual.config._attn_implementation == packed_kernel.NAME  # on a CPU it stays as it is
+    assert (
+        core.model.visual.config._attn_implementation == packed_kernel.NAME
+    )  # on a CPU it stays as it is
     monkeypatch.setattr(packed_kernel, "has_flash", lambda *about: True)
     monkeypatch.setattr(torch_varlen, "varlen_attn", reference)
     assert torch.equal(seen(core), want)
@@ -356,5 +418,7 @@ def test_pytorch_s_kernel_takes_that_call() -> None:
 def test_pytorch_s_kernel(dtype: torch.dtype) -> None:
     parts = states(dtype, "cuda")
     assert packed_kernel.has_flash(parts[0].device, dtype, 8) == (dtype == torch.bfloat16)
-    found, _ = packed_kernel.forward(Attention(), *parts, None, scaling=0.5, **packed_inputs("cuda"))
+    found, _ = packed_kernel.forward(
+        Attention(), *parts, None, scaling=0.5, **packed_inputs("cuda")
+    )
     torch.testing.assert_close(found[0].double(), by_row(*parts), rtol=0, atol=2e-2)

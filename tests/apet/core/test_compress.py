@@ -35,7 +35,9 @@ def agrees(tokens: Tensor, keep: int, basis: int = 10, merge: bool = True) -> No
 
 
 @pytest.mark.parametrize("merge", [True, False])
-@pytest.mark.parametrize(("count", "width", "keep", "basis"), [(36, 16, 12, 4), (144, 64, 32, 10), (576, 128, 64, 10)])
+@pytest.mark.parametrize(
+    ("count", "width", "keep", "basis"), [(36, 16, 12, 4), (144, 64, 32, 10), (576, 128, 64, 10)]
+)
 def test_normal_data(count: int, width: int, keep: int, basis: int, merge: bool) -> None:
     agrees(normal(count, width, seed=count), keep, basis, merge)
 
@@ -50,7 +52,11 @@ def nasty() -> dict[str, Tensor]:
     outlier[17] *= 1e5
     zeros = base.clone()
     zeros[10:20] = 0
-    twins = torch.randint(-3, 4, (16, 24), generator=torch.Generator().manual_seed(2)).float().repeat(4, 1)
+    twins = (
+        torch.randint(-3, 4, (16, 24), generator=torch.Generator().manual_seed(2))
+        .float()
+        .repeat(4, 1)
+    )
     near_twins = base[:1] + 1e-4 * normal(64, 24, seed=3)
     return {
         "twins": twins,
@@ -204,7 +210,9 @@ def test_ragged_of_nothing() -> None:
     assert out.tokens.shape == (0, 12, 4)
 
 
-sizes = st.tuples(st.integers(12, 60), st.integers(11, 24), st.integers(0, 2**31))  # wider than the basis: no ties
+sizes = st.tuples(
+    st.integers(12, 60), st.integers(11, 24), st.integers(0, 2**31)
+)  # wider than the basis: no ties
 
 
 @settings(deadline=None, max_examples=60)
@@ -228,7 +236,9 @@ def test_scaling_scales(shape: tuple[int, int, int], sampling: str, factor: floa
     out, scaled = compress(tokens, 11, 6, sampling), compress(factor * tokens, 11, 6, sampling)
     assert torch.equal(out.index, scaled.index)
     torch.testing.assert_close(scaled.tokens, factor * out.tokens)
-    torch.testing.assert_close(scaled.error.double(), factor * out.error.double(), rtol=1e-5, atol=1e-6 * factor)
+    torch.testing.assert_close(
+        scaled.error.double(), factor * out.error.double(), rtol=1e-5, atol=1e-6 * factor
+    )
 
 
 @settings(deadline=None, max_examples=60)
@@ -237,7 +247,9 @@ def test_scaling_scales(shape: tuple[int, int, int], sampling: str, factor: floa
     st.integers(1, 6),
     st.sampled_from(["float32", "bfloat16"]),
 )
-def test_ties_break_towards_the_lower_index(shape: tuple[int, int, int], distinct: int, dtype: str) -> None:
+def test_ties_break_towards_the_lower_index(
+    shape: tuple[int, int, int], distinct: int, dtype: str
+) -> None:
     count, width, seed = shape
     few = normal(distinct, width, seed=seed).to(getattr(torch, dtype))
     which = torch.randint(distinct, (count,), generator=torch.Generator().manual_seed(seed))
@@ -261,8 +273,15 @@ def test_density_peaks_by_hand() -> None:
     density = torch.stack([(-(row / spread).sort().values[1:6].mean()).exp() for row in apart])
     score = []
     for place in range(30):
-        denser = [float(apart[place, other] / spread) for other in range(30) if density[other] > density[place]]
-        score.append(float(density[place]) * math.sqrt(min(denser, default=float(apart[place].max() / spread))))
+        denser = [
+            float(apart[place, other] / spread)
+            for other in range(30)
+            if density[other] > density[place]
+        ]
+        score.append(
+            float(density[place])
+            * math.sqrt(min(denser, default=float(apart[place].max() / spread)))
+        )
     want = sorted(range(30), key=lambda place: -score[place])[:7]
     assert SAMPLING["dpc"](Gram(tokens[None]), 7, 0)[0].tolist() == sorted(want)
 
@@ -365,6 +384,9 @@ def test_the_group_that_is_not_finite_is_named(value: float, keep: int) -> None:
 @pytest.mark.parametrize("sampling", SAMPLING)
 def test_gpu_equals_cpu(sampling: str) -> None:
     batch = normal(4, 576, 256)
-    here, there = compress(batch, 64, sampling=sampling), compress(batch.cuda(), 64, sampling=sampling)
+    here, there = (
+        compress(batch, 64, sampling=sampling),
+        compress(batch.cuda(), 64, sampling=sampling),
+    )
     assert torch.equal(here.index, there.index.cpu())
     torch.testing.assert_close(here.tokens, there.tokens.cpu(), rtol=0, atol=1e-6)

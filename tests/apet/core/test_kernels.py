@@ -29,7 +29,8 @@ from tests.support import oracle, tiny
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 runs = pytest.mark.skipif(
-    not INTERPRETED and not torch.cuda.is_available(), reason="needs a CUDA device or Triton's interpreter"
+    not INTERPRETED and not torch.cuda.is_available(),
+    reason="needs a CUDA device or Triton's interpreter",
 )
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
 
@@ -48,8 +49,12 @@ def test_in_the_interpreter() -> None:
 
 
 @pytest.mark.skipif(find_spec("triton") is None or INTERPRETED, reason="needs Triton's compiler")
-@pytest.mark.parametrize("name", ["group_means", "from_mean", "next_pick", "nearest_kept", "slot_means"])
-def test_compiles_for_a_gpu_that_is_not_here(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "name", ["group_means", "from_mean", "next_pick", "nearest_kept", "slot_means"]
+)
+def test_compiles_for_a_gpu_that_is_not_here(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -58,9 +63,21 @@ def test_compiles_for_a_gpu_that_is_not_here(name: str, tmp_path: Path, monkeypa
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     kernel = getattr(kernels, name)
-    whole_numbers = {"starts", "tile_starts", "slot_starts", "of_tile", "bases", "kept", "slot", "members", "bounds"}
+    whole_numbers = {
+        "starts",
+        "tile_starts",
+        "slot_starts",
+        "of_tile",
+        "bases",
+        "kept",
+        "slot",
+        "members",
+        "bounds",
+    }
     types = {"tokens": "*bf16", "step": "i32", "count": "i32", "WIDTH": "constexpr"}
-    signature = {arg: types.get(arg, "*i64" if arg in whole_numbers else "*fp64") for arg in kernel.arg_names}
+    signature = {
+        arg: types.get(arg, "*i64" if arg in whole_numbers else "*fp64") for arg in kernel.arg_names
+    }
     source = ASTSource(kernel, signature, {"WIDTH": 1024})
     built = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=fused.FUSION)
     assert built.asm["cubin"]
@@ -112,7 +129,9 @@ def same(one: Compressed, other: Compressed) -> None:
     torch.testing.assert_close(one.error.cpu(), other.error.cpu(), rtol=1e-6, atol=1e-6 * largest)
 
 
-def agrees(groups: list[Tensor], keeps: list[int], basis: int, merge: bool = True) -> list[Compressed]:
+def agrees(
+    groups: list[Tensor], keeps: list[int], basis: int, merge: bool = True
+) -> list[Compressed]:
     """Kernels, torch path and oracle."""
     found = compress([group.to(DEVICE) for group in groups], keeps, basis, merge=merge)
     plain = compress(groups, keeps, basis, merge=merge, kernels=False)
@@ -159,7 +178,12 @@ def test_nasty_data(launches: list[int]) -> None:
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
 def test_dtypes_and_twins_in_different_tiles(dtype: str) -> None:
     few = normal(6, 24, seed=5).to(getattr(torch, dtype))
-    agrees([few[torch.arange(36) % 6], normal(18, 24).to(few.dtype)], [9, 9], 5, merge=dtype != "float64")
+    agrees(
+        [few[torch.arange(36) % 6], normal(18, 24).to(few.dtype)],
+        [9, 9],
+        5,
+        merge=dtype != "float64",
+    )
 
 
 @runs
@@ -225,8 +249,13 @@ def test_gradients_take_the_torch_path(launches: list[int]) -> None:
 
 @runs
 @torch.no_grad()
-def test_a_model_with_pictures_of_two_sizes(launches: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = [{"text": "One", "images": [tiny.image(30, 20, 1)]}, {"text": "Two", "images": [tiny.image(50, 20, 2)]}]
+def test_a_model_with_pictures_of_two_sizes(
+    launches: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [
+        {"text": "One", "images": [tiny.image(30, 20, 1)]},
+        {"text": "Two", "images": [tiny.image(50, 20, 2)]},
+    ]
     model = tiny.model("qwen2_5_vl").to(DEVICE)
     inputs = {key: value.to(DEVICE) for key, value in tiny.inputs("qwen2_5_vl", rows).items()}
     with attach(model, build("apet", budget="40%")) as run:
@@ -246,7 +275,13 @@ def test_a_model_with_pictures_of_two_sizes(launches: list[int], monkeypatch: py
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
     ("groups", "count", "width", "keep"),
-    [(64, 576, 1024, 96), (64, 96, 4096, 32), (8, 2048, 3584, 205), (300, 256, 512, 32), (1, 16_384, 128, 1638)],
+    [
+        (64, 576, 1024, 96),
+        (64, 96, 4096, 32),
+        (8, 2048, 3584, 205),
+        (300, 256, 512, 32),
+        (1, 16_384, 128, 1638),
+    ],
 )
 def test_shapes_of_models(groups: int, count: int, width: int, keep: int, dtype: str) -> None:
     tokens = normal(groups, count, width).to("cuda", getattr(torch, dtype))

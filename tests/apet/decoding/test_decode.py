@@ -24,7 +24,9 @@ TOKENS = 5
 Patch = pytest.MonkeyPatch
 
 
-def generated(model: PreTrainedModel, inputs: dict[str, Tensor], tokens: int = TOKENS, **more: object) -> Tensor:
+def generated(
+    model: PreTrainedModel, inputs: dict[str, Tensor], tokens: int = TOKENS, **more: object
+) -> Tensor:
     out = model.generate(**inputs, do_sample=False, max_new_tokens=tokens, **more)
     return out[:, inputs["input_ids"].shape[1] :]
 
@@ -38,7 +40,9 @@ def fixed(model: PreTrainedModel) -> Decode:
 
 def end_within(patch: Patch, model: PreTrainedModel, answers: Tensor) -> None:
     """Make two tokens ends: the first row's second one and the last row's third."""
-    patch.setattr(model.generation_config, "eos_token_id", [int(answers[0, 1]), int(answers[-1, 2])])
+    patch.setattr(
+        model.generation_config, "eos_token_id", [int(answers[0, 1]), int(answers[-1, 2])]
+    )
 
 
 def never(*_: object, **__: object) -> None:
@@ -51,7 +55,9 @@ def stepped(monkeypatch: Patch) -> list[tuple[int, int]]:
     found: list[tuple[int, int]] = []
     step = apet.decoding.step.step
 
-    def noted(family: object, tokens: Tensor, positions: Tensor, cache: object, masks: object) -> Tensor:
+    def noted(
+        family: object, tokens: Tensor, positions: Tensor, cache: object, masks: object
+    ) -> Tensor:
         logits = step(family, tokens, positions, cache, masks)
         found.append((len(tokens), cache.layers[-1].keys.shape[2]))
         return logits
@@ -63,7 +69,9 @@ def stepped(monkeypatch: Patch) -> list[tuple[int, int]]:
 
 @EITHER
 @pytest.mark.parametrize("name", ["vanilla", *FEW])
-def test_it_says_what_generate_says(family: str, name: str, monkeypatch: Patch, stepped: list[tuple[int, int]]) -> None:
+def test_it_says_what_generate_says(
+    family: str, name: str, monkeypatch: Patch, stepped: list[tuple[int, int]]
+) -> None:
     """Rows of all lengths, several pictures, none, videos; two ends, in the middle of the batch's answers."""
     core = model(family)
     end_within(monkeypatch, core, compressed(family, name)[0].ids)
@@ -117,7 +125,9 @@ def test_without_a_method(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
-def test_answers_longer_than_the_room(family: str, monkeypatch: Patch, stepped: list[tuple[int, int]]) -> None:
+def test_answers_longer_than_the_room(
+    family: str, monkeypatch: Patch, stepped: list[tuple[int, int]]
+) -> None:
     for module in (apet.decoding.step, apet.decoding.graph):
         monkeypatch.setattr(module, "ROOM", 2)
     monkeypatch.setattr(apet.decoding.graph, "BUCKET", 3)
@@ -133,10 +143,16 @@ def test_answers_longer_than_the_room(family: str, monkeypatch: Patch, stepped: 
         stepped.clear()
         assert torch.equal(Decode(core).answer(batch(family), 8), want)
         columns = [columns for _, columns in stepped]
-        assert columns[:3] == [columns[0], columns[0] + 1, columns[0] + 2]  # it grows with the answer
+        assert columns[:3] == [
+            columns[0],
+            columns[0] + 1,
+            columns[0] + 2,
+        ]  # it grows with the answer
         monkeypatch.setattr(apet.decoding.graph, "KEPT", 1)
         few = fixed(core)
-        for _ in range(3):  # shapes come round: the first one that came twice stays, the others do without
+        for _ in range(
+            3
+        ):  # shapes come round: the first one that came twice stays, the others do without
             assert torch.equal(few.answer(batch(family), 8), want)
         assert len(few.graphs._kept) == 1
 
@@ -144,7 +160,9 @@ def test_answers_longer_than_the_room(family: str, monkeypatch: Patch, stepped: 
 def test_a_single_step_is_worth_a_graph(monkeypatch: Patch, stepped: list[tuple[int, int]]) -> None:
     """Yes or no, and the end: from a shape's second batch on, which is computed as its first one was."""
     captured: list[object] = []
-    monkeypatch.setattr(apet.decoding.graph.Fixed, "capture", lambda steps, pool: captured.append(steps))
+    monkeypatch.setattr(
+        apet.decoding.graph.Fixed, "capture", lambda steps, pool: captured.append(steps)
+    )
     core, shapes = model("llava"), fixed(model("llava"))
     with attach(core, make("apet", "llava")):
         want = generated(core, batch("llava"), 2)
@@ -166,16 +184,24 @@ def test_what_masks_hide_does_no_harm() -> None:
         assert torch.equal(shapes.answer(batch("llava"), 4), want)
 
 
-def test_rows_leave_when_half_of_them_are_done(monkeypatch: Patch, stepped: list[tuple[int, int]]) -> None:
+def test_rows_leave_when_half_of_them_are_done(
+    monkeypatch: Patch, stepped: list[tuple[int, int]]
+) -> None:
     core = model("qwen2_5_vl")
     ids = plain("qwen2_5_vl").ids
-    monkeypatch.setattr(core.generation_config, "eos_token_id", sorted({*ids[:2, 1].tolist(), *ids[2:3, 2].tolist()}))
+    monkeypatch.setattr(
+        core.generation_config,
+        "eos_token_id",
+        sorted({*ids[:2, 1].tolist(), *ids[2:3, 2].tolist()}),
+    )
     want = generated(core, batch("qwen2_5_vl"), 6)
     ends = [(row != core.generation_config.pad_token_id).sum().item() for row in want]
     assert torch.equal(Decode(core).answer(batch("qwen2_5_vl"), 6), want)
     assert stepped[0][0] == len(ends)
     assert stepped[-1][0] < len(ends)
-    assert all(count < 2 * sum(end > step + 1 for end in ends) for step, (count, _) in enumerate(stepped))
+    assert all(
+        count < 2 * sum(end > step + 1 for end in ends) for step, (count, _) in enumerate(stepped)
+    )
 
 
 def test_luck_is_a_row_s_own(monkeypatch: Patch) -> None:
@@ -230,9 +256,13 @@ def test_what_a_checkpoint_asks_for_is_done(asked: dict[str, object], monkeypatc
 
 
 @pytest.mark.parametrize(
-    "asked", [{"num_beams": 2}, {"cache_implementation": "static"}], ids=lambda asked: next(iter(asked))
+    "asked",
+    [{"num_beams": 2}, {"cache_implementation": "static"}],
+    ids=lambda asked: next(iter(asked)),
 )
-def test_anything_but_greedy_choice_is_generate_s(asked: dict[str, object], monkeypatch: Patch) -> None:
+def test_anything_but_greedy_choice_is_generate_s(
+    asked: dict[str, object], monkeypatch: Patch
+) -> None:
     core = model("llava")
     monkeypatch.setattr(apet.decoding.decode, "Rooms", never)
     for name, value in asked.items():
@@ -299,7 +329,10 @@ def test_graphs_replay_what_steps_say(family: str, inference: bool) -> None:
     core = tiny.model(family).cuda()
     decode, plain = Decode(core), Decode(core)
     plain.forget()
-    batches = [{key: value.cuda() for key, value in inputs.items()} for inputs in (batch(family), alone(family, 0))]
+    batches = [
+        {key: value.cuda() for key, value in inputs.items()}
+        for inputs in (batch(family), alone(family, 0))
+    ]
     for name in ("vanilla", "apet"):
         with attach(core, make(name, family)):
             for inputs in (*batches, *batches, *batches):

@@ -27,12 +27,16 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def view(tokens: Tensor, keep: int, grid: tuple[int, int] | None = None, seeds: tuple[int, ...] = ()) -> View:
+def view(
+    tokens: Tensor, keep: int, grid: tuple[int, int] | None = None, seeds: tuple[int, ...] = ()
+) -> View:
     """One group a row, as the encoder's site shows them."""
     groups, count, _ = tokens.shape
     rows = torch.arange(groups)[:, None]
     columns = torch.arange(count).expand(groups, count)
-    return View("encoder", 0, tokens, keep, grid or (1, count), seeds or (0,) * groups, rows, columns)
+    return View(
+        "encoder", 0, tokens, keep, grid or (1, count), seeds or (0,) * groups, rows, columns
+    )
 
 
 def hard() -> dict[str, Tensor]:
@@ -83,7 +87,9 @@ def greedy(tokens: Tensor, keep: int) -> list[int]:
     while len(picks) < keep:
         error = oracle.errors(values, picks) if picks else norms
         error = np.where(error > 1e-5 * norms, error, 0)
-        picks.append(oracle.first_best(error, norms.max(), [i for i in range(len(values)) if i not in picks]))
+        picks.append(
+            oracle.first_best(error, norms.max(), [i for i in range(len(values)) if i not in picks])
+        )
     return picks
 
 
@@ -118,7 +124,9 @@ def test_greedy_keeps_one_of_two_twins() -> None:
     tokens = normal(40, 64)
     tokens[20:] *= 0.5
     tokens[39] = tokens[38] = 2 * tokens[38]
-    assert {38, 39} <= set(build("apet", budget=20, basis=4).select(view(tokens[None], 20)).places[0].tolist())
+    assert {38, 39} <= set(
+        build("apet", budget=20, basis=4).select(view(tokens[None], 20)).places[0].tolist()
+    )
     assert 39 not in build("apet_greedy", budget=20).select(view(tokens[None], 20)).places[0]
 
 
@@ -129,7 +137,10 @@ def test_downsample_by_hand() -> None:
         for column in range(8):
             region = tokens[:, 3 * band : 3 * band + 3, 3 * column : 3 * column + 3]
             torch.testing.assert_close(kept.tokens[:, 8 * band + column], region.mean(dim=(1, 2)))
-            assert kept.places[:, 8 * band + column].tolist() == [(3 * band + 1) * 24 + 3 * column + 1] * 2
+            assert (
+                kept.places[:, 8 * band + column].tolist()
+                == [(3 * band + 1) * 24 + 3 * column + 1] * 2
+            )
 
 
 def test_uniform_is_the_middle_of_downsample() -> None:
@@ -150,10 +161,15 @@ def test_a_picture_falls_into_any_number_of_regions(rows: int, columns: int) -> 
     for regions in range(1, rows * columns + 1):
         region, centres = partition(rows, columns, regions)
         extent = torch.zeros(regions, dtype=torch.int64)
-        top, left = (extent.scatter_reduce(0, region, line, "amin", include_self=False) for line in (row, column))
+        top, left = (
+            extent.scatter_reduce(0, region, line, "amin", include_self=False)
+            for line in (row, column)
+        )
         bottom, right = (extent.scatter_reduce(0, region, line, "amax") for line in (row, column))
         high, wide = bottom - top + 1, right - left + 1
-        assert torch.equal(high * wide, torch.bincount(region, minlength=regions))  # rectangles, none empty
+        assert torch.equal(
+            high * wide, torch.bincount(region, minlength=regions)
+        )  # rectangles, none empty
         assert torch.equal(centres, (top + bottom) // 2 * columns + (left + right) // 2)
         assert torch.equal(region[centres], torch.arange(regions))
         assert (centres.diff() > 0).all()
@@ -167,7 +183,9 @@ def test_a_picture_falls_into_any_number_of_regions(rows: int, columns: int) -> 
     [(24, 24, 64, 8), (24, 24, 144, 12), (24, 24, 192, 12), (24, 24, 128, 8), (24, 24, 576, 24), (12, 48, 64, 4),
      (24, 24, 63, 7), (24, 24, 11, 3), (24, 24, 1, 1), (1, 30, 7, 1)],
 )  # fmt: skip
-def test_regions_are_a_grid_where_one_fits(rows: int, columns: int, regions: int, bands: int) -> None:
+def test_regions_are_a_grid_where_one_fits(
+    rows: int, columns: int, regions: int, bands: int
+) -> None:
     _, centres = partition(rows, columns, regions)
     a_band = (centres // columns).unique(return_counts=True)[1].tolist()
     assert len(a_band) == bands
@@ -193,17 +211,25 @@ def test_a_group_does_not_depend_on_its_batch(name: str, keep: int) -> None:
     together = method.select(view(tokens, keep, (6, 6), seeds))
     assert together.tokens.shape == (19, keep, 16)
     for group in (0, 4, 18):
-        alone = method.select(view(tokens[group : group + 1], keep, (6, 6), seeds[group : group + 1]))
+        alone = method.select(
+            view(tokens[group : group + 1], keep, (6, 6), seeds[group : group + 1])
+        )
         assert torch.equal(alone.places[0], together.places[group])
         assert torch.equal(alone.tokens[0], together.tokens[group])
         assert together.places[group].tolist() == sorted(set(together.places[group].tolist()))
 
 
 def test_blocks_and_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = [build(name, budget=9).select(view(normal(5, 36, 16), 9)) for name in ("divprune", "apet_greedy")]
+    whole = [
+        build(name, budget=9).select(view(normal(5, 36, 16), 9))
+        for name in ("divprune", "apet_greedy")
+    ]
     monkeypatch.setattr("apet.methods.divprune.BLOCK", 5 * 36 * 7)
     monkeypatch.setattr("apet.core.compression.CHUNK", {"cpu": 2 * 36 * 16})
-    parts = [build(name, budget=9).select(view(normal(5, 36, 16), 9)) for name in ("divprune", "apet_greedy")]
+    parts = [
+        build(name, budget=9).select(view(normal(5, 36, 16), 9))
+        for name in ("divprune", "apet_greedy")
+    ]
     for one, other in zip(whole, parts, strict=True):
         assert torch.equal(one.places, other.places)
         assert torch.equal(one.tokens, other.tokens)
@@ -284,17 +310,21 @@ def test_every_method_can_be_built() -> None:
 
 
 def test_misspelled_methods_and_options() -> None:
-    with pytest.raises(ValueError, match=r"no method 'devprune' \(did you mean 'divprune'\?\)") as caught:
+    with pytest.raises(
+        ValueError, match=r"no method 'devprune' \(did you mean 'divprune'\?\)"
+    ) as caught:
         build("devprune", budget=64)
     lines = str(caught.value).splitlines()[1:]
     assert [line.split(":")[0].strip() for line in lines] == list(METHODS)
     assert "  apet_greedy: budget, schedule, merge" in lines
     with pytest.raises(
-        ValueError, match=r"apet has no option 'base' \(did you mean 'basis'\?\); its options are budget, "
+        ValueError,
+        match=r"apet has no option 'base' \(did you mean 'basis'\?\); its options are budget, ",
     ):
         build("apet", budget=64, base=10)
     with pytest.raises(
-        ValueError, match=r"random has no option 'temperature'; its options are budget, schedule, seed$"
+        ValueError,
+        match=r"random has no option 'temperature'; its options are budget, schedule, seed$",
     ):
         build("random", budget=64, temperature=1)
     with pytest.raises(ValueError, match="give one of the two"):

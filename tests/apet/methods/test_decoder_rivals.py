@@ -9,7 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm, LlamaRotaryEmbedding
+from transformers.models.llama.modeling_llama import (
+    LlamaDecoderLayer,
+    LlamaRMSNorm,
+    LlamaRotaryEmbedding,
+)
 
 from apet import attach
 from apet.attention.weights import attended, keys, of_rows, weights
@@ -22,7 +26,12 @@ from apet.view import DecoderSite, LayerInput, Sequence, View
 from tests.support import tiny
 
 RIVALS = ["fastv", "pdrop", "sparsevlm", "dart"]
-WIDTH, HEADS, SHARED, HEAD = 16, 4, 2, 4  # of the layers below: four heads, of which two and two share keys
+WIDTH, HEADS, SHARED, HEAD = (
+    16,
+    4,
+    2,
+    4,
+)  # of the layers below: four heads, of which two and two share keys
 
 
 def method(name: str, **options: Any) -> Method:
@@ -30,7 +39,12 @@ def method(name: str, **options: Any) -> Method:
 
 
 def model(layers: int, first: int = 0) -> Model:
-    asked = {"layers": layers, "first_decoder_site": first, "encoder_only": False, "tower_layers": 0}
+    asked = {
+        "layers": layers,
+        "first_decoder_site": first,
+        "encoder_only": False,
+        "tower_layers": 0,
+    }
     return Model(**{name: asked[name] for name in Model._fields})
 
 
@@ -41,7 +55,16 @@ def model(layers: int, first: int = 0) -> Model:
 @pytest.mark.parametrize("layers", [6, 28, 32])
 @pytest.mark.parametrize("tokens", [36, 576, 740])
 def test_the_average_is_the_budget(name: str, layers: int, tokens: int) -> None:
-    budgets = [192, 128, 64, "33.3%", "22.2%", "11.1%", "5%", *range(1, tokens + 9, max(1, tokens // 40))]
+    budgets = [
+        192,
+        128,
+        64,
+        "33.3%",
+        "22.2%",
+        "11.1%",
+        "5%",
+        *range(1, tokens + 9, max(1, tokens // 40)),
+    ]
     refused = []
     for budget in budgets:
         asked = float(min(Budget.parse(budget).of(tokens), tokens))
@@ -81,7 +104,11 @@ def test_the_smallest_budget_is_told(name: str) -> None:
         ("dart", 64, "2=30"),
         ("pdrop", 270, "8=288,16=144,24=72"),  # the paper's: a half, a quarter, an eighth
         ("pdrop", 192, "8=146,16=37,24=9"),
-        ("pdrop", 64, "2=110,8=21,16=4"),  # the author's advice for budgets that [8, 16, 24] cannot reach
+        (
+            "pdrop",
+            64,
+            "2=110,8=21,16=4",
+        ),  # the author's advice for budgets that [8, 16, 24] cannot reach
         ("pdrop", 30, "1=91,4=14,8=2"),
         ("sparsevlm", 192, "3=280,7=185,16=102"),
         ("sparsevlm", 64, "3=29,7=11,16=6"),
@@ -96,16 +123,31 @@ def test_schedules(name: str, budget: int, schedule: str) -> None:
 @pytest.mark.parametrize("budget", [64, 96, 128, 192])
 def test_sparsevlm_scales_the_table(budget: int) -> None:
     sites = method("sparsevlm", budget=budget).plan(576, model(32)).sites
-    factor = (32 * budget - 3 * 576) / sum(span * kept for span, kept in zip((4, 9, 16), TABLE[budget], strict=True))
+    factor = (32 * budget - 3 * 576) / sum(
+        span * kept for span, kept in zip((4, 9, 16), TABLE[budget], strict=True)
+    )
     assert [site.keep for site in sites] == [round(factor * kept) for kept in TABLE[budget]]
 
 
 def test_layers_follow_the_depth_and_the_model() -> None:
-    assert [site.layer for site in method("pdrop", budget="50%").plan(576, model(28)).sites] == [7, 14, 21]
-    assert [site.layer for site in method("sparsevlm", budget="50%").plan(576, model(28)).sites] == [3, 6, 14]
-    assert [site.layer for site in method("sparsevlm", budget="50%").plan(576, model(36, first=5)).sites] == [5, 8, 18]
-    assert [site.layer for site in method("fastv", budget="60%").plan(576, model(6, first=3)).sites] == [3]
-    assert [site.layer for site in method("pdrop", budget="60%").plan(576, model(3)).sites] == [1, 2]  # no third
+    assert [site.layer for site in method("pdrop", budget="50%").plan(576, model(28)).sites] == [
+        7,
+        14,
+        21,
+    ]
+    assert [
+        site.layer for site in method("sparsevlm", budget="50%").plan(576, model(28)).sites
+    ] == [3, 6, 14]
+    assert [
+        site.layer for site in method("sparsevlm", budget="50%").plan(576, model(36, first=5)).sites
+    ] == [5, 8, 18]
+    assert [
+        site.layer for site in method("fastv", budget="60%").plan(576, model(6, first=3)).sites
+    ] == [3]
+    assert [site.layer for site in method("pdrop", budget="60%").plan(576, model(3)).sites] == [
+        1,
+        2,
+    ]  # no third
     assert method("fastv", budget="100%").plan(576, model(1)).sites == ()
     assert method("fastv", budget="10%").plan(0, model(32)).sites == ()
 
@@ -126,7 +168,10 @@ def test_schedules_that_cannot_be() -> None:
 
 ROWS = [
     {"text": "What is this?", "images": [tiny.image(30, 20, 1)]},
-    {"text": "Compare <image> and <image> at length.", "images": [tiny.image(50, 20, 2), tiny.image(24, 44, 3)]},
+    {
+        "text": "Compare <image> and <image> at length.",
+        "images": [tiny.image(50, 20, 2), tiny.image(24, 44, 3)],
+    },
     {"text": "just text"},
 ]
 
@@ -146,16 +191,24 @@ def test_attention_is_the_models_own(family: str) -> None:
         valid = inputs["attention_mask"].bool()
         assert not valid.all()
         last = valid.shape[1] - 1
-        queries = torch.tensor([[last, last - 1, last - 3], [last - 5, last, last - 2], [last, last - 4, last - 4]])
+        queries = torch.tensor(
+            [[last, last - 1, last - 3], [last - 5, last, last - 2], [last, last - 4, last - 4]]
+        )
         for layer, want in zip(seen, out.attentions, strict=True):
             found = weights(layer, valid, queries)
             assert found.dtype == torch.float32
-            torch.testing.assert_close(found, want[torch.arange(3)[:, None], :, queries].transpose(1, 2))
+            torch.testing.assert_close(
+                found, want[torch.arange(3)[:, None], :, queries].transpose(1, 2)
+            )
             some = attended(layer, valid, torch.tensor([2, 0, 0]), queries)
-            want = torch.stack([want[2, :, queries[0]], want[0, :, queries[1]], want[0, :, queries[2]]]).mean(dim=1)
+            want = torch.stack(
+                [want[2, :, queries[0]], want[0, :, queries[1]], want[0, :, queries[2]]]
+            ).mean(dim=1)
             torch.testing.assert_close(some, want)
         cache = vlm(**inputs, use_cache=True).past_key_values
-        torch.testing.assert_close(keys(of_rows(seen[1], torch.tensor([1]))), cache.layers[1].keys[1:2])
+        torch.testing.assert_close(
+            keys(of_rows(seen[1], torch.tensor([1]))), cache.layers[1].keys[1:2]
+        )
 
 
 def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,7 +222,9 @@ def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_layers_that_cannot_be_asked() -> None:
     hidden = torch.randn(1, 8, WIDTH)
-    with pytest.raises(ValueError, match=r"Linear: it has no q_proj, .*input_layernorm, apply_rotary_pos_emb"):
+    with pytest.raises(
+        ValueError, match=r"Linear: it has no q_proj, .*input_layernorm, apply_rotary_pos_emb"
+    ):
         keys(LayerInput(nn.Linear(2, 2), hidden, hidden, hidden))
     layer = a_layer(0)
     layer.self_attn.sliding_window = 4
@@ -183,7 +238,11 @@ def test_layers_that_cannot_be_asked() -> None:
 def a_layer(seed: int) -> Any:
     """Llama's, with weights of a useful size."""
     config = LlamaConfig(
-        hidden_size=WIDTH, intermediate_size=8, num_attention_heads=HEADS, num_key_value_heads=SHARED, head_dim=HEAD
+        hidden_size=WIDTH,
+        intermediate_size=8,
+        num_attention_heads=HEADS,
+        num_key_value_heads=SHARED,
+        head_dim=HEAD,
     )
     layer, generator = LlamaDecoderLayer(config, 0), torch.Generator().manual_seed(seed)
     for parameter in layer.parameters():
@@ -194,7 +253,9 @@ def a_layer(seed: int) -> Any:
 def a_view(keep: int, seed: int = 0) -> View:
     """Three rows, left-padded to 40 columns, at a site where 8 columns went before; the second has two groups of 12."""
     generator = torch.Generator().manual_seed(seed)
-    entered, hidden, earlier = (torch.randn(3, count, WIDTH, generator=generator) for count in (48, 40, 40))
+    entered, hidden, earlier = (
+        torch.randn(3, count, WIDTH, generator=generator) for count in (48, 40, 40)
+    )
     valid, visual = torch.zeros(2, 3, 48, dtype=torch.bool)
     groups = [(0, 20), (1, 8), (1, 22), (2, 22)]
     for row, padding in enumerate((16, 2, 12)):
@@ -202,15 +263,21 @@ def a_view(keep: int, seed: int = 0) -> View:
     for row, start in groups:
         visual[row, start : start + 16] = True  # as it was
     visual[1, 22:24] = False  # there is some text between them
-    source = torch.stack([torch.randperm(48, generator=generator)[:40].sort().values for _ in range(3)])
+    source = torch.stack(
+        [torch.randperm(48, generator=generator)[:40].sort().values for _ in range(3)]
+    )
     short_valid, short_visual = torch.zeros(2, 3, 40, dtype=torch.bool)
     for row, start in groups:
         short_visual[row, start - 4 * (row == 0) : start - 4 * (row == 0) + 12] = True
     for row, padding in enumerate((12, 3, 9)):
         short_valid[row, padding:] = True
     rows = torch.tensor([[row] for row, _ in groups])
-    columns = torch.tensor([[start - 4 * (row == 0) + place for place in range(12)] for row, start in groups])
-    rotary = LlamaRotaryEmbedding(LlamaConfig(hidden_size=WIDTH, num_attention_heads=HEADS, head_dim=HEAD))
+    columns = torch.tensor(
+        [[start - 4 * (row == 0) + place for place in range(12)] for row, start in groups]
+    )
+    rotary = LlamaRotaryEmbedding(
+        LlamaConfig(hidden_size=WIDTH, num_attention_heads=HEADS, head_dim=HEAD)
+    )
     cos, sin = rotary(hidden, torch.arange(40)[None] * 3)  # of one row for all
     norm = LlamaRMSNorm(WIDTH).requires_grad_(False)
     norm.weight.data = torch.rand(WIDTH, generator=generator)
@@ -222,21 +289,28 @@ def a_view(keep: int, seed: int = 0) -> View:
         entered=Sequence(entered, valid, visual),
         source=source,
     )
-    return View("decoder", 3, hidden[rows, columns], keep, (1, 12), (0, 1, 1, 2), rows, columns, site)
+    return View(
+        "decoder", 3, hidden[rows, columns], keep, (1, 12), (0, 1, 1, 2), rows, columns, site
+    )
 
 
 def turned(vector: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.stack(
         [
-            vector[place] * cos[place] + (-vector[place + 2] if place < 2 else vector[place - 2]) * sin[place]
+            vector[place] * cos[place]
+            + (-vector[place + 2] if place < 2 else vector[place - 2]) * sin[place]
             for place in range(HEAD)
         ]
     )
 
 
-def key_by_hand(layer: LayerInput, row: int, column: int, head: int, which: str = "k_proj") -> Tensor:
+def key_by_hand(
+    layer: LayerInput, row: int, column: int, head: int, which: str = "k_proj"
+) -> Tensor:
     normed = layer.layer.input_layernorm(layer.hidden[row, column])
-    projected = getattr(layer.layer.self_attn, which).weight[head * HEAD : (head + 1) * HEAD] @ normed
+    projected = (
+        getattr(layer.layer.self_attn, which).weight[head * HEAD : (head + 1) * HEAD] @ normed
+    )
     return turned(projected, layer.cos[0, column], layer.sin[0, column])
 
 
@@ -246,7 +320,9 @@ def attention_by_hand(layer: LayerInput, valid: Tensor, row: int, query: int) ->
     mean = dict.fromkeys(range(valid.shape[1]), 0.0)
     for head in range(HEADS):
         asked = key_by_hand(layer, row, query, head, "q_proj")
-        logits = [float(asked @ key_by_hand(layer, row, place, head // 2)) / HEAD**0.5 for place in places]
+        logits = [
+            float(asked @ key_by_hand(layer, row, place, head // 2)) / HEAD**0.5 for place in places
+        ]
         total = sum(map(math.exp, logits))
         for place, logit in zip(places, logits, strict=True):
             mean[place] += math.exp(logit) / total / HEADS
@@ -279,7 +355,9 @@ def test_the_last_token_under_right_padding() -> None:
     assert site
     site.sequence.valid[2, 35:] = False
     seen = attention_by_hand(site.here, site.sequence.valid, 2, 34)
-    assert method("pdrop").select(view).places[3].tolist() == best([seen[c] for c in view.columns[3].tolist()], 5)
+    assert method("pdrop").select(view).places[3].tolist() == best(
+        [seen[c] for c in view.columns[3].tolist()], 5
+    )
 
 
 @pytest.mark.parametrize("keep", [1, 4, 5, 9, 11])
@@ -295,7 +373,10 @@ def test_dart(keep: int, pivots: tuple[int, int]) -> None:
         image = view.columns[group].tolist()
         text = [c for c in range(40) if c > (33 if row else 27)]  # after the row's last image
         size = {
-            column: sum(float(key_by_hand(site.before, row, column, head).abs().sum()) for head in range(SHARED))
+            column: sum(
+                float(key_by_hand(site.before, row, column, head).abs().sum())
+                for head in range(SHARED)
+            )
             for column in image + text
         }
         chosen = sorted(sorted(image, key=lambda column: -size[column])[: min(pivots[0], keep)])
@@ -305,7 +386,9 @@ def test_dart(keep: int, pivots: tuple[int, int]) -> None:
             quota[turn % len(order)] += 1
         for pivot, count in zip(order, quota, strict=True):
             alike = {
-                column: float(torch.cosine_similarity(normed[row, pivot], normed[row, column], dim=0))
+                column: float(
+                    torch.cosine_similarity(normed[row, pivot], normed[row, column], dim=0)
+                )
                 for column in image
                 if column not in chosen
             }
@@ -318,7 +401,10 @@ def test_few_words_take_turns_as_pivots() -> None:
     size = torch.tensor([[5.0, 4, 3, 2, 1], [1.0, 2, 3, 4, 5]])
     text = torch.tensor([[False, True, False, False, True], [False, True, True, True, True]])
     assert text_pivots(size, text, 3).tolist() == [[1, 1, 4], [2, 3, 4]]
-    assert text_pivots(size, text, 8).tolist() == [[1, 1, 1, 1, 4, 4, 4, 4], [1, 1, 2, 2, 3, 3, 4, 4]]
+    assert text_pivots(size, text, 8).tolist() == [
+        [1, 1, 1, 1, 4, 4, 4, 4],
+        [1, 1, 2, 2, 3, 3, 4, 4],
+    ]
 
 
 def recycled_by_hand(tokens: Tensor, score: list[float], keep: int) -> tuple[list[int], Tensor]:
@@ -335,13 +421,19 @@ def recycled_by_hand(tokens: Tensor, score: list[float], keep: int) -> tuple[lis
     rest = [place for place in range(count) if place not in chosen]
     pool = sorted(sorted(rest, key=lambda place: -score[place])[:again])
     if clusters:
-        distance = {(i, j): float((tokens[i] - tokens[j]).double().norm()) / WIDTH**0.5 for i in pool for j in pool}
+        distance = {
+            (i, j): float((tokens[i] - tokens[j]).double().norm()) / WIDTH**0.5
+            for i in pool
+            for j in pool
+        }
         near = {i: sorted(distance[i, j] ** 2 for j in pool)[:clusters] for i in pool}
         density = {i: math.exp(-sum(near[i]) / clusters) for i in pool}
 
         def reach(i: int) -> float:
             def leads(j: int) -> bool:
-                return density[j] > density[i] * (1 + 1e-9) or (j < i and density[j] > density[i] * (1 - 1e-9))
+                return density[j] > density[i] * (1 + 1e-9) or (
+                    j < i and density[j] > density[i] * (1 - 1e-9)
+                )
 
             return min((distance[i, j] for j in pool if leads(j)), default=max(distance.values()))
 
@@ -354,11 +446,15 @@ def recycled_by_hand(tokens: Tensor, score: list[float], keep: int) -> tuple[lis
 
 
 @pytest.mark.parametrize(
-    ("count", "keep"), [(12, 1), (12, 2), (12, 3), (12, 11), (90, 10), (90, 30), (90, 60), (240, 40)]
+    ("count", "keep"),
+    [(12, 1), (12, 2), (12, 3), (12, 11), (90, 10), (90, 30), (90, 60), (240, 40)],
 )
 def test_sparsevlm_recycles(count: int, keep: int) -> None:
     generator = torch.Generator().manual_seed(count + keep)
-    tokens, score = torch.randn(3, count, WIDTH, generator=generator), torch.rand(3, count, generator=generator)
+    tokens, score = (
+        torch.randn(3, count, WIDTH, generator=generator),
+        torch.rand(3, count, generator=generator),
+    )
     kept = split(count, keep)
     found = recycle(tokens, score, kept, keep - kept)
     for group in range(3):
@@ -388,12 +484,19 @@ def test_sparsevlm(keep: int) -> None:
         text = list(range(max(image) + 1, 48))
         rating = dict.fromkeys(text, 0.0)
         for column in image:
-            likeness = [math.exp(float(start.hidden[row, column] @ start.hidden[row, word])) for word in text]
+            likeness = [
+                math.exp(float(start.hidden[row, column] @ start.hidden[row, word]))
+                for word in text
+            ]
             for word, value in zip(text, likeness, strict=True):
                 rating[word] += value / sum(likeness) / len(image)
         raters = [word for word in text if rating[word] > sum(rating.values()) / len(text)]
-        queries = [site.source[row].tolist().index(word) for word in raters if word in site.source[row]]
-        seen = [attention_by_hand(site.before, site.sequence.valid, row, query) for query in queries]
+        queries = [
+            site.source[row].tolist().index(word) for word in raters if word in site.source[row]
+        ]
+        seen = [
+            attention_by_hand(site.before, site.sequence.valid, row, query) for query in queries
+        ]
         score = [sum(one[c] for one in seen) / len(seen) for c in view.columns[group].tolist()]
         places, values = recycled_by_hand(view.tokens[group], score, keep)
         assert found.places[group].tolist() == places
@@ -455,13 +558,19 @@ def test_a_batch_is_its_rows(family: str, name: str) -> None:
     vlm, rows = tiny.model(family), [*ROWS, ROWS[0] | {"text": "And what is this one here?"}]
     if family in tiny.VIDEO_FAMILIES:
         rows.append({"text": "a video", "videos": [tiny.video(8, 24, 24, 5)]})
-    asked: dict[str, Any] = {"max_new_tokens": 2, "return_dict_in_generate": True, "output_logits": True}
+    asked: dict[str, Any] = {
+        "max_new_tokens": 2,
+        "return_dict_in_generate": True,
+        "output_logits": True,
+    }
     with attach(vlm, method(name, budget="50%"), keep_index=True) as run:
         together, stats = vlm.generate(**tiny.inputs(family, rows), **asked), run.stats
         for place, row in enumerate(rows):
             alone = vlm.generate(**tiny.inputs(family, [row]), **asked)
             for step, logits in enumerate(alone.logits):
-                torch.testing.assert_close(together.logits[step][place], logits[0], rtol=0, atol=1e-4)
+                torch.testing.assert_close(
+                    together.logits[step][place], logits[0], rtol=0, atol=1e-4
+                )
             if len(row) == 1:
                 continue  # text
             one, other = stats[place], run.stats[0]
@@ -481,5 +590,10 @@ def test_all_kernels_keep_the_same(name: str) -> None:
         vlm = tiny.model("llava", attn=kernel)
         with torch.no_grad(), attach(vlm, method(name, budget="40%"), keep_index=True) as run:
             vlm(**tiny.inputs("llava", ROWS))
-            found.append([{site: index.tolist() for site, index in (row.index or {}).items()} for row in run.stats])
+            found.append(
+                [
+                    {site: index.tolist() for site, index in (row.index or {}).items()}
+                    for row in run.stats
+                ]
+            )
     assert found[0] == found[1]

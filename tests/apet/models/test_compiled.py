@@ -22,7 +22,9 @@ METHODS = ("vanilla", "apet", "visionzip", "tome")  # behind a tower, and readin
 
 
 @contextmanager
-def compiled(family: str, monkeypatch: pytest.MonkeyPatch, backend: str) -> Iterator[PreTrainedModel]:
+def compiled(
+    family: str, monkeypatch: pytest.MonkeyPatch, backend: str
+) -> Iterator[PreTrainedModel]:
     torch._dynamo.reset()
     counters.clear()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
@@ -33,7 +35,9 @@ def compiled(family: str, monkeypatch: pytest.MonkeyPatch, backend: str) -> Iter
     torch._dynamo.reset()
 
 
-def logits(model: PreTrainedModel, method: Any, inputs: Any, towers: Towers | None = None) -> torch.Tensor:
+def logits(
+    model: PreTrainedModel, method: Any, inputs: Any, towers: Towers | None = None
+) -> torch.Tensor:
     with attach(model, method, towers=towers):
         return model(**inputs, logits_to_keep=1).logits
 
@@ -59,7 +63,12 @@ def test_hooks_work_on_compiled_blocks(monkeypatch: pytest.MonkeyPatch, backend:
 
 
 def test_what_is_not_compiled_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="qwen2_5_vl is not compiled: its blocks walk over windows"):
+    with pytest.raises(
+        ValueError, match="qwen2_5_vl is not compiled: its blocks walk over windows"
+    ):
         compile_towers(tiny.model("qwen2_5_vl"))
-    with compiled("llava", monkeypatch, "eager") as fast, pytest.raises(ValueError, match="spread over devices"):
+    with (
+        compiled("llava", monkeypatch, "eager") as fast,
+        pytest.raises(ValueError, match="spread over devices"),
+    ):
         compile_towers(fast)

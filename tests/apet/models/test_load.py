@@ -45,27 +45,42 @@ def test_batches_are_padded_on_the_left(folder: Path) -> None:
         held["padding_side"] = "right"
         held.pop("pad_token", None)
         if name.startswith("processor"):  # as checkpoints were before processors counted tokens
-            del held["patch_size"], held["vision_feature_select_strategy"], held["num_additional_image_tokens"]
+            del (
+                held["patch_size"],
+                held["vision_feature_select_strategy"],
+                held["num_additional_image_tokens"],
+            )
         (folder / name).write_text(json.dumps(held))
     _, processor = load(folder)
     image = tiny.image(30, 20)
-    inputs = processor(text=["<image> a", "<image> longer"], images=[image, image], padding=True, return_tensors="pt")
+    inputs = processor(
+        text=["<image> a", "<image> longer"],
+        images=[image, image],
+        padding=True,
+        return_tensors="pt",
+    )
     assert inputs["attention_mask"][0, 0] == 0
     assert (inputs["input_ids"] == processor.image_token_id).sum(dim=1).tolist() == [36, 36]
 
 
 @pytest.mark.parametrize("kind", ["bert", "our_own"])
 def test_an_unknown_model_type(folder: Path, kind: str) -> None:
-    (folder / "config.json").write_text(json.dumps({"model_type": kind, "auto_map": {"AutoConfig": "code.Config"}}))
+    (folder / "config.json").write_text(
+        json.dumps({"model_type": kind, "auto_map": {"AutoConfig": "code.Config"}})
+    )
     (folder / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match=f"'{kind}' are not supported; these are: llava, llava_next, llava_onevision"):
+    with pytest.raises(
+        ValueError,
+        match=f"'{kind}' are not supported; these are: llava, llava_next, llava_onevision",
+    ):
         load(folder)
 
 
 def test_no_such_model(tmp_path: Path) -> None:
     for name in ("nobody/nothing", tmp_path):
         with pytest.raises(
-            FileNotFoundError, match=rf"^no model {name}: give a folder .* or a name on the hub such as"
+            FileNotFoundError,
+            match=rf"^no model {name}: give a folder .* or a name on the hub such as",
         ):
             load(name)
 
@@ -77,7 +92,11 @@ def test_weights_that_could_hold_code(folder: Path) -> None:
         load(folder)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("flash_attn") is not None, reason="flash-attn is installed")
+@pytest.mark.skipif(
+    importlib.util.find_spec("flash_attn") is not None, reason="flash-attn is installed"
+)
 def test_flash_attention_that_is_not_installed(tmp_path: Path) -> None:
-    with pytest.raises(ImportError, match=r"flash-attn is not installed.*pip install -e '\.\[gpu\]'.*attn='packed'"):
+    with pytest.raises(
+        ImportError, match=r"flash-attn is not installed.*pip install -e '\.\[gpu\]'.*attn='packed'"
+    ):
         load(tmp_path / "no weights are looked for", attn="flash_attention_2")

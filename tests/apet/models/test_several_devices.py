@@ -20,11 +20,18 @@ from tests.support.attached import batch, generate, make, model
 def placed(family: str) -> dict[str, str]:
     """Where each part goes: the second half of the decoder to the disk."""
     core = model(family).model
-    parts = {f"model.{name}": "cpu" for name, _ in core.named_children() if name != "language_model"}
-    parts |= {f"model.language_model.{name}": "cpu" for name, _ in core.language_model.named_children()}
+    parts = {
+        f"model.{name}": "cpu" for name, _ in core.named_children() if name != "language_model"
+    }
+    parts |= {
+        f"model.language_model.{name}": "cpu" for name, _ in core.language_model.named_children()
+    }
     del parts["model.language_model.layers"]
     deep = len(core.language_model.layers) // 2
-    layers = {f"model.language_model.layers.{at}": "disk" if at >= deep else "cpu" for at in range(2 * deep)}
+    layers = {
+        f"model.language_model.layers.{at}": "disk" if at >= deep else "cpu"
+        for at in range(2 * deep)
+    }
     return {**parts, **layers, "lm_head": "cpu"}
 
 
@@ -49,10 +56,16 @@ def test_answers_are_what_they_are_on_one(family: str, tmp_path: Path) -> None:
 def test_loading(tmp_path: Path) -> None:
     pytest.importorskip("accelerate")
     found, _ = load(tiny.save("llava", tmp_path), device="auto")
-    assert torch.equal(generate(found, batch("llava")).logits, generate(model("llava"), batch("llava")).logits)
+    assert torch.equal(
+        generate(found, batch("llava")).logits, generate(model("llava"), batch("llava")).logits
+    )
 
 
-def test_without_accelerate_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_accelerate_it_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(models, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"several GPUs by the package accelerate.*`pip install accelerate`"):
+    with pytest.raises(
+        ImportError, match=r"several GPUs by the package accelerate.*`pip install accelerate`"
+    ):
         load(tmp_path, device="auto")

@@ -22,7 +22,13 @@ STEPS = 4
 def mistral(window: int) -> PreTrainedModel:
     config = tiny.model("llava").config
     llama = config.text_config.to_dict()
-    same = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    same = (
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+    )
     config.text_config = MistralConfig(
         **{name: llama[name] for name in same}, num_key_value_heads=2, sliding_window=window
     )
@@ -31,7 +37,11 @@ def mistral(window: int) -> PreTrainedModel:
 
 def answer(model: PreTrainedModel, inputs: BatchFeature) -> tuple[list[list[int]], torch.Tensor]:
     out = model.generate(
-        **inputs, max_new_tokens=STEPS, min_new_tokens=STEPS, return_dict_in_generate=True, output_logits=True
+        **inputs,
+        max_new_tokens=STEPS,
+        min_new_tokens=STEPS,
+        return_dict_in_generate=True,
+        output_logits=True,
     )
     return out.sequences[:, inputs["input_ids"].shape[1] :].tolist(), torch.stack(out.logits, dim=1)
 
@@ -44,7 +54,9 @@ def test_a_full_budget_keeps_the_window(name: str) -> None:
     ids, logits = answer(model, inputs)
     assert found[0] == ids
     assert torch.equal(found[1], logits)
-    assert not torch.allclose(logits, answer(mistral(4000), inputs)[1])  # the window is narrow enough to matter
+    assert not torch.allclose(
+        logits, answer(mistral(4000), inputs)[1]
+    )  # the window is narrow enough to matter
 
 
 @pytest.mark.parametrize("name", ["apet", "uniform", "tome"])
@@ -82,5 +94,8 @@ def test_a_window_that_nothing_reaches_does_not_matter() -> None:
 def test_an_answer_that_grows_beyond_the_window_is_refused() -> None:
     inputs = tiny.inputs("llava", ROWS[:1])
     model = mistral(int(inputs["input_ids"].shape[1]) - 6)  # the encoder's site drops 6
-    with pytest.raises(ValueError, match=r"with the answer so far.*tokens back"), attach(model, ApET(budget=20)):
+    with (
+        pytest.raises(ValueError, match=r"with the answer so far.*tokens back"),
+        attach(model, ApET(budget=20)),
+    ):
         answer(model, inputs)

@@ -16,7 +16,13 @@ from apet.towers.shared_outputs import blocks_of
 from tests.support import tiny
 from tests.support.attached import EITHER, batch, compressed, generate, make, model, plain
 
-SHARING = ("vanilla", "apet", "visionzip", "fastv", "downsample")  # behind a tower, reading it, in the decoder
+SHARING = (
+    "vanilla",
+    "apet",
+    "visionzip",
+    "fastv",
+    "downsample",
+)  # behind a tower, reading it, in the decoder
 
 
 def towers_of(family: str) -> list[nn.Module]:
@@ -40,7 +46,9 @@ def counted(family: str) -> Iterator[Counter[int]]:
 @EITHER
 def test_towers_run_once_and_answers_are_what_they_were(family: str) -> None:
     names = [name for name in SHARING if (family, name) != ("llava_onevision", "visionzip")]
-    want = {name: compressed(family, name)[0] if name != "vanilla" else plain(family) for name in names}
+    want = {
+        name: compressed(family, name)[0] if name != "vanilla" else plain(family) for name in names
+    }
     towers = Towers()
     with counted(family) as calls:
         with attach(model(family), make("vanilla", family)):
@@ -67,7 +75,9 @@ def test_other_media_are_not_taken_for_the_same(family: str) -> None:
     for row in (rows[0], rows[1], rows[0]):
         with attach(model(family), make("vanilla", family), towers=towers):
             answer = generate(model(family), tiny.inputs(family, [row]))
-        assert torch.equal(answer.logits, generate(model(family), tiny.inputs(family, [row])).logits)
+        assert torch.equal(
+            answer.logits, generate(model(family), tiny.inputs(family, [row])).logits
+        )
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])

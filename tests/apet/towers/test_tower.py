@@ -52,7 +52,10 @@ def layers(model: Any) -> Any:
 def watch(modules: Any) -> tuple[list[Tensor], Callable[[], None]]:
     """What the modules are called with from now on."""
     seen: list[Tensor] = []
-    hooks = [module.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach())) for module in modules]
+    hooks = [
+        module.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
+        for module in modules
+    ]
 
     def stop() -> None:
         for hook in hooks:
@@ -99,14 +102,20 @@ def test_the_tower_really_sees_fewer(family: str) -> None:
     prefix = 0 if "qwen" in family or family == RESIZED else 1
     whole = {"llava_next": 36, RESIZED: 25}.get(family, run.stats[0].visual_tokens * unit)
     assert lengths == [prefix + whole] * 2 + [prefix + whole // 2] * (len(lengths) - 2)
-    assert run.stats[0].kept["encoder"] <= (run.stats[0].visual_tokens + 1) // 2 + (family == "llava_next") * 36
+    assert (
+        run.stats[0].kept["encoder"]
+        <= (run.stats[0].visual_tokens + 1) // 2 + (family == "llava_next") * 36
+    )
 
 
 def test_survivors_stand_in_where_pictures_are_resized() -> None:
     """Two sites: the projector sees what is left, the model's own resizing a whole picture of it."""
     model, inputs = tiny.model(RESIZED), tiny.inputs(RESIZED, rows(RESIZED)[1:])
     projector, seen = model.model.multi_modal_projector, []
-    with torch.no_grad(), attach(model, ApET(schedule="vision.1=60%,vision.3=40%,encoder=40%", basis=3)):
+    with (
+        torch.no_grad(),
+        attach(model, ApET(schedule="vision.1=60%,vision.3=40%,encoder=40%", basis=3)),
+    ):
         tower, stop = watch([*layers(model)[1:2], layers(model)[3], projector])
         hook = projector.register_forward_hook(lambda _, args, output: seen.append(output))
         model(**inputs)
@@ -151,7 +160,11 @@ def test_inside_equals_compress_by_hand() -> None:
 @pytest.mark.parametrize(
     ("family", "options", "says"),
     [
-        ("llava", {"schedule": "vision.3=20,encoder=20"}, r"vision.3=20.*0 to 2"),  # the last layer's output is unused
+        (
+            "llava",
+            {"schedule": "vision.3=20,encoder=20"},
+            r"vision.3=20.*0 to 2",
+        ),  # the last layer's output is unused
         ("llava_next", {"schedule": "vision.1=20,encoder=20"}, r"give shares"),
         ("llava_onevision", {"schedule": "vision.4=50%,encoder=50%"}, r"vision.4=.*0 to 3"),
     ],
@@ -186,7 +199,9 @@ def test_a_release_of_one_token_is_the_paper_s() -> None:
 
 
 def test_a_tower_that_is_no_clip_is_refused() -> None:
-    config = LlavaConfig(vision_config={"model_type": "pixtral"}, text_config=tiny.model("llava").config.text_config)
+    config = LlavaConfig(
+        vision_config={"model_type": "pixtral"}, text_config=tiny.model("llava").config.text_config
+    )
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config)
     with pytest.raises(ValueError, match=r"'pixtral'; those with 'clip_vision_model'"):
@@ -202,7 +217,9 @@ def test_half_precision_rounds_the_model_alone(family: str, name: str, dtype: to
     views: list[View] = []
 
     def select(self: Method, view: View) -> Kept:
-        exact = kind.select(self, replace(view, tokens=view.tokens.float(), memory=dict(view.memory)))
+        exact = kind.select(
+            self, replace(view, tokens=view.tokens.float(), memory=dict(view.memory))
+        )
         kept = kind.select(self, view)
         assert torch.equal(kept.places, exact.places)
         torch.testing.assert_close(kept.tokens, exact.tokens.to(kept.tokens.dtype))
@@ -236,7 +253,13 @@ def recorded(weights: list[Tensor]) -> str:
     """A name for an attention kernel that is eager and keeps its weights."""
 
     def kernel(
-        module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, scaling: float, **_: Any
+        module: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Any,
+        scaling: float,
+        **_: Any,
     ) -> Any:
         found = (query @ key.mT * scaling).softmax(dim=-1)
         weights.append(found)
@@ -278,21 +301,39 @@ def test_attention_received_is_the_tower_s(family: str) -> None:
 # ---- VisionZip and ToMe, by their papers' rules and loops
 
 
-@pytest.mark.parametrize(("keep", "contextual", "cls"), [(12, 4, True), (12, 4, False), (6, 1, True), (30, 8, False)])
+@pytest.mark.parametrize(
+    ("keep", "contextual", "cls"), [(12, 4, True), (12, 4, False), (6, 1, True), (30, 8, False)]
+)
 def test_visionzip_by_hand(keep: int, contextual: int, cls: bool) -> None:
-    tokens, received, keys, extra = normal(36, 8), normal(36, seed=1).abs(), normal(36, 5, seed=2), normal(8, seed=3)
-    found = zip_tokens(tokens[None], received[None], keys[None], keep, contextual, extra[None] if cls else None)
-    dominant = sorted(sorted(range(36), key=lambda place: -float(received[place]))[: keep - contextual - cls])
+    tokens, received, keys, extra = (
+        normal(36, 8),
+        normal(36, seed=1).abs(),
+        normal(36, 5, seed=2),
+        normal(8, seed=3),
+    )
+    found = zip_tokens(
+        tokens[None], received[None], keys[None], keep, contextual, extra[None] if cls else None
+    )
+    dominant = sorted(
+        sorted(range(36), key=lambda place: -float(received[place]))[: keep - contextual - cls]
+    )
     rest = [place for place in range(36) if place not in dominant]
     targets = rest[:: max(1, len(rest) // contextual)][:contextual]
     members: dict[int, list[int]] = {target: [] for target in targets}
     for place in rest:
         if place not in targets:
-            best = max(targets, key=lambda target: float(torch.cosine_similarity(keys[place], keys[target], dim=0)))
+            best = max(
+                targets,
+                key=lambda target: float(torch.cosine_similarity(keys[place], keys[target], dim=0)),
+            )
             members[best].append(place)
     merged = {t: tokens[t] + (tokens[m].mean(dim=0) if m else 0) for t, m in members.items()}
     if cls:
-        want = [extra, *(tokens[place] for place in dominant), *(merged[target] for target in targets)]
+        want = [
+            extra,
+            *(tokens[place] for place in dominant),
+            *(merged[target] for target in targets),
+        ]
     else:
         want = [merged.get(place, tokens[place]) for place in sorted(dominant + targets)]
         assert found.places[0].tolist() == sorted(dominant + targets)
@@ -328,7 +369,12 @@ def test_tome_merges_after_every_layer_in_equal_steps() -> None:
         seen, stop = watch(layers(model))
         model(**inputs)
         stop()
-    assert [one.shape[1] - 1 for one in seen] == [36, 28, 20, 20]  # the last layer's output is not used
+    assert [one.shape[1] - 1 for one in seen] == [
+        36,
+        28,
+        20,
+        20,
+    ]  # the last layer's output is not used
     assert run.stats[0].kept == {"vision": 20, "encoder": 12}
     assert run.stats[0].budget == 12
 

@@ -31,7 +31,9 @@ def path(clip: Clip, name: str) -> list[tuple[float, float] | None]:
     """Where the thing of that name is in each frame; None where it is not to be seen."""
     places: list[tuple[float, float] | None] = []
     for frame in range(clip.length):
-        found = [(one.x, one.y) for one in clip.at(frame).things if f"{one.colour} {one.shape}" == name]
+        found = [
+            (one.x, one.y) for one in clip.at(frame).things if f"{one.colour} {one.shape}" == name
+        ]
         places.append(found[0] if found else None)
     return places
 
@@ -79,7 +81,10 @@ def test_answers_are_what_the_clip_shows() -> None:
             counts[question.type][question.answer] += 1
     assert set(counts) == set(motion.CHANCE)
     for kind, answers in counts.items():
-        assert answers.most_common(1)[0][1] / sum(answers.values()) < motion.CHANCE[kind] + 0.12, (kind, answers)
+        assert answers.most_common(1)[0][1] / sum(answers.values()) < motion.CHANCE[kind] + 0.12, (
+            kind,
+            answers,
+        )
 
 
 def test_clips_are_what_the_manifest_says(manifest: Path) -> None:
@@ -99,11 +104,17 @@ def test_the_same_bytes_twice(manifest: Path, tmp_path: Path) -> None:
     again = motion.make(tmp_path, "test", FEW)
     assert again.read_bytes() == manifest.read_bytes()
     for row in rows(manifest):
-        assert (again.parent / row["media"]).read_bytes() == (manifest.parent / row["media"]).read_bytes()
+        assert (again.parent / row["media"]).read_bytes() == (
+            manifest.parent / row["media"]
+        ).read_bytes()
 
 
 def test_splits_share_no_clip() -> None:
-    made = [motion.clip(motion.dice(split, 0, number)) for split in ("train", "val", "test") for number in range(40)]
+    made = [
+        motion.clip(motion.dice(split, 0, number))
+        for split in ("train", "val", "test")
+        for number in range(40)
+    ]
     assert len({clip.backdrop for clip in made}) == len({clip.things for clip in made}) == 120
     assert motion.QUESTIONS["test"] >= 2_000
     with pytest.raises(ValueError, match="motion has no split 'tset'"):

@@ -18,7 +18,18 @@ from pipelines.data.manifest import Manifest
 from pipelines.data.rows import Row
 from pipelines.inference.preprocess import Preprocessor, PromptSpec
 from tests.support.official import LAYOUTS, files, folders
-from tests.support.official.rows import CHINESE, GQA, LETTER, MME, POPE, SHORT, TEXT, UNANSWERABLE, VIZ, VQA
+from tests.support.official.rows import (
+    CHINESE,
+    GQA,
+    LETTER,
+    MME,
+    POPE,
+    SHORT,
+    TEXT,
+    UNANSWERABLE,
+    VIZ,
+    VQA,
+)
 
 
 def rows_of(name: str, folder: Path) -> tuple[Manifest, list[Row]]:
@@ -45,7 +56,10 @@ def test_every_layout_is_read(name: str, tmp_path: Path) -> None:
             assert data.startswith(b"RIFF" if medium.kind == "video" else b"\x89PNG")
     backwards = manifest.index().take(list(range(len(rows)))[::-1])
     assert manifest.read(backwards) == rows[::-1]
-    assert manifest.digest() == benchmark(LAYOUTS[name][0]).rows(str(tmp_path), LAYOUTS[name][1]).digest()
+    assert (
+        manifest.digest()
+        == benchmark(LAYOUTS[name][0]).rows(str(tmp_path), LAYOUTS[name][1]).digest()
+    )
 
 
 PROMPTS = {
@@ -88,7 +102,9 @@ def test_the_prompts_are_the_official_ones(name: str, tmp_path: Path) -> None:
 def test_mme_is_asked_as_llava_asks_it(name: str, tmp_path: Path) -> None:
     assert sorted(prompts(name, tmp_path)) == sorted(question + SHORT for _, _, question, _ in MME)
     ids = {row.row_id for row in rows_of(name, tmp_path / "again")[1]}
-    expected = {f"{subtask}/{image.partition('.')[0]}/{question}" for subtask, image, question, _ in MME}
+    expected = {
+        f"{subtask}/{image.partition('.')[0]}/{question}" for subtask, image, question, _ in MME
+    }
     assert ids == expected
 
 
@@ -115,17 +131,45 @@ def test_references_are_joined_by_id(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "gone", "said"),
     [
-        ("gqa", "data/testdev_balanced_questions.json", r"no file of answers; looked for testdev_balanced_questions"),
-        ("gqa", "llava_gqa_testdev_balanced.jsonl", r"no file of questions.*llava_gqa.*Parquet files of lmms-lab/GQA"),
-        ("pope", "coco/coco_pope_random.json", "labels of the random split; looked for coco/coco_pope_random.json"),
-        ("mme", "MME_Benchmark_release_version", "folders such as MME_Benchmark_release_version/existence"),
+        (
+            "gqa",
+            "data/testdev_balanced_questions.json",
+            r"no file of answers; looked for testdev_balanced_questions",
+        ),
+        (
+            "gqa",
+            "llava_gqa_testdev_balanced.jsonl",
+            r"no file of questions.*llava_gqa.*Parquet files of lmms-lab/GQA",
+        ),
+        (
+            "pope",
+            "coco/coco_pope_random.json",
+            "labels of the random split; looked for coco/coco_pope_random.json",
+        ),
+        (
+            "mme",
+            "MME_Benchmark_release_version",
+            "folders such as MME_Benchmark_release_version/existence",
+        ),
         ("mmbench", "mmbench_dev_20230712.tsv", "looked for mmbench_dev_20230712.tsv"),
         ("scienceqa", "llava_test_CQM-A.json", "looked for llava_test_CQM-A.json"),
         ("textvqa", "TextVQA_0.5.1_val.json", "looked for TextVQA_0.5.1_val.json"),
-        ("vqav2 val", "v2_mscoco_val2014_annotations.json", "annotations.json.*--split names another"),
-        ("vizwiz test", "llava_test.jsonl", "llava_test.jsonl or test.json.*lmms-lab/VizWiz-VQA.*--split"),
+        (
+            "vqav2 val",
+            "v2_mscoco_val2014_annotations.json",
+            "annotations.json.*--split names another",
+        ),
+        (
+            "vizwiz test",
+            "llava_test.jsonl",
+            "llava_test.jsonl or test.json.*lmms-lab/VizWiz-VQA.*--split",
+        ),
         ("msvd", "MSVD_Zero_Shot_QA/test_a.json", "looked for MSVD_Zero_Shot_QA/test_a.json"),
-        ("gqa", "data/images", "the images are not there; looked for the folder data/images or images"),
+        (
+            "gqa",
+            "data/images",
+            "the images are not there; looked for the folder data/images or images",
+        ),
         ("msrvtt", "MSRVTT_Zero_Shot_QA/videos", "the videos are not there"),
     ],
 )
@@ -142,14 +186,20 @@ def test_media_may_be_elsewhere(tmp_path: Path) -> None:
     folders.gqa(tmp_path)
     (tmp_path / "data" / "images").rename(tmp_path / "pictures")
     manifest = benchmark("gqa").rows(str(tmp_path), media_root=str(tmp_path / "pictures")).ready()
-    assert manifest.fetch(manifest.read(manifest.index())[0].media[0]) == tmp_path / "pictures" / "n161313.jpg"
+    assert (
+        manifest.fetch(manifest.read(manifest.index())[0].media[0])
+        == tmp_path / "pictures" / "n161313.jpg"
+    )
 
 
 def test_labels_of_another_version_are_refused(tmp_path: Path) -> None:
     folders.pope(tmp_path)
     path = tmp_path / "coco" / "coco_pope_popular.json"
     path.write_text(path.read_text().replace("dining table", "chair"))
-    with pytest.raises(ValueError, match=r"1 of 6 questions of llava_pope_test.jsonl have no answer in .*dining table"):
+    with pytest.raises(
+        ValueError,
+        match=r"1 of 6 questions of llava_pope_test.jsonl have no answer in .*dining table",
+    ):
         benchmark("pope").rows(str(tmp_path)).index()
 
 
@@ -157,10 +207,15 @@ def test_another_file_is_refused(tmp_path: Path) -> None:
     folders.gqa(tmp_path)
     lines = [{"id": "1", "image": "a.jpg", "question": "q"}]
     files.jsonl(tmp_path / "llava_gqa_testdev_balanced.jsonl", lines)
-    with pytest.raises(ValueError, match="no column question_id and text; it has id, image, question; expected are"):
+    with pytest.raises(
+        ValueError, match="no column question_id and text; it has id, image, question; expected are"
+    ):
         benchmark("gqa").rows(str(tmp_path)).index()
     (tmp_path / "data" / "testdev_balanced_questions.json").write_text("[]")
-    files.jsonl(tmp_path / "llava_gqa_testdev_balanced.jsonl", [{"question_id": "1", "image": "a", "text": "q"}])
+    files.jsonl(
+        tmp_path / "llava_gqa_testdev_balanced.jsonl",
+        [{"question_id": "1", "image": "a", "text": "q"}],
+    )
     with pytest.raises(ValueError, match="has to be a JSON object"):
         benchmark("gqa").rows(str(tmp_path)).index()
 
@@ -173,7 +228,9 @@ def test_a_file_may_be_named_itself(tmp_path: Path) -> None:
 
 def test_a_file_of_another_split_is_refused(tmp_path: Path) -> None:
     folders.mmbench(tmp_path, name="mmbench_test_20230712.tsv")
-    with pytest.raises(FileNotFoundError, match=r"looked for mmbench_dev_20230712.tsv or .*--split names another"):
+    with pytest.raises(
+        FileNotFoundError, match=r"looked for mmbench_dev_20230712.tsv or .*--split names another"
+    ):
         benchmark("mmbench").rows(str(tmp_path))
     with pytest.raises(ValueError, match="rows of the split 'dev', and asked for is 'test'"):
         benchmark("mmbench").rows(str(tmp_path), "test").index()
@@ -185,13 +242,17 @@ def test_two_answers_to_a_question_are_refused(tmp_path: Path) -> None:
     truth = json.loads(path.read_text())
     files.as_json(path, {"data": [*truth["data"], {**truth["data"][0], "answers": ["other"] * 10}]})
     with pytest.raises(
-        ValueError, match=r"TextVQA_0.5.1_val.json has several answers to 1 questions: 003a8ae2ef43b901"
+        ValueError,
+        match=r"TextVQA_0.5.1_val.json has several answers to 1 questions: 003a8ae2ef43b901",
     ):
         benchmark("textvqa").rows(str(tmp_path)).index()
 
 
 def test_a_row_that_lost_its_image_is_an_error(tmp_path: Path) -> None:
-    files.parquet(tmp_path / "val-0.parquet", [{"question_id": "a", "question": "q", "answers": ["x"], "image": None}])
+    files.parquet(
+        tmp_path / "val-0.parquet",
+        [{"question_id": "a", "question": "q", "answers": ["x"], "image": None}],
+    )
     manifest = benchmark("vizwiz").rows(str(tmp_path), "val")
     assert manifest.read(manifest.index())[0].error is not None
 
@@ -208,7 +269,9 @@ def test_a_bad_row_is_a_row_with_an_error(tmp_path: Path) -> None:
     folders.mmbench(tmp_path)
     path = tmp_path / "mmbench_dev_20230712.tsv"
     lines = path.read_text().splitlines()
-    path.write_text("\n".join([lines[0], lines[1].rpartition("\t")[0] + "\tno base64!", *lines[2:]]) + "\n")
+    path.write_text(
+        "\n".join([lines[0], lines[1].rpartition("\t")[0] + "\tno base64!", *lines[2:]]) + "\n"
+    )
     manifest = benchmark("mmbench").rows(str(tmp_path))
     first, *others = manifest.read(manifest.index())
     assert first.error is not None
@@ -216,21 +279,41 @@ def test_a_bad_row_is_a_row_with_an_error(tmp_path: Path) -> None:
     assert [row.error for row in others] == [None, None]
 
 
-@pytest.mark.parametrize("name", ["gqa of the hub", "mmbench_cn", "mme", "scienceqa", "textvqa", "vizwiz val"])
-def test_rows_become_a_models_inputs(name: str, checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name", ["gqa of the hub", "mmbench_cn", "mme", "scienceqa", "textvqa", "vizwiz val"]
+)
+def test_rows_become_a_models_inputs(
+    name: str, checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
     """In the conversation of LLaVA's scripts, and without an image where a question has none."""
-    recipe = PromptSpec(str(checkpoint("llava")), None, False, LAYOUTS[name][0], "vicuna_v1", 8, None, None, 8)
+    recipe = PromptSpec(
+        str(checkpoint("llava")), None, False, LAYOUTS[name][0], "vicuna_v1", 8, None, None, 8
+    )
     manifest, rows = rows_of(name, tmp_path)
     prepare = Preprocessor(recipe)
     for row in rows:
         prompt, inputs = prepare(row, manifest)
-        assert prompt.startswith("A chat between a curious user and an artificial intelligence assistant.")
+        assert prompt.startswith(
+            "A chat between a curious user and an artificial intelligence assistant."
+        )
         image = "<image>\n" if row.media else ""
         assert prompt.endswith(f" USER: {image}{prepare.benchmark.prompt(row)} ASSISTANT:")
         assert ("pixel_values" in inputs) == bool(row.media)
 
 
-SAID = ("", "yes", "No.", "A", "(b)", "B. x", "Two", "The answer is A.", "red", "unanswerable", "wax or none")
+SAID = (
+    "",
+    "yes",
+    "No.",
+    "A",
+    "(b)",
+    "B. x",
+    "Two",
+    "The answer is A.",
+    "red",
+    "unanswerable",
+    "wax or none",
+)
 VERSIONS = {
     "gqa": "1 0eee2a3c",
     "gqa of the hub": "1 0eee2a3c",
@@ -264,8 +347,17 @@ def test_another_row_prompt_or_score_is_another_version(name: str, tmp_path: Pat
     bench = benchmark(LAYOUTS[name][0])
     made = hashlib.sha256()
     for row in rows_of(name, tmp_path)[1]:
-        kept = (row.row_id, len(row.media), row.answers, row.options, row.type, sorted(row.meta.items()))
-        made.update(repr((kept, bench.prompt(row), [bench.score(row, said) for said in SAID])).encode())
+        kept = (
+            row.row_id,
+            len(row.media),
+            row.answers,
+            row.options,
+            row.type,
+            sorted(row.meta.items()),
+        )
+        made.update(
+            repr((kept, bench.prompt(row), [bench.score(row, said) for said in SAID])).encode()
+        )
     assert f"{bench.version} {made.hexdigest()[:8]}" == VERSIONS[name]
 
 
@@ -278,11 +370,23 @@ def test_all_are_benchmarks() -> None:
 
 def val_of(folder: Path, count: int) -> Manifest:
     """Questions and annotations as VQAv2 has them, in opposite orders."""
-    questions = [{"image_id": number // 3, "question": "Is it?", "question_id": number} for number in range(count)]
-    files.as_json(folder / "v2_OpenEnded_mscoco_val2014_questions.json", {"info": {}, "questions": questions})
-    people = [{"answer": "yes", "answer_confidence": "yes", "answer_id": each} for each in range(10)]
+    questions = [
+        {"image_id": number // 3, "question": "Is it?", "question_id": number}
+        for number in range(count)
+    ]
+    files.as_json(
+        folder / "v2_OpenEnded_mscoco_val2014_questions.json", {"info": {}, "questions": questions}
+    )
+    people = [
+        {"answer": "yes", "answer_confidence": "yes", "answer_id": each} for each in range(10)
+    ]
     truth = [
-        {"question_id": number, "answers": people, "question_type": "is it", "answer_type": "yes/no"}
+        {
+            "question_id": number,
+            "answers": people,
+            "question_type": "is it",
+            "answer_type": "yes/no",
+        }
         for number in reversed(range(count))
     ]
     files.as_json(folder / "v2_mscoco_val2014_annotations.json", {"annotations": truth})
@@ -298,7 +402,11 @@ def test_a_hundred_thousand_rows_take_seconds_and_no_memory(tmp_path: Path) -> N
     assert len(index) == 100_000
     assert index.nbytes < 60 * len(index)
     [row] = manifest.read(index.slice(77_777, 1))
-    assert (row.row_id, row.answers, row.media[0].path) == ("77777", ("yes",) * 10, "COCO_val2014_000000025925.jpg")
+    assert (row.row_id, row.answers, row.media[0].path) == (
+        "77777",
+        ("yes",) * 10,
+        "COCO_val2014_000000025925.jpg",
+    )
     assert row.meta == {"question_type": "is it"}
     some = val_of(tmp_path / "some", 20_000)  # being watched, Python is ten times slower
     tracemalloc.start()

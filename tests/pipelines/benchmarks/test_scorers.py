@@ -148,7 +148,11 @@ CLIPS = [
     ],
 )
 def test_an_answer_is_right_or_wrong(name: str, said: str, right: str, score: int) -> None:
-    options = ("a small dog", "two cats", "none", "Zürich") if "mmbench" in name else ("chiasmus", "apostrophe")
+    options = (
+        ("a small dog", "two cats", "none", "Zürich")
+        if "mmbench" in name
+        else ("chiasmus", "apostrophe")
+    )
     assert benchmark(name).score(row([right], options=options), said) == (float(score), bool(score))
 
 
@@ -176,7 +180,8 @@ def test_vqa_accuracy(name: str, said: str, score: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "score"), [("2", 1), ("Two.", 1), ("Café!", 1), ("CAFE", 0), ("A.", 0), ("(a)", 0), ("two or café", 0)]
+    ("said", "score"),
+    [("2", 1), ("Two.", 1), ("Café!", 1), ("CAFE", 0), ("A.", 0), ("(a)", 0), ("two or café", 0)],
 )
 def test_vqa_accuracy_of_a_tie(said: str, score: int) -> None:
     assert benchmark("vqav2").score(row(["two", "café"] * 5), said) == (float(score), bool(score))

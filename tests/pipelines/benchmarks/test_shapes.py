@@ -31,7 +31,8 @@ def rows(manifest: Path) -> list[dict]:
 def things(scene: Scene, text: str) -> list[Thing]:
     """All things that the words of `text` describe."""
     words = [
-        "cross" if word == "crosses" else word.removesuffix("s") if word != "cross" else word for word in text.split()
+        "cross" if word == "crosses" else word.removesuffix("s") if word != "cross" else word
+        for word in text.split()
     ]
     return [
         thing
@@ -46,7 +47,9 @@ def answer(scene: Scene, kind: str, text: str) -> str:
     """Read the question as a person would, and the scene."""
     text = text.rstrip("?.")
     if kind == "relation":
-        first, second = re.split(r"(?:left or right|right or left) of|above or below|below or above", text)
+        first, second = re.split(
+            r"(?:left or right|right or left) of|above or below|below or above", text
+        )
         axis = "x" if "left" in text else "y"
         (one,), (other,) = things(scene, re.sub(",", "", first)), things(scene, second)
         low, high = ("left", "right") if axis == "x" else ("above", "below")
@@ -80,7 +83,9 @@ def test_the_same_bytes_twice(manifest: Path, tmp_path: Path) -> None:
     again = shapes.make(tmp_path, "test", FEW)
     assert again.read_bytes() == manifest.read_bytes()
     for row in rows(manifest):
-        assert (again.parent / row["media"]).read_bytes() == (manifest.parent / row["media"]).read_bytes()
+        assert (again.parent / row["media"]).read_bytes() == (
+            manifest.parent / row["media"]
+        ).read_bytes()
 
 
 def test_a_finished_manifest_is_not_touched_and_a_killed_call_leaves_none(
@@ -103,7 +108,9 @@ def test_a_finished_manifest_is_not_touched_and_a_killed_call_leaves_none(
     manifest = shapes.make(tmp_path, "val", 60)
     count = len(drawn)
     assert shapes.make(tmp_path, "val", 60) == manifest
-    assert len(drawn) == count == len({row["media"] for row in rows(manifest)}) + 1  # the one that failed, again
+    assert (
+        len(drawn) == count == len({row["media"] for row in rows(manifest)}) + 1
+    )  # the one that failed, again
 
 
 def test_a_part_is_the_beginning_of_the_whole(manifest: Path) -> None:
@@ -189,7 +196,9 @@ def test_labels_say_what_is_drawn() -> None:
         for number, thing in enumerate(scene.things):
             assert seen.thing[seen.centre[number]] == number
             assert int(thing.y // 8) * 24 + int(thing.x // 8) == seen.centre[number]
-        for patch in np.flatnonzero((seen.cover.min(1) == 1) & (seen.glyph < 0) & (seen.ink.max(1) == 0)):
+        for patch in np.flatnonzero(
+            (seen.cover.min(1) == 1) & (seen.glyph < 0) & (seen.ink.max(1) == 0)
+        ):
             row, column = divmod(int(patch), 24)
             mean = picture[8 * row : 8 * row + 8, 8 * column : 8 * column + 8].mean((0, 1))
             tint = np.array(scene.things[seen.thing[patch]].tint)

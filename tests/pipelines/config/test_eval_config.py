@@ -42,7 +42,12 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str, kind: Any = "image")
 
 def test_no_argument_is_the_demo() -> None:
     image, video = parse("image", []), parse("video", [])
-    assert (image.model, image.benchmark, image.limit, image.max_new_tokens) == ("demo", "shapes", 200, 16)
+    assert (image.model, image.benchmark, image.limit, image.max_new_tokens) == (
+        "demo",
+        "shapes",
+        200,
+        16,
+    )
     assert (video.model, video.benchmark, video.limit, video.frames) == ("demo", "motion", 200, 8)
     assert [point.name for point in image.points] == ["vanilla", "apet-64"]
     assert [point.name for point in video.points] == ["vanilla", "apet-12.5pct"]
@@ -117,7 +122,9 @@ def test_every_flag_is_read() -> None:
 
 def test_flags_override_the_file(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
-    file.write_text("method: [apet, 'fastv:budget=128']\nbudget: [64, 10%]\nbatch-size: 4\nretry_errors: true\nattn:\n")
+    file.write_text(
+        "method: [apet, 'fastv:budget=128']\nbudget: [64, 10%]\nbatch-size: 4\nretry_errors: true\nattn:\n"
+    )
     config = parse("image", ["--config", str(file), "--batch-size", "2", "--no-retry-errors"])
     assert (config.batch_size, config.retry_errors, config.attn) == (2, False, "packed")
     assert [point.name for point in config.points] == ["apet-64", "apet-10pct", "fastv-128"]
@@ -140,11 +147,16 @@ def test_the_resolved_config_is_a_config_file(kind: Any, argv: str, tmp_path: Pa
     file = tmp_path / "config.yaml"
     file.write_text(to_yaml(config))
     assert parse(kind, ["--config", str(file)]) == config
-    assert set(yaml.safe_load(to_yaml(config))) == {"kind", *(each.field for each in flags_of(EvalConfig, kind))}
+    assert set(yaml.safe_load(to_yaml(config))) == {
+        "kind",
+        *(each.field for each in flags_of(EvalConfig, kind)),
+    }
 
 
 def test_the_resolved_config_tells_no_password() -> None:
-    config = EvalConfig.of("image", tracking_uri="postgresql://me:secret@host/db", output="s3://key:secret@bucket/o")
+    config = EvalConfig.of(
+        "image", tracking_uri="postgresql://me:secret@host/db", output="s3://key:secret@bucket/o"
+    )
     assert "secret" not in to_yaml(config)
     assert "host/db" in to_yaml(config)
 
@@ -197,13 +209,18 @@ def test_the_resolved_config_tells_no_password() -> None:
         ("--visual_token_num 96", "use --budget 64 or --schedule encoder=96,16=32"),
         ("--basis 5", "apet:basis="),
         ("--conv-mode vicuna_v1", "use --conversation"),
-        ("--lang cn", "--lang; leave it out: it is a property of a benchmark, not of a run (docs/flags.md)"),
+        (
+            "--lang cn",
+            "--lang; leave it out: it is a property of a benchmark, not of a run (docs/flags.md)",
+        ),
         ("--cache_dir x", "--cache_dir; leave it out: HF_HOME says where the hub's files are"),
         ("--all-rounds", "--all-rounds; leave it out: it is a property of a benchmark"),
         ("--config nowhere.yaml", "no such file"),
     ],
 )
-def test_a_wrong_command_is_one_line_with_a_way_out(argv: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_command_is_one_line_with_a_way_out(
+    argv: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert said in refused(capsys, *argv.split())
 
 
@@ -245,15 +262,22 @@ def test_help_teaches(kind: Any, capsys: pytest.CaptureFixture[str]) -> None:
         assert each.help.split()[0] in text
     for name in METHODS:
         assert name in text
-    assert max(map(len, text.replace(cli_help.DESCRIPTION.format(kind=kind), "").splitlines())) <= 120
+    assert (
+        max(map(len, text.replace(cli_help.DESCRIPTION.format(kind=kind), "").splitlines())) <= 120
+    )
 
 
 @pytest.mark.parametrize("kind", ["image", "video"])
-def test_the_examples_of_help_are_right(kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_examples_of_help_are_right(
+    kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("run.yaml").write_text("budget: 64")
     lines = cli_help.EXAMPLES[kind].replace("\\\n", " ").splitlines()[1:]
-    commands = [re.split(r"\s{3,}(?!-)", line.partition(f"jobs/eval_{kind}.py")[2].rstrip())[0] for line in lines]
+    commands = [
+        re.split(r"\s{3,}(?!-)", line.partition(f"jobs/eval_{kind}.py")[2].rstrip())[0]
+        for line in lines
+    ]
     assert len(commands) > 3
     assert all(parse(kind, shlex.split(command)).points for command in commands)
 
@@ -265,7 +289,11 @@ def test_flags_of_the_release_are_in_the_table() -> None:
         if line.startswith("| ") and "--" in line:
             assert set(re.findall(r"`?(--[a-z-]+)", line.split(" | ")[1])) <= ours, line
     said = {name.replace("-", "_") for name in re.findall(r"--([A-Za-z][\w-]+)", table)}
-    released = {name for name, instead in cli_help.INSTEAD.items() if "apet:" not in instead and name != "frames"}
+    released = {
+        name
+        for name, instead in cli_help.INSTEAD.items()
+        if "apet:" not in instead and name != "frames"
+    }
     assert released <= said
     empty = " ".join(line.partition(" | | ")[0] for line in table.splitlines() if " | | " in line)
     nothing = {name.replace("-", "_") for name in re.findall(r"--([A-Za-z][\w-]+)", empty)}
@@ -277,7 +305,9 @@ def test_flags_of_the_release_are_in_the_table() -> None:
 # ---- nothing heavy
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["--bugdet", "64"], ["--method", "apet:basis=5", "--actors", "0"]])
+@pytest.mark.parametrize(
+    "argv", [["--help"], ["--bugdet", "64"], ["--method", "apet:basis=5", "--actors", "0"]]
+)
 @pytest.mark.parametrize("kind", ["image", "video"])
 def test_a_job_answers_before_anything_is_loaded(kind: str, argv: list[str]) -> None:
     code = (
@@ -287,13 +317,17 @@ def test_a_job_answers_before_anything_is_loaded(kind: str, argv: list[str]) -> 
         f"runpy.run_path(sys.argv[0], run_name='__main__')\n"
     )
     began = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False
+    )
     assert done.stdout.endswith("heavy: []\n"), done.stderr
     assert done.returncode == (0 if argv == ["--help"] else 2)
     assert time.monotonic() - began < 30
 
 
-def test_a_right_command_is_parsed_resolved_and_identified_without_anything_heavy(tmp_path: Path) -> None:
+def test_a_right_command_is_parsed_resolved_and_identified_without_anything_heavy(
+    tmp_path: Path,
+) -> None:
     code = (
         "import sys\n"
         "from pipelines.config.eval_config import parse, to_yaml\n"
@@ -303,7 +337,9 @@ def test_a_right_command_is_parsed_resolved_and_identified_without_anything_heav
         "to_yaml(config), config.run_name(config.points[0], identity)\n"
         f"print(sorted({HEAVY} & set(sys.modules)))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+    )
     assert done.stdout == "[]\n"
 
 
@@ -354,7 +390,9 @@ def test_identity_is_what_affects_answers() -> None:
     }
     assert {*same, *other, "schedule"} == {each.field for each in flags_of(EvalConfig, "video")}
     for name, value in same.items():
-        assert digest(replace(config, **{name: value}).identity(point, "manifest", "model", "1")) == of, name
+        assert (
+            digest(replace(config, **{name: value}).identity(point, "manifest", "model", "1")) == of
+        ), name
     changed = [
         digest(replace(config, **{name: value}).identity(point, "manifest", "model", "1"))
         for name, value in other.items()
@@ -370,6 +408,10 @@ def test_identity_is_what_affects_answers() -> None:
 def test_the_digest_and_the_name_of_a_run_stay() -> None:
     config = EvalConfig.of("image", model="org/Some-Model_1.5")
     identity = config.identity(config.points[1], "manifest", "model@main", "1")
-    assert digest(identity) == GOLDEN, "a changed identity makes every run of before start again: was that meant?"
-    assert config.run_name(config.points[1], identity) == f"shapes-Some-Model_1.5-apet-64-{GOLDEN[:8]}"
+    assert digest(identity) == GOLDEN, (
+        "a changed identity makes every run of before start again: was that meant?"
+    )
+    assert (
+        config.run_name(config.points[1], identity) == f"shapes-Some-Model_1.5-apet-64-{GOLDEN[:8]}"
+    )
     assert digest(dict(reversed(identity.items()))) == GOLDEN

@@ -57,8 +57,13 @@ def at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(HfApi, "model_info", found.model_info)
-    monkeypatch.setattr(job, "_group", lambda *_: ("finished", ""))  # beginning is all that matters here
-    monkeypatch.setattr("pipelines.results.mlflow_tracker.Tracker", lambda *_: SimpleNamespace(watch=lambda *_: 0, stop=lambda: True))
+    monkeypatch.setattr(
+        job, "_group", lambda *_: ("finished", "")
+    )  # beginning is all that matters here
+    monkeypatch.setattr(
+        "pipelines.results.mlflow_tracker.Tracker",
+        lambda *_: SimpleNamespace(watch=lambda *_: 0, stop=lambda: True),
+    )
     yield found
     hub._found.cache_clear()
 
@@ -85,7 +90,9 @@ def test_a_job_that_goes_on_asks_the_model_that_it_began_with(
 def test_a_tag_has_a_note_of_its_own(at: Hub, tmp_path: Path) -> None:
     at.sha = ONE
     at.began(tmp_path / "results", revision="refs/pr/1")
-    assert [file.name for file in (tmp_path / "results").glob("*.commit")] == ["org--m@refs--pr--1.commit"]
+    assert [file.name for file in (tmp_path / "results").glob("*.commit")] == [
+        "org--m@refs--pr--1.commit"
+    ]
 
 
 def test_who_does_not_begin_decides_nothing(at: Hub, tmp_path: Path) -> None:
@@ -97,7 +104,9 @@ def test_who_does_not_begin_decides_nothing(at: Hub, tmp_path: Path) -> None:
     assert not output.exists()
     at.sha = OTHER
     at.began(output)
-    with pytest.raises(ValueError, match=f"another job has begun meanwhile, with org/m@main at {OTHER}"):
+    with pytest.raises(
+        ValueError, match=f"another job has begun meanwhile, with org/m@main at {OTHER}"
+    ):
         job.carry_out([[early]], RunRecord("early"))
 
 
@@ -126,6 +135,9 @@ def test_a_job_does_not_begin_with_a_model_of_no_known_commit(
     at: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The hub gave its files, but not its commit: the same command might go on with another model."""
-    monkeypatch.setattr("pipelines.config.model_info.model_info", lambda *_: SimpleNamespace(refuse=lambda point: None))
+    monkeypatch.setattr(
+        "pipelines.config.model_info.model_info",
+        lambda *_: SimpleNamespace(refuse=lambda point: None),
+    )
     with pytest.raises(ValueError, match="did not say which commit org/m@main is"):
         at.work(tmp_path / "results").refuse()

@@ -16,7 +16,13 @@ from apet import METHODS, Budget, attach
 from apet.methods.base import Model
 from apet.models import FAMILIES
 from pipelines.config import parsers
-from pipelines.config.method_spec import LONGEST, MethodSpec, expand_methods, known_methods, parse_method
+from pipelines.config.method_spec import (
+    LONGEST,
+    MethodSpec,
+    expand_methods,
+    known_methods,
+    parse_method,
+)
 from pipelines.config.model_info import model_info
 from tests.support import tiny
 
@@ -33,7 +39,10 @@ def test_the_methods_are_known_without_importing_them() -> None:
         ("apet: basis=5, budget=10%", "apet-10pct-basis5"),
         ("apet:sampling=dpc,budget=64,merge=false", "apet-64-merge=false-sampling=dpc"),
         ("sparsevlm:budget=12.50%,tau=0.25", "sparsevlm-12.5pct-tau0.25"),
-        ("tome:schedule=vision.6=50%, encoder=30%,16=5%", "tome-vision.6=50pct_encoder=30pct_16=5pct"),
+        (
+            "tome:schedule=vision.6=50%, encoder=30%,16=5%",
+            "tome-vision.6=50pct_encoder=30pct_16=5pct",
+        ),
         ("apet:schedule=encoder=96,16=32,basis=5", "apet-encoder=96_16=32-basis5"),
     ],
 )
@@ -42,12 +51,18 @@ def test_names_of_points(given: str, name: str) -> None:
 
 
 def test_options_are_numbers_where_they_read_as_such() -> None:
-    assert dict(parse_method("apet:basis=5,merge=true,sampling=dpc").options) == {"basis": 5, "merge": True, "sampling": "dpc"}
+    assert dict(parse_method("apet:basis=5,merge=true,sampling=dpc").options) == {
+        "basis": 5,
+        "merge": True,
+        "sampling": "dpc",
+    }
     assert parse_method("apet:basis=5,seed=1") == parse_method("apet:seed=1,basis=5")
 
 
 def test_every_method_meets_every_budget_once() -> None:
-    found = expand_methods(["vanilla", "apet", "fastv:budget=128", "apet:basis=5"], ["64", "10%"], None)
+    found = expand_methods(
+        ["vanilla", "apet", "fastv:budget=128", "apet:basis=5"], ["64", "10%"], None
+    )
     assert [point.name for point in found] == [
         "vanilla",
         "apet-64",
@@ -64,11 +79,21 @@ OPTIONS = st.dictionaries(
     st.sampled_from(["budget", "schedule", "basis", "sampling", "merge", "pivot_image"]),
     st.one_of(st.integers(), st.floats(0, 1), st.text(string.printable + "é%", min_size=1)),
     max_size=4,
-).map(lambda options: {key: value for key, value in options.items() if key not in ("budget", "schedule")})
-SPENT = st.sampled_from(["64", "6.4%", "10%", "encoder=64", "encoder=96,16=32", "full", ",".join(["16=32"] * 30)])
+).map(
+    lambda options: {
+        key: value for key, value in options.items() if key not in ("budget", "schedule")
+    }
+)
+SPENT = st.sampled_from(
+    ["64", "6.4%", "10%", "encoder=64", "encoder=96,16=32", "full", ",".join(["16=32"] * 30)]
+)
 
 
-@given(st.lists(st.tuples(st.sampled_from(["apet", "apet_greedy", "dart"]), SPENT, OPTIONS), max_size=6))
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["apet", "apet_greedy", "dart"]), SPENT, OPTIONS), max_size=6
+    )
+)
 def test_names_are_safe_short_and_unique(made: list[tuple[str, str, dict[str, Any]]]) -> None:
     found = {
         MethodSpec.of(method, **{"schedule" if "=" in spent else "budget": spent}, **options)
@@ -86,7 +111,9 @@ def test_a_point_becomes_the_method() -> None:
         sampling="dpc",  # type: ignore[call-arg]
     )
     assert parse_method("vanilla").build().name == "vanilla"
-    assert parse_method("visionzip:budget=64,contextual=0").build() == METHODS["visionzip"](budget="64", contextual=0)  # type: ignore[call-arg]
+    assert parse_method("visionzip:budget=64,contextual=0").build() == METHODS["visionzip"](
+        budget="64", contextual=0
+    )  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize(
@@ -133,7 +160,12 @@ def test_a_budget_out_of_reach_is_refused_with_the_smallest_possible() -> None:
         parse_method("apet:schedule=encoder=10%,16=20%").build(model)
 
 
-@given(st.one_of(st.from_regex(r"[0-9]{1,4}(\.[0-9]{1,3})?%?", fullmatch=True), st.text(string.printable, max_size=6)))
+@given(
+    st.one_of(
+        st.from_regex(r"[0-9]{1,4}(\.[0-9]{1,3})?%?", fullmatch=True),
+        st.text(string.printable, max_size=6),
+    )
+)
 def test_a_budget_is_what_apet_takes_for_one(text: str) -> None:
     try:
         expected = Budget.parse(text)

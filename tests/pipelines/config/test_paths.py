@@ -67,7 +67,11 @@ def test_models_are_folders_or_names(here: Path) -> None:
     ],
 )
 def test_where_tracking_goes(
-    given: str | None, environment: str | None, found: str, here: Path, monkeypatch: pytest.MonkeyPatch
+    given: str | None,
+    environment: str | None,
+    found: str,
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if environment:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", environment)
@@ -75,14 +79,18 @@ def test_where_tracking_goes(
 
 
 def test_tracking_beside_remote_answers_is_at_home(here: Path) -> None:
-    assert resolved(output="s3://b/o").tracking_uri == f"sqlite:///{here}/home/apet-results/mlflow.db"
+    assert (
+        resolved(output="s3://b/o").tracking_uri == f"sqlite:///{here}/home/apet-results/mlflow.db"
+    )
     assert resolved(output=f"file://{here}/o").tracking_uri == f"sqlite:///{here}/o/mlflow.db"
     with pytest.raises(ValueError, match=r"sqlite:///mlruns/mlflow\.db"):
         resolved(tracking_uri="mlruns")
 
 
 @pytest.mark.parametrize("by", ["environment", "directory"])
-def test_a_submitted_job_writes_nothing_where_it_vanishes(by: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_submitted_job_writes_nothing_where_it_vanishes(
+    by: str, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if by == "environment":
         monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     else:
@@ -95,7 +103,11 @@ def test_a_submitted_job_writes_nothing_where_it_vanishes(by: str, here: Path, m
     assert config.tracking_uri == f"sqlite:///{here}/home/apet-results/mlflow.db"
     assert config.data == str(Path.cwd() / "q.jsonl")
     assert resolved(output="/abs/o").output == "/abs/o"
-    for wrong in ({"output": "out"}, {"tracking_uri": "sqlite:///runs.db"}, {"data": "other.jsonl"}):
+    for wrong in (
+        {"output": "out"},
+        {"tracking_uri": "sqlite:///runs.db"},
+        {"data": "other.jsonl"},
+    ):
         with pytest.raises(ValueError, match=r"absolute path.*\$PWD/"):
             resolved(**wrong)
 

@@ -51,20 +51,23 @@ def test_every_model_meets_every_benchmark(tmp_path: Path) -> None:
 
 
 def test_flags_override_the_file(tmp_path: Path) -> None:
-    found = jobs(tmp_path, FILE, "--limit", "5", "--model", "other", "--benchmark", "shapes", "--plan")
+    found = jobs(
+        tmp_path, FILE, "--limit", "5", "--model", "other", "--benchmark", "shapes", "--plan"
+    )
     assert found.only_plan
     [job] = found.jobs
     assert (job.model, job.benchmark, job.limit, job.dtype) == ("other", "shapes", 5, "auto")
 
 
 def test_a_schedule_and_budgets_replace_each_other(tmp_path: Path) -> None:
-    text = (
-        "schedule: encoder=64\nmethods: [apet]\nbenchmarks: [shapes, {benchmark: shapes, split: train, budgets: [128]}]"
-    )
+    text = "schedule: encoder=64\nmethods: [apet]\nbenchmarks: [shapes, {benchmark: shapes, split: train, budgets: [128]}]"
     first, second = jobs(tmp_path, text).jobs
     assert (first.schedule, first.budgets) == ("encoder=64", ())
     assert (second.schedule, second.budgets) == (None, ("128",))
-    assert [job.budgets for job in jobs(tmp_path, text, "--budget", "32").jobs] == [("32",), ("32",)]
+    assert [job.budgets for job in jobs(tmp_path, text, "--budget", "32").jobs] == [
+        ("32",),
+        ("32",),
+    ]
 
 
 def test_without_arguments_it_is_the_demo() -> None:
@@ -89,7 +92,10 @@ def test_models_of_which_little_is_known_get_shares() -> None:
         ("models: demo", "give a list"),
         ("models: [{dtype: float32}]", "names no model; add 'model: ...'"),
         ("benchmarks: [shap]", "no benchmark 'shap'; did you mean 'shapes'"),
-        ("benchmarks: [{benchmark: shapes, limmit: 3}]", "benchmark: there is no key 'limmit'; did you mean 'limit'"),
+        (
+            "benchmarks: [{benchmark: shapes, limmit: 3}]",
+            "benchmark: there is no key 'limmit'; did you mean 'limit'",
+        ),
         ("method: [nothing]", "no method 'nothing'"),
         ("- 1", "holds no keys and values"),
         ("budgets: [64]\nschedule: encoder=64", "exclude each other"),
@@ -97,14 +103,18 @@ def test_models_of_which_little_is_known_get_shares() -> None:
         ("benchmarks: [{data: x.jsonl, kind: audio}]", "'audio' is none of image, video"),
     ],
 )
-def test_what_is_wrong_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, says: str) -> None:
+def test_what_is_wrong_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, says: str
+) -> None:
     with pytest.raises(SystemExit) as ended:
         jobs(tmp_path, text)
     assert ended.value.code == 2
     assert says in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("argv", [["--modle", "x"], ["a.yaml", "--config", "b.yaml"], ["no-such.yaml"]])
+@pytest.mark.parametrize(
+    "argv", [["--modle", "x"], ["a.yaml", "--config", "b.yaml"], ["no-such.yaml"]]
+)
 def test_wrong_commands_are_refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         parse_sweep(argv)
@@ -114,7 +124,9 @@ def test_wrong_commands_are_refused(argv: list[str], capsys: pytest.CaptureFixtu
 
 def test_one_model_is_loaded_once_for_all_benchmarks(tmp_path: Path) -> None:
     groups = model_groups(jobs(tmp_path, FILE).jobs)
-    assert [[job.benchmark for job in group] for group in groups] == [["shapes", "motion", "manifest"]] * 2
+    assert [[job.benchmark for job in group] for group in groups] == [
+        ["shapes", "motion", "manifest"]
+    ] * 2
 
 
 def test_jobs_that_cannot_share_workers_do_not(tmp_path: Path) -> None:

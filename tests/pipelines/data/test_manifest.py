@@ -48,7 +48,9 @@ EXPECTED = [
 
 
 def write_jsonl(folder: Path) -> Path:
-    (folder / "m.jsonl").write_text("\ufeff" + "\r\n\n".join(map(json.dumps, ROWS)), encoding="utf-8")
+    (folder / "m.jsonl").write_text(
+        "\ufeff" + "\r\n\n".join(map(json.dumps, ROWS)), encoding="utf-8"
+    )
     return folder / "m.jsonl"
 
 
@@ -62,7 +64,9 @@ def write_csv(folder: Path, name: str = "m.csv") -> Path:
         writer = csv.writer(file, delimiter="\t" if name.endswith("tsv") else ",")
         writer.writerow(ROWS[0])
         for row in ROWS:
-            writer.writerow([json.dumps(cell) if isinstance(cell, list) else cell for cell in row.values()])
+            writer.writerow(
+                [json.dumps(cell) if isinstance(cell, list) else cell for cell in row.values()]
+            )
     return folder / name
 
 
@@ -71,7 +75,13 @@ def write_parquet(folder: Path) -> Path:
     return folder / "m.parquet"
 
 
-LAYOUTS = [write_jsonl, write_array, write_csv, lambda folder: write_csv(folder, "m.tsv"), write_parquet]
+LAYOUTS = [
+    write_jsonl,
+    write_array,
+    write_csv,
+    lambda folder: write_csv(folder, "m.tsv"),
+    write_parquet,
+]
 
 
 @pytest.fixture(params=[1 << 20, 61], ids=["whole", "in small pieces"])
@@ -105,7 +115,10 @@ def test_a_folder_of_shards_and_a_pattern(tmp_path: Path) -> None:
     assert test.read(test.index()) == EXPECTED[:30]
     assert test.digest() != every.digest()
     (tmp_path / "more.csv").write_text("id,image,question\n")
-    with pytest.raises(ValueError, match=r"several kinds of data: more.csv \(CSV\), data/test-0.parquet \(Parquet\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"several kinds of data: more.csv \(CSV\), data/test-0.parquet \(Parquet\)",
+    ):
         Manifest.of(str(tmp_path))
 
 
@@ -114,7 +127,10 @@ def test_media_embedded_as_on_the_hub(tmp_path: Path) -> None:
     table = pa.table(
         {
             "question_id": pa.array([7, 8, 9]),
-            "image": pa.array([{"bytes": b"jpeg", "path": "a.jpg"}, {"bytes": None, "path": "b.jpg"}, None], struct),
+            "image": pa.array(
+                [{"bytes": b"jpeg", "path": "a.jpg"}, {"bytes": None, "path": "b.jpg"}, None],
+                struct,
+            ),
             "images": pa.array([None, None, [{"bytes": b"1"}, {"bytes": b"2"}]], pa.list_(struct)),
             "question": ["a?", "b?", "c?"],
             "answer": ["yes", None, "no"],
@@ -133,9 +149,21 @@ def test_media_embedded_as_on_the_hub(tmp_path: Path) -> None:
 
 def test_aliases_and_kinds(tmp_path: Path) -> None:
     lines = [
-        {"question_id": 1, "image": "thumb.jpg", "video": "a.mp4", "text": "q", "answer": 3, "category": "c"},
+        {
+            "question_id": 1,
+            "image": "thumb.jpg",
+            "video": "a.mp4",
+            "text": "q",
+            "answer": 3,
+            "category": "c",
+        },
         {"id": "2", "media": ["a.mp4", "b.mp4"], "question": "q", "choices": {"A": "x", "B": "y"}},
-        {"id": "3", "image_path": "a.jpg", "question": "q", "answers": [{"answer": "yes", "confidence": 1}]},
+        {
+            "id": "3",
+            "image_path": "a.jpg",
+            "question": "q",
+            "answers": [{"answer": "yes", "confidence": 1}],
+        },
     ]
     (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, lines)))
     manifest = Manifest.of(str(tmp_path / "m.jsonl"), kind="video")
@@ -188,7 +216,9 @@ def test_webdataset(tmp_path: Path, format: int) -> None:
     for shard in range(2):
         members = {
             "./000.jpg": b"first" * 3000,
-            "./000.json": json.dumps({"id": "other", "image": "x.jpg", "question": "q0", "answers": ["a"]}).encode(),
+            "./000.json": json.dumps(
+                {"id": "other", "image": "x.jpg", "question": "q0", "answers": ["a"]}
+            ).encode(),
             "001.png": b"second",
             "001.txt": b"q1\n",
             f"{long}.jpg": b"third",
@@ -198,7 +228,9 @@ def test_webdataset(tmp_path: Path, format: int) -> None:
         pack(tmp_path / f"shard-{shard}.tar", members, format)
     manifest = Manifest.of(str(tmp_path))
     index = manifest.index()
-    assert index["row_id"].to_pylist() == [f"shard-{s}/{stem}" for s in (0, 1) for stem in ("000", "001", long, "003")]
+    assert index["row_id"].to_pylist() == [
+        f"shard-{s}/{stem}" for s in (0, 1) for stem in ("000", "001", long, "003")
+    ]
     rows = manifest.read(index.take([6, 5, 4, 0, 3]))
     assert [[medium.data for medium in row.media] for row in rows[:4]] == [
         [b"third"],
@@ -273,7 +305,8 @@ def test_a_line_too_long_to_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(jsonl, "LONGEST", 1000)
     monkeypatch.setattr(base, "CHUNK", 300)
     rows = [
-        {"id": name, "image": "a.jpg", "question": text} for name, text in (("a", "q"), ("b", "q" * 5000), ("c", "q"))
+        {"id": name, "image": "a.jpg", "question": text}
+        for name, text in (("a", "q"), ("b", "q" * 5000), ("c", "q"))
     ]
     (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
     manifest = Manifest.of(str(tmp_path / "m.jsonl"))
@@ -285,23 +318,37 @@ def test_a_line_too_long_to_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_errors_before_anything_starts(tmp_path: Path) -> None:
-    def refused(name: str, content: str | bytes, text: str, error: type[Exception] = ValueError) -> None:
+    def refused(
+        name: str, content: str | bytes, text: str, error: type[Exception] = ValueError
+    ) -> None:
         (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
         with pytest.raises(error, match=text):
             Manifest.of(str(tmp_path / name)).index()
 
     refused(
-        "a.csv", "name,image,question\nx,y,z\n", r"no column for id; it has name, image, question; read are id as id or"
+        "a.csv",
+        "name,image,question\nx,y,z\n",
+        r"no column for id; it has name, image, question; read are id as id or",
     )
     refused("a.jsonl", '{"id": 1, "pic": "a"}', "no column for media and question; it has id, pic")
     refused("b.jsonl", "", "no column for")
     refused("b.csv", "id,image,question\n", "holds no rows")
-    refused("c.csv", 'id,image,question\n1,a,"q\n2,b,q\n', r"record at byte 18 \(line 3\) is no CSV")
-    refused("a.json", '[{"id": 1, "image": "a", "question": "q"}, {"id"', "row 2 of its array is no JSON")
+    refused(
+        "c.csv", 'id,image,question\n1,a,"q\n2,b,q\n', r"record at byte 18 \(line 3\) is no CSV"
+    )
+    refused(
+        "a.json",
+        '[{"id": 1, "image": "a", "question": "q"}, {"id"',
+        "row 2 of its array is no JSON",
+    )
     refused("a.parquet", b"PAR1 no", "no readable Parquet")
     refused("a.txt", "x", "is no data set; a file ends in .jsonl")
     same = '{"id": "x", "image": "a", "question": "q"}\n'
-    refused("d.jsonl", same + same.replace("x", "y") + same, r"1 ids .* 'x' \(row 1 of d.jsonl, row 3 of d.jsonl\)")
+    refused(
+        "d.jsonl",
+        same + same.replace("x", "y") + same,
+        r"1 ids .* 'x' \(row 1 of d.jsonl, row 3 of d.jsonl\)",
+    )
     with pytest.raises(FileNotFoundError, match="no file or folder"):
         Manifest.of(str(tmp_path / "nowhere"))
     (tmp_path / "empty").mkdir()
@@ -329,7 +376,8 @@ def test_parquet_with_a_damaged_page_loses_its_rows_only(tmp_path: Path) -> None
     chunk = next(
         column
         for place in range(6)
-        if (column := pq.read_metadata(path).row_group(1).column(place)).path_in_schema == "question"
+        if (column := pq.read_metadata(path).row_group(1).column(place)).path_in_schema
+        == "question"
     )
     data = bytearray(path.read_bytes())
     data[chunk.dictionary_page_offset : chunk.dictionary_page_offset + 40] = b"\xff" * 40
@@ -369,7 +417,12 @@ def test_nothing_leads_out_of_the_root(tmp_path: Path) -> None:
     ):
         with pytest.raises(PermissionError, match="outside the media root"):
             careful.fetch(Medium("image", path))
-    for path in ("../outside/out.jpg", "link.jpg", str(outside / "out.jpg"), f"file://{outside}/out.jpg"):
+    for path in (
+        "../outside/out.jpg",
+        "link.jpg",
+        str(outside / "out.jpg"),
+        f"file://{outside}/out.jpg",
+    ):
         assert trusting.fetch(Medium("image", path)) == outside / "out.jpg"
     for manifest in (careful, trusting):
         for path in ("http://127.0.0.1/a.jpg", "https://user:secret@host/a.jpg"):
@@ -401,7 +454,9 @@ def test_pickled_values_are_refused(tmp_path: Path) -> None:
     pa.register_extension_type(Hostile())
     try:
         image = pa.ExtensionArray.from_storage(Hostile(), pa.array([b"x"], pa.binary()))
-        pq.write_table(pa.table({"id": ["1"], "image": image, "question": ["q"]}), tmp_path / "m.parquet")
+        pq.write_table(
+            pa.table({"id": ["1"], "image": image, "question": ["q"]}), tmp_path / "m.parquet"
+        )
         with pytest.raises(ValueError, match=r"column 'image' is a .* pickled"):
             Manifest.of(str(tmp_path / "m.parquet")).index()
     finally:
@@ -416,13 +471,20 @@ def test_another_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     (tmp_path / "bucket" / "other.jpg").write_bytes(b"other")
     remote = pa.fs.SubTreeFileSystem(str(tmp_path), pa.fs.LocalFileSystem())
     for module in (base, manifests, roots):
-        monkeypatch.setattr(module, "place", lambda uri: (remote, uri.removeprefix("s3://").split("?")[0]))
+        monkeypatch.setattr(
+            module, "place", lambda uri: (remote, uri.removeprefix("s3://").split("?")[0])
+        )
     monkeypatch.setattr(roots, "REMOTE", {remote.type_name: ("s3",)})
     manifest = Manifest.of("s3://bucket/set/m.jsonl?region=x")
     assert manifest.read(manifest.index()) == EXPECTED
     for path in ("a.jpg", "s3://bucket/set/a.jpg", "b/../a.jpg"):
         assert manifest.fetch(Medium("image", path)) == b"inside"
-    for path in ("../other.jpg", "s3://bucket/other.jpg", "s3://bucket/set/../other.jpg", "/bucket/other.jpg"):
+    for path in (
+        "../other.jpg",
+        "s3://bucket/other.jpg",
+        "s3://bucket/set/../other.jpg",
+        "/bucket/other.jpg",
+    ):
         with pytest.raises(PermissionError):
             manifest.fetch(Medium("image", path))
     trusting = Manifest.of("s3://bucket/set/m.jsonl", allow_outside=True)
@@ -454,7 +516,10 @@ def test_the_index_is_all_that_is_held(tmp_path: Path) -> None:
     for rows in (1_000, 8_000):
         path = tmp_path / f"{rows}.jsonl"
         path.write_text(
-            "".join(json.dumps({**ROWS[0], "id": f"row-{n:06d}", "type": "x" * 200}) + "\n" for n in range(rows))
+            "".join(
+                json.dumps({**ROWS[0], "id": f"row-{n:06d}", "type": "x" * 200}) + "\n"
+                for n in range(rows)
+            )
         )
         manifest = Manifest.of(str(path))
         tracemalloc.start()

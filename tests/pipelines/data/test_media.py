@@ -35,18 +35,27 @@ def corners() -> Image.Image:
 
 def numbered(number: int, size: tuple[int, int] = SIZE) -> np.ndarray:
     bits = [number >> bit & 1 for bit in range(BARS)]
-    return np.repeat(np.repeat(np.array(bits, np.uint8)[None, :, None] * 255, size[0] // BARS, 1), size[1], 0).repeat(
-        3, 2
-    )
+    return np.repeat(
+        np.repeat(np.array(bits, np.uint8)[None, :, None] * 255, size[0] // BARS, 1), size[1], 0
+    ).repeat(3, 2)
 
 
 def number(frame: np.ndarray) -> int:
     width = frame.shape[1] // BARS
-    return sum(1 << bit for bit in range(BARS) if frame[:, bit * width + 2 : (bit + 1) * width - 2].mean() > 128)
+    return sum(
+        1 << bit
+        for bit in range(BARS)
+        if frame[:, bit * width + 2 : (bit + 1) * width - 2].mean() > 128
+    )
 
 
 def encode(
-    path: Path, frames: int = 40, codec: str = "h264", between: int = 2, keys: int = 12, size: tuple[int, int] = SIZE
+    path: Path,
+    frames: int = 40,
+    codec: str = "h264",
+    between: int = 2,
+    keys: int = 12,
+    size: tuple[int, int] = SIZE,
 ) -> Path:
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=25)
@@ -55,7 +64,9 @@ def encode(
         if codec == "h264":
             stream.options = {"x264-params": f"keyint={keys}:min-keyint={keys}:scenecut=0"}
         for place in range(frames):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(numbered(place, size), format="rgb24")))
+            container.mux(
+                stream.encode(av.VideoFrame.from_ndarray(numbered(place, size), format="rgb24"))
+            )
         container.mux(stream.encode())
     return path
 
@@ -80,7 +91,9 @@ def test_orientation_is_applied(orientation: int) -> None:
         7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
         8: lambda a: a[:, ::-1].transpose(1, 0, 2),
     }[orientation]
-    assert np.array_equal(images.decode(saved(corners(), "PNG", exif=exif)), turned(np.array(corners())))
+    assert np.array_equal(
+        images.decode(saved(corners(), "PNG", exif=exif)), turned(np.array(corners()))
+    )
 
 
 def test_modes() -> None:
@@ -99,7 +112,12 @@ def test_modes() -> None:
     real = Image.fromarray(np.array([[0.0, 0.5, 1.0]], np.float32))
     assert images.decode(saved(real, "TIFF"))[0, :, 1].tolist() == [0, 127, 255]
     first = images.decode(
-        saved(Image.new("RGB", (4, 4), "red"), "GIF", save_all=True, append_images=[Image.new("RGB", (4, 4), "blue")])
+        saved(
+            Image.new("RGB", (4, 4), "red"),
+            "GIF",
+            save_all=True,
+            append_images=[Image.new("RGB", (4, 4), "blue")],
+        )
     )
     assert first[0, 0].tolist() == [255, 0, 0]
 
@@ -181,7 +199,9 @@ def test_a_codec_that_is_not_allowed() -> None:
 
 
 @pytest.mark.parametrize(("name", "options"), CLIPS, ids=[name for name, _ in CLIPS])
-def test_frames_are_those_of_a_full_decode(tmp_path: Path, name: str, options: dict[str, Any]) -> None:
+def test_frames_are_those_of_a_full_decode(
+    tmp_path: Path, name: str, options: dict[str, Any]
+) -> None:
     path = encode(tmp_path / name, frames=60, **options)
     every = decoded(path)
     assert [number(frame) for frame in every] == list(range(60))
@@ -193,7 +213,9 @@ def test_frames_are_those_of_a_full_decode(tmp_path: Path, name: str, options: d
     assert np.array_equal(videos.decode(path.read_bytes(), 7).frames, videos.decode(path, 7).frames)
 
 
-def test_few_frames_are_found_without_decoding_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_frames_are_found_without_decoding_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = encode(tmp_path / "long.mp4", frames=400, keys=20)
     taken = []
     due = videos._due
@@ -208,7 +230,10 @@ def test_few_frames_are_found_without_decoding_the_rest(tmp_path: Path, monkeypa
 def test_a_wrong_header_is_not_believed(tmp_path: Path) -> None:
     path = encode(tmp_path / "lies.avi", frames=30, codec="mpeg4", between=0)
     data = bytearray(path.read_bytes())
-    for place in (data.index(b"avih") + 8 + 16, data.index(b"strh") + 8 + 32):  # dwTotalFrames, dwLength
+    for place in (
+        data.index(b"avih") + 8 + 16,
+        data.index(b"strh") + 8 + 32,
+    ):  # dwTotalFrames, dwLength
         assert struct.unpack_from("<I", data, place)[0] == 30
         struct.pack_into("<I", data, place, 3000)
     clip = videos.decode(bytes(data), 4)
@@ -222,14 +247,21 @@ def test_rotation_is_applied(tmp_path: Path, turns: int) -> None:
     upright = videos.decode(path, 2).frames
     data = bytearray(path.read_bytes())
     one = 1 << 16
-    matrix = {1: (0, one, -one, 0), 2: (-one, 0, 0, -one), 3: (0, -one, one, 0)}[turns]  # clockwise quarter turns
+    matrix = {1: (0, one, -one, 0), 2: (-one, 0, 0, -one), 3: (0, -one, one, 0)}[
+        turns
+    ]  # clockwise quarter turns
     a, b, c, d = matrix
     struct.pack_into(">9i", data, data.index(b"tkhd") + 44, a, b, 0, c, d, 0, 0, 0, 1 << 30)
-    assert np.array_equal(videos.decode(bytes(data), 2).frames, np.rot90(upright, -turns, axes=(1, 2)))
+    assert np.array_equal(
+        videos.decode(bytes(data), 2).frames, np.rot90(upright, -turns, axes=(1, 2))
+    )
 
 
 def test_a_clip_that_changes_its_size(tmp_path: Path) -> None:
-    small, large = encode(tmp_path / "a.ts", frames=12), encode(tmp_path / "b.ts", frames=12, size=(160, 96))
+    small, large = (
+        encode(tmp_path / "a.ts", frames=12),
+        encode(tmp_path / "b.ts", frames=12, size=(160, 96)),
+    )
     with pytest.raises(ValueError, match="changes its size from 80 x 48 to 160 x 96"):
         videos.decode(small.read_bytes() + large.read_bytes(), 8)
 
@@ -237,7 +269,9 @@ def test_a_clip_that_changes_its_size(tmp_path: Path) -> None:
 def test_what_is_no_video(tmp_path: Path) -> None:
     with av.open(str(tmp_path / "sound.mp4"), "w") as container:
         stream = container.add_stream("aac", rate=8000)
-        sound = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), format="fltp", layout="mono")
+        sound = av.AudioFrame.from_ndarray(
+            np.zeros((1, 8000), np.float32), format="fltp", layout="mono"
+        )
         sound.sample_rate = 8000
         container.mux(stream.encode(sound))
         container.mux(stream.encode())
@@ -276,7 +310,9 @@ def test_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(videos, "MAX_DECODED", 19 * 80 * 48)
     assert videos.decode(path, 2).indices == [0, 19]  # by a jump to a keyframe
     raw = encode(tmp_path / "a.h264", frames=20)
-    with pytest.raises(ValueError, match=r"over 72,960 pixels would have to be decoded .* more keyframes"):
+    with pytest.raises(
+        ValueError, match=r"over 72,960 pixels would have to be decoded .* more keyframes"
+    ):
         videos.decode(raw, 2)
     monkeypatch.undo()
     monkeypatch.setattr(videos, "MAX_PIXELS", 80 * 48 - 1)
@@ -287,7 +323,9 @@ def test_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_damaged_videos_never_crash(tmp_path: Path) -> None:
     rng = np.random.default_rng(2)
     for name, codec in (("a.mp4", "h264"), ("a.avi", "mpeg4"), ("a.mkv", "h264")):
-        whole = np.frombuffer(encode(tmp_path / name, frames=20, codec=codec).read_bytes(), np.uint8)
+        whole = np.frombuffer(
+            encode(tmp_path / name, frames=20, codec=codec).read_bytes(), np.uint8
+        )
         for _ in range(15):
             data = whole.copy()
             data[rng.integers(0, len(data), 12)] = rng.integers(0, 256, 12)

@@ -77,7 +77,9 @@ def test_a_row_that_was_answered_is_not_answered_again(tmp_path: Path) -> None:
     first.flush()
     again = sheet(tmp_path, given)
     assert [again.lacks(row) for row in given] == [False, False, True]
-    again.add(given, [{**ANSWER, "prediction": "other"}] * 3, 0.0)  # its batch is answered as a whole
+    again.add(
+        given, [{**ANSWER, "prediction": "other"}] * 3, 0.0
+    )  # its batch is answered as a whole
     again.flush()
     assert again.told().rows == 1
     table = answers.read(Folder.of(str(tmp_path / "run")))

@@ -17,18 +17,27 @@ def rows(*tokens: int) -> list[PreparedRow]:
     return [PreparedRow(0, Row(f"{place}"), (), tokens=each) for place, each in enumerate(tokens)]
 
 
-def sizes(*tokens: int, most: int = 100, limit: int | None = None, room: int = 0) -> list[list[int]]:
+def sizes(
+    *tokens: int, most: int = 100, limit: int | None = None, room: int = 0
+) -> list[list[int]]:
     return [[row.tokens for row in batch] for batch in cut(rows(*tokens), most, limit, room)]
 
 
 def test_by_hand() -> None:
     assert sizes() == []
     assert sizes(1, 2, 3, 4, 5, most=2) == [[1, 2], [3, 4], [5]]
-    assert sizes(10, 10, 20, 30, limit=60) == [[10, 10, 20], [30]]  # 3 x 20, and 4 x 30 would be too many
+    assert sizes(10, 10, 20, 30, limit=60) == [
+        [10, 10, 20],
+        [30],
+    ]  # 3 x 20, and 4 x 30 would be too many
     assert sizes(10, 10, 20, 30, limit=59) == [[10, 10], [20], [30]]
     assert sizes(10, 10, 20, 30, limit=59, room=5) == [[10, 10], [20], [30]]
     assert sizes(10, 10, 20, 30, limit=29, room=5) == [[10], [10], [20], [30]]
-    assert sizes(10, 500, 500, limit=100) == [[10], [500], [500]]  # too many alone: a batch of its own
+    assert sizes(10, 500, 500, limit=100) == [
+        [10],
+        [500],
+        [500],
+    ]  # too many alone: a batch of its own
     assert sizes(10, 10, 10, most=2, limit=1000) == [[10, 10], [10]]
 
 
@@ -45,7 +54,15 @@ def test_no_batch_is_too_large_and_none_could_be_larger() -> None:
 
 
 def test_a_measured_number_is_rounded_down_to_few_digits() -> None:
-    assert [rounded(number) for number in (0.0, 1.9, 7, 8, 9, 15.5, 57_343)] == [1, 1, 7, 8, 8, 14, 49_152]
+    assert [rounded(number) for number in (0.0, 1.9, 7, 8, 9, 15.5, 57_343)] == [
+        1,
+        1,
+        7,
+        8,
+        8,
+        14,
+        49_152,
+    ]
     assert {rounded(number) for number in range(98_304, 114_688)} == {98_304}
 
 
@@ -68,7 +85,9 @@ def test_what_fits_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
 
     ways = [lambda: way(10, 3), lambda: way(4, 12), lambda: way(0, 0)]
     assert fitting(ways, 8, share=1.0) == rounded(MARGIN * 8 * 60 / 12)
-    assert fitting(ways, 8, share=0.05) == rounded(MARGIN * 8 * (50 - 30) / 12)  # a twentieth of 1,000 is its own
+    assert fitting(ways, 8, share=0.05) == rounded(
+        MARGIN * 8 * (50 - 30) / 12
+    )  # a twentieth of 1,000 is its own
     assert fitting([lambda: way(990, 0)], 8, share=1.0) == 1
     assert fitting([lambda: None], 8, share=1.0) == 1
 

@@ -18,7 +18,9 @@ from pipelines.results.run_record import RunRecord
 
 @pytest.fixture
 def asked(tmp_path: Path) -> dict[str, Any]:
-    rows = [{"id": f"row-{number}", "media": "none.png", "question": "What?"} for number in range(5)]
+    rows = [
+        {"id": f"row-{number}", "media": "none.png", "question": "What?"} for number in range(5)
+    ]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "model").mkdir()
     (tmp_path / "model/config.json").write_text("{}")
@@ -39,7 +41,9 @@ def test_options_of_a_method_hide_none_of_the_jobs(asked: dict[str, Any]) -> Non
     assert [config["schedule"] for config in configs] == [None, None, "encoder=3"]
 
 
-def test_finished_runs_know_how_many_rows_they_have(asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finished_runs_know_how_many_rows_they_have(
+    asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A sweep with nothing left to do reads no data to show its plan."""
     work = BenchmarkJob.of(EvalConfig.of("image", **asked, methods=("vanilla",)))
     assert work.rows == 5
@@ -69,7 +73,11 @@ def test_a_job_that_goes_on_makes_the_batches_it_made(asked: dict[str, Any]) -> 
         unit.record.save(unit.folder)
     again = BenchmarkJob.of(config)
     assert job_of([again], threads=1).batch_tokens == 2048
-    assert job_of([BenchmarkJob.of(replace(config, batch_tokens=512))], threads=1).batch_tokens == 512
+    assert (
+        job_of([BenchmarkJob.of(replace(config, batch_tokens=512))], threads=1).batch_tokens == 512
+    )
     assert job_of([again], threads=1).batch_size == ROWS
     assert job_of([again], threads=1, gpus=0.5).batch_size == ROWS_ON_GPU
-    assert job_of([BenchmarkJob.of(replace(config, batch_size=5))], threads=1, gpus=1).batch_size == 5
+    assert (
+        job_of([BenchmarkJob.of(replace(config, batch_size=5))], threads=1, gpus=1).batch_size == 5
+    )

@@ -39,7 +39,9 @@ def machines(monkeypatch: pytest.MonkeyPatch) -> list[Node]:
         ([Node(4, 2), Node(8, 0), Node(16, 1)], 3, 1, 1),
     ],
 )
-def test_what_fits(machines: list[Node], has: list[Node], actors: int, cpus: float, gpus: float) -> None:
+def test_what_fits(
+    machines: list[Node], has: list[Node], actors: int, cpus: float, gpus: float
+) -> None:
     machines += has
     found = plan_resources(None, None, None)
     assert (found.least, found.most, found.cpus, found.gpus) == (actors, actors, cpus, gpus)
@@ -110,7 +112,11 @@ def test_a_row_that_kills_its_worker_is_found_and_given_up() -> None:
         desk = FailureTrackerClient(book, "w1")
         assert desk.arrive() is bool(deaths)
         suspects, lost = desk.begin([row for row in rows if row not in answered])
-        batches = [[row] for row in suspects] if suspects else [[r for r in rows if r not in (*answered, *lost)]]
+        batches = (
+            [[row] for row in suspects]
+            if suspects
+            else [[r for r in rows if r not in (*answered, *lost)]]
+        )
         for batch in batches:
             if suspects:
                 desk.alone(batch[0])
@@ -120,7 +126,9 @@ def test_a_row_that_kills_its_worker_is_found_and_given_up() -> None:
             desk.end([RunProgress("p", rows=len(batch))], BusyTime())
     assert sorted(answered) == ["a", "b", "c"]
     assert deaths == 1 + MAX_SOLO_DEATHS
-    assert FailureTrackerClient(book, "w1").begin(rows)[1] == {"poison": "WorkerDied: the worker died"}
+    assert FailureTrackerClient(book, "w1").begin(rows)[1] == {
+        "poison": "WorkerDied: the worker died"
+    }
 
 
 HANGS = """
@@ -141,12 +149,20 @@ with desk.within(0.3):
     ("hang", "status", "says"),
     [
         ("time.sleep(60)", 75, "took longer than 0.3 s"),
-        ("import ctypes; ctypes.PyDLL(None).sleep(60)", 1, "Timeout (0:00:00.8"),  # Python's lock held all the time
+        (
+            "import ctypes; ctypes.PyDLL(None).sleep(60)",
+            1,
+            "Timeout (0:00:00.8",
+        ),  # Python's lock held all the time
     ],
 )
 def test_what_hangs_ends_and_says_where(hang: str, status: int, says: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", HANGS.format(hang=hang)], capture_output=True, text=True, check=False, timeout=50
+        [sys.executable, "-c", HANGS.format(hang=hang)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=50,
     )
     assert done.returncode == status
     assert says in done.stderr
@@ -188,7 +204,10 @@ def test_what_no_row_is_to_blame_for_is_not_waited_for_as_often() -> None:
         suspects, _ = desk.begin(["reading 0/a", "reading 0/b"])
         assert bool(suspects) == (attempt > 0)
         book.late("prepare 1", 600.0)
-    with pytest.raises(RuntimeError, match="reading rows of the manifest took longer than --batch-timeout each time"):
+    with pytest.raises(
+        RuntimeError,
+        match="reading rows of the manifest took longer than --batch-timeout each time",
+    ):
         desk.arrive()
     assert (attempt + 1) * 600 < patience(600)
 
@@ -209,7 +228,9 @@ def test_the_clock_starts_with_the_first_batch() -> None:
     desk = FailureTrackerClient(book, "w1")
     desk.end([], BusyTime())
     assert not book.progress.started
-    desk.end([RunProgress(f"run {number}", spent_s=2.0) for number in range(5)], BusyTime())  # nothing is on disk yet
+    desk.end(
+        [RunProgress(f"run {number}", spent_s=2.0) for number in range(5)], BusyTime()
+    )  # nothing is on disk yet
     desk.end([RunProgress(f"run {number}", rows=8) for number in range(5)], BusyTime())
     assert book.progress.latest - book.progress.started == pytest.approx(10.0, abs=1.0)
     assert book.progress.spent_s.total() == 10.0

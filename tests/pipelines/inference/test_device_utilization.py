@@ -22,7 +22,9 @@ def at(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def work(worker: device_utilization.DeviceUtilization, at: list[float], began: float, ended: float) -> None:
+def work(
+    worker: device_utilization.DeviceUtilization, at: list[float], began: float, ended: float
+) -> None:
     at[0] = began
     with worker.batch():
         at[0] = ended

@@ -23,7 +23,9 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/out/answers.parquet")
         (KeyboardInterrupt(), 130),
     ],
 )
-def test_one_line_and_a_status(error: BaseException, status: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_line_and_a_status(
+    error: BaseException, status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     with guarded() as ended:
         raise error
     assert ended.code == status

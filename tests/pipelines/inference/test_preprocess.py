@@ -33,7 +33,9 @@ from pipelines.inference.preprocess import (
 from tests.support import tiny
 
 CLIP = [{"fps": 2.0, "total_num_frames": 4, "frames_indices": [0, 1, 2, 3]}]
-CASES = [(family, "images") for family in tiny.FAMILIES] + [(family, "videos") for family in tiny.VIDEO_FAMILIES]
+CASES = [(family, "images") for family in tiny.FAMILIES] + [
+    (family, "videos") for family in tiny.VIDEO_FAMILIES
+]
 
 
 @pytest.fixture
@@ -41,7 +43,14 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Any:
     def made(family: str, **more: Any) -> PromptSpec:
         folder = tmp_path_factory.mktemp(family)
         tiny.save(family, folder)
-        options = {"conversation": "model", "frames": 4, "min_pixels": None, "max_pixels": None, "room": 8, **more}
+        options = {
+            "conversation": "model",
+            "frames": 4,
+            "min_pixels": None,
+            "max_pixels": None,
+            "room": 8,
+            **more,
+        }
         return PromptSpec(str(folder), None, False, "manifest", **options)
 
     return made
@@ -55,15 +64,26 @@ def test_collated_rows_are_the_processors_own_batch(family: str, kind: str) -> N
         if kind == "images"
         else [tiny.video(4, 30, 26), tiny.video(4, 40, 26, 1)]
     )
-    rows: list[dict[str, Any]] = [{"text": "What?", kind: [shown[0]]}, {"text": "Which one is it?", kind: [shown[1]]}]
+    rows: list[dict[str, Any]] = [
+        {"text": "What?", kind: [shown[0]]},
+        {"text": "Which one is it?", kind: [shown[1]]},
+    ]
     rows.append({"text": "nothing to see, and more words than the others have"})
     build, parts = tiny.processor(family), []
     for row in rows:
         media = {kind: row[kind]} if kind in row else {}
         if kind == "videos" and media:
             media |= {"video_metadata": CLIP, "do_sample_frames": False}
-        made = build(text=[tiny.prompt(build, row)], **media, return_tensors="pt", do_rescale=False, do_normalize=False)
-        assert all(value.dtype in (torch.uint8, torch.int64, torch.float32) for value in made.values())
+        made = build(
+            text=[tiny.prompt(build, row)],
+            **media,
+            return_tensors="pt",
+            do_rescale=False,
+            do_normalize=False,
+        )
+        assert all(
+            value.dtype in (torch.uint8, torch.int64, torch.float32) for value in made.values()
+        )
         parts.append(deserialize_inputs(serialize_inputs(dict(made))))
     collate = Collator(build)
     raw = collate(parts)
@@ -72,12 +92,18 @@ def test_collated_rows_are_the_processors_own_batch(family: str, kind: str) -> N
     ours, theirs = collate.normalised(raw), tiny.inputs(family, rows)
     assert set(ours) == set(theirs)
     for name, value in theirs.items():
-        if name in pixels and value.ndim == 5 and kind == "images":  # crops that an image has not are never looked at
+        if (
+            name in pixels and value.ndim == 5 and kind == "images"
+        ):  # crops that an image has not are never looked at
             for row, part in enumerate(part for part in parts if name in part):
                 used = part[name].shape[1]
-                torch.testing.assert_close(ours[name][row, :used], value[row, :used], rtol=0, atol=1e-6)
+                torch.testing.assert_close(
+                    ours[name][row, :used], value[row, :used], rtol=0, atol=1e-6
+                )
         else:
-            torch.testing.assert_close(ours[name], value, rtol=0, atol=1e-6 if name in pixels else 0)
+            torch.testing.assert_close(
+                ours[name], value, rtol=0, atol=1e-6 if name in pixels else 0
+            )
 
 
 def folder_of(tmp_path: Path, *rows: dict[str, Any]) -> Manifest:
@@ -87,7 +113,9 @@ def folder_of(tmp_path: Path, *rows: dict[str, Any]) -> Manifest:
 
 def test_a_row_from_its_files(recipe: Any, tmp_path: Path) -> None:
     tiny.image(40, 30).save(tmp_path / "a.png")
-    manifest = folder_of(tmp_path, {"id": "1", "media": "a.png", "question": "What?", "options": ["cat", "dog"]})
+    manifest = folder_of(
+        tmp_path, {"id": "1", "media": "a.png", "question": "What?", "options": ["cat", "dog"]}
+    )
     [row] = manifest.read(manifest.index(None))
     prepare = Preprocessor(recipe("llava"))
     prompt, inputs = prepare(row, manifest)
@@ -112,11 +140,15 @@ def test_a_conversation_is_refused_whose_media_the_model_does_not_know(recipe: A
         ("What?", 4096, "at most"),
     ],
 )
-def test_rows_that_no_model_can_answer(recipe: Any, tmp_path: Path, question: str, room: int, error: str) -> None:
+def test_rows_that_no_model_can_answer(
+    recipe: Any, tmp_path: Path, question: str, room: int, error: str
+) -> None:
     tiny.image(40, 30).save(tmp_path / "a.png")
     row = Row("1", (Medium("image", "a.png"),), question)
     with pytest.raises(ValueError, match=error):
-        Preprocessor(recipe("llava", room=room))(row, folder_of(tmp_path, {"id": "1", "media": "a.png", "question": "?"}))
+        Preprocessor(recipe("llava", room=room))(
+            row, folder_of(tmp_path, {"id": "1", "media": "a.png", "question": "?"})
+        )
 
 
 def test_pixel_limits_are_for_models_of_dynamic_resolution(recipe: Any, tmp_path: Path) -> None:
@@ -154,10 +186,17 @@ def test_a_text_begins_once(family: str, added: bool, written: bool) -> None:
     processor.tokenizer = tokenizer = tiny.tokenizer(begin=added)
     processor.chat_template = (tokenizer.bos_token if written else "") + processor.chat_template
     picture = tiny.image(40, 30)
-    inputs = encode(processor, render_prompt(processor, "model", ["image"], "What?"), [np.array(picture)], [])
+    inputs = encode(
+        processor, render_prompt(processor, "model", ["image"], "What?"), [np.array(picture)], []
+    )
     ids = inputs["input_ids"][0].tolist()
     assert ids.count(tokenizer.bos_token_id) == (added or written)
-    said = [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": "What?"}]}]
+    said = [
+        {
+            "role": "user",
+            "content": [{"type": "image", "image": picture}, {"type": "text", "text": "What?"}],
+        }
+    ]
     theirs = processor.apply_chat_template(
         said, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     )
@@ -189,7 +228,9 @@ def test_one_frame_is_a_video(family: str) -> None:
         assert all(torch.equal(theirs[name], value) for name, value in inputs.items())
 
 
-WARM = [(family, "image") for family in tiny.FAMILIES] + [(family, "video") for family in tiny.VIDEO_FAMILIES]
+WARM = [(family, "image") for family in tiny.FAMILIES] + [
+    (family, "video") for family in tiny.VIDEO_FAMILIES
+]
 
 
 @pytest.mark.parametrize(("family", "kind"), WARM)
@@ -209,7 +250,10 @@ def test_warming_up(recipe: Any, family: str, kind: Kind) -> None:
         assert [record.getMessage() for record in heard] == []
     assert any(name.startswith("pixel_values") for name in inputs)
     with torch.inference_mode():
-        assert len(tiny.model(family)(**Collator(tiny.processor(family)).normalised(inputs)).logits) == 1
+        assert (
+            len(tiny.model(family)(**Collator(tiny.processor(family)).normalised(inputs)).logits)
+            == 1
+        )
 
 
 def test_an_answer_ends_at_any_of_the_models_ends() -> None:
@@ -219,9 +263,10 @@ def test_an_answer_ends_at_any_of_the_models_ends() -> None:
     model.generation_config.eos_token_id = [other, end]
     ends = eos_token_ids(model, processor)
     assert ends == {other, end}
-    assert [answer_length(answer, ends) for answer in ([1, other, end, end], [1, 2, end], [other], [1, 2, 3], [])] == [
-        *(2, 3, 1, 3, 0)
-    ]
+    assert [
+        answer_length(answer, ends)
+        for answer in ([1, other, end, end], [1, 2, end], [other], [1, 2, 3], [])
+    ] == [*(2, 3, 1, 3, 0)]
     assert answer_length([words.pad_token_id, end], ends) == 2  # said, not padded
     model.generation_config.eos_token_id = end
     assert eos_token_ids(model, processor) == {end}
@@ -231,8 +276,14 @@ def test_an_answer_ends_at_any_of_the_models_ends() -> None:
 
 def test_sampling_is_the_rows_own_and_follows_the_softmax() -> None:
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0]).log_softmax(0)
-    alone = [int(Sampler(1.0, [seed])(torch.empty(1, 0), logits[None]).argmax()) for seed in range(4000)]
-    batch = Sampler(1.0, list(range(4000)))(torch.empty(4000, 0), logits.expand(4000, 4)).argmax(1).tolist()
+    alone = [
+        int(Sampler(1.0, [seed])(torch.empty(1, 0), logits[None]).argmax()) for seed in range(4000)
+    ]
+    batch = (
+        Sampler(1.0, list(range(4000)))(torch.empty(4000, 0), logits.expand(4000, 4))
+        .argmax(1)
+        .tolist()
+    )
     assert alone == batch
     shares = torch.bincount(torch.tensor(alone), minlength=4) / 4000
     torch.testing.assert_close(shares, logits.exp(), rtol=0, atol=0.03)

@@ -37,12 +37,16 @@ class Died(BaseException):
     """The end of a worker's process."""
 
 
-def answered(config: EvalConfig, worker: type[InferenceWorker] = InferenceWorker) -> tuple[dict[str, pa.Table], int]:
+def answered(
+    config: EvalConfig, worker: type[InferenceWorker] = InferenceWorker
+) -> tuple[dict[str, pa.Table], int]:
     """The answers by point, and how often who read or answered died of it. Ray would start them again likewise."""
     todo, book, deaths = benchmark_job.BenchmarkJob.of(config), FailureTracker(), 0
     todo.begin(RunRecord("job"))
     job = job_of([todo], threads=1)
-    pointers = todo.missing().append_column("section", pa.array(np.zeros(len(todo.index), np.int16)))
+    pointers = todo.missing().append_column(
+        "section", pa.array(np.zeros(len(todo.index), np.int16))
+    )
 
     def restarted(do: Callable[..., Any], *given: Any) -> Any:
         nonlocal deaths
@@ -93,7 +97,10 @@ def test_a_worker_that_does_not_see_the_output(
     config = asked(checkpoint("llava"), tmp_path, "ab", ("vanilla",))
     job = job_of([benchmark_job.BenchmarkJob.of(config)], threads=1)
     monkeypatch.setattr(time, "sleep", lambda _: None)
-    with pytest.raises(FileNotFoundError, match=r"does not see .*; --output must be a folder that all machines share"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"does not see .*; --output must be a folder that all machines share",
+    ):
         InferenceWorker(job, FailureTracker())
     looks = iter([False, False, True])
     monkeypatch.setattr(Folder, "exists", lambda *_: next(looks))
@@ -110,19 +117,25 @@ def test_a_worker_that_does_not_see_the_output(
 def test_batches_are_limited_by_tokens(checkpoint: Checkpoint, tmp_path: Path) -> None:
     config = asked(checkpoint("llava"), tmp_path, list("abcdefg"), ("vanilla", "uniform"))
     whole, _ = answered(replace(config, output=str(tmp_path / "whole")))
-    tokens = set(whole["vanilla"]["prompt_tokens"].to_pylist())  # the same question about one picture
+    tokens = set(
+        whole["vanilla"]["prompt_tokens"].to_pylist()
+    )  # the same question about one picture
     cut, _ = answered(replace(config, batch_tokens=3 * (max(tokens) + config.max_new_tokens)))
     for name, table in cut.items():
         assert sorted(table["batch_rows"].to_pylist()) == [1, 3, 3, 3, 3, 3, 3]
         assert sorted(whole[name]["batch_rows"].to_pylist()) == [3, 3, 3, 4, 4, 4, 4]
-        found, want = (each.select(["row_id", "prediction"]).sort_by("row_id") for each in (table, whole[name]))
+        found, want = (
+            each.select(["row_id", "prediction"]).sort_by("row_id") for each in (table, whole[name])
+        )
         assert found == want
 
 
 class Mortal(InferenceWorker):
     """Dies of `poison` under every method, and of `venom` under the unmodified model alone."""
 
-    def generate(self, section: Any, method: Any, rows: Sequence[Any], *more: Any, **how: Any) -> list[dict[str, Any]]:
+    def generate(
+        self, section: Any, method: Any, rows: Sequence[Any], *more: Any, **how: Any
+    ) -> list[dict[str, Any]]:
         names = {row.row_id for row in rows}
         if "poison" in names or ("venom" in names and method.name == "vanilla"):
             raise Died
@@ -132,15 +145,25 @@ class Mortal(InferenceWorker):
 @pytest.mark.parametrize(
     ("name", "lost", "deaths"),
     [
-        ("venom", {"vanilla": {"venom"}, "uniform-50pct": set(), "random-50pct": set()}, 1 + MAX_SOLO_DEATHS),
-        ("poison", {"vanilla": {"poison"}, "uniform-50pct": {"poison"}, "random-50pct": {"poison"}}, 1 + 2 * MAX_SOLO_DEATHS),
+        (
+            "venom",
+            {"vanilla": {"venom"}, "uniform-50pct": set(), "random-50pct": set()},
+            1 + MAX_SOLO_DEATHS,
+        ),
+        (
+            "poison",
+            {"vanilla": {"poison"}, "uniform-50pct": {"poison"}, "random-50pct": {"poison"}},
+            1 + 2 * MAX_SOLO_DEATHS,
+        ),
     ],
 )
 def test_a_row_that_workers_die_of_is_lost_to_the_methods_it_kills(
     checkpoint: Checkpoint, tmp_path: Path, name: str, lost: dict[str, set[str]], deaths: int
 ) -> None:
     """One that has killed under two of them kills under all: no further worker is spent on it."""
-    config = asked(checkpoint("llava"), tmp_path, ["a", name, "b", "c"], ("vanilla", "uniform", "random"))
+    config = asked(
+        checkpoint("llava"), tmp_path, ["a", name, "b", "c"], ("vanilla", "uniform", "random")
+    )
     tables, died = answered(config, Mortal)
     assert died == deaths
     assert {point: set(errors(table)) for point, table in tables.items()} == lost
@@ -152,7 +175,9 @@ def test_a_row_that_workers_die_of_is_lost_to_the_methods_it_kills(
 class Starved(InferenceWorker):
     """Has no memory for the row c, not even alone."""
 
-    def generate(self, section: Any, method: Any, rows: Sequence[Any], *more: Any, **how: Any) -> list[dict[str, Any]]:
+    def generate(
+        self, section: Any, method: Any, rows: Sequence[Any], *more: Any, **how: Any
+    ) -> list[dict[str, Any]]:
         if "c" in [row.row_id for row in rows]:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
         return super().generate(section, method, rows, *more, **how)
@@ -160,7 +185,9 @@ class Starved(InferenceWorker):
 
 def test_a_row_that_fits_nowhere_is_an_error_row(checkpoint: Checkpoint, tmp_path: Path) -> None:
     tables, _ = answered(asked(checkpoint("llava"), tmp_path, "abcd", ("vanilla",)), Starved)
-    assert errors(tables["vanilla"]) == {"c": "OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 GiB"}
+    assert errors(tables["vanilla"]) == {
+        "c": "OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 GiB"
+    }
 
 
 class Tight(InferenceWorker):
@@ -170,14 +197,18 @@ class Tight(InferenceWorker):
         super().load()
         self.decode.graphs = Graphs(self.decode.family)
 
-    def generate(self, section: Any, method: Any, rows: Sequence[Any], *more: Any, **how: Any) -> list[dict[str, Any]]:
+    def generate(
+        self, section: Any, method: Any, rows: Sequence[Any], *more: Any, **how: Any
+    ) -> list[dict[str, Any]]:
         if self.decode.graphs is not None and rows[0].row_id != "warm-up":
             raise torch.OutOfMemoryError
         return super().generate(section, method, rows, *more, **how)
 
 
 @pytest.mark.parametrize("names", ["abcd", "a"])
-def test_graphs_go_before_a_batch_is_halved(checkpoint: Checkpoint, tmp_path: Path, names: str) -> None:
+def test_graphs_go_before_a_batch_is_halved(
+    checkpoint: Checkpoint, tmp_path: Path, names: str
+) -> None:
     config = asked(checkpoint("llava"), tmp_path, names, ("vanilla",))
     tables, _ = answered(config, Tight)
     assert not errors(tables["vanilla"])

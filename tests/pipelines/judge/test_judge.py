@@ -38,7 +38,10 @@ Act = Callable[["Server", BaseHTTPRequestHandler, int], None]
 
 
 def items(count: int, start: int = 0) -> list[Item]:
-    return [Item(f"What is in video {number}?", ("dog",), "A dog.") for number in range(start, start + count)]
+    return [
+        Item(f"What is in video {number}?", ("dog",), "A dog.")
+        for number in range(start, start + count)
+    ]
 
 
 class Server:
@@ -72,13 +75,22 @@ class Server:
         self._http.daemon_threads = True
         self._lock = lock
         self.url = f"http://127.0.0.1:{self._http.server_port}/v1"
-        threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        threading.Thread(
+            target=self._http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
+        ).start()
 
-    def answer(self, handler: BaseHTTPRequestHandler, reply: Any, status: int = 200, **headers: str) -> None:
-        content = {"model": "judge-0613", "choices": [{"message": {"role": "assistant", "content": reply}}]}
+    def answer(
+        self, handler: BaseHTTPRequestHandler, reply: Any, status: int = 200, **headers: str
+    ) -> None:
+        content = {
+            "model": "judge-0613",
+            "choices": [{"message": {"role": "assistant", "content": reply}}],
+        }
         self.send(handler, json.dumps(content).encode(), status, **headers)
 
-    def send(self, handler: BaseHTTPRequestHandler, data: bytes, status: int = 200, **headers: str) -> None:
+    def send(
+        self, handler: BaseHTTPRequestHandler, data: bytes, status: int = 200, **headers: str
+    ) -> None:
         with self._lock:
             self.now -= 1  # before the client can have it
         handler.send_response(status)
@@ -174,9 +186,24 @@ def says(data: bytes, status: int = 200, **headers: str) -> Act:
         says(b'{"choices": []}'),
         says(b'{"error": "overloaded"}'),
     ],
-    ids=["cut", "gone", "slow", "dripping", "endless", "500", "503", "429", "text", "list", "empty", "error"],
+    ids=[
+        "cut",
+        "gone",
+        "slow",
+        "dripping",
+        "endless",
+        "500",
+        "503",
+        "429",
+        "text",
+        "list",
+        "empty",
+        "error",
+    ],
 )
-def test_what_goes_wrong_on_the_way_is_tried_again(serve: Callable[[Act], Server], trouble: Act) -> None:
+def test_what_goes_wrong_on_the_way_is_tried_again(
+    serve: Callable[[Act], Server], trouble: Act
+) -> None:
     server = serve(once(trouble))
     judge = endpoint(server, timeout=0.7)
     assert list(judge.judge(items(1))) == [Verdict(True, 4, YES)]
@@ -213,8 +240,12 @@ def test_retry_after_is_obeyed_by_all_requests(serve: Callable[[Act], Server], f
         until = "1" if form == "seconds" else email.utils.formatdate(time.time() + 2, usegmt=True)
         server.answer(handler, "later", 429, Retry_After=until)
 
-    server = serve(lambda server, handler, number: (busy if number < 2 else fine)(server, handler, number))
-    assert all(verdict.correct for verdict in endpoint(server, concurrency=2, tries=1).judge(items(6)))
+    server = serve(
+        lambda server, handler, number: (busy if number < 2 else fine)(server, handler, number)
+    )
+    assert all(
+        verdict.correct for verdict in endpoint(server, concurrency=2, tries=1).judge(items(6))
+    )
     assert server.times[2] - server.times[0] >= 0.99  # a date has whole seconds
     assert len(server.bodies) == 8
 
@@ -229,10 +260,14 @@ def test_a_server_that_wants_an_hour_ends_it(serve: Callable[[Act], Server]) -> 
     ("status", "body"),
     [(401, b""), (404, b""), (302, b""), (429, b'{"error": {"code": "insufficient_quota"}}')],
 )
-def test_what_no_second_attempt_mends_ends_it(serve: Callable[[Act], Server], status: int, body: bytes) -> None:
+def test_what_no_second_attempt_mends_ends_it(
+    serve: Callable[[Act], Server], status: int, body: bytes
+) -> None:
     elsewhere = serve(fine)
     server = serve(says(body, status, Location=elsewhere.url))
-    with pytest.raises(Unavailable, match=f"answers HTTP {status}.*APET_JUDGE_API_KEY, which is not set"):
+    with pytest.raises(
+        Unavailable, match=f"answers HTTP {status}.*APET_JUDGE_API_KEY, which is not set"
+    ):
         list(endpoint(server, concurrency=2).judge(items(100)))
     assert len(server.bodies) < 10
     assert not elsewhere.bodies
@@ -246,8 +281,14 @@ def test_a_request_that_is_refused_is_that_items_matter(serve: Callable[[Act], S
     assert len(server.bodies) == 2
 
 
-def test_malformed_replies_are_asked_for_again_and_then_counted(serve: Callable[[Act], Server]) -> None:
-    server = serve(lambda server, handler, number: server.answer(handler, "I cannot say." if number < 4 else YES))
+def test_malformed_replies_are_asked_for_again_and_then_counted(
+    serve: Callable[[Act], Server],
+) -> None:
+    server = serve(
+        lambda server, handler, number: server.answer(
+            handler, "I cannot say." if number < 4 else YES
+        )
+    )
     first, second = endpoint(server, concurrency=1).judge(items(2))
     assert first == Verdict(None, None, "I cannot say.", "malformed: no verdict in 'I cannot say.'")
     assert second == Verdict(True, 4, YES)
@@ -267,15 +308,23 @@ def test_halves_of_characters_do_no_harm(serve: Callable[[Act], Server], tmp_pat
     assert judge_run(run, endpoint(server, cache=Folder.of(str(tmp_path / "cache")))).rows == 2
 
 
-def test_replies_that_cannot_be_kept_are_not_paid_for(serve: Callable[[Act], Server], tmp_path: Path) -> None:
+def test_replies_that_cannot_be_kept_are_not_paid_for(
+    serve: Callable[[Act], Server], tmp_path: Path
+) -> None:
     server = serve(fine)
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(OSError, match="cache"):
-        list(endpoint(server, cache=Folder.of(str(tmp_path / "cache")), concurrency=1).judge(items(50)))
+        list(
+            endpoint(server, cache=Folder.of(str(tmp_path / "cache")), concurrency=1).judge(
+                items(50)
+            )
+        )
     assert len(server.bodies) <= 1
 
 
-def test_never_more_requests_at_once_than_allowed_and_as_many(serve: Callable[[Act], Server]) -> None:
+def test_never_more_requests_at_once_than_allowed_and_as_many(
+    serve: Callable[[Act], Server],
+) -> None:
     def act(server: Server, handler: BaseHTTPRequestHandler, number: int) -> None:
         time.sleep(0.05)
         server.send(handler, b"", 500) if number % 5 == 0 else server.answer(handler, YES)
@@ -286,7 +335,9 @@ def test_never_more_requests_at_once_than_allowed_and_as_many(serve: Callable[[A
     assert server.most == 3
 
 
-def test_verdicts_are_in_the_items_order_and_items_are_taken_as_needed(serve: Callable[[Act], Server]) -> None:
+def test_verdicts_are_in_the_items_order_and_items_are_taken_as_needed(
+    serve: Callable[[Act], Server],
+) -> None:
     def act(server: Server, handler: BaseHTTPRequestHandler, number: int) -> None:
         content = server.bodies[number]["messages"][1]["content"]
         place = int(content.partition("video ")[2].partition("?")[0])
@@ -341,7 +392,9 @@ def test_an_interrupted_judging_goes_on(serve: Callable[[Act], Server], tmp_path
 
 
 def test_malformed_replies_are_not_kept(serve: Callable[[Act], Server], tmp_path: Path) -> None:
-    server = serve(lambda server, handler, number: server.answer(handler, "?" if number < 3 else YES))
+    server = serve(
+        lambda server, handler, number: server.answer(handler, "?" if number < 3 else YES)
+    )
     judge = endpoint(server, cache=Folder.of(str(tmp_path)))
     assert [verdict.correct for verdict in judge.judge(items(1))] == [None]
     assert [verdict.correct for verdict in judge.judge(items(1))] == [True]
@@ -349,20 +402,26 @@ def test_malformed_replies_are_not_kept(serve: Callable[[Act], Server], tmp_path
 
 def test_requests_can_be_adapted(serve: Callable[[Act], Server]) -> None:
     server = serve(fine)
-    list(endpoint(server, request={"temperature": None, "max_completion_tokens": 50}).judge(items(1)))
+    list(
+        endpoint(server, request={"temperature": None, "max_completion_tokens": 50}).judge(items(1))
+    )
     assert set(server.bodies[0]) == {"model", "messages", "max_completion_tokens"}
     with pytest.raises(ValueError, match="--request sets messages"):
         endpoint(server, request={"messages": []})
 
 
-@pytest.mark.parametrize("url", ["localhost:8000/v1", "ftp://host/v1", "http://", "http://a b/v1", "http://[/", ""])
+@pytest.mark.parametrize(
+    "url", ["localhost:8000/v1", "ftp://host/v1", "http://", "http://a b/v1", "http://[/", ""]
+)
 def test_wrong_addresses_are_refused(url: str) -> None:
     with pytest.raises(ValueError, match="is no address; give one such as http"):
         Endpoint(url, "gpt")
 
 
 @pytest.mark.parametrize("key", ["sk-one\nsk-two", "sk-\u0441-key", "two words"])
-def test_a_broken_key_is_refused_without_saying_it(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_key_is_refused_without_saying_it(
+    key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(KEY, key)
     with pytest.raises(ValueError, match=f"{KEY} holds a space") as error:
         Endpoint("http://localhost/v1", "gpt")
@@ -412,7 +471,9 @@ def test_the_key_comes_from_the_environment_and_appears_nowhere(
 
 
 def test_secrets_of_an_address_are_not_shown(serve: Callable[[Act], Server]) -> None:
-    server = serve(once(lambda server, handler, number: server.send(handler, handler.path.encode(), 400)))
+    server = serve(
+        once(lambda server, handler, number: server.send(handler, handler.path.encode(), 400))
+    )
     judge = Endpoint(f"{server.url}/?api-key={SECRET}", "gpt", concurrency=1)
     (verdict,) = judge.judge(items(1))
     assert verdict.error == "refused: HTTP 400 /v1/chat/completions?***"
@@ -473,9 +534,15 @@ def test_two_verdicts_are_none() -> None:
 
 
 def test_the_prompt_takes_any_text() -> None:
-    system, user = protocol.messages(Item("What {0} is %s?", ("{pred}", "{pred}", "b"), '{"pred": "yes"}'))
+    system, user = protocol.messages(
+        Item("What {0} is %s?", ("{pred}", "{pred}", "b"), '{"pred": "yes"}')
+    )
     assert system["role"] == "system"
-    for told in ("Question: What {0} is %s?\n", "Correct Answer: {pred} or b\n", 'Predicted Answer: {"pred": "yes"}\n'):
+    for told in (
+        "Question: What {0} is %s?\n",
+        "Correct Answer: {pred} or b\n",
+        'Predicted Answer: {"pred": "yes"}\n',
+    ):
         assert told in user["content"]
     assert len(protocol.PROMPT_HASH) == 12
 
@@ -485,7 +552,12 @@ def test_the_prompt_takes_any_text() -> None:
     [
         ("dog", "dog", True, 5),
         ("dog", "The Dog.", True, 5),
-        ("dog", "a dog and a cat", True, 3),  # F1 of dog, and, cat with dog is 1/2, and half a point is rounded up
+        (
+            "dog",
+            "a dog and a cat",
+            True,
+            3,
+        ),  # F1 of dog, and, cat with dog is 1/2, and half a point is rounded up
         ("dog", "hotdog", False, 0),
         ("dog", "", False, 0),
         ("dog", "I cannot see the video.", False, 0),
@@ -512,13 +584,17 @@ def test_the_best_reference_counts() -> None:
 
 
 def test_unknown_judges_are_refused() -> None:
-    with pytest.raises(ValueError, match="there is no judge 'gpt'; there are offline, endpoint, local"):
+    with pytest.raises(
+        ValueError, match="there is no judge 'gpt'; there are offline, endpoint, local"
+    ):
         judge("gpt")
 
 
 def test_ray_and_torch_are_for_the_local_judge_alone() -> None:
     code = "import sys, pipelines.judge.endpoint, pipelines.judge.run_verdicts; print({'ray', 'torch'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
     assert done.stdout == "set()\n", done.stderr
 
 
@@ -540,7 +616,9 @@ def a_run(place: Path, rows: int, **record: Any) -> Folder:
         for number in range(rows)
     ]
     answers.Block(folder, [str(row["row_id"]) for row in table]).write(table)
-    made = RunRecord(place.name, metrics={"accuracy": 0.5, "offline/old": 1.0}, tags={"method": "apet"}, **record)
+    made = RunRecord(
+        place.name, metrics={"accuracy": 0.5, "offline/old": 1.0}, tags={"method": "apet"}, **record
+    )
     made.rows["done"] = rows
     made.end("finished")
     made.save(folder)
@@ -561,15 +639,28 @@ class Scripted(Judge):
 def test_verdicts_go_beside_the_answers_and_into_the_record(tmp_path: Path) -> None:
     run = a_run(tmp_path / "run", 6)
     more = [
-        {"row_id": "s-error", "question": "?", "reference": ["x"], "status": "error", "error": "OSError: no file"},
+        {
+            "row_id": "s-error",
+            "question": "?",
+            "reference": ["x"],
+            "status": "error",
+            "error": "OSError: no file",
+        },
         {"row_id": "t-open", "question": "?", "reference": [], "prediction": "x", "status": "ok"},
         {"row_id": "u-open", "question": "?", "prediction": "x", "status": "ok"},
     ]
     answers.Block(run, ["more"]).write(more)
     before = answers.read(run)
     good, bad = Verdict(True, 5, "r"), Verdict(False, 2)
-    outcome = judge_run(run, Scripted([good, bad, Verdict(None, None, "", "malformed: x"), good, good, bad]))
-    assert (outcome.rows, outcome.unjudged, outcome.unanswered, outcome.unreferenced) == (5, 1, 1, 2)
+    outcome = judge_run(
+        run, Scripted([good, bad, Verdict(None, None, "", "malformed: x"), good, good, bad])
+    )
+    assert (outcome.rows, outcome.unjudged, outcome.unanswered, outcome.unreferenced) == (
+        5,
+        1,
+        1,
+        2,
+    )
     assert outcome.accuracy is not None
     assert outcome.accuracy.value == 0.6
     assert outcome.score is not None
@@ -623,7 +714,9 @@ def test_the_offline_metric_is_not_called_a_judge(tmp_path: Path) -> None:
 def test_a_judge_that_fails_with_everything_is_left_alone(tmp_path: Path) -> None:
     run = a_run(tmp_path / "run", HOPELESS + 10)
     before = run.read("record.json")
-    with pytest.raises(Unavailable, match=f"no verdict {HOPELESS} times in a row; the last time unreachable: x"):
+    with pytest.raises(
+        Unavailable, match=f"no verdict {HOPELESS} times in a row; the last time unreachable: x"
+    ):
         judge_run(run, Scripted([Verdict(None, None, "", "unreachable: x")] * (HOPELESS + 10)))
     assert run.read("record.json") == before
     assert not run.exists("lock.json")
@@ -636,7 +729,9 @@ def job(*arguments: str, key: str = "") -> subprocess.CompletedProcess[str]:
 
 
 def test_the_process_with_an_endpoint(serve: Callable[[Act], Server], tmp_path: Path) -> None:
-    server = serve(lambda server, handler, number: server.answer(handler, "?" if number < 3 else YES))
+    server = serve(
+        lambda server, handler, number: server.answer(handler, "?" if number < 3 else YES)
+    )
     runs = [a_run(tmp_path / name, 6) for name in ("one", "two")]
     folders = [str(tmp_path / name) for name in ("one", "two")]
     command = [*folders, "--url", server.url, "--model", "gpt", "--concurrency", "1"]
@@ -649,7 +744,9 @@ def test_the_process_with_an_endpoint(serve: Callable[[Act], Server], tmp_path: 
     assert "accuracy  100.0 % [" in done.stdout
     assert "5 judged, 1 unjudged (1 malformed), 0 without an answer" in done.stdout
     assert len(server.bodies) == 9, "both runs gave the same answers"
-    assert SECRET not in done.stdout + done.stderr + "".join(str(run.read("record.json")) for run in runs)
+    assert SECRET not in done.stdout + done.stderr + "".join(
+        str(run.read("record.json")) for run in runs
+    )
     assert job(*command, key=SECRET).returncode == 0
     assert len(server.bodies) == 9
     assert (tmp_path / "judge-cache").is_dir()
@@ -659,7 +756,9 @@ def test_the_process_with_an_endpoint(serve: Callable[[Act], Server], tmp_path: 
     assert "mlflow    one: brought" in tracked.stdout
 
 
-def test_the_process_goes_on_after_an_interrupt(serve: Callable[[Act], Server], tmp_path: Path) -> None:
+def test_the_process_goes_on_after_an_interrupt(
+    serve: Callable[[Act], Server], tmp_path: Path
+) -> None:
     def act(server: Server, handler: BaseHTTPRequestHandler, number: int) -> None:
         time.sleep(0.1)
         server.answer(handler, YES)
@@ -668,7 +767,9 @@ def test_the_process_goes_on_after_an_interrupt(serve: Callable[[Act], Server], 
     options = ["--judge", "endpoint", "--url", server.url, "--model", "gpt", "--concurrency", "2"]
     command = [sys.executable, str(ROOT / "jobs" / "judge.py"), str(tmp_path / "run"), *options]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "no_proxy": "127.0.0.1"}
-    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # who tests in the background has it ignored
+    heard = partial(
+        signal.signal, signal.SIGINT, signal.SIG_DFL
+    )  # who tests in the background has it ignored
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, env=env, text=True, preexec_fn=heard, **pipes) as process:
         while len(server.bodies) < 6:
@@ -694,7 +795,9 @@ def test_the_process_says_what_is_wrong(tmp_path: Path) -> None:
     assert "--url is not for --judge offline; APET_JUDGE_API_KEY is not set" in unsure.stderr
     kept = job(str(tmp_path / "run"), "--judge", "offline", "--cache", str(tmp_path / "cache"))
     assert (kept.returncode, kept.stdout) == (2, "")
-    assert kept.stderr == "error: --cache is not for --judge offline; name the --judge that you mean\n"
+    assert (
+        kept.stderr == "error: --cache is not for --judge offline; name the --judge that you mean\n"
+    )
 
 
 def test_the_process_without_a_key_is_offline(tmp_path: Path) -> None:

@@ -36,7 +36,13 @@ def figures(name: str, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
 def test_pope_by_split() -> None:
     """Confusions by hand; a split without a yes has no precision and is no error."""
     said = {
-        "adversarial": [("yes", 1), ("yes", 1), ("yes", 0), ("no", 1), ("no", 0)],  # TP 2, FN 1, TN 1, FP 1
+        "adversarial": [
+            ("yes", 1),
+            ("yes", 1),
+            ("yes", 0),
+            ("no", 1),
+            ("no", 0),
+        ],  # TP 2, FN 1, TN 1, FP 1
         "random": [("yes", 0), ("no", 1)],  # never says yes
     }
     rows = [
@@ -60,7 +66,12 @@ def test_mme_points() -> None:
     """Existence: three of four right and one of two images whole. OCR: one image, of which a row was not answered."""
     rows = [
         {"row_id": f"existence/{image}/{place}", "type": "existence", "correct": right}
-        for image, place, right in [("1", "a", True), ("2", "a", True), ("1", "b", True), ("2", "b", False)]
+        for image, place, right in [
+            ("1", "a", True),
+            ("2", "a", True),
+            ("1", "b", True),
+            ("2", "b", False),
+        ]
     ]
     rows += [
         {"row_id": "OCR/1/a", "type": "OCR", "correct": True},
@@ -83,7 +94,13 @@ def test_mmbench_circular() -> None:
         ("1", True), ("1000001", True), ("2000001", True), ("2", True), ("1000002", False), ("3", True),
     ]  # fmt: skip
     table = [
-        {"row_id": id, "correct": right, "type": "c", "options": ["x", "y"], "meta": [("l2-category", "big")]}
+        {
+            "row_id": id,
+            "correct": right,
+            "type": "c",
+            "options": ["x", "y"],
+            "meta": [("l2-category", "big")],
+        }
         for id, right in rows
     ]
     table.append({"row_id": "1000003", "status": "error", "type": "c", "options": ["x", "y"]})
@@ -111,9 +128,21 @@ def test_gqa_open_and_binary() -> None:
 
 def test_scienceqa_by_subject_modality_and_grade() -> None:
     rows = [
-        {"type": "natural science", "correct": True, "meta": [("image", "yes"), ("text", "no"), ("grade", "6")]},
-        {"type": "natural science", "correct": False, "meta": [("image", "yes"), ("text", "yes"), ("grade", "7")]},
-        {"type": "social science", "correct": True, "meta": [("image", "no"), ("text", "no"), ("grade", "12")]},
+        {
+            "type": "natural science",
+            "correct": True,
+            "meta": [("image", "yes"), ("text", "no"), ("grade", "6")],
+        },
+        {
+            "type": "natural science",
+            "correct": False,
+            "meta": [("image", "yes"), ("text", "yes"), ("grade", "7")],
+        },
+        {
+            "type": "social science",
+            "correct": True,
+            "meta": [("image", "no"), ("text", "no"), ("grade", "12")],
+        },
     ]
     rows = [{**each, "options": ["a", "b", "c"]} for each in rows]
     found = figures("scienceqa", rows)
@@ -131,7 +160,12 @@ def test_headlines_have_intervals_and_retention() -> None:
     """F1's interval against a plain bootstrap; the unmodified model's answers to the same rows keep all of it."""
     dice = np.random.default_rng(0)
     rows = [
-        {"type": split, "reference": [label], "correct": bool(dice.random() < 0.8), "media": [str(image)]}
+        {
+            "type": split,
+            "reference": [label],
+            "correct": bool(dice.random() < 0.8),
+            "media": [str(image)],
+        }
         for split in ("adversarial", "random")
         for image in range(120)
         for label in ("yes", "no")
@@ -144,7 +178,9 @@ def test_headlines_have_intervals_and_retention() -> None:
     drawn = []
     for _ in range(300):
         images = dice.integers(0, 120, 120)
-        take = np.concatenate([[2 * image, 2 * image + 1, 240 + 2 * image, 241 + 2 * image] for image in images])
+        take = np.concatenate(
+            [[2 * image, 2 * image + 1, 240 + 2 * image, 241 + 2 * image] for image in images]
+        )
         drawn.append(value(bench.figures(AnswerArrays(answers.take(take)))["f1"]))
     low, high = np.quantile(drawn, [0.025, 0.975])
     assert metrics["accuracy_ci_low"] == pytest.approx(low, abs=0.15 * (high - low))
@@ -153,7 +189,12 @@ def test_headlines_have_intervals_and_retention() -> None:
 
 def test_an_accuracy_of_points_is_a_share_of_them() -> None:
     rows = [
-        {"row_id": f"{subtask}/{image}/{place}", "type": subtask, "correct": True, "media": [f"{subtask}/{image}"]}
+        {
+            "row_id": f"{subtask}/{image}/{place}",
+            "type": subtask,
+            "correct": True,
+            "media": [f"{subtask}/{image}"],
+        }
         for subtask in ("existence", "OCR")
         for image in range(3)
         for place in "ab"

@@ -17,14 +17,20 @@ from pipelines.results.answer_schema import ANSWER_SCHEMA
 
 
 def table(rows: list[dict[str, Any]]) -> pa.Table:
-    return pa.Table.from_pylist([{"status": "ok", "question": "?", **row} for row in rows], schema=ANSWER_SCHEMA)
+    return pa.Table.from_pylist(
+        [{"status": "ok", "question": "?", **row} for row in rows], schema=ANSWER_SCHEMA
+    )
 
 
 def plain(seed: int, rows: int = 200, per_medium: int = 3, right: float = 0.6) -> pa.Table:
     dice = random.Random(seed)
     found = []
     for number in range(rows):
-        row = {"row_id": f"{number:04}", "media": [f"{number // per_medium}.png"], "correct": dice.random() < right}
+        row = {
+            "row_id": f"{number:04}",
+            "media": [f"{number // per_medium}.png"],
+            "correct": dice.random() < right,
+        }
         row["type"] = ("color", "count")[number % 2]
         if dice.random() < 0.1:
             row |= {"status": "error", "correct": None}
@@ -36,7 +42,9 @@ def plain(seed: int, rows: int = 200, per_medium: int = 3, right: float = 0.6) -
 def known(answers: pa.Table) -> dict[str, float]:
     rows = answers.to_pylist()
     return {
-        row["row_id"]: float(row["correct"]) for row in rows if row["status"] == "ok" and row["correct"] is not None
+        row["row_id"]: float(row["correct"])
+        for row in rows
+        if row["status"] == "ok" and row["correct"] is not None
     }
 
 
@@ -75,7 +83,9 @@ def test_one_question_a_medium_is_mcnemars_test() -> None:
     lost, gained = int(pair.lost.sum()), int(pair.gained.sum())
     assert pair.metrics()["p_value"] == significance.mcnemar(lost, gained) < 0.05
     pair = Pair.of(plain(5), plain(6), benchmark("manifest"))
-    assert pair.metrics()["p_value"] != significance.mcnemar(int(pair.lost.sum()), int(pair.gained.sum()))
+    assert pair.metrics()["p_value"] != significance.mcnemar(
+        int(pair.lost.sum()), int(pair.gained.sum())
+    )
 
 
 def rotations(seed: int, right: float, broken: str | None = None) -> pa.Table:
@@ -84,7 +94,11 @@ def rotations(seed: int, right: float, broken: str | None = None) -> pa.Table:
     rows = []
     for number in range(240):
         question = number // 4
-        row = {"row_id": str(question + 1_000_000 * (number % 4)), "media": [f"sha256:{question}"], "type": "color"}
+        row = {
+            "row_id": str(question + 1_000_000 * (number % 4)),
+            "media": [f"sha256:{question}"],
+            "type": "color",
+        }
         row["correct"] = dice.random() < right
         rows.append(row | ({"status": "error", "correct": None} if row["row_id"] == broken else {}))
     return table(rows)
@@ -101,10 +115,14 @@ def test_mmbench_counts_questions_not_rotations() -> None:
     metrics = summary.summarise(ours, theirs, benchmark("mmbench"))
     right = [(whole(ours, each), whole(theirs, each)) for each in range(60)]
     interval = statistics.wilson(sum(one for one, _ in right), 60)
-    assert [metrics[f"accuracy{end}"] for end in ("", "_ci_low", "_ci_high")] == pytest.approx(list(interval))
+    assert [metrics[f"accuracy{end}"] for end in ("", "_ci_low", "_ci_high")] == pytest.approx(
+        list(interval)
+    )
     lost, gained = sum(b and not a for a, b in right), sum(a and not b for a, b in right)
     assert metrics["p_value"] == pytest.approx(significance.mcnemar(lost, gained))
-    assert metrics["accuracy_retention"] == pytest.approx(sum(a for a, _ in right) / sum(b for _, b in right))
+    assert metrics["accuracy_retention"] == pytest.approx(
+        sum(a for a, _ in right) / sum(b for _, b in right)
+    )
 
 
 def test_what_counts_together_is_compared_together() -> None:
@@ -120,7 +138,8 @@ def test_what_counts_together_is_compared_together() -> None:
         )
     gone = theirs.filter(pa.array([row != "2000007" for row in theirs["row_id"].to_pylist()]))
     assert (
-        Pair.of(ours, gone, benchmark("mmbench")).retention() == Pair.of(ours, theirs, benchmark("mmbench")).retention()
+        Pair.of(ours, gone, benchmark("mmbench")).retention()
+        == Pair.of(ours, theirs, benchmark("mmbench")).retention()
     )
 
 
@@ -136,18 +155,24 @@ def test_rows_needed_are_rows_of_the_data_set() -> None:
     ours, theirs = rotations(5, 0.9), rotations(6, 0.95)
     metrics = Pair.of(ours, theirs, benchmark("mmbench")).metrics()
     assert metrics["rows_compared"] == 240
-    assert metrics["rows_needed"] == needed([whole(ours, each) - whole(theirs, each) for each in range(60)], 240)
+    assert metrics["rows_needed"] == needed(
+        [whole(ours, each) - whole(theirs, each) for each in range(60)], 240
+    )
 
     def science(seed: int, right: float) -> pa.Table:
         dice = random.Random(seed)
         rows = [{"row_id": f"{each:03}", "correct": dice.random() < right} for each in range(150)]
-        return table([row | {"meta": [("image", "no" if at % 3 else "yes")]} for at, row in enumerate(rows)])
+        return table(
+            [row | {"meta": [("image", "no" if at % 3 else "yes")]} for at, row in enumerate(rows)]
+        )
 
     ours, theirs = science(1, 0.6), science(2, 0.8)
     mine, other = known(ours), known(theirs)
     metrics = Pair.of(ours, theirs, benchmark("scienceqa")).metrics()
     assert metrics["rows_compared"] == 150
-    assert metrics["rows_needed"] == needed([int(mine[each] - other[each]) for each in sorted(mine)[::3]], 150)
+    assert metrics["rows_needed"] == needed(
+        [int(mine[each] - other[each]) for each in sorted(mine)[::3]], 150
+    )
 
 
 def test_a_number_that_is_no_mean_is_tested_by_swapping_media() -> None:
@@ -157,7 +182,12 @@ def test_a_number_that_is_no_mean_is_tested_by_swapping_media() -> None:
     def run(right: float) -> pa.Table:
         return table(
             [
-                {"row_id": f"{image:03}{label}", "type": "random", "reference": [label], "media": [str(image)]}
+                {
+                    "row_id": f"{image:03}{label}",
+                    "type": "random",
+                    "reference": [label],
+                    "media": [str(image)],
+                }
                 | {"correct": bool(dice.random() < right)}
                 for image in range(80)
                 for label in ("no", "yes")
@@ -200,7 +230,10 @@ def test_hard_rows_are_those_that_a_coarser_picture_gets_wrong() -> None:
 
 
 def test_nothing_in_common_is_no_number() -> None:
-    one, other = plain(9).slice(0, 20), table([{"row_id": "elsewhere", "media": ["a"], "correct": True}])
+    one, other = (
+        plain(9).slice(0, 20),
+        table([{"row_id": "elsewhere", "media": ["a"], "correct": True}]),
+    )
     assert Pair.of(one, other, benchmark("manifest")).metrics() == {}
     wrong = table([{"row_id": "1", "media": ["a"], "correct": False}])
     assert Pair.of(wrong, wrong, benchmark("manifest")).metrics() == {}

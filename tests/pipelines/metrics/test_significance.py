@@ -21,14 +21,20 @@ def mean_of(values: np.ndarray) -> Parts:
     return Parts([1.0], [values.astype(np.float64)], [np.ones(len(values))])
 
 
-def answered(seed: int, media: int, most: int, gain: float = 0.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def answered(
+    seed: int, media: int, most: int, gain: float = 0.0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Right and wrong of two runs, alike within a medium, and the medium of each row."""
     dice = np.random.default_rng(seed)
     cluster = np.repeat(np.arange(media), dice.integers(1, most + 1, media))
     easy = dice.uniform(0.1, 0.9, media)[cluster]
     theirs = dice.random(len(cluster)) < easy
     redone = dice.random(len(cluster)) < 0.4
-    return np.where(redone, dice.random(len(cluster)) < easy + gain, theirs) * 1.0, theirs * 1.0, cluster
+    return (
+        np.where(redone, dice.random(len(cluster)) < easy + gain, theirs) * 1.0,
+        theirs * 1.0,
+        cluster,
+    )
 
 
 @given(st.integers(0, 400), st.integers(0, 400))
@@ -37,7 +43,9 @@ def test_mcnemar_is_scipys_and_statsmodels(lost: int, gained: int) -> None:
     assert found == significance.mcnemar(gained, lost)
     if lost + gained:
         assert found == pytest.approx(scipy_stats.binomtest(lost, lost + gained).pvalue, rel=1e-9)
-        assert found == pytest.approx(contingency.mcnemar([[9, lost], [gained, 9]], exact=True).pvalue, rel=1e-9)
+        assert found == pytest.approx(
+            contingency.mcnemar([[9, lost], [gained, 9]], exact=True).pvalue, rel=1e-9
+        )
     else:
         assert found == 1
 
@@ -55,10 +63,14 @@ def test_wilson_is_statsmodels(rows: int, data: st.DataObject) -> None:
     assert statistics.wilson(right, rows)[1:] == pytest.approx((low, high), abs=1e-12)
 
 
-@settings(max_examples=20)  # statsmodels collects garbage each time, which takes a while beside torch
+@settings(
+    max_examples=20
+)  # statsmodels collects garbage each time, which takes a while beside torch
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
 def test_holm_is_statsmodels(found: list[float]) -> None:
-    assert significance.holm(found) == pytest.approx(multitest.multipletests(found, method="holm")[1], abs=1e-12)
+    assert significance.holm(found) == pytest.approx(
+        multitest.multipletests(found, method="holm")[1], abs=1e-12
+    )
 
 
 def test_one_question_a_medium_is_mcnemar() -> None:
@@ -117,7 +129,9 @@ def test_two_same_runs() -> None:
 
 def test_the_variance_is_that_of_the_differences() -> None:
     ours, theirs, cluster = answered(8, 500, 1)
-    assert significance.variance(mean_of(ours), mean_of(theirs), cluster) == pytest.approx(np.var(ours - theirs))
+    assert significance.variance(mean_of(ours), mean_of(theirs), cluster) == pytest.approx(
+        np.var(ours - theirs)
+    )
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -146,7 +160,9 @@ def test_the_variance_is_that_of_a_bootstrap(seed: int) -> None:
 def test_rows_needed_are_statsmodels(spread: float, difference: float) -> None:
     found = significance.rows_needed(spread, difference)
     assert found is not None
-    expected = power.TTestPower().solve_power(effect_size=difference / spread**0.5, power=0.8, alpha=0.05)
+    expected = power.TTestPower().solve_power(
+        effect_size=difference / spread**0.5, power=0.8, alpha=0.05
+    )
     assert found == pytest.approx(expected, abs=4)  # Student's t asks for two more than the normal
 
 
@@ -164,7 +180,10 @@ def test_an_average_has_the_interval_of_independent_numbers() -> None:
     dice = np.random.default_rng(0)
     drawn = dice.normal([0.9, 0.8, 1.0], [0.01, 0.02, 0.04], (100_000, 3)).mean(axis=1)
     found = statistics.average(
-        [Interval(mean, mean - 1.96 * sd, mean + 1.96 * sd) for mean, sd in ((0.9, 0.01), (0.8, 0.02), (1.0, 0.04))]
+        [
+            Interval(mean, mean - 1.96 * sd, mean + 1.96 * sd)
+            for mean, sd in ((0.9, 0.01), (0.8, 0.02), (1.0, 0.04))
+        ]
     )
     low, high = np.quantile(drawn, [0.025, 0.975])
     assert found == pytest.approx((0.9, low, high), abs=5e-4)

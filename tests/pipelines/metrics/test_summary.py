@@ -83,7 +83,12 @@ def drawn(seed: int, rows: int = 400, per_medium: int = 4) -> pa.Table:
             peak_memory_bytes=dice.randrange(2**30),
         )
         if dice.random() < 0.05:
-            row |= {"status": "error", "error": "OSError: truncated: at 3", "correct": None, "prefill_ms": None}
+            row |= {
+                "status": "error",
+                "error": "OSError: truncated: at 3",
+                "correct": None,
+                "prefill_ms": None,
+            }
         elif dice.random() < 0.05:
             row["correct"] = None
         found.append(row)
@@ -110,16 +115,28 @@ def test_every_metric_by_a_plain_loop() -> None:
     assert found["shapes.color.chance"] == 0.25
     assert "shapes.count _all_.chance" not in found
     theirs = {row["row_id"]: row["correct"] for row in vanilla.to_pylist() if row["status"] == "ok"}
-    both = [(row["correct"], theirs[row["row_id"]]) for row in scored if theirs.get(row["row_id"]) is not None]
-    assert found["accuracy_retention"] == pytest.approx(sum(a for a, _ in both) / sum(b for _, b in both))
-    assert found["accuracy_retention_ci_low"] < found["accuracy_retention"] < found["accuracy_retention_ci_high"]
+    both = [
+        (row["correct"], theirs[row["row_id"]])
+        for row in scored
+        if theirs.get(row["row_id"]) is not None
+    ]
+    assert found["accuracy_retention"] == pytest.approx(
+        sum(a for a, _ in both) / sum(b for _, b in both)
+    )
+    assert (
+        found["accuracy_retention_ci_low"]
+        < found["accuracy_retention"]
+        < found["accuracy_retention_ci_high"]
+    )
     assert found["visual_retention"] == pytest.approx(
         plain.fmean(row["budget"] / row["visual_tokens_in"] for row in good)
     )
     assert found["visual_tokens_kept"] == pytest.approx(plain.fmean(row["budget"] for row in good))
     seconds = sum(row["prefill_ms"] + row["decode_ms"] for row in good) / 1000
     assert found["samples_per_s"] == pytest.approx(len(good) / seconds)
-    assert found["visual_tokens_per_s"] == pytest.approx(sum(row["visual_tokens_in"] for row in good) / seconds)
+    assert found["visual_tokens_per_s"] == pytest.approx(
+        sum(row["visual_tokens_in"] for row in good) / seconds
+    )
     prefill = sorted(row["prefill_ms"] for row in good)
     assert found["prefill_ms_p50"] == pytest.approx(plain.median(prefill))
     place = 0.95 * (len(prefill) - 1)
@@ -127,7 +144,9 @@ def test_every_metric_by_a_plain_loop() -> None:
     assert found["prefill_ms_p95"] == pytest.approx(
         prefill[below] + (place - below) * (prefill[below + 1] - prefill[below])
     )
-    assert found["compress_ms_p50"] == pytest.approx(plain.median(row["compress_ms"] for row in good))
+    assert found["compress_ms_p50"] == pytest.approx(
+        plain.median(row["compress_ms"] for row in good)
+    )
     assert found["peak_memory_gib"] == max(row["peak_memory_bytes"] for row in good) / 2**30
     assert (found["wall_s"], found["load_s"]) == (12.5, 3.0)
 
@@ -152,10 +171,22 @@ def test_a_score_counts_before_correct() -> None:
 
 
 def test_what_is_not_known_is_left_out() -> None:
-    none = {"budget": None, "visual_tokens_in": None, "prefill_ms": None, "decode_ms": None, "compress_ms": None}
+    none = {
+        "budget": None,
+        "visual_tokens_in": None,
+        "prefill_ms": None,
+        "decode_ms": None,
+        "compress_ms": None,
+    }
     rows = [answer(number, "a", None, **none) for number in range(3)]
-    assert summary.summarise(answers(rows), answers(rows), Shapes()) == {"rows_total": 3, "rows_error": 0}
-    assert summary.summarise(answers([]), answers([]), Shapes()) == {"rows_total": 0, "rows_error": 0}
+    assert summary.summarise(answers(rows), answers(rows), Shapes()) == {
+        "rows_total": 3,
+        "rows_error": 0,
+    }
+    assert summary.summarise(answers([]), answers([]), Shapes()) == {
+        "rows_total": 0,
+        "rows_error": 0,
+    }
 
 
 @given(st.integers(1, 300), st.data())
@@ -170,20 +201,28 @@ def test_one_question_a_medium_is_wilson() -> None:
     rows = [answer(number, f"{number}", number < 30) for number in range(40)]
     found = summary.summarise(answers(rows), None, Shapes())
     expected = scipy_stats.binomtest(30, 40).proportion_ci(0.95, method="wilson")
-    assert (found["accuracy_ci_low"], found["accuracy_ci_high"]) == pytest.approx((expected.low, expected.high))
+    assert (found["accuracy_ci_low"], found["accuracy_ci_high"]) == pytest.approx(
+        (expected.low, expected.high)
+    )
 
 
 def grouped(seed: int, media: int = 60) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     dice = np.random.default_rng(seed)
     cluster = np.repeat(np.arange(media), dice.integers(1, 7, media))
     easy = dice.uniform(0.1, 0.9, media)[cluster]
-    return (dice.random(len(cluster)) < easy) * 1.0, (dice.random(len(cluster)) < easy) * 1.0, cluster
+    return (
+        (dice.random(len(cluster)) < easy) * 1.0,
+        (dice.random(len(cluster)) < easy) * 1.0,
+        cluster,
+    )
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_the_bootstrap_is_scipys(seed: int) -> None:
     ours, theirs, cluster = grouped(seed)
-    sums, reference, sizes = (np.bincount(cluster, weights=w) for w in (ours, theirs, np.ones_like(ours)))
+    sums, reference, sizes = (
+        np.bincount(cluster, weights=w) for w in (ours, theirs, np.ones_like(ours))
+    )
     for found, pair in (
         (statistics.mean(ours, cluster), (sums, sizes)),
         (statistics.ratio(ours, theirs, cluster), (sums, reference)),
@@ -256,14 +295,26 @@ def test_rows_that_share_a_medium_are_one_cluster(media: list[list[str]]) -> Non
 
 
 def test_a_row_without_media_is_alone() -> None:
-    assert len(set(statistics.clusters(pa.array([None, [], ["a"], ["a"]], pa.list_(pa.string()))).tolist())) == 3
+    assert (
+        len(
+            set(
+                statistics.clusters(
+                    pa.array([None, [], ["a"], ["a"]], pa.list_(pa.string()))
+                ).tolist()
+            )
+        )
+        == 3
+    )
 
 
 def test_errors_by_class() -> None:
     broken = {"status": "error"}
     rows = [
         answer(1, "a", True),
-        *(answer(number, "a", None, error=f"OSError: file {number}: gone", **broken) for number in range(2, 7)),
+        *(
+            answer(number, "a", None, error=f"OSError: file {number}: gone", **broken)
+            for number in range(2, 7)
+        ),
         answer(8, "b", None, error="ValueError: empty", **broken),
         answer(9, "b", None, error=None, **broken),
     ]
@@ -272,7 +323,10 @@ def test_errors_by_class() -> None:
     found = summary.errors([table])
     assert found == summary.errors(table.slice(start, 2) for start in range(0, len(table), 2))
     assert found[0] == ("OSError", 5, "file 2: gone", ("row-0002", "row-0003", "row-0004"))
-    assert [(failure.kind, failure.rows) for failure in found[1:]] == [("ValueError", 1), ("unknown", 1)]
+    assert [(failure.kind, failure.rows) for failure in found[1:]] == [
+        ("ValueError", 1),
+        ("unknown", 1),
+    ]
     lines = summary.error_lines(found).splitlines()
     assert lines[0] == "5 x OSError: file 2: gone"
     assert lines[1].strip() == "row-0002, row-0003, row-0004, ..."
@@ -288,7 +342,9 @@ def test_the_table_is_narrow_and_aligned() -> None:
         "rows_total": 1_000_000,
         "rows_error": 99_999,
     }
-    lines = summary.table([("vanilla", {"rows_total": 3}), ("apet-64", full), ("x" * 80, big)]).splitlines()
+    lines = summary.table(
+        [("vanilla", {"rows_total": 3}), ("apet-64", full), ("x" * 80, big)]
+    ).splitlines()
     assert len(lines) == 5
     assert len({len(line) for line in lines}) == 1
     assert len(lines[0]) <= 100
@@ -302,7 +358,11 @@ def test_how_busy_a_gpu_was_is_shown_where_there_was_one() -> None:
     assert "GPU" not in summary.table([("vanilla", {"rows_total": 3, "worker_busy": 0.5})])
     points = [("vanilla", {"rows_total": 3, "gpu_busy": 0.957}), ("apet-64", {"rows_total": 3})]
     lines = summary.table(points).splitlines()
-    assert [line.split("  ")[-1].strip() for line in (lines[0], *lines[2:])] == ["GPU busy", "95.7 %", "-"]
+    assert [line.split("  ")[-1].strip() for line in (lines[0], *lines[2:])] == [
+        "GPU busy",
+        "95.7 %",
+        "-",
+    ]
     assert summary.summarise(drawn(5), None, Shapes(), {"gpu_busy": 0.957})["gpu_busy"] == 0.957
 
 
@@ -341,4 +401,9 @@ assert len(summary.errors(answers.batches(storage.Folder({str(tmp_path)!r}), sum
 assert answers.read(storage.Folder({str(tmp_path)!r})).num_rows == 2
 print([name for name in {heavy} if name in sys.modules])
 """
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+        == "[]\n"
+    )

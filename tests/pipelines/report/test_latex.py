@@ -74,23 +74,33 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     for seed, name in enumerate(("gqa", "mme", "pope", "shapes")):
         model: Any = {"model": "demo_llava" if name == "shapes" else "llava-1.5-7b-hf"}
         asked = {"question": SPECIAL, "prediction": PATH}
-        for place, (method, budget) in enumerate([("vanilla", None), ("apet", "64"), ("fastv", "64"), ("apet", "192")]):
+        for place, (method, budget) in enumerate(
+            [("vanilla", None), ("apet", "64"), ("fastv", "64"), ("apet", "192")]
+        ):
             rows = rows_of(name, 10 * seed + place, 0.9 if place == 0 else 0.6)
-            errors = [{**row, "error": f"OSError: {PATH}"} if row.get("error") else row for row in rows]
+            errors = [
+                {**row, "error": f"OSError: {PATH}"} if row.get("error") else row for row in rows
+            ]
             run(output, name, method, [{**row, **asked} for row in errors], budget=budget, **model)
     report([str(output)])
     return sorted((output / "report" / "tables").glob("*.tex"))
 
 
-@pytest.mark.skipif(TEX is None, reason="needs pdflatex on the PATH, with array, booktabs and graphicx")
+@pytest.mark.skipif(
+    TEX is None, reason="needs pdflatex on the PATH, with array, booktabs and graphicx"
+)
 def test_every_table_compiles_and_fits(tables: list[Path], tmp_path: Path) -> None:
     assert TEX is not None
     assert {"accuracy", "retention", "lost", "errors", "slowest", "types", "efficiency"} <= {
         path.stem.partition("-")[0] for path in tables
     }
-    (tmp_path / "all.tex").write_text(PAGE % "\n\\clearpage\n".join(path.read_text() for path in tables))
+    (tmp_path / "all.tex").write_text(
+        PAGE % "\n\\clearpage\n".join(path.read_text() for path in tables)
+    )
     given = [TEX, "-halt-on-error", "-interaction=nonstopmode", "-no-shell-escape", "all.tex"]
-    done = subprocess.run(given, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        given, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stdout[-2000:]
     assert f"({len(tables)} pages" in done.stdout
     assert not re.findall(r"(?:Overfull|Warning: Float too large|Missing character).*", done.stdout)

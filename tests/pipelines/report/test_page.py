@@ -16,9 +16,19 @@ from PIL import Image
 from pipelines.report.write import report
 from tests.support.reported import rows_of, run
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="needs chromium or google-chrome on the PATH")
-ALONE = ("--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", "--proxy-server=127.0.0.1:9")
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+pytestmark = pytest.mark.skipif(
+    BROWSER is None, reason="needs chromium or google-chrome on the PATH"
+)
+ALONE = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--allow-file-access-from-files",
+    "--proxy-server=127.0.0.1:9",
+)
 MEASURE = """<script>addEventListener("load", () => {
   const inside = (e) => e.closest(".scroll, pre, svg");
   const shown = [...document.querySelectorAll("body *")].filter((e) => e.getClientRects().length);
@@ -50,7 +60,14 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
             run(output, name, "vanilla", rows_of(name, seed, 0.9), **more)
             for place, method in enumerate(("apet", "fastv", "downsample")):
                 for budget in ("64", "192"):
-                    run(output, name, method, rows_of(name, 10 * seed + place, 0.7), budget=budget, **more)
+                    run(
+                        output,
+                        name,
+                        method,
+                        rows_of(name, 10 * seed + place, 0.7),
+                        budget=budget,
+                        **more,
+                    )
     (output / "pictures").mkdir()
     Image.new("RGB", (1240, 300), "grey").save(output / "pictures" / "a.png")
     listed = [{"file": "a.png", "title": "An image", "caption": "Kept and dropped."}]
@@ -61,7 +78,14 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def browse(where: Path, profile: Path, *more: str) -> subprocess.CompletedProcess[str]:
     assert BROWSER is not None
-    given = [BROWSER, *ALONE, f"--user-data-dir={profile}", "--virtual-time-budget=20000", *more, where.as_uri()]
+    given = [
+        BROWSER,
+        *ALONE,
+        f"--user-data-dir={profile}",
+        "--virtual-time-budget=20000",
+        *more,
+        where.as_uri(),
+    ]
     return subprocess.run(given, capture_output=True, text=True, timeout=120, check=True)
 
 
@@ -73,7 +97,10 @@ def measured(page: Path, width: int, folder: Path) -> dict[str, Any]:
         "<script>onmessage = (e) => { document.body.dataset.found = JSON.stringify(e.data) }</script>"
         f'<iframe src="copy.html" style="width:{width}px;height:800px;border:0"></iframe>'
     )
-    found = re.search(r'data-found="([^"]*)"', browse(folder / "frame.html", folder / "profile", "--dump-dom").stdout)
+    found = re.search(
+        r'data-found="([^"]*)"',
+        browse(folder / "frame.html", folder / "profile", "--dump-dom").stdout,
+    )
     assert found
     result: dict[str, Any] = json.loads(unescape(found[1]))
     return result
@@ -87,7 +114,9 @@ def test_it_fits(page: Path, width: int, tmp_path: Path) -> None:
     assert found["wide"] == []
     assert found["small"] == []
     assert found["narrow"] == 0
-    assert abs(found["stuck"]) <= 2  # the methods' names stay where they are when the numbers are scrolled
+    assert (
+        abs(found["stuck"]) <= 2
+    )  # the methods' names stay where they are when the numbers are scrolled
     assert len(found["charts"]) == 9  # three benchmarks with either kernel, and the kernels of each
     assert min(found["charts"]) > 300
     [[there, shown]] = found["pictures"]
@@ -108,4 +137,7 @@ def test_the_policy_forbids_what_got_in(page: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.html").write_text(
         page.read_text().replace("</body>", "<script>document.title='run'</script></body>")
     )
-    assert "<title>run</title>" not in browse(tmp_path / "bad.html", tmp_path / "profile", "--dump-dom").stdout
+    assert (
+        "<title>run</title>"
+        not in browse(tmp_path / "bad.html", tmp_path / "profile", "--dump-dom").stdout
+    )

@@ -22,7 +22,11 @@ SCORES = {"fastv": 94.9, "sparsevlm": 95.2, "pdrop": 94.4, "visionzip": 98.2, "a
 
 
 def average(figures: published.Row, vanilla: published.Row) -> float:
-    ratios = [one / base for one, base in zip(figures, vanilla, strict=True) if one is not None and base is not None]
+    ratios = [
+        one / base
+        for one, base in zip(figures, vanilla, strict=True)
+        if one is not None and base is not None
+    ]
     return 100 * sum(ratios) / len(ratios)
 
 
@@ -32,7 +36,11 @@ def test_averages_are_the_printed_ones(table: published.Accuracy) -> None:
         found = [average(figures, table.vanilla) for figures in methods.values()]
         assert found == pytest.approx(PRINTED[table.table, budget], abs=0.06)
     if table.scores:
-        found = {name: average(row, table.scores["vanilla"]) for name, row in table.scores.items() if name != "vanilla"}
+        found = {
+            name: average(row, table.scores["vanilla"])
+            for name, row in table.scores.items()
+            if name != "vanilla"
+        }
         assert found == pytest.approx(SCORES, abs=0.06)
 
 
@@ -41,7 +49,9 @@ def test_names_are_ours() -> None:
 
     for table in published.ACCURACY:
         assert set(table.benchmarks) < set(BENCHMARKS)
-        assert {name for methods in table.budgets.values() for name in methods} < set(known_methods())
+        assert {name for methods in table.budgets.values() for name in methods} < set(
+            known_methods()
+        )
     for half in published.ABLATIONS:  # the table's choice is that of the paper's main tables
         whole = next(table for table in published.ACCURACY if table.model == half.model)
         own = whole.budgets[half.budget]["apet"]
@@ -52,7 +62,8 @@ def test_names_are_ours() -> None:
 
 def test_speed_ups_are_the_printed_ones() -> None:
     found = {
-        half.model: half.methods["vanilla"].total_s / half.methods["apet"].total_s for half in published.EFFICIENCY
+        half.model: half.methods["vanilla"].total_s / half.methods["apet"].total_s
+        for half in published.EFFICIENCY
     }
     assert list(found.values()) == pytest.approx([1.46, 1.30], abs=0.005)
 

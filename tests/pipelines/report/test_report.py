@@ -43,7 +43,12 @@ HEADLINES = ("shapes", "pope", "mme", "mmbench", "scienceqa")  # one of each kin
 def three(output: Path | str, name: str, **more: Any) -> None:
     """Vanilla, ApET with two budgets and a down-sampled control."""
     for seed, (method, budget, right) in enumerate(
-        [("vanilla", None, 0.9), ("apet", "64", 0.7), ("apet", "128", 0.8), ("downsample", "64", 0.5)]
+        [
+            ("vanilla", None, 0.9),
+            ("apet", "64", 0.7),
+            ("apet", "128", 0.8),
+            ("downsample", "64", 0.5),
+        ]
     ):
         run(output, name, method, rows_of(name, seed, right), budget=budget, **more)
 
@@ -106,15 +111,24 @@ def test_accuracy_and_what_is_kept_are_the_jobs_and_the_querys(name: str, tmp_pa
         assert shown[place] == pytest.approx(scale * metrics["accuracy"])
         assert said[point] == pytest.approx(shown[place])
         if point != "vanilla":
-            assert numbers(kept, "Kept %")[place] == pytest.approx(100 * metrics["accuracy_retention"])
-            assert numbers(table, "Average")[place] == pytest.approx(100 * metrics["accuracy_retention"])
+            assert numbers(kept, "Kept %")[place] == pytest.approx(
+                100 * metrics["accuracy_retention"]
+            )
+            assert numbers(table, "Average")[place] == pytest.approx(
+                100 * metrics["accuracy_retention"]
+            )
             assert averages[point] == pytest.approx(numbers(table, "Average")[place])
             assert sums[point]["kept"] == pytest.approx(100 * metrics["accuracy_retention"])
             assert sums[point]["rows"] == numbers(kept, "Rows")[place] == metrics["rows_compared"]
-            assert (sums[point]["lost"], sums[point]["gained"]) == (metrics["rows_lost"], metrics["rows_gained"])
+            assert (sums[point]["lost"], sums[point]["gained"]) == (
+                metrics["rows_lost"],
+                metrics["rows_gained"],
+            )
             assert numbers(kept, "p")[place] == metrics["p_value"]
     found = numbers(kept, "p (Holm)")
-    assert list(found.values()) == pytest.approx(significance.holm(list(numbers(kept, "p").values())))
+    assert list(found.values()) == pytest.approx(
+        significance.holm(list(numbers(kept, "p").values()))
+    )
 
 
 def test_the_other_tables_are_their_queries(tmp_path: Path) -> None:
@@ -130,7 +144,9 @@ def test_the_other_tables_are_their_queries(tmp_path: Path) -> None:
     whole = "All visual tokens"
     for place, kind in enumerate(table.columns[1:]):
         assert said[whole, "Rows"][place].value == base[kind]["rows"]  # type: ignore[union-attr]
-        assert said[whole, "Vanilla's accuracy %"][place].value == pytest.approx(base[kind]["accuracy"])  # type: ignore[union-attr]
+        assert said[whole, "Vanilla's accuracy %"][place].value == pytest.approx(
+            base[kind]["accuracy"]
+        )  # type: ignore[union-attr]
         for (group, method), point in list(POINTS.items())[1:]:
             kept = said[group, f"{method} kept %"][place]
             assert isinstance(kept, Number)
@@ -144,7 +160,12 @@ def test_the_other_tables_are_their_queries(tmp_path: Path) -> None:
             assert cell.value == mine[kind, POINTS[row.group, str(row.cells[0])]][what]
     table = efficiency(chapter, each)
     cost = {line["point"]: line for line in asked(tmp_path, table.query)}
-    columns = {"Tokens": "tokens", "Share %": "share", "Total s": "total_s", "Prefill ms": "prefill_ms"}
+    columns = {
+        "Tokens": "tokens",
+        "Share %": "share",
+        "Total s": "total_s",
+        "Prefill ms": "prefill_ms",
+    }
     columns |= {"Memory GiB": "gib", "Compress ms": "compress_ms", "Rows/s": "rows_per_s"}
     for column, name in columns.items():
         for place, value in numbers(table, column).items():
@@ -166,7 +187,9 @@ def test_the_other_tables_are_their_queries(tmp_path: Path) -> None:
     }
     table = hard(chapter, [each])
     assert table is not None
-    said = {line["point"]: (line["accuracy"], line["rows"]) for line in asked(tmp_path, table.query)}
+    said = {
+        line["point"]: (line["accuracy"], line["rows"]) for line in asked(tmp_path, table.query)
+    }
     found = numbers(table, "On hard rows")
     assert found == pytest.approx(
         {
@@ -190,7 +213,9 @@ def test_score_prints_intervals_and_p_values_again(
         for row in rows:
             [label] = row["reference"]
             row["prediction"] = label if row["correct"] else {"yes": "no", "no": "yes"}[label]
-        folders.append(str(run(tmp_path, "pope", method, rows, budget="64" if seed else None, seed=7).uri))
+        folders.append(
+            str(run(tmp_path, "pope", method, rows, budget="64" if seed else None, seed=7).uri)
+        )
     _, result = measured(tmp_path)[0].results
     monkeypatch.setattr(sys, "argv", ["score.py", folders[1], "--against", folders[0]])
     assert score.main() == 0
@@ -235,7 +260,9 @@ def test_what_no_query_brings_is_said(tmp_path: Path) -> None:
     kept = retention(chapter, findings)
     assert kept is not None
     assert "python jobs/score.py RUN --against VANILLA prints them" in kept.note
-    seen, needed, rows = (numbers(kept, name) for name in ("Visible points", "Rows for one point", "Rows"))
+    seen, needed, rows = (
+        numbers(kept, name) for name in ("Visible points", "Rows for one point", "Rows")
+    )
     assert seen == pytest.approx({place: (needed[place] / rows[place]) ** 0.5 for place in seen})
     assert "prefill_tflops in the record.json" in efficiency(chapter, findings[0]).note
 
@@ -261,7 +288,9 @@ def test_the_papers_figures_stand_beside_ours_and_are_marked(tmp_path: Path) -> 
     assert {line["Source"] for line in lines if line["GQA"] == "56.9"} == {"published"}
     assert "| *ApET* (published) | *56.9* | *84.4* |" in as_markdown(table)
     assert r"\textit{ApET} {\scriptsize (published)} & \textit{56.9}" in as_latex(table)
-    speed = efficiency(chapter, next(each for each in findings if each.study.benchmark.name == "pope"))
+    speed = efficiency(
+        chapter, next(each for each in findings if each.study.benchmark.name == "pope")
+    )
     cost = {row.cells[0]: row.cells for row in speed.rows if row.published}
     assert cost["ApET"][5] == Number(62.8)
     assert cost["ApET"][4].shown() == "1.46"  # type: ignore[union-attr]
@@ -271,11 +300,17 @@ def test_the_papers_figures_stand_beside_ours_and_are_marked(tmp_path: Path) -> 
 
 
 def test_runs_of_other_rows_are_said_to_be(tmp_path: Path) -> None:
-    good = [{"row_id": f"{number:02}", "media": [f"{number}.png"], "correct": number % 3 > 0} for number in range(30)]
+    good = [
+        {"row_id": f"{number:02}", "media": [f"{number}.png"], "correct": number % 3 > 0}
+        for number in range(30)
+    ]
     more: Any = {"model": "llava-1.5-7b-hf"}
     for name in ("pope", "gqa"):
         rows = [{**row, "type": "random", "reference": ["yes"]} for row in good]
-        torn = [{**row, "status": "error", "error": "OSError: torn", "correct": None} for row in rows[:4]]
+        torn = [
+            {**row, "status": "error", "error": "OSError: torn", "correct": None}
+            for row in rows[:4]
+        ]
         run(tmp_path, name, "vanilla", rows, **more)
         short = [*torn, *rows[4:12]] if name == "gqa" else rows
         run(tmp_path, name, "apet", short, budget="64", limit=12 if name == "gqa" else 1000, **more)
@@ -283,12 +318,20 @@ def test_runs_of_other_rows_are_said_to_be(tmp_path: Path) -> None:
     findings = measured(tmp_path)
     table = accuracy(chapter, findings)
     assert "GQA: runs of 12 to 30 rows stand side by side;" in table.note
-    assert "GQA: rows that ended in an error, up to 4 of a run, are in none of its numbers." in table.note
+    assert (
+        "GQA: rows that ended in an error, up to 4 of a run, are in none of its numbers."
+        in table.note
+    )
     assert "GQA: 1 of 2 runs are of the first 12 questions, published figures of all." in table.note
     assert "POPE: " not in table.note  # a limit of more questions than there are leaves none out
     lines = list(csv.DictReader(io.StringIO(as_csv(table))))
     [line] = [line for line in lines if line["Source"] == "ours" and line["Method"] == "ApET"]
-    assert [line[f"{name} {what}"] for name in ("GQA", "POPE") for what in ("rows", "errors")] == ["12", "4", "30", "0"]
+    assert [line[f"{name} {what}"] for name in ("GQA", "POPE") for what in ("rows", "errors")] == [
+        "12",
+        "4",
+        "30",
+        "0",
+    ]
     assert {line["GQA rows"] for line in lines if line["Source"] == "published"} == {""}
     assert "GQA rows" not in as_markdown(table)
     assert "GQA: runs of 12 to 30 rows" in efficiency(chapter, findings[0]).note
@@ -299,13 +342,21 @@ def test_ablations_where_apet_differs_in_one_option(tmp_path: Path) -> None:
     for seed, options in enumerate([{}, {"basis": 5}, {"basis": 14}, {"sampling": "dpc"}]):
         more: Any = {"budget": "64", "options": options, "model": "llava-1.5-7b-hf"}
         run(tmp_path, "pope", "apet", rows_of("pope", seed, 0.8), **more)
-    run(tmp_path, "gqa", "apet", rows_of("gqa", 1, 0.8), budget="64", model="llava-1.5-7b-hf")  # in no ablation
+    run(
+        tmp_path, "gqa", "apet", rows_of("gqa", 1, 0.8), budget="64", model="llava-1.5-7b-hf"
+    )  # in no ablation
     [chapter], _ = gather([str(tmp_path)])
     sampling, basis = ablations(chapter, measured(tmp_path))
     ours = [row.cells[0] for row in basis.rows if not row.published]
     assert ours == ["5", "10 (ApET's own)", "14"]
     assert next(row.cells for row in basis.rows if row.published) == ("6", Number(83.5))
-    assert [row.cells[0] for row in sampling.rows] == ["dpc", "fps (ApET's own)", "random", "dpc", "fps"]
+    assert [row.cells[0] for row in sampling.rows] == [
+        "dpc",
+        "fps (ApET's own)",
+        "random",
+        "dpc",
+        "fps",
+    ]
     whole = accuracy(chapter, measured(tmp_path))
     assert "ApET basis=5" in [row.cells[0] for row in whole.rows]
 
@@ -323,7 +374,12 @@ def test_the_same_answers_give_the_same_tables_byte_for_byte(tmp_path: Path) -> 
     for name in ("shapes", "pope"):
         three(tmp_path / "one", name)
         for seed, (method, budget, right) in enumerate(
-            [("vanilla", None, 0.9), ("apet", "64", 0.7), ("apet", "128", 0.8), ("downsample", "64", 0.5)]
+            [
+                ("vanilla", None, 0.9),
+                ("apet", "64", 0.7),
+                ("apet", "128", 0.8),
+                ("downsample", "64", 0.5),
+            ]
         ):
             rows = [{**row, "decode_ms": 7.0} for row in reversed(rows_of(name, seed, right))]
             run(tmp_path / "two", name, method, rows, budget=budget, parts=5)
@@ -336,7 +392,13 @@ def test_the_same_answers_give_the_same_tables_byte_for_byte(tmp_path: Path) -> 
     assert one.keys() == two.keys()
     timed = {name for name in one if name.startswith(("efficiency", "slowest"))}
     assert {name for name in one if one[name] != two[name]} == timed
-    assert {"accuracy.csv", "retention.md", "types-pope.tex", "hard.csv", "lost-shapes.md"} < one.keys()
+    assert {
+        "accuracy.csv",
+        "retention.md",
+        "types-pope.tex",
+        "hard.csv",
+        "lost-shapes.md",
+    } < one.keys()
     before = (tmp_path / "one" / "report" / "report.html").read_bytes()
     report([str(tmp_path / "one")])
     assert (tmp_path / "one" / "report" / "report.html").read_bytes() == before
@@ -355,11 +417,19 @@ class Seen(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.add(tag)
         self.attributes |= {name for name, _ in attrs}
-        self.links += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href")]
+        self.links += [
+            value or "" for name, value in attrs if name in ("src", "href", "xlink:href")
+        ]
 
 
 def test_nothing_from_outside_is_markup_or_a_formula(tmp_path: Path) -> None:
-    evil = {"question": EVIL, "prediction": f"={EVIL}|`x`", "type": EVIL, "media": [EVIL], "reference": [EVIL]}
+    evil = {
+        "question": EVIL,
+        "prediction": f"={EVIL}|`x`",
+        "type": EVIL,
+        "media": [EVIL],
+        "reference": [EVIL],
+    }
     good = [{"row_id": f"=cmd|{number}", "correct": True, **evil} for number in range(6)]
     bad = [{**row, "correct": number > 2} for number, row in enumerate(good)]
     torn = {"row_id": "+1", "status": "error", "error": f"{EVIL}: =HYPERLINK(1)\nnext", "media": []}
@@ -369,7 +439,9 @@ def test_nothing_from_outside_is_markup_or_a_formula(tmp_path: Path) -> None:
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     Image.new("RGB", (3, 3)).save(pictures / "a.png")
-    (pictures / "pictures.json").write_text(json.dumps([{"file": "a.png", "title": EVIL, "caption": EVIL}]))
+    (pictures / "pictures.json").write_text(
+        json.dumps([{"file": "a.png", "title": EVIL, "caption": EVIL}])
+    )
     report([str(tmp_path)])
     seen = Seen()
     text = (tmp_path / "report" / "report.html").read_text()
@@ -412,7 +484,9 @@ def test_a_cell_in_every_form() -> None:
     )
     assert "| a\\|b | 12.3 \\[10.0 to 15.0\\] | 1,234,567 | -1+2 |" in as_markdown(table)
     assert "| *c* (published) | - | *0.0* | - |" in as_markdown(table)
-    assert r"a\textbar{}b & 12.3 {\scriptsize [10.0 to 15.0]} & 1,234,567 & -1+2 \\" in as_latex(table)
+    assert r"a\textbar{}b & 12.3 {\scriptsize [10.0 to 15.0]} & 1,234,567 & -1+2 \\" in as_latex(
+        table
+    )
     assert r"\caption{A\_title}" in as_latex(table)
 
 
@@ -487,7 +561,11 @@ def test_charts_are_files_as_well(tmp_path: Path) -> None:
     texts = [element.text for element in drawn.iter("{http://www.w3.org/2000/svg}text")]
     assert {"ApET", "downsample", "vanilla", "accuracy, %"} <= set(texts)
     _, _, wide, high = map(float, drawn.attrib["viewBox"].split())
-    legend = [float(inner.attrib["y"]) + 14 for inner in drawn if "x" in inner.attrib and "viewBox" in inner.attrib]
+    legend = [
+        float(inner.attrib["y"]) + 14
+        for inner in drawn
+        if "x" in inner.attrib and "viewBox" in inner.attrib
+    ]
     assert 0 < max(legend) <= high < wide
 
 
@@ -496,7 +574,10 @@ def test_pictures_that_cannot_be_shown_are_named(tmp_path: Path) -> None:
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     (pictures / "a.jpg").write_text("<html>")
-    listed = [{"file": name, "title": "t", "caption": "c"} for name in ("a.jpg", "../secret.png", "gone.png")]
+    listed = [
+        {"file": name, "title": "t", "caption": "c"}
+        for name in ("a.jpg", "../secret.png", "gone.png")
+    ]
     (pictures / "pictures.json").write_text(json.dumps(listed))
     report([str(tmp_path)])
     text = (tmp_path / "report" / "report.html").read_text()
@@ -525,8 +606,13 @@ def test_points_that_were_left_out_are_said(tmp_path: Path) -> None:
     three(tmp_path, "shapes")
     done = "shapes-demo-llava-apet-64-0a1b2c3d"
     gone = {"shapes-demo-llava-pdrop-2-12345678": "pdrop cannot keep 2 tokens of 64"}
-    others = {"pope-demo-llava-pdrop-2-12345678": "of a benchmark that is not here", done: "done since"}
-    (tmp_path / "left_out.json").write_text(json.dumps({"git_commit": "x", "runs": {**others, **gone}}))
+    others = {
+        "pope-demo-llava-pdrop-2-12345678": "of a benchmark that is not here",
+        done: "done since",
+    }
+    (tmp_path / "left_out.json").write_text(
+        json.dumps({"git_commit": "x", "runs": {**others, **gone}})
+    )
     said = "shapes-demo-llava-pdrop-2-12345678 was left out of its sweep: pdrop cannot keep 2 tokens of 64"
     for uris in ([str(tmp_path)], [str(tmp_path / done)]):
         _, notes = gather(uris)
@@ -548,7 +634,9 @@ def test_parts_of_several_versions_are_one_view(tmp_path: Path) -> None:
     [chapter], _ = gather([str(tmp_path)])
     table = accuracy(chapter, [each])
     [line] = asked(tmp_path, table.query)
-    assert line["accuracy"] == pytest.approx(numbers(table, "shapes")["All visual tokens", "Vanilla"])
+    assert line["accuracy"] == pytest.approx(
+        numbers(table, "shapes")["All visual tokens", "Vanilla"]
+    )
     assert len(asked(tmp_path, queries.slowest(each.study))) == 10
 
 
@@ -589,7 +677,9 @@ def test_no_model_is_loaded(tmp_path: Path) -> None:
         "import sys; from pipelines.report.write import report; report([sys.argv[1]]);"
         "print([name for name in ('torch', 'ray', 'mlflow', 'matplotlib') if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
+    )
     assert done.stdout == "[]\n"
 
 
@@ -597,7 +687,9 @@ def test_the_helper_makes_what_a_job_makes() -> None:
     """Every headline is among those that are tested, and each has its query."""
     from pipelines.benchmarks import BENCHMARKS
 
-    assert {benchmark(name).headline for name in BENCHMARKS} == {benchmark(name).headline for name in HEADLINES}
+    assert {benchmark(name).headline for name in BENCHMARKS} == {
+        benchmark(name).headline for name in HEADLINES
+    }
     assert set(queries.HEADLINES) == {benchmark(name).headline for name in HEADLINES}
     assert reported.rows_of("pope", 1, 0.5) == reported.rows_of("pope", 1, 0.5)
 
@@ -612,7 +704,10 @@ def test_runs_on_an_object_store(bucket: str, tmp_path: Path) -> None:
     names = there.child("tables").names()
     assert "accuracy.csv" in names
     for name in names:
-        assert there.child("tables").read(name) == (tmp_path / "here" / "report" / "tables" / name).read_bytes()
+        assert (
+            there.child("tables").read(name)
+            == (tmp_path / "here" / "report" / "tables" / name).read_bytes()
+        )
     for name in ("report.html", "queries.sql"):
         text = there.read(name).decode()
         assert "endpoint_override" not in text

@@ -41,11 +41,15 @@ HOSTILE = (
 )
 
 
-def stored(output: Path, config: EvalConfig, point: MethodSpec, answers: dict[str, tuple[str, bool | None]]) -> str:
+def stored(
+    output: Path, config: EvalConfig, point: MethodSpec, answers: dict[str, tuple[str, bool | None]]
+) -> str:
     """A run's folder as a job leaves it; `answers`: prediction and verdict by row."""
     identity = config.identity(point, "digest of the manifest", f"of {config.model}", "1")
     folder = Folder.of(str(output / config.run_name(point, identity)))
-    RunRecord(name=config.run_name(point, identity), identity=identity, config=config.to_dict()).save(folder)
+    RunRecord(
+        name=config.run_name(point, identity), identity=identity, config=config.to_dict()
+    ).save(folder)
     rows = [
         {
             "row_id": row_id,
@@ -64,10 +68,16 @@ def stored(output: Path, config: EvalConfig, point: MethodSpec, answers: dict[st
 
 
 def asked(model: Path | str, data: Path, **more: Any) -> EvalConfig:
-    return EvalConfig.of(more.pop("kind", "image"), model=str(model), data=str(data), max_new_tokens=3, **more)
+    return EvalConfig.of(
+        more.pop("kind", "image"), model=str(model), data=str(data), max_new_tokens=3, **more
+    )
 
 
-VANILLA, APET, RANDOM = MethodSpec.of("vanilla"), MethodSpec.of("apet", budget="9"), MethodSpec.of("random", budget="9")
+VANILLA, APET, RANDOM = (
+    MethodSpec.of("vanilla"),
+    MethodSpec.of("apet", budget="9"),
+    MethodSpec.of("random", budget="9"),
+)
 
 
 @pytest.fixture
@@ -77,7 +87,12 @@ def rivals(tmp_path: Path) -> list[str]:
     ids = [f"{number // 2}-{number}" for number in range(10)]
     right = {"vanilla": range(10), "apet": range(6), "random": (6, 7)}
     return [
-        stored(tmp_path, config, point, {row: ("yes", at in right[point.method]) for at, row in enumerate(ids)})
+        stored(
+            tmp_path,
+            config,
+            point,
+            {row: ("yes", at in right[point.method]) for at, row in enumerate(ids)},
+        )
         for point in (RANDOM, VANILLA, APET)
     ]
 
@@ -87,7 +102,10 @@ def test_rows_are_drawn_on_which_methods_disagree(rivals: list[str]) -> None:
     assert [run.point.method for run in runs] == ["vanilla", "apet", "random"]
     found = cases.chosen(runs, None, 4)
     rows = {run.point.method: run.rows([case.row_id for case in found]) for run in runs}
-    verdicts = [tuple(rows[method][case.row_id]["correct"] for method in ("apet", "random")) for case in found]
+    verdicts = [
+        tuple(rows[method][case.row_id]["correct"] for method in ("apet", "random"))
+        for case in found
+    ]
     assert sorted(verdicts) == [
         (False, True),
         (True, False),
@@ -96,7 +114,10 @@ def test_rows_are_drawn_on_which_methods_disagree(rivals: list[str]) -> None:
     ]  # one picture has the former
     assert verdicts[:2] == [(True, False), (False, True)]
     assert len({case.row_id.split("-")[0] for case in found}) == 4
-    assert all("Of 10 rows, apet-9 alone is right on 6 and random-9 alone on 2." in case.why for case in found)
+    assert all(
+        "Of 10 rows, apet-9 alone is right on 6 and random-9 alone on 2." in case.why
+        for case in found
+    )
     assert len(cases.chosen(runs, None, 100)) == 8
     assert [case.row_id for case in cases.chosen(runs, ["4-9", "0-0"], 1)] == ["4-9", "0-0"]
 
@@ -111,22 +132,30 @@ def test_where_nobody_knows_what_is_right_other_words_are_a_disagreement(tmp_pat
     with pytest.raises(ValueError, match="one run disagrees with nobody"):
         cases.chosen(cases.runs([one]), None, 4)
     with pytest.raises(ValueError, match="disagree on no row"):
-        cases.chosen(cases.runs([one, stored(tmp_path, config, VANILLA, {"0-0": ("a", None)})]), None, 4)
+        cases.chosen(
+            cases.runs([one, stored(tmp_path, config, VANILLA, {"0-0": ("a", None)})]), None, 4
+        )
 
 
 def test_of_many_runs_two_are_drawn_beside_the_unmodified_model(tmp_path: Path) -> None:
     config = asked("m", tmp_path)
     points = [VANILLA, APET, *(MethodSpec.of("random", budget="9", seed=seed) for seed in range(4))]
-    runs = cases.runs([stored(tmp_path, config, p, {"0-0": ("a", p.method != "random")}) for p in points])
+    runs = cases.runs(
+        [stored(tmp_path, config, p, {"0-0": ("a", p.method != "random")}) for p in points]
+    )
     (case,) = cases.chosen(runs, None, 4)
     assert [run.point.method for run in case.runs] == ["vanilla", "apet", "random"]
 
 
-def test_what_cannot_be_drawn_is_said(rivals: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_drawn_is_said(
+    rivals: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(ValueError, match="has no answer to a row '2-44'; did you mean '2-4'"):
         cases.chosen(cases.runs(rivals), ["2-44"], 4)
     elsewhere = stored(tmp_path, asked("another", tmp_path), APET, {"0-0": ("a", True)})
-    with pytest.raises(ValueError, match=r"cannot be compared: their model differs \(of m and of another\)"):
+    with pytest.raises(
+        ValueError, match=r"cannot be compared: their model differs \(of m and of another\)"
+    ):
         cases.runs([rivals[0], elsewhere])
     with pytest.raises(ValueError, match="given twice"):
         cases.runs([rivals[0], rivals[0]])
@@ -144,16 +173,22 @@ def _main(argv: Sequence[str]) -> int:
         return job.main()
 
 
-def one_image(checkpoint: Path, folder: Path, width: int = 40, height: int = 30) -> tuple[Eye, Prompt]:
+def one_image(
+    checkpoint: Path, folder: Path, width: int = 40, height: int = 30
+) -> tuple[Eye, Prompt]:
     tiny.image(width, height).save(folder / "0.png")
-    (folder / "rows.jsonl").write_text(json.dumps({"id": "0-0", "media": "0.png", "question": "What?"}) + "\n")
+    (folder / "rows.jsonl").write_text(
+        json.dumps({"id": "0-0", "media": "0.png", "question": "What?"}) + "\n"
+    )
     eye = Eye(asked(checkpoint, folder / "rows.jsonl"))
     manifest = Manifest.of(str(folder / "rows.jsonl"))
     return eye, eye.read(manifest.read(manifest.index())[0], manifest)
 
 
 @torch.inference_mode()
-def test_bright_patches_are_the_tokens_that_are_kept(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_bright_patches_are_the_tokens_that_are_kept(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
     eye, prompt = one_image(checkpoint("llava"), tmp_path)
     method = build("apet", schedule="encoder=12,3=6")
     came = eye.ask(prompt, method)
@@ -170,14 +205,18 @@ def test_bright_patches_are_the_tokens_that_are_kept(checkpoint: Checkpoint, tmp
     width = page.room(2, 1)
     original = page.scaled(shown.pixels, width)
     top = next(
-        y for y in range(len(drawn) - width) if (drawn[y : y + width, page.MARGIN :][:, :width] == original).all()
+        y
+        for y in range(len(drawn) - width)
+        if (drawn[y : y + width, page.MARGIN :][:, :width] == original).all()
     )
     dimmed = drawn[top : top + width, page.MARGIN + width + page.GAP :][:, :width].astype(int)
     side = width / 6
     for token in range(36):
         y, x = (int((place + 0.5) * side) for place in divmod(token, 6))
         before, after = original[y - 4 : y + 4, x - 4 : x + 4], dimmed[y - 4 : y + 4, x - 4 : x + 4]
-        clear = 1.0 if token in stats.index["3"] else 0.565 if token in stats.index["encoder"] else 0.13
+        clear = (
+            1.0 if token in stats.index["3"] else 0.565 if token in stats.index["encoder"] else 0.13
+        )
         assert np.abs(after - (clear * before + (1 - clear) * 255)).max() <= 1, token
 
 
@@ -203,13 +242,23 @@ def test_maps_show_what_methods_choose_by(checkpoint: Checkpoint, tmp_path: Path
     assert top(decoder, 10) == left("fastv", "2", schedule="2=10")
     basis = set(np.flatnonzero(np.isnan(error)).tolist())
     assert len(basis) == 4
-    assert top(np.nan_to_num(error), 8) | basis == left("apet", "encoder", schedule="encoder=12", basis=4)
+    assert top(np.nan_to_num(error), 8) | basis == left(
+        "apet", "encoder", schedule="encoder=12", basis=4
+    )
 
 
 def test_a_map_has_the_colours_of_its_scale() -> None:
-    shown = Shown("", np.zeros((4, 6, 3), np.uint8), (2, 3), np.array([0, 1, 2, 4]), torch.arange(4))
-    drawn = figures.heated(np.zeros((40, 60, 3), np.uint8), np.array([0.0, 1.0, 0.5, np.nan]), shown).astype(int)
-    ends = {(5, 5): (68, 1, 84), (5, 25): (253, 231, 37), (5, 45): (33, 145, 140)}  # viridis, published
+    shown = Shown(
+        "", np.zeros((4, 6, 3), np.uint8), (2, 3), np.array([0, 1, 2, 4]), torch.arange(4)
+    )
+    drawn = figures.heated(
+        np.zeros((40, 60, 3), np.uint8), np.array([0.0, 1.0, 0.5, np.nan]), shown
+    ).astype(int)
+    ends = {
+        (5, 5): (68, 1, 84),
+        (5, 25): (253, 231, 37),
+        (5, 45): (33, 145, 140),
+    }  # viridis, published
     for (y, x), colour in ends.items():
         assert np.abs(drawn[y, x] - 0.8 * np.array(colour)).max() <= 2
     assert (drawn[25:39, 5:19] == 0).all()  # a patch without a token
@@ -252,12 +301,22 @@ def film(path: Path, frames: int = 12) -> None:
     ],
 )
 def test_runs_of_every_kind_are_drawn(
-    checkpoint: Checkpoint, tmp_path: Path, family: str, kind: str, pictures: dict[str, tuple[int, int]]
+    checkpoint: Checkpoint,
+    tmp_path: Path,
+    family: str,
+    kind: str,
+    pictures: dict[str, tuple[int, int]],
 ) -> None:
     tiny.image(64, 32).save(tmp_path / "0.png")
     film(tmp_path / "0.mp4")
     name = "0.png" if kind == "image" else "0.mp4"
-    row = {"id": "0/<b>", "media": name, "question": HOSTILE[0] + HOSTILE[1], "answers": list(HOSTILE[:3]), "type": "t"}
+    row = {
+        "id": "0/<b>",
+        "media": name,
+        "question": HOSTILE[0] + HOSTILE[1],
+        "answers": list(HOSTILE[:3]),
+        "type": "t",
+    }
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
     frames = {"frames": 4} if kind == "video" else {}
     config = asked(checkpoint(family), tmp_path / "rows.jsonl", kind=kind, **frames)
@@ -295,7 +354,9 @@ def test_runs_of_every_kind_are_drawn(
 
 def test_pictures_of_several_calls_are_listed_once_each(tmp_path: Path) -> None:
     folder = Folder.of(str(tmp_path))
-    one, other, lost = ({"file": f"{name}.png", "title": name, "caption": ""} for name in ("one", "other", "lost"))
+    one, other, lost = (
+        {"file": f"{name}.png", "title": name, "caption": ""} for name in ("one", "other", "lost")
+    )
     for made in ([one, lost], [other], [{**one, "title": "again"}]):
         for entry in made:
             if entry is not lost:
@@ -304,7 +365,9 @@ def test_pictures_of_several_calls_are_listed_once_each(tmp_path: Path) -> None:
     assert json.loads(folder.read("pictures.json")) == [other, {**one, "title": "again"}]
 
 
-def test_what_a_run_was_trusted_with_is_not_for_it_to_say(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_what_a_run_was_trusted_with_is_not_for_it_to_say(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
     (tmp_path / "data").mkdir()
     one_image(checkpoint("llava"), tmp_path / "data")
     (tmp_path / "data" / "0.png").rename(tmp_path / "0.png")

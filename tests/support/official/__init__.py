@@ -13,12 +13,18 @@ from typing import Any
 
 from tests.support.official import folders, hub
 
-LAYOUTS: dict[str, tuple[str, str, Callable[..., Any]]] = {  # test's name -> benchmark, split, who writes it
+LAYOUTS: dict[
+    str, tuple[str, str, Callable[..., Any]]
+] = {  # test's name -> benchmark, split, who writes it
     "gqa": ("gqa", "test", folders.gqa),
     "gqa of the hub": ("gqa", "test", hub.gqa),
     "mmbench": ("mmbench", "dev", folders.mmbench),
     "mmbench of the hub": ("mmbench", "dev", hub.mmbench),
-    "mmbench_cn": ("mmbench_cn", "dev", partial(folders.mmbench, name="mmbench_dev_cn_20231003.tsv")),
+    "mmbench_cn": (
+        "mmbench_cn",
+        "dev",
+        partial(folders.mmbench, name="mmbench_dev_cn_20231003.tsv"),
+    ),
     "mmbench_cn of the hub": ("mmbench_cn", "dev", partial(hub.mmbench, config="cn")),
     "mme": ("mme", "test", folders.mme),
     "mme of the hub": ("mme", "test", hub.mme),

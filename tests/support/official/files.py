@@ -44,7 +44,10 @@ def as_json(path: Path, value: Any, **how: Any) -> None:
 def parquet(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     columns = {name: [row.get(name) for row in rows] for name in rows[0]}
-    table = {name: pa.array(found, PICTURE) if name == "image" else pa.array(found) for name, found in columns.items()}
+    table = {
+        name: pa.array(found, PICTURE) if name == "image" else pa.array(found)
+        for name, found in columns.items()
+    }
     pq.write_table(pa.table(table), path)
 
 

@@ -29,7 +29,13 @@ def gqa(folder: Path, rows: Table = by_hand.GQA) -> None:
     ]
     jsonl(folder / "llava_gqa_testdev_balanced.jsonl", lines)
     truth = {
-        id: {"question": text, "answer": answer, "isBalanced": True, "imageId": image, "types": gqa_types(*types)}
+        id: {
+            "question": text,
+            "answer": answer,
+            "isBalanced": True,
+            "imageId": image,
+            "types": gqa_types(*types),
+        }
         for id, image, text, answer, *types in reversed(rows)
     }
     as_json(folder / "data" / "testdev_balanced_questions.json", {"1": {"answer": "x"}, **truth})
@@ -38,7 +44,12 @@ def gqa(folder: Path, rows: Table = by_hand.GQA) -> None:
 
 def pope(folder: Path, rows: Table = by_hand.POPE) -> None:
     lines = [
-        {"question_id": id, "image": image, "text": f"Is there a {thing} in the image?{SHORT}", "category": split}
+        {
+            "question_id": id,
+            "image": image,
+            "text": f"Is there a {thing} in the image?{SHORT}",
+            "category": split,
+        }
         for id, split, image, thing, _ in rows
     ]
     jsonl(folder / "llava_pope_test.jsonl", lines)
@@ -68,7 +79,9 @@ def mme(folder: Path, rows: Table = by_hand.MME) -> None:
             file.write(f"{question}{space}{YES_NO}\t{answer}\n")
         media(home / subtask, f"images/{image}" if nested else image)
     (home / "eval_tool" / "LaVIN").mkdir(parents=True)
-    (home / "eval_tool" / "LaVIN" / "existence.txt").write_text(f"000006.jpg\tIs there a car?{YES_NO}\tYes\tyes\n")
+    (home / "eval_tool" / "LaVIN" / "existence.txt").write_text(
+        f"000006.jpg\tIs there a car?{YES_NO}\tYes\tyes\n"
+    )
 
 
 def scienceqa(folder: Path, rows: Table = by_hand.SCIENCE) -> None:
@@ -80,24 +93,38 @@ def scienceqa(folder: Path, rows: Table = by_hand.SCIENCE) -> None:
             {"from": "human", "value": "<image>\n" * image + "\n".join(lines)},
             {"from": "gpt", "value": "ABCDE"[answer]},
         ]
-        questions.append({"id": id, **({"image": f"{id}/image.png"} if image else {}), "conversations": turns})
+        questions.append(
+            {"id": id, **({"image": f"{id}/image.png"} if image else {}), "conversations": turns}
+        )
     as_json(folder / "llava_test_CQM-A.json", questions, indent=2)
-    as_json(folder / "problems.json", {id: {"subject": SUBJECT, "grade": grade(id)} for id, *_ in rows})
+    as_json(
+        folder / "problems.json", {id: {"subject": SUBJECT, "grade": grade(id)} for id, *_ in rows}
+    )
     media(folder / "images" / "test", *(f"{id}/image.png" for id, image, *_ in rows if image))
 
 
-def mmbench(folder: Path, rows: Table = by_hand.BENCH, name: str = "mmbench_dev_20230712.tsv") -> None:
+def mmbench(
+    folder: Path, rows: Table = by_hand.BENCH, name: str = "mmbench_dev_20230712.tsv"
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / name).open("w", newline="", encoding="utf-8") as file:
-        lines = [{**cells(*row), "image": base64.b64encode(png(row[0] % 100)).decode()} for row in rows]
+        lines = [
+            {**cells(*row), "image": base64.b64encode(png(row[0] % 100)).decode()} for row in rows
+        ]
         writer = csv.DictWriter(file, list(lines[0]), delimiter="\t", lineterminator="\n")
         writer.writeheader()
         writer.writerows(lines)
 
 
 def vqav2(folder: Path, rows: Table = by_hand.VQA) -> None:
-    lines = [{"question_id": id, "image_id": image, "question": question} for id, image, question, *_ in rows]
-    as_json(folder / "v2_OpenEnded_mscoco_val2014_questions.json", {"info": {"n": [1]}, "questions": lines, "n": 3})
+    lines = [
+        {"question_id": id, "image_id": image, "question": question}
+        for id, image, question, *_ in rows
+    ]
+    as_json(
+        folder / "v2_OpenEnded_mscoco_val2014_questions.json",
+        {"info": {"n": [1]}, "questions": lines, "n": 3},
+    )
     truth = [
         {"question_id": id, "answers": people(answers), "question_type": asked, "answer_type": kind}
         for id, _, _, answers, asked, kind in reversed(rows)
@@ -108,7 +135,12 @@ def vqav2(folder: Path, rows: Table = by_hand.VQA) -> None:
 
 def vqav2_test(folder: Path, rows: Table = by_hand.VQA) -> None:
     lines = [
-        {"question_id": id, "image": f"COCO_test2015_{image:012}.jpg", "text": question + SHORT, "category": "default"}
+        {
+            "question_id": id,
+            "image": f"COCO_test2015_{image:012}.jpg",
+            "text": question + SHORT,
+            "category": "default",
+        }
         for id, image, question, *_ in rows
     ]
     jsonl(folder / "llava_vqav2_mscoco_test-dev2015.jsonl", lines)
@@ -137,7 +169,12 @@ def textvqa(folder: Path, rows: Table = by_hand.TEXT) -> None:
 
 def vizwiz(folder: Path, rows: Table = by_hand.VIZ) -> None:
     lines = [
-        {"question_id": place, "image": image.format("test"), "text": question + UNANSWERABLE + SHORT, "category": "d"}
+        {
+            "question_id": place,
+            "image": image.format("test"),
+            "text": question + UNANSWERABLE + SHORT,
+            "category": "d",
+        }
         for place, (image, question, *_) in enumerate(rows)
     ]
     jsonl(folder / "llava_test.jsonl", lines)
@@ -161,9 +198,14 @@ def vizwiz_val(folder: Path, rows: Table = by_hand.VIZ) -> None:
 
 def clips(folder: Path, rows: Table = by_hand.CLIPS, *, name: str, home: str) -> None:
     base = folder / f"{name}_Zero_Shot_QA"
-    lines = [{"video_name": video, "question_id": id, "question": question} for video, id, question, _ in rows]
+    lines = [
+        {"video_name": video, "question_id": id, "question": question}
+        for video, id, question, _ in rows
+    ]
     as_json(base / "test_q.json", lines, indent=2)
-    answers = [{"answer": answer, "type": 3, "question_id": id} for _, id, _, answer in reversed(rows)]
+    answers = [
+        {"answer": answer, "type": 3, "question_id": id} for _, id, _, answer in reversed(rows)
+    ]
     as_json(base / "test_a.json", answers)
     for place, (video, *_) in enumerate(rows):
         clip(base / home / f"{video}.avi", place)

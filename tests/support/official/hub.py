@@ -69,8 +69,12 @@ def scienceqa(folder: Path, rows: Table = by_hand.SCIENCE) -> None:
 def mmbench(folder: Path, rows: Table = by_hand.BENCH, config: str = "en") -> None:
     lines = []
     for row in rows:
-        found = {name: None if value in ("", "nan") else value for name, value in cells(*row).items()}
-        lines.append({**found, "image": embedded(row[0] % 100), "L2-category": found.pop("l2-category")})
+        found = {
+            name: None if value in ("", "nan") else value for name, value in cells(*row).items()
+        }
+        lines.append(
+            {**found, "image": embedded(row[0] % 100), "L2-category": found.pop("l2-category")}
+        )
     parquet(folder / config / "dev-00000-of-00001.parquet", lines)
 
 
@@ -92,7 +96,13 @@ def vqav2(folder: Path, rows: Table = by_hand.VQA) -> None:
 
 def textvqa(folder: Path, rows: Table = by_hand.TEXT) -> None:
     lines = [
-        {"image": embedded(1), "question_id": id, "question": question, "answers": answers, "ocr_tokens": ocr}
+        {
+            "image": embedded(1),
+            "question_id": id,
+            "question": question,
+            "answers": answers,
+            "ocr_tokens": ocr,
+        }
         for id, _, question, ocr, answers in rows
     ]
     parquet(folder / "data" / "validation-00000-of-00001.parquet", lines)

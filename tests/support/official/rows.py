@@ -50,29 +50,61 @@ MME = [  # subtask, image, question, answer
 
 SCIENCE = [  # id, image, hint, question, choices, answer
     ("4", False, "", "Which is it?\nSing,\n—Homer", ["chiasmus", "apostrophe"], 1),
-    ("5", True, "Read the passage.\nFigure: snow.", "Which could show it?", ["a test", "two\nlines", "none of it"], 0),
+    (
+        "5",
+        True,
+        "Read the passage.\nFigure: snow.",
+        "Which could show it?",
+        ["a test", "two\nlines", "none of it"],
+        0,
+    ),
     ("11", True, "", "Which is farther north?", ["Ohio", "Texas"], 0),
 ]
 
 BENCH = [  # index, hint, question, options, answer, category; the second question has all rotations
     (241, "A passage.", "What can it answer?", ["wax or none", "thin or thick"], "B", "reasoning"),
-    (1_000_241, "A passage.", "What can it answer?", ["thin or thick", "wax or none"], "A", "reasoning"),
+    (
+        1_000_241,
+        "A passage.",
+        "What can it answer?",
+        ["thin or thick", "wax or none"],
+        "A",
+        "reasoning",
+    ),
     (305, "nan", 'What is "this"?', ["a cat", "a dog", "None", "x"], "A", "identity"),
 ]
 
 VQA = [  # question_id, image, question, answers of ten people, question type, answer type
-    (262148000, 262148, "Where is he looking?", ["down"] * 6 + ["at table"] * 4, "where is", "other"),
+    (
+        262148000,
+        262148,
+        "Where is he looking?",
+        ["down"] * 6 + ["at table"] * 4,
+        "where is",
+        "other",
+    ),
     (262148001, 262148, "Is it open?", ["yes"] * 9 + ["no"], "is it", "yes/no"),
     (393225000, 393225, "How many dogs?", ["2"] * 2 + ["3"] * 8, "how many", "number"),
 ]
 
 TEXT = [  # question_id, image, question, OCR, answers
-    (34602, "003a8ae2ef43b901", "What is the brand?", ["DAKOTA", "Single-Use"], ["dakota"] * 9 + ["nous les gosses"]),
+    (
+        34602,
+        "003a8ae2ef43b901",
+        "What is the brand?",
+        ["DAKOTA", "Single-Use"],
+        ["dakota"] * 9 + ["nous les gosses"],
+    ),
     (34603, "003a8ae2ef43b901", "What does it say?", [], ["nothing"] * 5 + ["unanswerable"] * 5),
 ]
 
 VIZ = [
-    ("VizWiz_{}_00000000.jpg", "Ok. There is another picture. ", ["unanswerable"] * 10, "unanswerable"),
+    (
+        "VizWiz_{}_00000000.jpg",
+        "Ok. There is another picture. ",
+        ["unanswerable"] * 10,
+        "unanswerable",
+    ),
     ("VizWiz_{}_00000001.jpg", "What is this?", ["basil"] * 3 + ["basil leaves"] * 7, "other"),
 ]
 
@@ -82,22 +114,47 @@ CLIPS = [
 ]
 
 TEN: dict[str, list[Any]] = {  # by benchmark
-    "gqa": [(f"2{n}", f"n{n}", f"Is it {n}?", "large" if n % 2 else "small", "verify", "global") for n in range(10)],
+    "gqa": [
+        (f"2{n}", f"n{n}", f"Is it {n}?", "large" if n % 2 else "small", "verify", "global")
+        for n in range(10)
+    ],
     "pope": [
-        (n + 10_000_000 * (n % 3), SPLITS[n % 3], f"{n // 6}.jpg", f"thing {n}", "yes" if n % 2 else "no")
+        (
+            n + 10_000_000 * (n % 3),
+            SPLITS[n % 3],
+            f"{n // 6}.jpg",
+            f"thing {n}",
+            "yes" if n % 2 else "no",
+        )
         for n in range(10)
     ],
     "mme": [
-        ("existence" if n < 6 else "OCR", f"{n // 2}.jpg", f"Is it {n}?", "No" if n % 2 else "Yes") for n in range(10)
-    ],
-    "scienceqa": [(f"{n}", n % 2 == 0, "A hint." * (n % 3), f"Which {n}?", ["this", "that"], n % 2) for n in range(10)],
-    "mmbench": [
-        (n // 2 + 1_000_000 * (n % 2), "nan", f"Which {n // 2}?", ["x", "y"][:: 1 - n % 2 * 2], "AB"[n % 2], "kind")
+        ("existence" if n < 6 else "OCR", f"{n // 2}.jpg", f"Is it {n}?", "No" if n % 2 else "Yes")
         for n in range(10)
     ],
-    "vqav2": [(n, n // 2, f"What is {n}?", ["large"] * n + ["small"] * (10 - n), "what", "other") for n in range(10)],
+    "scienceqa": [
+        (f"{n}", n % 2 == 0, "A hint." * (n % 3), f"Which {n}?", ["this", "that"], n % 2)
+        for n in range(10)
+    ],
+    "mmbench": [
+        (
+            n // 2 + 1_000_000 * (n % 2),
+            "nan",
+            f"Which {n // 2}?",
+            ["x", "y"][:: 1 - n % 2 * 2],
+            "AB"[n % 2],
+            "kind",
+        )
+        for n in range(10)
+    ],
+    "vqav2": [
+        (n, n // 2, f"What is {n}?", ["large"] * n + ["small"] * (10 - n), "what", "other")
+        for n in range(10)
+    ],
     "textvqa": [(n, f"{n // 2}", f"What is {n}?", ["A", "b"], ["large"] * 10) for n in range(10)],
-    "vizwiz": [(f"VizWiz_{{}}_{n:08}.jpg", f"What is {n}?", ["large"] * 10, "other") for n in range(10)],
+    "vizwiz": [
+        (f"VizWiz_{{}}_{n:08}.jpg", f"What is {n}?", ["large"] * 10, "other") for n in range(10)
+    ],
     "clips": [(f"clip{n // 2}", f"q{n}", f"what is {n}?", "3") for n in range(10)],
 }
 TEN["mmbench_cn"] = TEN["mmbench"]
@@ -108,7 +165,9 @@ def gqa_types(structural: str, semantic: str) -> dict[str, str]:
     return {"structural": structural, "semantic": semantic, "detailed": "d"}
 
 
-def cells(index: int, hint: str, question: str, options: list[str], answer: str, category: str) -> dict[str, Any]:
+def cells(
+    index: int, hint: str, question: str, options: list[str], answer: str, category: str
+) -> dict[str, Any]:
     return {
         "index": index,
         "question": question,
@@ -124,7 +183,10 @@ def cells(index: int, hint: str, question: str, options: list[str], answer: str,
 
 
 def people(answers: Sequence[str]) -> list[dict[str, Any]]:
-    return [{"answer": each, "answer_confidence": "yes", "answer_id": place} for place, each in enumerate(answers, 1)]
+    return [
+        {"answer": each, "answer_confidence": "yes", "answer_id": place}
+        for place, each in enumerate(answers, 1)
+    ]
 
 
 def grade(id: str) -> str:
