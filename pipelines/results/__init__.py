@@ -1,0 +1,1 @@
+"""Answers on disk exactly once, locks, run records, and their copy in MLflow."""
