@@ -25,7 +25,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.benchmarks import BENCHMARKS, SPLITS, benchmark, rescoring
+from pipelines.benchmarks import BENCHMARKS, DEFAULT_SPLITS, benchmark, rescoring
 from pipelines.benchmarks.base import Benchmark
 from pipelines.config.paths import to_write
 from pipelines.metrics import summary
@@ -114,9 +114,11 @@ def _check(options: argparse.Namespace) -> None:
 
 def _elsewhere(options: argparse.Namespace) -> None:
     bench = benchmark(options.benchmark)
-    split = options.split or SPLITS.get(bench.name, "test")
+    split = options.split or DEFAULT_SPLITS.get(bench.name, "test")
     manifest = bench.rows(options.data, split)
-    table, report = rescoring.joined(bench, manifest, rescoring.elsewhere(options.answers), split)
+    table, report = rescoring.join_answers(
+        bench, manifest, rescoring.read_answers(options.answers), split
+    )
     if not report.matched:
         raise ValueError(
             f"none of the answers is to a row of {options.data}: {' '.join(report.lines())}"
@@ -134,7 +136,7 @@ def _run(run: str, options: argparse.Namespace) -> None:
     folder = Folder.of(run)
     stored, record = _stored(folder)
     bench = benchmark(stored["benchmark"][0].as_py())
-    table = rescoring.rescored(stored, bench)
+    table = rescoring.rescore(stored, bench)
     changed = sum(map(_differ, stored["score"].to_pylist(), table["score"].to_pylist()))
     notes = [f"{changed:,} rows have another score than when they were answered"] if changed else []
     if options.submission:
@@ -194,7 +196,7 @@ def _against(
         raise ValueError(
             f"{redacted(folder.uri)} answers other questions; give a run of the same benchmark and data"
         )
-    return rescoring.rescored(theirs, bench)
+    return rescoring.rescore(theirs, bench)
 
 
 def _differ(one: float | None, other: float | None) -> bool:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from demo.training.students import FRAMES
 from pipelines.data.media import videos
-from pipelines.metrics.statistics import wilson
+from pipelines.metrics.intervals import wilson
 
 
 @dataclass(frozen=True)

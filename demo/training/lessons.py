@@ -19,7 +19,7 @@ from torch import Tensor
 
 from demo.training.students import ANSWER, QUESTION
 from demo.training.subject import Look
-from pipelines.benchmarks.synthetic.scenes import Labels, Question
+from pipelines.benchmarks.synthetic.scenes import PatchLabels, Question
 
 IGNORED = -100
 
@@ -142,7 +142,7 @@ def _aim(look: Look, kept: np.ndarray, patches: np.ndarray, first: int) -> np.nd
     return aim / aim.sum()
 
 
-def few(shown: Labels, number: int, rng: np.random.Generator) -> np.ndarray:
+def few(shown: PatchLabels, number: int, rng: np.random.Generator) -> np.ndarray:
     """`number` patches in their order: all centres, glyphs, then things' patches and some background by chance."""
     total = len(shown.thing)
     if number >= total:

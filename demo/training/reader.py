@@ -39,7 +39,7 @@ _SAID = [
     "appears",
     "disappears",
     "stays",
-    *motion.WAYS,
+    *motion.DIRECTIONS,
 ]
 _WORDS = {
     "shape": list(SHAPES),

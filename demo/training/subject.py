@@ -70,7 +70,7 @@ class Shapes:
     told = {}  # noqa: RUF012
 
     def show(self, number: int) -> Scene:
-        return shapes.scene(shapes.dice("train", 0, number))
+        return shapes.scene(shapes.rng_for("train", 0, number))
 
     def scenes(self, shown: Scene) -> list[Scene]:
         return [shown]
@@ -128,7 +128,7 @@ class Motion:
     told = {"when": (2, FRAMES), "act": (5, 7)}  # noqa: RUF012
 
     def show(self, number: int) -> motion.Clip:
-        return motion.clip(motion.dice("train", 0, number))
+        return motion.clip(motion.rng_for("train", 0, number))
 
     def scenes(self, shown: motion.Clip) -> list[Scene]:
         return _sampled(shown)
@@ -195,7 +195,7 @@ class Motion:
         scenes = self.scenes(shown)
         seen = [labels(scene).thing for scene in scenes]
         when = np.arange(FRAMES).repeat(len(seen[0]))
-        kinds = ["stay", "appear", "disappear", *motion.WAYS]
+        kinds = ["stay", "appear", "disappear", *motion.DIRECTIONS]
         did = np.array([*(kinds.index(act.way or act.what) for act in shown.acts), -1])
         last = {number: at for at, scene in enumerate(scenes) for number in scene.numbers}
         act = [

@@ -17,7 +17,7 @@ BENCHMARKS = (  # modules here, imported when asked for
     *("tgif", "msvd", "msrvtt"),
 )
 
-SPLITS = {
+DEFAULT_SPLITS = {
     "mmbench": "dev",
     "mmbench_cn": "dev",
 }  # that are asked where nobody says; of the others it is test

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from pipelines.data.manifest import Manifest
 from pipelines.data.rows import Kind, Row
-from pipelines.metrics.answer_metrics import AnswerArrays, Figure, share
+from pipelines.metrics.answer_metrics import AnswerArrays, Metric, mean_over
 
 
 class Score(NamedTuple):
@@ -56,9 +56,9 @@ class Benchmark(ABC):
     def score(self, row: Row, prediction: str) -> Score:
         """How good an answer is."""
 
-    def figures(self, sheet: AnswerArrays) -> dict[str, Figure]:
+    def figures(self, sheet: AnswerArrays) -> dict[str, Metric]:
         """All that the official scorer reports, the headline among it. Only of rows that were answered."""
-        return {"accuracy": share(sheet.worth, sheet.scored)}
+        return {"accuracy": mean_over(sheet.worth, sheet.scored)}
 
     def names(self, row: Row) -> tuple[str, ...]:
         """What answers that were made elsewhere may call this row."""
@@ -96,7 +96,7 @@ def claimed(answer: Mapping[str, Any], names: tuple[str, ...]) -> str:
     )
 
 
-def plain(text: str) -> str:
+def normalised(text: str) -> str:
     """A short answer without what does not matter: case, outer punctuation, articles, double spaces."""
     words = text.lower().strip().strip(string.punctuation + " ").split()
     return " ".join(
@@ -107,7 +107,7 @@ def plain(text: str) -> str:
 LETTER = re.compile(r"^\W*([A-Z])(?:\W|$)")
 
 
-def letter(prediction: str, options: int) -> int | None:
+def option_index(prediction: str, options: int) -> int | None:
     """Which option an answer names by its letter: "B", "(b)", "B. a dog"; None if none of them."""
     found = LETTER.match(
         prediction.strip().upper() if len(prediction.strip()) <= 3 else prediction.strip()

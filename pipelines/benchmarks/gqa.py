@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from pipelines.benchmarks.base import Benchmark, Score
-from pipelines.benchmarks.official import SHORT, Official, Place, asked
+from pipelines.benchmarks.joined_manifest import SHORT, JoinedManifest, DataFolder, asked
 from pipelines.data.formats.base import RawRecord
 from pipelines.data.rows import Row
-from pipelines.metrics.answer_metrics import AnswerArrays, Figure, share
+from pipelines.metrics.answer_metrics import AnswerArrays, Metric, mean_over
 
 TIER = "testdev_balanced"
 CHANCE = {"verify": 0.5, "logical": 0.5, "choose": 0.5, "compare": 0.5}  # two answers are possible
@@ -53,8 +53,8 @@ class GQA(Benchmark):
     version = "1"
     kind = "image"
 
-    def rows(self, data: str, split: str = "test", **how: Any) -> Official:
-        place = Place.of(self.name, data, how, "lmms-lab/GQA")
+    def rows(self, data: str, split: str = "test", **how: Any) -> JoinedManifest:
+        place = DataFolder.of(self.name, data, how, "lmms-lab/GQA")
         if tables := place.shards(
             "testdev", config=(f"{TIER}_instructions",), columns=("imageId", "types")
         ):
@@ -69,7 +69,7 @@ class GQA(Benchmark):
             place.open(questions),
             shape=llava,
             expected=("question_id", "image", "text"),
-            truth=(place.open(answers, under="*"),),
+            truth=(place.open(answers, json_key="*"),),
             homes=("data/images", "images"),
         )
 
@@ -79,13 +79,13 @@ class GQA(Benchmark):
     def score(self, row: Row, prediction: str) -> Score:
         return Score.of(prediction.rstrip(".").lower() == row.answers[0])
 
-    def figures(self, sheet: AnswerArrays) -> dict[str, Figure]:
+    def figures(self, sheet: AnswerArrays) -> dict[str, Metric]:
         structure = sheet.types
         words = np.array([f"{len(str(text).split()):02}" for text in sheet.questions], dtype=object)
         return {
-            "accuracy": share(sheet.worth, sheet.scored),
-            "open": share(sheet.worth, sheet.scored & (structure == "query")),
-            "binary": share(sheet.worth, sheet.scored & (structure != "query") & (structure != "")),
+            "accuracy": mean_over(sheet.worth, sheet.scored),
+            "open": mean_over(sheet.worth, sheet.scored & (structure == "query")),
+            "binary": mean_over(sheet.worth, sheet.scored & (structure != "query") & (structure != "")),
             **sheet.by("semantic", sheet.meta("semantic")),
             **sheet.by("words", words),
         }

@@ -7,7 +7,7 @@ answered and not scored.
 
 from __future__ import annotations
 
-from pipelines.benchmarks.base import Benchmark, Score, letter, plain
+from pipelines.benchmarks.base import Benchmark, Score, option_index, normalised
 from pipelines.data.rows import Row
 
 
@@ -31,12 +31,12 @@ class ManifestBenchmark(Benchmark):
     def score(self, row: Row, prediction: str) -> Score:
         if not row.answers:
             return Score(None, None)
-        right = {plain(answer) for answer in row.answers}
-        said, texts = plain(prediction), [plain(option) for option in row.options]
+        right = {normalised(answer) for answer in row.answers}
+        said, texts = normalised(prediction), [normalised(option) for option in row.options]
         chosen = (
             texts.index(said)
             if said in texts
-            else letter(prediction, len(texts))
+            else option_index(prediction, len(texts))
             if texts
             else None
         )

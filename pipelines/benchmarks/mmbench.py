@@ -21,11 +21,11 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.benchmarks.base import Benchmark, Score
-from pipelines.benchmarks.official import LETTER, Official, Place, embedded
+from pipelines.benchmarks.joined_manifest import LETTER, JoinedManifest, DataFolder, embedded
 from pipelines.data import spreadsheet
 from pipelines.data.formats.base import RawRecord
 from pipelines.data.rows import Row
-from pipelines.metrics.answer_metrics import AnswerArrays, Figure, complete, share
+from pipelines.metrics.answer_metrics import AnswerArrays, Metric, correct_groups, mean_over
 
 ROTATION = 1_000_000
 LETTERS = "ABCD"
@@ -126,8 +126,8 @@ class MMBench(Benchmark):
     ) -> None:
         self.name, self.config, self.suffix, self.files = name, config, suffix, files
 
-    def rows(self, data: str, split: str = "dev", **how: Any) -> Official:
-        place = Place.of(self.name, data, how, f"lmms-lab/MMBench, {self.config}", splits=True)
+    def rows(self, data: str, split: str = "dev", **how: Any) -> JoinedManifest:
+        place = DataFolder.of(self.name, data, how, f"lmms-lab/MMBench, {self.config}", splits=True)
         if split not in self.files:
             raise ValueError(
                 f"{self.name} has no split '{split}'; it has {' and '.join(self.files)}"
@@ -154,27 +154,27 @@ class MMBench(Benchmark):
             chosen(prediction, dict(zip(LETTERS, row.options, strict=False))) == row.answers[0]
         )
 
-    def figures(self, sheet: AnswerArrays) -> dict[str, Figure]:
+    def figures(self, sheet: AnswerArrays) -> dict[str, Metric]:
         numbers = np.array([int(row_id) for row_id in sheet.ids], dtype=np.int64)
         group = np.unique(numbers % ROTATION, return_inverse=True)[1]
-        first, right = complete(sheet, group)
+        first, right = correct_groups(sheet, group)
         base = sheet.scored & (numbers < ROTATION)
         guessed = np.exp(np.bincount(group, weights=np.log(np.nan_to_num(sheet.chances, nan=1.0))))[
             group
         ]
         found = {
-            "circular": share(right, first),
-            "plain": share(sheet.worth, base),
-            "every_row": share(sheet.worth, sheet.scored),
-            "circular_chance": share(guessed, first),
-            "plain_chance": share(np.nan_to_num(sheet.chances), base),
+            "circular": mean_over(right, first),
+            "plain": mean_over(sheet.worth, base),
+            "every_row": mean_over(sheet.worth, sheet.scored),
+            "circular_chance": mean_over(guessed, first),
+            "plain_chance": mean_over(np.nan_to_num(sheet.chances), base),
         }
         for kinds in (sheet.types, sheet.meta("l2-category")):
             for kind in sorted(set(kinds[sheet.scored]) - {""}):
                 mine = kinds == kind
                 found |= {
-                    f"{kind}/circular": share(right, first & mine),
-                    f"{kind}/plain": share(sheet.worth, base & mine),
+                    f"{kind}/circular": mean_over(right, first & mine),
+                    f"{kind}/plain": mean_over(sheet.worth, base & mine),
                 }
         return found
 
@@ -198,7 +198,7 @@ class MMBench(Benchmark):
             lines.append(
                 [int(each["row_id"]), each["question"], *options, each["prediction"], *answer, part]
             )
-        return spreadsheet.written(header, lines)
+        return spreadsheet.to_xlsx(header, lines)
 
 
 FILES = {

@@ -20,10 +20,10 @@ import numpy as np
 from pyarrow import fs
 
 from pipelines.benchmarks.base import Benchmark, Score
-from pipelines.benchmarks.official import SHORT, Official, Place, asked, embedded_row, joined
+from pipelines.benchmarks.joined_manifest import SHORT, JoinedManifest, DataFolder, asked, embedded_row, joined
 from pipelines.data.formats.base import RawRecord
 from pipelines.data.rows import Row
-from pipelines.metrics.answer_metrics import AnswerArrays, Figure, complete, share, total
+from pipelines.metrics.answer_metrics import AnswerArrays, Metric, correct_groups, mean_over, weighted_sum
 
 PERCEPTION = (
     *(
@@ -89,8 +89,8 @@ class MME(Benchmark):
     headline = "total"
     most = 2800.0
 
-    def rows(self, data: str, split: str = "test", **how: Any) -> Official:
-        place = Place.of(self.name, data, how, "lmms-lab/MME")
+    def rows(self, data: str, split: str = "test", **how: Any) -> JoinedManifest:
+        place = DataFolder.of(self.name, data, how, "lmms-lab/MME")
         if tables := place.shards("test", keys=("question_id", "question"), identity=hub_id):
             return place.rows(
                 "Parquet", *tables, shape=hub, expected=("question", "answer", "category")
@@ -121,19 +121,19 @@ class MME(Benchmark):
         said = "yes" if "yes" in start else "no" if "no" in start else "other"
         return Score.of(said == row.answers[0])
 
-    def figures(self, sheet: AnswerArrays) -> dict[str, Figure]:
+    def figures(self, sheet: AnswerArrays) -> dict[str, Metric]:
         images = np.array(
             ["/".join(str(row_id).split("/")[:2]) for row_id in sheet.ids], dtype=object
         )
         group = np.unique(images, return_inverse=True)[1]
-        first, both = complete(sheet, group)
+        first, both = correct_groups(sheet, group)
         first &= np.bincount(group)[group] == 2  # an image that a limit has cut has no acc+
-        points: dict[str, Figure] = {}
-        found: dict[str, Figure] = {"accuracy": share(sheet.worth, sheet.scored)}
+        points: dict[str, Metric] = {}
+        found: dict[str, Metric] = {"accuracy": mean_over(sheet.worth, sheet.scored)}
         for subtask in sorted(set(sheet.types[sheet.scored])):
             mine = sheet.types == subtask
-            right, pair = share(sheet.worth, sheet.scored & mine), share(both, first & mine)
-            points[subtask] = total([right, pair], 100.0)
+            right, pair = mean_over(sheet.worth, sheet.scored & mine), mean_over(both, first & mine)
+            points[subtask] = weighted_sum([right, pair], 100.0)
             found |= {
                 f"{subtask}/acc": right,
                 f"{subtask}/acc_plus": pair,
@@ -144,7 +144,7 @@ class MME(Benchmark):
             ("cognition", COGNITION),
             ("total", SUBTASKS),
         ):
-            found[name] = total([points[subtask] for subtask in subtasks if subtask in points])
+            found[name] = weighted_sum([points[subtask] for subtask in subtasks if subtask in points])
         return found
 
     def chance(self, type: str) -> float | None:

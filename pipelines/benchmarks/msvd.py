@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from pipelines.benchmarks.clips import Clips
+from pipelines.benchmarks.video_qa import Clips
 
 BENCHMARK = Clips("msvd", "MSVD", "videos")

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from pipelines.benchmarks.base import Benchmark, Score
-from pipelines.benchmarks.official import SHORT, Official, Place, asked, embedded_row, joined
+from pipelines.benchmarks.joined_manifest import SHORT, JoinedManifest, DataFolder, asked, embedded_row, joined
 from pipelines.data.formats.base import RawRecord
 from pipelines.data.rows import Row
-from pipelines.metrics.answer_metrics import AnswerArrays, Bools, Figure, Term, share, total
+from pipelines.metrics.answer_metrics import AnswerArrays, Bools, Metric, RatioTerm, mean_over, weighted_sum
 
 SPLITS = ("adversarial", "popular", "random")
 NO = {"No", "not", "no"}
@@ -68,8 +68,8 @@ class POPE(Benchmark):
     kind = "image"
     headline = "f1"
 
-    def rows(self, data: str, split: str = "test", **how: Any) -> Official:
-        place = Place.of(self.name, data, how, "lmms-lab/POPE")
+    def rows(self, data: str, split: str = "test", **how: Any) -> JoinedManifest:
+        place = DataFolder.of(self.name, data, how, "lmms-lab/POPE")
         if tables := place.shards(
             "test", keys=("category", "question_id", "question"), identity=hub_id
         ):
@@ -109,34 +109,34 @@ class POPE(Benchmark):
         words = prediction.partition(".")[0].replace(",", "").split(" ")
         return Score.of(("no" if NO & set(words) else "yes") == row.answers[0])
 
-    def figures(self, sheet: AnswerArrays) -> dict[str, Figure]:
-        found: dict[str, Figure] = {}
+    def figures(self, sheet: AnswerArrays) -> dict[str, Metric]:
+        found: dict[str, Metric] = {}
         splits = sorted(set(sheet.types[sheet.scored]))
         for split in splits:
             for name, figure in _figures(sheet, sheet.scored & (sheet.types == split)).items():
                 found[f"{split}/{name}"] = figure
         for name in ("accuracy", "precision", "recall", "f1", "yes_ratio"):
-            found[name] = total([found[f"{split}/{name}"] for split in splits], 1 / len(splits))
+            found[name] = weighted_sum([found[f"{split}/{name}"] for split in splits], 1 / len(splits))
         return found
 
     def chance(self, type: str) -> float | None:
         return 0.5
 
 
-def _figures(sheet: AnswerArrays, among: Bools) -> dict[str, Figure]:
+def _figures(sheet: AnswerArrays, among: Bools) -> dict[str, Metric]:
     asked_for = sheet.reference == "yes"
     said = np.where(sheet.right, asked_for, ~asked_for)
     hit, wrong = said & asked_for & among, (said != asked_for) & among
 
-    def ratio(above: Bools, below: Any) -> Figure:
-        return (Term(1.0, above.astype(np.float64), below.astype(np.float64)),)
+    def ratio(above: Bools, below: Any) -> Metric:
+        return (RatioTerm(1.0, above.astype(np.float64), below.astype(np.float64)),)
 
     return {
-        "accuracy": share(sheet.worth, among),
+        "accuracy": mean_over(sheet.worth, among),
         "precision": ratio(hit, said & among),
         "recall": ratio(hit, asked_for & among),
-        "f1": (Term(1.0, 2.0 * hit, 2.0 * hit + wrong),),
-        "yes_ratio": share(said, among),
+        "f1": (RatioTerm(1.0, 2.0 * hit, 2.0 * hit + wrong),),
+        "yes_ratio": mean_over(said, among),
     }
 
 

@@ -52,7 +52,7 @@ class JoinReport:
         ]
 
 
-def rescored(answers: pa.Table, benchmark: Benchmark) -> pa.Table:
+def rescore(answers: pa.Table, benchmark: Benchmark) -> pa.Table:
     """The same answers with the scores that the benchmark gives them now."""
     scores: list[float | None] = []
     correct: list[bool | None] = []
@@ -95,7 +95,7 @@ def _row(fields: Mapping[str, Any]) -> Row:
     )
 
 
-def elsewhere(path: str | Path) -> Iterator[Mapping[str, Any]]:
+def read_answers(path: str | Path) -> Iterator[Mapping[str, Any]]:
     """The answers of a file in whatever format: one object each."""
     file = Path(path).expanduser()
     if file.is_dir():
@@ -107,7 +107,7 @@ def elsewhere(path: str | Path) -> Iterator[Mapping[str, Any]]:
     elif not file.is_file():
         raise FileNotFoundError(f"there is no {path}; {EXPECTED}")
     elif file.suffix == ".xlsx":
-        yield from spreadsheet.read(file.read_bytes())
+        yield from spreadsheet.read_xlsx(file.read_bytes())
     elif file.suffix in (".jsonl", ".json", ".ndjson"):
         yield from _json(file)
     else:
@@ -148,7 +148,7 @@ def _json(file: Path) -> Iterator[Mapping[str, Any]]:
             raise ValueError(f"{file.name} is no JSON: {error}; {EXPECTED}") from error
 
 
-def joined(
+def join_answers(
     benchmark: Benchmark,
     manifest: Manifest,
     answers: Iterator[Mapping[str, Any]],

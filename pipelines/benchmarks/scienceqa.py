@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from pipelines.benchmarks.base import Benchmark, Score
-from pipelines.benchmarks.official import LETTER, Official, Place, embedded
-from pipelines.data.formats.base import NUMBER, RawRecord
+from pipelines.benchmarks.joined_manifest import LETTER, JoinedManifest, DataFolder, embedded
+from pipelines.data.formats.base import ROW_NUMBER, RawRecord
 from pipelines.data.rows import Row
-from pipelines.metrics.answer_metrics import AnswerArrays, Bools, Figure, share
+from pipelines.metrics.answer_metrics import AnswerArrays, Bools, Metric, mean_over
 
 LETTERS = "ABCDE"
 COLUMNS = ("hint", "subject", "grade")
@@ -29,7 +29,7 @@ SAYS = re.compile(r"The answer is ([A-Z]).")
 
 def by_number(record: RawRecord) -> str | None:
     """The hub's table has no ids: its order is all there is."""
-    return str(record[NUMBER])
+    return str(record[ROW_NUMBER])
 
 
 def llava(record: RawRecord) -> RawRecord:
@@ -99,10 +99,10 @@ class ScienceQA(Benchmark):
     kind = "image"
     headline = "img"
 
-    def rows(self, data: str, split: str = "test", **how: Any) -> Official:
-        place = Place.of(self.name, data, how, "lmms-lab/ScienceQA")
+    def rows(self, data: str, split: str = "test", **how: Any) -> JoinedManifest:
+        place = DataFolder.of(self.name, data, how, "lmms-lab/ScienceQA")
         wanted = ("question", "choices", "answer")
-        known: dict[str, Any] = {"identity": by_number, "keys": (NUMBER,), "columns": COLUMNS}
+        known: dict[str, Any] = {"identity": by_number, "keys": (ROW_NUMBER,), "columns": COLUMNS}
         if tables := place.shards("test", config=("ScienceQA-FULL", "ScienceQA-IMG"), **known):
             return place.rows("Parquet", *tables, shape=hub, expected=wanted)
         questions = place.find("questions", "llava_test_CQM-A.json", named=True)
@@ -112,7 +112,7 @@ class ScienceQA(Benchmark):
             place.open(questions),
             shape=llava,
             expected=("id", "conversations"),
-            truth=tuple(place.open(name, under="*") for name in problems[:1]),
+            truth=tuple(place.open(name, json_key="*") for name in problems[:1]),
             homes=("images/test", "test", "images"),
         )
 
@@ -125,7 +125,7 @@ class ScienceQA(Benchmark):
     def score(self, row: Row, prediction: str) -> Score:
         return Score.of(chosen(prediction) == row.answers[0])
 
-    def figures(self, sheet: AnswerArrays) -> dict[str, Figure]:
+    def figures(self, sheet: AnswerArrays) -> dict[str, Metric]:
         image, text = sheet.meta("image") == "yes", sheet.meta("text") == "yes"
         low = np.isin(sheet.meta("grade"), [str(grade) for grade in range(1, 7)])
         among: dict[str, Bools] = {
@@ -137,13 +137,13 @@ class ScienceQA(Benchmark):
             "grade/1-6": low,
             "grade/7-12": ~low & (sheet.meta("grade") != ""),
         }
-        found = {name: share(sheet.worth, sheet.scored & rows) for name, rows in among.items()}
+        found = {name: mean_over(sheet.worth, sheet.scored & rows) for name, rows in among.items()}
         found = {
             name: figure for name, figure in found.items() if name == "img" or figure[0].below.any()
         }
         return {
             **found,
-            "chance": share(sheet.chances, sheet.scored & image & ~np.isnan(sheet.chances)),
+            "chance": mean_over(sheet.chances, sheet.scored & image & ~np.isnan(sheet.chances)),
         }
 
 

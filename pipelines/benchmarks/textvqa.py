@@ -11,8 +11,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines.benchmarks.annotated import Annotated, people
-from pipelines.benchmarks.official import SHORT, Official, Place, asked, embedded_row, joined
+from pipelines.benchmarks.vqa_benchmark import Annotated, people
+from pipelines.benchmarks.joined_manifest import SHORT, JoinedManifest, DataFolder, asked, embedded_row, joined
 from pipelines.data.formats.base import RawRecord
 from pipelines.data.rows import Row
 
@@ -58,8 +58,8 @@ def hub(record: RawRecord) -> RawRecord:
 class TextVQA(Annotated):
     name = "textvqa"
 
-    def rows(self, data: str, split: str = "test", **how: Any) -> Official:
-        place = Place.of(self.name, data, how, "lmms-lab/textvqa")
+    def rows(self, data: str, split: str = "test", **how: Any) -> JoinedManifest:
+        place = DataFolder.of(self.name, data, how, "lmms-lab/textvqa")
         if tables := place.shards("validation", "val", columns=("ocr_tokens",)):
             return place.rows(
                 "Parquet", *tables, shape=hub, expected=("question_id", "question", "answers")
@@ -71,7 +71,7 @@ class TextVQA(Annotated):
             place.open(questions, identity=question_id),
             shape=llava,
             expected=("question_id", "image", "text"),
-            truth=(place.open(answers, under="data", identity=truth_id),),
+            truth=(place.open(answers, json_key="data", identity=truth_id),),
             homes=("train_images", "train_val_images/train_images", "images"),
         )
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.benchmarks.annotated import Annotated, people
-from pipelines.benchmarks.official import SHORT, Official, Place, asked, embedded_row
+from pipelines.benchmarks.vqa_benchmark import Annotated, people
+from pipelines.benchmarks.joined_manifest import SHORT, JoinedManifest, DataFolder, asked, embedded_row
 from pipelines.benchmarks.vqa import normalised
 from pipelines.data.formats.base import RawRecord
 from pipelines.data.rows import Row
@@ -48,8 +48,8 @@ def hub(record: RawRecord) -> RawRecord:
 class VizWiz(Annotated):
     name = "vizwiz"
 
-    def rows(self, data: str, split: str = "test", **how: Any) -> Official:
-        place = Place.of(self.name, data, how, "lmms-lab/VizWiz-VQA", splits=True)
+    def rows(self, data: str, split: str = "test", **how: Any) -> JoinedManifest:
+        place = DataFolder.of(self.name, data, how, "lmms-lab/VizWiz-VQA", splits=True)
         if split not in ("test", "val"):
             raise ValueError(f"vizwiz has no split '{split}'; it has test and val")
         if tables := place.shards(split, columns=("answer_type",)):

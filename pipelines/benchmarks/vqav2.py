@@ -12,8 +12,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.benchmarks.annotated import Annotated, people
-from pipelines.benchmarks.official import SHORT, Official, Place, asked, embedded_row
+from pipelines.benchmarks.vqa_benchmark import Annotated, people
+from pipelines.benchmarks.joined_manifest import SHORT, JoinedManifest, DataFolder, asked, embedded_row
 from pipelines.benchmarks.vqa import normalised
 from pipelines.data.formats.base import RawRecord
 from pipelines.data.row_index import index_rows
@@ -49,8 +49,8 @@ def _answers(truth: RawRecord) -> RawRecord:
 class VQAv2(Annotated):
     name = "vqav2"
 
-    def rows(self, data: str, split: str = "test", **how: Any) -> Official:
-        place = Place.of(self.name, data, how, "lmms-lab/VQAv2", splits=True)
+    def rows(self, data: str, split: str = "test", **how: Any) -> JoinedManifest:
+        place = DataFolder.of(self.name, data, how, "lmms-lab/VQAv2", splits=True)
         columns = ("question_type", "answer_type")
         if tables := place.shards(
             *(("validation", "val") if split == "val" else (split,)), columns=columns
@@ -68,10 +68,10 @@ class VQAv2(Annotated):
         answers = place.find("answers", "v2_mscoco_val2014_annotations.json")
         return place.rows(
             "JSON",
-            place.open(questions, under="questions"),
+            place.open(questions, json_key="questions"),
             shape=own,
             expected=("question_id", "image_id", "question"),
-            truth=(place.open(answers, under="annotations"),),
+            truth=(place.open(answers, json_key="annotations"),),
             homes=("val2014", "images/val2014"),
         )
 
@@ -81,7 +81,7 @@ class VQAv2(Annotated):
             raise ValueError(
                 f"--submission needs --data: the folder with {LISTS[1]}, the list of all questions"
             )
-        place = Place.of(self.name, data, {})
+        place = DataFolder.of(self.name, data, {})
         every = place.open(place.find("all questions of test2015", LISTS[1]))
         said = dict(
             zip(*(answers[name].to_pylist() for name in ("row_id", "prediction")), strict=True)

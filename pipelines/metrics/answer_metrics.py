@@ -1,7 +1,7 @@
 """What the official scorers report, as sums over rows, so that each number can be given an interval.
 
 A figure is a weighted sum of ratios of two sums over rows: a share is right rows by rows; F1 is 2 TP by 2 TP + FP + FN,
-and POPE's is a third of each split's; MME's total is a hundred times each of 28 shares. `pipelines.metrics.statistics` draws
+and POPE's is a third of each split's; MME's total is a hundred times each of 28 shares. `pipelines.metrics.intervals` draws
 media again and adds up anew.
 """
 
@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipelines.metrics.statistics import Parts
+from pipelines.metrics.intervals import RatioSum
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -36,43 +36,43 @@ COLUMNS = (
 )
 
 
-class Term(NamedTuple):
+class RatioTerm(NamedTuple):
     weight: float
     above: Floats  # (N,) one a row; 0 for rows that have no part in it
     below: Floats
 
 
-Figure = tuple[Term, ...]
+Metric = tuple[RatioTerm, ...]
 
 
-def value(figure: Figure) -> float:
+def value(figure: Metric) -> float:
     """A ratio without anything below, as a precision without a yes, counts as 0."""
     return sum(weight * above.sum() / below.sum() for weight, above, below in figure if below.sum())
 
 
-def known(figure: Figure) -> bool:
+def has_rows(figure: Metric) -> bool:
     """Is there a row that it is about?"""
     return any(term.below.any() for term in figure)
 
 
-def mean_of(figure: Figure) -> Floats | None:
+def row_values(figure: Metric) -> Floats | None:
     """The values of a figure that is a plain mean over some rows; None if it is more."""
     if len(figure) == 1 and figure[0].weight == 1 and np.isin(figure[0].below, (0.0, 1.0)).all():
         return figure[0].above
     return None
 
 
-def parts_of(figure: Figure) -> Parts:
-    """The figure as `pipelines.metrics.statistics` draws it again."""
-    return Parts(*zip(*figure, strict=True))
+def as_ratio_sum(figure: Metric) -> RatioSum:
+    """The figure as `pipelines.metrics.intervals` draws it again."""
+    return RatioSum(*zip(*figure, strict=True))
 
 
-def share(values: Floats | Bools, among: Bools) -> Figure:
+def mean_over(values: Floats | Bools, among: Bools) -> Metric:
     """The mean of `values` over the rows in `among`; none of the others may be NaN's business."""
-    return (Term(1.0, np.where(among, values, 0.0).astype(np.float64), among.astype(np.float64)),)
+    return (RatioTerm(1.0, np.where(among, values, 0.0).astype(np.float64), among.astype(np.float64)),)
 
 
-def total(figures: Mapping[str, Figure] | list[Figure], weight: float = 1.0) -> Figure:
+def weighted_sum(figures: Mapping[str, Metric] | list[Metric], weight: float = 1.0) -> Metric:
     """A sum of figures, each times `weight`."""
     each = figures.values() if isinstance(figures, Mapping) else figures
     return tuple(term._replace(weight=weight * term.weight) for figure in each for term in figure)
@@ -140,17 +140,17 @@ class AnswerArrays:
             return np.full(len(self), "", dtype=object)
         return np.asarray(pc.fill_null(pc.map_lookup(column, key, "first"), ""), dtype=object)
 
-    def by(self, name: str, keys: Texts, among: Bools | None = None) -> dict[str, Figure]:
+    def by(self, name: str, keys: Texts, among: Bools | None = None) -> dict[str, Metric]:
         """The mean worth for each of the keys, `name/key`; rows with an empty key are in none."""
         among = self.scored if among is None else among
         found = sorted({key for key in keys[among] if key})
         return {
-            f"{name}/{key}" if name else key: share(self.worth, among & (keys == key))
+            f"{name}/{key}" if name else key: mean_over(self.worth, among & (keys == key))
             for key in found
         }
 
 
-def complete(sheet: AnswerArrays, group: NDArray[np.int64]) -> tuple[Bools, Bools]:
+def correct_groups(sheet: AnswerArrays, group: NDArray[np.int64]) -> tuple[Bools, Bools]:
     """Of groups of rows that count together: the row that stands for each, and whether all of its group are right.
 
     Groups of which a row was not answered have nobody to stand for them.
@@ -163,7 +163,7 @@ def complete(sheet: AnswerArrays, group: NDArray[np.int64]) -> tuple[Bools, Bool
     return first & (unknown == 0)[group], (wrong == 0)[group]
 
 
-class Scored(Protocol):
+class Scorer(Protocol):
     """What is needed of a benchmark to sum up its answers."""
 
     @property
@@ -175,6 +175,6 @@ class Scored(Protocol):
     @property
     def most(self) -> float: ...
 
-    def figures(self, sheet: AnswerArrays) -> dict[str, Figure]: ...
+    def figures(self, sheet: AnswerArrays) -> dict[str, Metric]: ...
 
     def chance(self, type: str) -> float | None: ...

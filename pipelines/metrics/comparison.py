@@ -14,24 +14,25 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.metrics import significance, statistics
-from pipelines.metrics.answer_metrics import AnswerArrays, Bools, Figure, Scored, mean_of, parts_of
-from pipelines.metrics.statistics import Interval, Parts
+from pipelines.metrics import significance
+from pipelines.metrics import intervals
+from pipelines.metrics.answer_metrics import AnswerArrays, Bools, Metric, Scorer, row_values, as_ratio_sum
+from pipelines.metrics.intervals import Interval, RatioSum
 
 HALF = 0.5  # worth less, a row is wrong
 
 
 @dataclass(frozen=True)
-class Pair:
+class PairedAnswers:
     """Two runs of one benchmark, row by row: `ours` and `theirs` hold the same rows in the order of their ids."""
 
     ours: AnswerArrays
     theirs: AnswerArrays
-    benchmark: Scored
+    benchmark: Scorer
     seed: int = 0
 
     @classmethod
-    def of(cls, answers: pa.Table, others: pa.Table, benchmark: Scored, seed: int = 0) -> Pair:
+    def of(cls, answers: pa.Table, others: pa.Table, benchmark: Scorer, seed: int = 0) -> PairedAnswers:
         ids = (
             pa.chunked_array([*answers["row_id"].chunks, *others["row_id"].chunks], pa.string())
             .unique()
@@ -48,11 +49,11 @@ class Pair:
         return self.ours.scored
 
     @cached_property
-    def clusters(self) -> statistics.Ints:
-        return statistics.clusters(self.ours.answers["media"])
+    def clusters(self) -> intervals.Ints:
+        return intervals.clusters(self.ours.answers["media"])
 
     @cached_property
-    def _headline(self) -> tuple[Figure, Figure]:
+    def _headline(self) -> tuple[Metric, Metric]:
         one, other = (
             self.benchmark.figures(sheet)[self.benchmark.headline]
             for sheet in (self.ours, self.theirs)
@@ -60,13 +61,13 @@ class Pair:
         return one, other
 
     @cached_property
-    def _parts(self) -> tuple[Parts, Parts, statistics.Ints]:
+    def _parts(self) -> tuple[RatioSum, RatioSum, intervals.Ints]:
         """The headlines as sums over the rows that are in them: the rows of a mean alone, else all scored ones."""
         one, other = self._headline
-        plain = mean_of(one) is not None and mean_of(other) is not None
+        plain = row_values(one) is not None and row_values(other) is not None
         among = one[0].below > 0 if plain else self.scored
-        parts = [parts_of(figure).among(among) for figure in (one, other)]
-        return parts[0], parts[1], statistics.dense(self.clusters[among])
+        parts = [as_ratio_sum(figure).among(among) for figure in (one, other)]
+        return parts[0], parts[1], intervals.renumber(self.clusters[among])
 
     @property
     def rows(self) -> int:
@@ -78,17 +79,17 @@ class Pair:
         if not self.scored.any():
             return None
         ours, theirs, cluster = self._parts
-        if mean_of(self._headline[0]) is not None:
-            return statistics.ratio(ours.above[0], theirs.above[0], cluster, self.seed)
-        return statistics.combined_ratio(ours, theirs, cluster, self.seed)
+        if row_values(self._headline[0]) is not None:
+            return intervals.retention(ours.above[0], theirs.above[0], cluster, self.seed)
+        return intervals.ratio_sum_retention(ours, theirs, cluster, self.seed)
 
     def retention_by_type(self) -> dict[str, Interval]:
         """The same of each type of question, of the rows' own worth."""
         found = {}
         for kind in sorted(set(self.ours.types[self.scored]) - {""}):
             mine = self.scored & (self.ours.types == kind)
-            cluster = statistics.dense(self.clusters[mine])
-            kept = statistics.ratio(
+            cluster = intervals.renumber(self.clusters[mine])
+            kept = intervals.retention(
                 self.ours.worth[mine], self.theirs.worth[mine], cluster, self.seed
             )
             if kept is not None:
@@ -97,7 +98,7 @@ class Pair:
 
     def p_value(self) -> float:
         """Of no difference between the headlines: McNemar's where each medium has one question, else by swaps."""
-        return significance.paired(*self._parts, self.seed)
+        return significance.paired_p_value(*self._parts, self.seed)
 
     def rows_needed(self) -> int | None:
         """Rows like these that find a difference of one point of accuracy, with a power of 80 %.
@@ -107,7 +108,7 @@ class Pair:
         ours, theirs, cluster = self._parts
         each = self.rows / max(1, len(cluster))  # rows for one of the headline's
         return significance.rows_needed(
-            each * significance.variance(ours, theirs, cluster) / self.benchmark.most**2
+            each * significance.difference_variance(ours, theirs, cluster) / self.benchmark.most**2
         )
 
     @cached_property
@@ -124,7 +125,7 @@ class Pair:
         kept = self.retention()
         if kept is None:
             return {}
-        found = statistics.named("accuracy_retention", kept)
+        found = intervals.as_metrics("accuracy_retention", kept)
         found |= {
             "rows_compared": self.rows,
             "rows_lost": int(self.lost.sum()),
@@ -136,25 +137,25 @@ class Pair:
         return found
 
 
-class Hard(NamedTuple):
+class HardSplit(NamedTuple):
     """A run on the rows of the hard split."""
 
     rows: int
     accuracy: Interval
 
 
-def hard(answers: pa.Table, downsampled: pa.Table, benchmark: Scored, seed: int = 0) -> Hard | None:
+def hard_split(answers: pa.Table, downsampled: pa.Table, benchmark: Scorer, seed: int = 0) -> HardSplit | None:
     """VTC-Bench's hard split: accuracy on the rows that a model which sees a coarser picture gets wrong.
 
     What is easy does not tell methods apart: on the other rows a smaller picture would do. None where there is no hard
     row.
     """
-    pair = Pair.of(answers, downsampled, benchmark, seed)
+    pair = PairedAnswers.of(answers, downsampled, benchmark, seed)
     among = pair.scored & (np.nan_to_num(pair.theirs.worth) < HALF)
     if not among.any():
         return None
-    cluster = statistics.dense(pair.clusters[among])
-    return Hard(int(among.sum()), statistics.mean(pair.ours.worth[among], cluster, seed))
+    cluster = intervals.renumber(pair.clusters[among])
+    return HardSplit(int(among.sum()), intervals.mean(pair.ours.worth[among], cluster, seed))
 
 
 def _aligned(table: pa.Table, ids: pa.Array) -> pa.Table:

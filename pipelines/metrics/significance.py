@@ -12,7 +12,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from pipelines.metrics.statistics import CELLS, LEVEL, Floats, Ints, Parts
+from pipelines.metrics.intervals import CELLS, LEVEL, Floats, Ints, RatioSum
 
 DRAWS = 9999  # of swaps: the smallest p-value is 0.0001
 POWER = 0.8
@@ -31,7 +31,7 @@ def mcnemar(lost: int, gained: int) -> float:
     return float(min(1.0, 2 * np.exp(ways - rows * math.log(2)).sum()))
 
 
-def paired(ours: Parts, theirs: Parts, cluster: Ints, seed: int = 0) -> float:
+def paired_p_value(ours: RatioSum, theirs: RatioSum, cluster: Ints, seed: int = 0) -> float:
     """Two-sided p-value of the difference of two numbers on the same rows."""
     if _single(ours, theirs, cluster):
         change = ours.above[0] - theirs.above[0]
@@ -39,7 +39,7 @@ def paired(ours: Parts, theirs: Parts, cluster: Ints, seed: int = 0) -> float:
     return _swapped(ours, theirs, cluster, seed)
 
 
-def _single(ours: Parts, theirs: Parts, cluster: Ints) -> bool:
+def _single(ours: RatioSum, theirs: RatioSum, cluster: Ints) -> bool:
     """Are both a share of right answers, among clusters of one row?"""
     if len(ours.weights) != 1 or len(np.unique(cluster)) != len(cluster):
         return False
@@ -49,7 +49,7 @@ def _single(ours: Parts, theirs: Parts, cluster: Ints) -> bool:
     )
 
 
-def _swapped(ours: Parts, theirs: Parts, cluster: Ints, seed: int) -> float:
+def _swapped(ours: RatioSum, theirs: RatioSum, cluster: Ints, seed: int) -> float:
     """The share of random swaps of clusters that differ at least as much.
 
     Clusters with equal sums are one kind, of which a binomial number is swapped.
@@ -83,13 +83,13 @@ def holm(found: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def variance(ours: Parts, theirs: Parts, cluster: Ints) -> float:
+def difference_variance(ours: RatioSum, theirs: RatioSum, cluster: Ints) -> float:
     """Of the difference of two numbers on the same N rows, times N; from each cluster's influence on it."""
     influence = _influence(ours, cluster) - _influence(theirs, cluster)
     return float(len(cluster) * (influence**2).sum())
 
 
-def _influence(parts: Parts, cluster: Ints) -> Floats:
+def _influence(parts: RatioSum, cluster: Ints) -> Floats:
     """(C,) how the number changes with each cluster's weight."""
     above, below = np.split(parts.sums(cluster), 2)
     sums = below.sum(axis=1, keepdims=True)

@@ -5,7 +5,7 @@ What counts, once for all numbers:
 - Accuracy is the benchmark's headline as a share of the best there is: of most the mean of `score`, or of `correct`
   where a row has no score, over the rows that were answered and that have something to compare with. Rows that ended in
   an error are not wrong answers; they are counted apart. Whatever else the official scorer reports is beside it.
-- Intervals are for 95 % and over media (pipelines.metrics.statistics). What is said against the unmodified model is paired: the
+- Intervals are for 95 % and over media (pipelines.metrics.intervals). What is said against the unmodified model is paired: the
   same rows of both runs (pipelines.metrics.comparison).
 - Speed is that of the device: rows by the time one actor spent on prefill and decoding. Start-up, reading and the
   other methods that took turns in the same actor are not in it; `wall_s` is all of it.
@@ -24,17 +24,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipelines.metrics import answer_metrics, statistics
-from pipelines.metrics.answer_metrics import AnswerArrays, Figure, Scored
-from pipelines.metrics.comparison import Pair
-from pipelines.metrics.statistics import Interval
+from pipelines.metrics import answer_metrics
+from pipelines.metrics import intervals
+from pipelines.metrics.answer_metrics import AnswerArrays, Metric, Scorer
+from pipelines.metrics.comparison import PairedAnswers
+from pipelines.metrics.intervals import Interval
 from pipelines.text import redacted
 
 COLUMNS = (
     *(*answer_metrics.COLUMNS, "error", "budget", "visual_tokens_in"),
     *("prefill_ms", "decode_ms", "compress_ms", "peak_memory_bytes"),
 )  # what `summarise` reads, for who does not want to load more
-ERRORS = ("row_id", "status", "error")  # and `errors`
+ERROR_COLUMNS = ("row_id", "status", "error")  # and `errors`
 
 
 class Answers(Protocol):
@@ -46,7 +47,7 @@ class Answers(Protocol):
 def summarise(
     answers: pa.Table | Answers,
     vanilla: pa.Table | Answers | None,
-    benchmark: Scored,
+    benchmark: Scorer,
     timings: Mapping[str, float] | None = None,
     seed: int = 0,
 ) -> dict[str, float]:
@@ -68,7 +69,7 @@ def summarise(
         **(timings or {}),
     }
     if vanilla is not None:
-        metrics |= _against(Pair.of(table, _table(vanilla), benchmark, seed))
+        metrics |= _against(PairedAnswers.of(table, _table(vanilla), benchmark, seed))
     return metrics
 
 
@@ -84,7 +85,7 @@ def _floats(column: pa.ChunkedArray) -> NDArray[np.float64]:
     return np.asarray(pc.fill_null(pc.cast(column, pa.float64()), float("nan")), dtype=np.float64)
 
 
-def _accuracy(table: pa.Table, benchmark: Scored, seed: int) -> dict[str, float]:
+def _accuracy(table: pa.Table, benchmark: Scorer, seed: int) -> dict[str, float]:
     """The headline, what else the scorer reports, and each type of question beside the chance of guessing it."""
     sheet = AnswerArrays(table)
     if not sheet.scored.any():
@@ -92,12 +93,12 @@ def _accuracy(table: pa.Table, benchmark: Scored, seed: int) -> dict[str, float]
     found = {
         name: figure
         for name, figure in benchmark.figures(sheet).items()
-        if answer_metrics.known(figure)
+        if answer_metrics.has_rows(figure)
     }
-    cluster = statistics.clusters(table["media"])
+    cluster = intervals.clusters(table["media"])
     headline = found.get(benchmark.headline)
     metrics = (
-        statistics.named("accuracy", _interval(headline, benchmark.most, cluster, seed))
+        intervals.as_metrics("accuracy", _interval(headline, benchmark.most, cluster, seed))
         if headline
         else {}
     )
@@ -114,9 +115,9 @@ def _accuracy(table: pa.Table, benchmark: Scored, seed: int) -> dict[str, float]
     for kind in sorted(set(sheet.types[sheet.scored]) - {""}):
         mine = sheet.scored & (sheet.types == kind)
         prefix = metric_name(f"{benchmark.name}/{kind}")
-        metrics |= statistics.named(
+        metrics |= intervals.as_metrics(
             f"{prefix}.accuracy",
-            statistics.mean(sheet.worth[mine], statistics.dense(cluster[mine]), seed),
+            intervals.mean(sheet.worth[mine], intervals.renumber(cluster[mine]), seed),
         )
         metrics[f"{prefix}.rows"] = int(mine.sum())
         chance = benchmark.chance(kind)
@@ -125,14 +126,14 @@ def _accuracy(table: pa.Table, benchmark: Scored, seed: int) -> dict[str, float]
     return metrics
 
 
-def _interval(figure: Figure, most: float, cluster: statistics.Ints, seed: int) -> Interval:
-    if (values := answer_metrics.mean_of(figure)) is not None:
+def _interval(figure: Metric, most: float, cluster: intervals.Ints, seed: int) -> Interval:
+    if (values := answer_metrics.row_values(figure)) is not None:
         among = figure[0].below > 0
-        return statistics.mean(values[among], statistics.dense(cluster[among]), seed)
+        return intervals.mean(values[among], intervals.renumber(cluster[among]), seed)
     return Interval(
         *(
             each / most
-            for each in statistics.combined(answer_metrics.parts_of(figure), cluster, seed)
+            for each in intervals.ratio_sum(answer_metrics.as_ratio_sum(figure), cluster, seed)
         )
     )
 
@@ -145,11 +146,11 @@ def metric_name(text: str) -> str:
     return re.sub(r"[^\w\-. :]+", "_", text.replace("/", ".")).strip(". ")[:200]
 
 
-def _against(pair: Pair) -> dict[str, float]:
+def _against(pair: PairedAnswers) -> dict[str, float]:
     """The run beside vanilla, and what each type of question keeps."""
     metrics = pair.metrics()
     for kind, kept in pair.retention_by_type().items():
-        metrics |= statistics.named(
+        metrics |= intervals.as_metrics(
             f"{metric_name(f'{pair.benchmark.name}/{kind}')}.accuracy_retention", kept
         )
     return metrics
@@ -201,7 +202,7 @@ class Failure(NamedTuple):
     row_ids: tuple[str, ...]  # a few
 
 
-def errors(parts: Iterable[pa.Table], examples: int = 3) -> list[Failure]:
+def failures(parts: Iterable[pa.Table], examples: int = 3) -> list[Failure]:
     """What went wrong, the most frequent first, from the columns ERRORS of answers that need not fit into memory."""
     count: Counter[str] = Counter()
     first: dict[str, list[tuple[str, str]]] = {}
@@ -220,7 +221,7 @@ def errors(parts: Iterable[pa.Table], examples: int = 3) -> list[Failure]:
     return sorted(failures, key=lambda failure: (-failure.rows, failure.kind))
 
 
-def error_lines(failures: Iterable[Failure], width: int = 100) -> str:
+def failure_lines(failures: Iterable[Failure], width: int = 100) -> str:
     """`errors` as a person reads it; empty if there were none."""
     lines = []
     for failure in failures:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.benchmarks.base import Benchmark, Score, plain
+from pipelines.benchmarks.base import Benchmark, Score, normalised
 from pipelines.data.rows import Kind, Row
 
 
@@ -36,7 +36,7 @@ class Synthetic(Benchmark):
         return row.question
 
     def score(self, row: Row, prediction: str) -> Score:
-        return Score.of(plain(prediction) in {plain(answer) for answer in row.answers})
+        return Score.of(normalised(prediction) in {normalised(answer) for answer in row.answers})
 
     def chance(self, type: str) -> float | None:
         return self.chances.get(type)

@@ -19,7 +19,7 @@ import av
 import numpy as np
 
 from pipelines.benchmarks.synthetic.base import Synthetic
-from pipelines.benchmarks.synthetic.folder import Medium, write
+from pipelines.benchmarks.synthetic.dataset_files import MediaFile, write_dataset
 from pipelines.benchmarks.synthetic.scenes import (
     COLOURS,
     SHAPES,
@@ -27,23 +27,22 @@ from pipelines.benchmarks.synthetic.scenes import (
     Scene,
     Thing,
     draw,
-    fill,
+    build_question,
     fits,
     pick,
-    thing,
-)
+    random_thing)
 
 NAME, VERSION = "motion", "1"
 SIDE = 96
 QUESTIONS = {"train": 12_000, "val": 600, "test": 2_400}
 PER_CLIP = 5
-WAYS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 COUNTS = ("0", "1", "2", "3")
 CHANGES = ("appears", "disappears", "stays")
 CHANCE = {  # how often a guess among the answers that are possible is right
     "mover": 1 / len(COLOURS),
     "moving": 1 / 2,
-    "direction": 1 / len(WAYS),
+    "direction": 1 / len(DIRECTIONS),
     "change": 1 / len(CHANGES),
     "order": 1 / 2,
     "count": 1 / len(COUNTS),
@@ -55,7 +54,7 @@ _GAP = 0.15  # of the clip between two events, at least, for one of them to be t
 
 
 @dataclass(frozen=True)
-class Act:
+class Action:
     """What a thing does: nothing, `move` with a way, `appear` or `disappear`, between two shares of the clip."""
 
     what: str
@@ -69,7 +68,7 @@ class Act:
 class Clip:
     length: int  # frames
     things: tuple[Thing, ...]
-    acts: tuple[Act, ...]
+    acts: tuple[Action, ...]
     backdrop: int
 
     def at(self, frame: int) -> Scene:
@@ -91,15 +90,15 @@ def make(folder: Path, split: str, questions: int | None = None, seed: int = 0) 
         raise ValueError(f"{NAME} has no split '{split}'; it has {', '.join(QUESTIONS)}")
     wanted = QUESTIONS[split] if questions is None else questions
     home = folder / f"{NAME}-{VERSION}-{seed}" / split
-    return write(home, f"{NAME}-{split}", _media(split, seed), wanted, whole=questions is None)
+    return write_dataset(home, f"{NAME}-{split}", _media(split, seed), wanted, whole=questions is None)
 
 
-def _media(split: str, seed: int) -> Iterator[Medium]:
+def _media(split: str, seed: int) -> Iterator[MediaFile]:
     number = 0
     while True:
-        rng = dice(split, seed, number)
+        rng = rng_for(split, seed, number)
         shown = clip(rng)
-        yield Medium(
+        yield MediaFile(
             f"clips/{number:06d}.mp4", partial(_save, shown), questions(shown, rng, PER_CLIP)
         )
         number += 1
@@ -119,7 +118,7 @@ def _save(shown: Clip, file: Path) -> None:
         container.mux(stream.encode())
 
 
-def dice(split: str, seed: int, number: int) -> np.random.Generator:
+def rng_for(split: str, seed: int, number: int) -> np.random.Generator:
     """Chance for one clip; no two splits, seeds or numbers share it."""
     return np.random.default_rng([zlib.crc32(f"{NAME} {VERSION} {split}".encode()), seed, number])
 
@@ -127,7 +126,7 @@ def dice(split: str, seed: int, number: int) -> np.random.Generator:
 def clip(rng: np.random.Generator) -> Clip:
     """Two to four things, of which none overlaps another before or after it moves."""
     things: list[Thing] = []
-    acts: list[Act] = []
+    acts: list[Action] = []
     names: set[tuple[str, str]] = set()
     palette, forms = (
         rng.choice(list(COLOURS), 3, replace=False),
@@ -136,7 +135,7 @@ def clip(rng: np.random.Generator) -> Clip:
     for act in [_act(rng) for _ in range(int(rng.integers(2, 5)))]:
         for _ in range(60):  # a place for it; where there is none it is left out
             x, y = (float(value) for value in rng.uniform(10, SIDE - 10, 2))
-            one = thing(rng, str(rng.choice(forms)), str(rng.choice(palette)), "small", x, y)
+            one = random_thing(rng, str(rng.choice(forms)), str(rng.choice(palette)), "small", x, y)
             ends = [
                 _moved(other, other_act, 1.0) for other, other_act in zip(things, acts, strict=True)
             ]
@@ -153,23 +152,23 @@ def clip(rng: np.random.Generator) -> Clip:
     return Clip(int(rng.integers(16, 65)), tuple(things), tuple(acts), int(rng.integers(2**31)))
 
 
-def _act(rng: np.random.Generator) -> Act:
+def _act(rng: np.random.Generator) -> Action:
     what = str(rng.choice(["stay", "move", "appear", "disappear"], p=[0.15, 0.49, 0.18, 0.18]))
     if what == "move":
         begin = float(rng.uniform(0.05, 0.6))
-        way = str(rng.choice(list(WAYS)))
-        return Act(
+        way = str(rng.choice(list(DIRECTIONS)))
+        return Action(
             what, begin, begin + float(rng.uniform(0.2, 0.3)), way, float(rng.uniform(24, 48))
         )
     at = float(rng.uniform(0.2, 0.8))
-    return Act(what, at, at)
+    return Action(what, at, at)
 
 
-def _moved(one: Thing, act: Act, now: float) -> Thing:
+def _moved(one: Thing, act: Action, now: float) -> Thing:
     if act.what != "move":
         return one
     share = min(1.0, max(0.0, (now - act.begin) / (act.end - act.begin)))
-    x, y = WAYS[act.way]
+    x, y = DIRECTIONS[act.way]
     return replace(one, x=one.x + share * act.reach * x, y=one.y + share * act.reach * y)
 
 
@@ -203,7 +202,7 @@ def _mover(shown: Clip, rng: np.random.Generator) -> Question | None:
         rng, ["What colour is the {}?", "What color is the {}?", "Which colour does the {} have?"]
     )
     phrase = pick(rng, ["moving thing", "thing that moves"])
-    return fill(
+    return build_question(
         "mover", wording, [(phrase, "whole", moving)], shown.things[moving[0]].colour, list(COLOURS)
     )
 
@@ -216,7 +215,7 @@ def _moving(shown: Clip, rng: np.random.Generator) -> Question | None:
     yes = rng.random() < 0.5
     number = int(rng.choice(moving if yes else others))
     wording = pick(rng, ["Does the {} move?", "Is the {} moving?", "Does the {} change its place?"])
-    return fill(
+    return build_question(
         "moving",
         wording,
         [(_name(shown, number), "whole", [number])],
@@ -238,12 +237,12 @@ def _direction(shown: Clip, rng: np.random.Generator) -> Question | None:
             "Where does the {} go?",
         ],
     )
-    return fill(
+    return build_question(
         "direction",
         wording,
         [(_name(shown, number), "whole", [number])],
         shown.acts[number].way,
-        list(WAYS),
+        list(DIRECTIONS),
     )
 
 
@@ -263,7 +262,7 @@ def _change(shown: Clip, rng: np.random.Generator) -> Question | None:
             "What about the {}: appears, disappears or stays?",
         ],
     )
-    return fill("change", wording, [(_name(shown, number), "whole", [number])], what, CHANGES)
+    return build_question("change", wording, [(_name(shown, number), "whole", [number])], what, CHANGES)
 
 
 def _order(shown: Clip, rng: np.random.Generator) -> Question | None:
@@ -283,7 +282,7 @@ def _order(shown: Clip, rng: np.random.Generator) -> Question | None:
     if rng.random() < 0.5:
         wording = wording.replace("before or after", "after or before")
     phrases = [(_name(shown, number), "whole", [number]) for number in (asked, other)]
-    return fill("order", wording, phrases, "before" if before else "after", ("before", "after"))
+    return build_question("order", wording, phrases, "before" if before else "after", ("before", "after"))
 
 
 def _count(shown: Clip, rng: np.random.Generator) -> Question | None:
@@ -291,7 +290,7 @@ def _count(shown: Clip, rng: np.random.Generator) -> Question | None:
     if len(moving) >= len(COUNTS) or rng.random() > (0.9, 0.4, 0.5, 1.0)[len(moving)]:
         return None  # one and two would be the usual answers
     wording = pick(rng, ["How many {} move?", "How many {} are moving?", "Count the {} that move."])
-    return fill("count", wording, [("things", "whole", moving)], str(len(moving)), COUNTS)
+    return build_question("count", wording, [("things", "whole", moving)], str(len(moving)), COUNTS)
 
 
 ASKING: dict[str, Callable[[Clip, np.random.Generator], Question | None]] = {

@@ -99,7 +99,7 @@ class Scene:
     ] = ()  # of a clip's things, which ones these are; none: they are all there are
 
 
-class Labels(NamedTuple):
+class PatchLabels(NamedTuple):
     """What each patch shows: which thing and which glyph (or -1), and the patch that holds each thing's centre.
 
     `cover` and `ink` say how much of each quarter of a quarter of a patch is a thing's and a glyph's, (N, 16).
@@ -112,7 +112,7 @@ class Labels(NamedTuple):
     ink: np.ndarray
 
 
-class Point(NamedTuple):
+class PhraseTarget(NamedTuple):
     """What a phrase of a question means: `part` is `whole`, `centre` or `glyph`; `end` is where its text ends."""
 
     end: int
@@ -126,10 +126,10 @@ class Question:
     text: str
     answer: str
     options: tuple[str, ...]
-    points: tuple[Point, ...] = ()
+    points: tuple[PhraseTarget, ...] = ()
 
 
-def fill(
+def build_question(
     kind: str,
     wording: str,
     phrases: Sequence[tuple[str, str, Sequence[int]]],
@@ -142,7 +142,7 @@ def fill(
         text += piece
         if phrase:
             text += phrase[0]
-            points.append(Point(len(text), phrase[1], tuple(phrase[2])))
+            points.append(PhraseTarget(len(text), phrase[1], tuple(phrase[2])))
     return Question(kind, text, answer, tuple(options), tuple(points))
 
 
@@ -150,7 +150,7 @@ def pick(rng: np.random.Generator, values: Sequence[str]) -> str:
     return values[int(rng.integers(len(values)))]
 
 
-def thing(
+def random_thing(
     rng: np.random.Generator, shape: str, colour: str, size: str, x: float, y: float
 ) -> Thing:
     tint = np.clip(np.array(COLOURS[colour]) + rng.normal(0, 9, 3), 0, 255).astype(int)
@@ -272,7 +272,7 @@ def draw(scene: Scene, noise: int = 0) -> np.ndarray:
 
 
 @lru_cache(maxsize=64)  # every question about a scene asks for them
-def labels(scene: Scene) -> Labels:
+def labels(scene: Scene) -> PatchLabels:
     side = scene.side // PATCH
     owner = np.full((scene.side, scene.side), -1)
     for number, one in enumerate(scene.things):
@@ -286,7 +286,7 @@ def labels(scene: Scene) -> Labels:
     thing = _most(owner, side, _COVER)
     if scene.numbers:
         thing = np.array([*scene.numbers, -1])[thing]
-    return Labels(
+    return PatchLabels(
         thing,
         _most(ink, side, _COVER / 2),
         np.array(centre, dtype=int),

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from pipelines.benchmarks.synthetic.base import Synthetic
-from pipelines.benchmarks.synthetic.folder import Medium, write
+from pipelines.benchmarks.synthetic.dataset_files import MediaFile, write_dataset
 from pipelines.benchmarks.synthetic.scenes import (
     COLOURS,
     DIGITS,
@@ -32,11 +32,10 @@ from pipelines.benchmarks.synthetic.scenes import (
     Scene,
     Thing,
     draw,
-    fill,
+    build_question,
     fits,
     pick,
-    thing,
-)
+    random_thing)
 
 NAME, VERSION = "shapes", "1"
 SIDE = 192
@@ -62,15 +61,15 @@ def make(folder: Path, split: str, questions: int | None = None, seed: int = 0) 
         raise ValueError(f"{NAME} has no split '{split}'; it has {', '.join(QUESTIONS)}")
     wanted = QUESTIONS[split] if questions is None else questions
     home = folder / f"{NAME}-{VERSION}-{seed}" / split
-    return write(home, f"{NAME}-{split}", _media(split, seed), wanted, whole=questions is None)
+    return write_dataset(home, f"{NAME}-{split}", _media(split, seed), wanted, whole=questions is None)
 
 
-def _media(split: str, seed: int) -> Iterator[Medium]:
+def _media(split: str, seed: int) -> Iterator[MediaFile]:
     number = 0
     while True:
-        rng = dice(split, seed, number)
+        rng = rng_for(split, seed, number)
         shown = scene(rng)
-        yield Medium(
+        yield MediaFile(
             f"images/{number:06d}.png", partial(_save, shown), questions(shown, rng, PER_IMAGE)
         )
         number += 1
@@ -80,7 +79,7 @@ def _save(shown: Scene, file: Path) -> None:
     Image.fromarray(draw(shown)).save(file, format="PNG", compress_level=1)
 
 
-def dice(split: str, seed: int, number: int) -> np.random.Generator:
+def rng_for(split: str, seed: int, number: int) -> np.random.Generator:
     """Chance for one scene; no two splits, seeds or numbers share it."""
     return np.random.default_rng([zlib.crc32(f"{NAME} {VERSION} {split}".encode()), seed, number])
 
@@ -101,7 +100,7 @@ def scene(rng: np.random.Generator, crowd: bool = False) -> Scene:
             break
         size = str(rng.choice(list(SIZES), p=[0.55, 0.45]))
         place = rng.uniform(9, SIDE - 9, 2)
-        one = thing(
+        one = random_thing(
             rng,
             str(rng.choice(forms)),
             str(rng.choice(palette)),
@@ -200,7 +199,7 @@ def _existence(shown: Scene, rng: np.random.Generator) -> Question | None:
             "Does the picture show {}?",
         ],
     )
-    return fill(
+    return build_question(
         "existence",
         wording,
         [(f"{_article(colour)} {colour} {shape}", "whole", which)],
@@ -222,7 +221,7 @@ def _colour(shown: Scene, rng: np.random.Generator) -> Question | None:
             "The {} is of what colour?",
         ],
     )
-    return fill(
+    return build_question(
         "colour",
         wording,
         [(found[0], "whole", [found[1]])],
@@ -238,7 +237,7 @@ def _shape(shown: Scene, rng: np.random.Generator) -> Question | None:
     wording = pick(
         rng, ["What shape is the {}?", "Which shape does the {} have?", "The {} has what shape?"]
     )
-    return fill(
+    return build_question(
         "shape", wording, [(found[0], "whole", [found[1]])], shown.things[found[1]].shape, SHAPES
     )
 
@@ -259,7 +258,7 @@ def _size(shown: Scene, rng: np.random.Generator) -> Question | None:
             "How big is the {}, small or large?",
         ],
     )
-    return fill(
+    return build_question(
         "size", wording, [(found[0], "whole", [found[1]])], shown.things[found[1]].size, list(SIZES)
     )
 
@@ -296,7 +295,7 @@ def _count(shown: Scene, rng: np.random.Generator) -> Question | None:
             "Count the {}.",
         ],
     )
-    return fill("count", wording, [(name, "centre", which)], str(len(which)), COUNTS)
+    return build_question("count", wording, [(name, "centre", which)], str(len(which)), COUNTS)
 
 
 def _article(word: str) -> str:
@@ -331,7 +330,7 @@ def _relation(shown: Scene, rng: np.random.Generator) -> Question | None:
         rng, [f"Is the {{}} {said}{of} the {{}}?", f"Where is the {{}}, {said}{of} the {{}}?"]
     )
     phrases = [(_named(shown, n, ("colour", "shape"))[0], "whole", [n]) for n in (a, b)]
-    return fill("relation", wording, phrases, answer, (low, high))
+    return build_question("relation", wording, phrases, answer, (low, high))
 
 
 def _reading(shown: Scene, rng: np.random.Generator) -> Question | None:
@@ -343,7 +342,7 @@ def _reading(shown: Scene, rng: np.random.Generator) -> Question | None:
             wording = pick(
                 rng, ["What {} is in the picture?", "Which {} can you see?", "Read the {}."]
             )
-            return fill(
+            return build_question(
                 "reading", wording, [(glyph.kind, "glyph", [int(number)])], glyph.name, options
             )
         if glyph.on is not None:
@@ -358,7 +357,7 @@ def _reading(shown: Scene, rng: np.random.Generator) -> Question | None:
                     ],
                 )
                 wording = wording.replace("{}", glyph.kind, 1)
-                return fill(
+                return build_question(
                     "reading", wording, [(name, "glyph", [int(number)])], glyph.name, options
                 )
     return None

@@ -74,7 +74,7 @@ def answer(clip: Clip, kind: str, text: str) -> str:
 def test_answers_are_what_the_clip_shows() -> None:
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for number in range(250):
-        rng = motion.dice("test", 0, number)
+        rng = motion.rng_for("test", 0, number)
         clip = motion.clip(rng)
         for question in motion.questions(clip, rng, 6):
             assert answer(clip, question.type, question.text) == question.answer, question.text
@@ -93,7 +93,7 @@ def test_clips_are_what_the_manifest_says(manifest: Path) -> None:
     for row in found:
         assert row["answers"][0] in row["options"]
         number = int(Path(row["media"]).stem)
-        clip = motion.clip(motion.dice("test", 0, number))
+        clip = motion.clip(motion.rng_for("test", 0, number))
         with av.open(str(manifest.parent / row["media"])) as container:
             frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
         assert 16 <= len(frames) == clip.length <= 64
@@ -111,7 +111,7 @@ def test_the_same_bytes_twice(manifest: Path, tmp_path: Path) -> None:
 
 def test_splits_share_no_clip() -> None:
     made = [
-        motion.clip(motion.dice(split, 0, number))
+        motion.clip(motion.rng_for(split, 0, number))
         for split in ("train", "val", "test")
         for number in range(40)
     ]
@@ -124,7 +124,7 @@ def test_splits_share_no_clip() -> None:
 def test_no_event_hides_between_the_eight_frames_that_a_model_sees() -> None:
     """What moves has moved, and what appears or disappears is seen with and without it."""
     for number in range(100):
-        clip = motion.clip(motion.dice("test", 0, number))
+        clip = motion.clip(motion.rng_for("test", 0, number))
         scenes = [clip.at(int(frame)) for frame in np.linspace(0, clip.length - 1, 8)]
         for which, act in enumerate(clip.acts):
             seen = [which in scene.numbers for scene in scenes]

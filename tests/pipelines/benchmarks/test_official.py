@@ -28,8 +28,7 @@ from tests.support.official.rows import (
     TEXT,
     UNANSWERABLE,
     VIZ,
-    VQA,
-)
+    VQA)
 
 
 def rows_of(name: str, folder: Path) -> tuple[Manifest, list[Row]]:

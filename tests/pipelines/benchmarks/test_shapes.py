@@ -21,7 +21,7 @@ FEW = 180
 
 
 def scenes(split: str, count: int) -> list[Scene]:
-    return [shapes.scene(shapes.dice(split, 0, number)) for number in range(count)]
+    return [shapes.scene(shapes.rng_for(split, 0, number)) for number in range(count)]
 
 
 def rows(manifest: Path) -> list[dict]:
@@ -143,7 +143,7 @@ def test_splits_share_no_scene() -> None:
 def test_answers_are_what_the_scene_says() -> None:
     asked = 0
     for number in range(150):
-        rng = shapes.dice("test", 0, number)
+        rng = shapes.rng_for("test", 0, number)
         scene = shapes.scene(rng)
         for question in shapes.questions(scene, rng, 7):
             assert answer(scene, question.type, question.text) == question.answer, question.text
@@ -154,7 +154,7 @@ def test_answers_are_what_the_scene_says() -> None:
 def test_answers_are_balanced() -> None:
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for number in range(400):
-        rng = shapes.dice("test", 0, number)
+        rng = shapes.rng_for("test", 0, number)
         for question in shapes.questions(shapes.scene(rng), rng, 7):
             counts[question.type][question.answer] += 1
     assert set(counts) == set(shapes.CHANCE)
@@ -169,7 +169,7 @@ def test_a_no_is_near() -> None:
     """Of nearly all shapes that are asked for in vain the shape and the colour are in the picture, apart."""
     near = []
     for number in range(200):
-        rng = shapes.dice("test", 0, number)
+        rng = shapes.rng_for("test", 0, number)
         scene = shapes.scene(rng)
         for question in shapes.questions(scene, rng, 7):
             if question.type == "existence" and question.answer == "no":
@@ -180,7 +180,7 @@ def test_a_no_is_near() -> None:
 
 def test_points_are_where_phrases_end() -> None:
     for number in range(40):
-        rng = shapes.dice("train", 0, number)
+        rng = shapes.rng_for("train", 0, number)
         scene = shapes.scene(rng)
         for question in shapes.questions(scene, rng, 7):
             for point in question.points:

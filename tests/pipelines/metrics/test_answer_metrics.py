@@ -10,7 +10,8 @@ import pyarrow as pa
 import pytest
 
 from pipelines.benchmarks import benchmark
-from pipelines.metrics import statistics, summary
+from pipelines.metrics import summary
+from pipelines.metrics import intervals
 from pipelines.metrics.answer_metrics import AnswerArrays, value
 from pipelines.results.answer_schema import ANSWER_SCHEMA
 
@@ -202,8 +203,8 @@ def test_an_accuracy_of_points_is_a_share_of_them() -> None:
     metrics = summary.summarise(sheet(rows).answers, None, benchmark("mme"))
     assert metrics["mme.total"] == pytest.approx(400)
     assert metrics["accuracy"] == pytest.approx(400 / 2800)
-    parts = statistics.Parts([1.0], [np.array([1.0, 0.0])], [np.array([0.0, 0.0])])
-    assert statistics.combined(parts, np.array([0, 1])).value == 0
+    parts = intervals.RatioSum([1.0], [np.array([1.0, 0.0])], [np.array([0.0, 0.0])])
+    assert intervals.ratio_sum(parts, np.array([0, 1])).value == 0
 
 
 def test_a_headline_of_no_row_is_left_out() -> None:

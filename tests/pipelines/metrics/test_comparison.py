@@ -10,9 +10,10 @@ import pyarrow as pa
 import pytest
 
 from pipelines.benchmarks import benchmark
-from pipelines.metrics import comparison, significance, statistics, summary
+from pipelines.metrics import comparison, significance, summary
+from pipelines.metrics import intervals
 from pipelines.metrics.answer_metrics import AnswerArrays, value
-from pipelines.metrics.comparison import Pair
+from pipelines.metrics.comparison import PairedAnswers
 from pipelines.results.answer_schema import ANSWER_SCHEMA
 
 
@@ -52,7 +53,7 @@ def test_pairs_are_the_rows_that_both_have_answered() -> None:
     ours, theirs = plain(1), plain(2).slice(0, 150)
     mine, other = known(ours), known(theirs)
     both = sorted(mine.keys() & other.keys())
-    found = Pair.of(ours, theirs, benchmark("manifest")).metrics()
+    found = PairedAnswers.of(ours, theirs, benchmark("manifest")).metrics()
     assert len(mine) > found["rows_compared"] == len(both) > 50
     assert found["rows_lost"] == sum(mine[each] < other[each] for each in both)
     assert found["rows_gained"] == sum(mine[each] > other[each] for each in both)
@@ -79,10 +80,10 @@ def test_each_type_keeps_its_own() -> None:
 
 def test_one_question_a_medium_is_mcnemars_test() -> None:
     ours, theirs = plain(5, per_medium=1, right=0.5), plain(6, per_medium=1, right=0.8)
-    pair = Pair.of(ours, theirs, benchmark("manifest"))
+    pair = PairedAnswers.of(ours, theirs, benchmark("manifest"))
     lost, gained = int(pair.lost.sum()), int(pair.gained.sum())
     assert pair.metrics()["p_value"] == significance.mcnemar(lost, gained) < 0.05
-    pair = Pair.of(plain(5), plain(6), benchmark("manifest"))
+    pair = PairedAnswers.of(plain(5), plain(6), benchmark("manifest"))
     assert pair.metrics()["p_value"] != significance.mcnemar(
         int(pair.lost.sum()), int(pair.gained.sum())
     )
@@ -114,7 +115,7 @@ def test_mmbench_counts_questions_not_rotations() -> None:
     ours, theirs = rotations(1, 0.8), rotations(2, 0.95)
     metrics = summary.summarise(ours, theirs, benchmark("mmbench"))
     right = [(whole(ours, each), whole(theirs, each)) for each in range(60)]
-    interval = statistics.wilson(sum(one for one, _ in right), 60)
+    interval = intervals.wilson(sum(one for one, _ in right), 60)
     assert [metrics[f"accuracy{end}"] for end in ("", "_ci_low", "_ci_high")] == pytest.approx(
         list(interval)
     )
@@ -129,7 +130,7 @@ def test_what_counts_together_is_compared_together() -> None:
     """A question of which one run lacks a rotation is in neither's number."""
     ours, theirs = rotations(3, 0.9), rotations(4, 0.95, broken="2000007")
     for one, other in ((ours, theirs), (theirs, ours)):
-        pair = Pair.of(one, other, benchmark("mmbench"))
+        pair = PairedAnswers.of(one, other, benchmark("mmbench"))
         kept = pair.retention()
         left = [each for each in range(60) if each != 7]
         assert kept is not None
@@ -138,8 +139,8 @@ def test_what_counts_together_is_compared_together() -> None:
         )
     gone = theirs.filter(pa.array([row != "2000007" for row in theirs["row_id"].to_pylist()]))
     assert (
-        Pair.of(ours, gone, benchmark("mmbench")).retention()
-        == Pair.of(ours, theirs, benchmark("mmbench")).retention()
+        PairedAnswers.of(ours, gone, benchmark("mmbench")).retention()
+        == PairedAnswers.of(ours, theirs, benchmark("mmbench")).retention()
     )
 
 
@@ -153,7 +154,7 @@ def needed(changes: list[int], rows: int) -> int | None:
 def test_rows_needed_are_rows_of_the_data_set() -> None:
     """Not questions, of which MMBench has one for four rows; nor ScienceQA's images, which are of some rows alone."""
     ours, theirs = rotations(5, 0.9), rotations(6, 0.95)
-    metrics = Pair.of(ours, theirs, benchmark("mmbench")).metrics()
+    metrics = PairedAnswers.of(ours, theirs, benchmark("mmbench")).metrics()
     assert metrics["rows_compared"] == 240
     assert metrics["rows_needed"] == needed(
         [whole(ours, each) - whole(theirs, each) for each in range(60)], 240
@@ -168,7 +169,7 @@ def test_rows_needed_are_rows_of_the_data_set() -> None:
 
     ours, theirs = science(1, 0.6), science(2, 0.8)
     mine, other = known(ours), known(theirs)
-    metrics = Pair.of(ours, theirs, benchmark("scienceqa")).metrics()
+    metrics = PairedAnswers.of(ours, theirs, benchmark("scienceqa")).metrics()
     assert metrics["rows_compared"] == 150
     assert metrics["rows_needed"] == needed(
         [int(mine[each] - other[each]) for each in sorted(mine)[::3]], 150
@@ -208,7 +209,7 @@ def test_a_number_that_is_no_mean_is_tested_by_swapping_media() -> None:
         swap = np.repeat(dice.random(80) < 0.5, 2)
         one, other = np.where(swap, right[1], right[0]), np.where(swap, right[0], right[1])
         extreme += abs(f1(one) - f1(other)) >= seen - 1e-9
-    found = Pair.of(ours, theirs, bench).p_value()
+    found = PairedAnswers.of(ours, theirs, bench).p_value()
     assert 0.005 < found < 0.5
     assert found == pytest.approx(extreme / 1000, abs=0.05)
 
@@ -217,16 +218,16 @@ def test_hard_rows_are_those_that_a_coarser_picture_gets_wrong() -> None:
     ours, coarse = plain(7, right=0.8), plain(8)
     mine, theirs = known(ours), known(coarse)
     rows = [each for each in mine.keys() & theirs.keys() if theirs[each] == 0]
-    found = comparison.hard(ours, coarse, benchmark("manifest"))
+    found = comparison.hard_split(ours, coarse, benchmark("manifest"))
     assert found is not None
     assert found.rows == len(rows)
     assert found.accuracy.value == pytest.approx(sum(mine[each] for each in rows) / len(rows))
     assert found.accuracy.low < found.accuracy.value < found.accuracy.high
-    itself = comparison.hard(coarse, coarse, benchmark("manifest"))
+    itself = comparison.hard_split(coarse, coarse, benchmark("manifest"))
     assert itself is not None
     assert itself.accuracy.value == 0
     fine = table([{"row_id": "1", "media": ["a"], "correct": True}])
-    assert comparison.hard(fine, fine, benchmark("manifest")) is None
+    assert comparison.hard_split(fine, fine, benchmark("manifest")) is None
 
 
 def test_nothing_in_common_is_no_number() -> None:
@@ -234,6 +235,6 @@ def test_nothing_in_common_is_no_number() -> None:
         plain(9).slice(0, 20),
         table([{"row_id": "elsewhere", "media": ["a"], "correct": True}]),
     )
-    assert Pair.of(one, other, benchmark("manifest")).metrics() == {}
+    assert PairedAnswers.of(one, other, benchmark("manifest")).metrics() == {}
     wrong = table([{"row_id": "1", "media": ["a"], "correct": False}])
-    assert Pair.of(wrong, wrong, benchmark("manifest")).metrics() == {}
+    assert PairedAnswers.of(wrong, wrong, benchmark("manifest")).metrics() == {}

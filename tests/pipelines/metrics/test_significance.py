@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.metrics import significance, statistics
-from pipelines.metrics.statistics import Interval, Parts
+from pipelines.metrics import significance
+from pipelines.metrics import intervals
+from pipelines.metrics.intervals import Interval, RatioSum
 
 scipy_stats = pytest.importorskip("scipy.stats")
 contingency = pytest.importorskip("statsmodels.stats.contingency_tables")
@@ -17,8 +18,8 @@ power = pytest.importorskip("statsmodels.stats.power")
 proportion = pytest.importorskip("statsmodels.stats.proportion")
 
 
-def mean_of(values: np.ndarray) -> Parts:
-    return Parts([1.0], [values.astype(np.float64)], [np.ones(len(values))])
+def mean_of(values: np.ndarray) -> RatioSum:
+    return RatioSum([1.0], [values.astype(np.float64)], [np.ones(len(values))])
 
 
 def answered(
@@ -60,7 +61,7 @@ def test_mcnemar_of_many_rows() -> None:
 def test_wilson_is_statsmodels(rows: int, data: st.DataObject) -> None:
     right = data.draw(st.integers(0, rows))
     low, high = proportion.proportion_confint(right, rows, method="wilson")
-    assert statistics.wilson(right, rows)[1:] == pytest.approx((low, high), abs=1e-12)
+    assert intervals.wilson(right, rows)[1:] == pytest.approx((low, high), abs=1e-12)
 
 
 @settings(
@@ -77,7 +78,7 @@ def test_one_question_a_medium_is_mcnemar() -> None:
     ours, theirs, cluster = answered(0, 300, 1)
     lost, gained = int((ours < theirs).sum()), int((ours > theirs).sum())
     assert lost != gained
-    found = significance.paired(mean_of(ours), mean_of(theirs), cluster)
+    found = significance.paired_p_value(mean_of(ours), mean_of(theirs), cluster)
     assert found == pytest.approx(contingency.mcnemar([[0, lost], [gained, 0]], exact=True).pvalue)
 
 
@@ -94,17 +95,17 @@ def test_swaps_are_scipys_permutation_test(seed: int, gain: float) -> None:
         alternative="greater",
         rng=np.random.default_rng(seed),
     ).pvalue
-    found = significance.paired(mean_of(ours), mean_of(theirs), cluster)
+    found = significance.paired_p_value(mean_of(ours), mean_of(theirs), cluster)
     assert found == pytest.approx(expected, abs=4 * np.sqrt(max(expected, 0.001) / 9999) + 0.0002)
-    assert found == significance.paired(mean_of(ours), mean_of(theirs), cluster)
+    assert found == significance.paired_p_value(mean_of(ours), mean_of(theirs), cluster)
 
 
 def test_swaps_of_single_questions_come_to_mcnemars() -> None:
     """One row more, which never differs, makes a medium of two: the test is drawn, and nothing else has changed."""
     ours, theirs, cluster = answered(6, 200, 1, 0.15)
-    exact = significance.paired(mean_of(ours), mean_of(theirs), cluster)
+    exact = significance.paired_p_value(mean_of(ours), mean_of(theirs), cluster)
     more = (mean_of(np.append(values, 1.0)) for values in (ours, theirs))
-    assert significance.paired(*more, np.append(cluster, 0)) == pytest.approx(exact, abs=0.02)
+    assert significance.paired_p_value(*more, np.append(cluster, 0)) == pytest.approx(exact, abs=0.02)
 
 
 def test_equal_runs_do_not_differ_however_alike_within_media() -> None:
@@ -114,7 +115,7 @@ def test_equal_runs_do_not_differ_however_alike_within_media() -> None:
         dice = np.random.default_rng(seed)
         cluster = np.repeat(np.arange(40), 6)
         theirs, ours = ((dice.random((2, 40)) < 0.5) * 1.0)[:, cluster]
-        found += significance.paired(mean_of(ours), mean_of(theirs), cluster, seed) < 0.05
+        found += significance.paired_p_value(mean_of(ours), mean_of(theirs), cluster, seed) < 0.05
         naive += significance.mcnemar(int((ours < theirs).sum()), int((ours > theirs).sum())) < 0.05
     assert found / 300 < 0.09
     assert naive / 300 > 0.2
@@ -122,14 +123,14 @@ def test_equal_runs_do_not_differ_however_alike_within_media() -> None:
 
 def test_two_same_runs() -> None:
     ours, _, cluster = answered(7, 50, 4)
-    assert significance.paired(mean_of(ours), mean_of(ours), cluster) == 1
-    assert significance.variance(mean_of(ours), mean_of(ours), cluster) == 0
+    assert significance.paired_p_value(mean_of(ours), mean_of(ours), cluster) == 1
+    assert significance.difference_variance(mean_of(ours), mean_of(ours), cluster) == 0
     assert significance.rows_needed(0.0) is None
 
 
 def test_the_variance_is_that_of_the_differences() -> None:
     ours, theirs, cluster = answered(8, 500, 1)
-    assert significance.variance(mean_of(ours), mean_of(theirs), cluster) == pytest.approx(
+    assert significance.difference_variance(mean_of(ours), mean_of(theirs), cluster) == pytest.approx(
         np.var(ours - theirs)
     )
 
@@ -140,8 +141,8 @@ def test_the_variance_is_that_of_a_bootstrap(seed: int) -> None:
     ours, theirs, cluster = answered(seed, 300, 4, 0.1)
     half = np.random.default_rng(seed).random(len(cluster)) < 0.5
 
-    def parts(values: np.ndarray) -> Parts:
-        return Parts([1.0, 2.0], [values * half, values * ~half], [half * 1.0, ~half * 1.0])
+    def parts(values: np.ndarray) -> RatioSum:
+        return RatioSum([1.0, 2.0], [values * half, values * ~half], [half * 1.0, ~half * 1.0])
 
     def number(values: np.ndarray, rows: np.ndarray) -> float:
         return float(values[rows][half[rows]].mean() + 2 * values[rows][~half[rows]].mean())
@@ -152,7 +153,7 @@ def test_the_variance_is_that_of_a_bootstrap(seed: int) -> None:
     for _ in range(1500):
         rows = np.concatenate([members[each] for each in dice.integers(0, 300, 300)])
         drawn.append(number(ours, rows) - number(theirs, rows))
-    found = significance.variance(parts(ours), parts(theirs), cluster)
+    found = significance.difference_variance(parts(ours), parts(theirs), cluster)
     assert found == pytest.approx(len(cluster) * np.var(drawn), rel=0.12)
 
 
@@ -179,7 +180,7 @@ def test_that_many_rows_find_it() -> None:
 def test_an_average_has_the_interval_of_independent_numbers() -> None:
     dice = np.random.default_rng(0)
     drawn = dice.normal([0.9, 0.8, 1.0], [0.01, 0.02, 0.04], (100_000, 3)).mean(axis=1)
-    found = statistics.average(
+    found = intervals.average(
         [
             Interval(mean, mean - 1.96 * sd, mean + 1.96 * sd)
             for mean, sd in ((0.9, 0.01), (0.8, 0.02), (1.0, 0.04))

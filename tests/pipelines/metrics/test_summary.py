@@ -20,10 +20,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.metrics import statistics, summary
-from pipelines.metrics.answer_metrics import AnswerArrays, Figure, share
+from pipelines.metrics import summary
+from pipelines.metrics import intervals
+from pipelines.metrics.answer_metrics import AnswerArrays, Metric, mean_over
 from pipelines.results.answer_schema import ANSWER_SCHEMA
-from pipelines.results.answers import Block
+from pipelines.results.answers import AnswerParts
 from pipelines.results.storage import Folder
 
 scipy_stats = pytest.importorskip("scipy.stats")
@@ -35,8 +36,8 @@ class Shapes:
     headline: str = "accuracy"
     most: float = 1.0
 
-    def figures(self, sheet: AnswerArrays) -> dict[str, Figure]:
-        return {"accuracy": share(sheet.worth, sheet.scored)}
+    def figures(self, sheet: AnswerArrays) -> dict[str, Metric]:
+        return {"accuracy": mean_over(sheet.worth, sheet.scored)}
 
     def chance(self, type: str) -> float | None:
         return {"color": 0.25}.get(type)
@@ -192,7 +193,7 @@ def test_what_is_not_known_is_left_out() -> None:
 @given(st.integers(1, 300), st.data())
 def test_wilson_is_scipys(rows: int, data: st.DataObject) -> None:
     right = data.draw(st.integers(0, rows))
-    found = statistics.wilson(right, rows)
+    found = intervals.wilson(right, rows)
     expected = scipy_stats.binomtest(right, rows).proportion_ci(0.95, method="wilson")
     assert found == pytest.approx((right / rows, expected.low, expected.high), abs=1e-12)
 
@@ -224,8 +225,8 @@ def test_the_bootstrap_is_scipys(seed: int) -> None:
         np.bincount(cluster, weights=w) for w in (ours, theirs, np.ones_like(ours))
     )
     for found, pair in (
-        (statistics.mean(ours, cluster), (sums, sizes)),
-        (statistics.ratio(ours, theirs, cluster), (sums, reference)),
+        (intervals.mean(ours, cluster), (sums, sizes)),
+        (intervals.retention(ours, theirs, cluster), (sums, reference)),
     ):
         expected = scipy_stats.bootstrap(
             pair,
@@ -250,9 +251,9 @@ def test_the_interval_covers_what_it_says() -> None:
     for _ in range(400):
         cluster = np.repeat(np.arange(80), 6)
         values = (dice.random(480) < dice.choice([0.1, 0.9], 80)[cluster]) * 1.0
-        found = statistics.mean(values, cluster)
+        found = intervals.mean(values, cluster)
         held += found.low <= 0.5 <= found.high
-        alone = statistics.wilson(values.sum(), 480)
+        alone = intervals.wilson(values.sum(), 480)
         naive += alone.low <= 0.5 <= alone.high
     assert 0.92 <= held / 400 <= 0.98
     assert naive / 400 < 0.8
@@ -260,27 +261,27 @@ def test_the_interval_covers_what_it_says() -> None:
 
 def test_no_spread_is_no_certainty() -> None:
     cluster = np.repeat(np.arange(10), 3)
-    found = statistics.mean(np.ones(30), cluster)
-    assert found == statistics.wilson(10, 10)
-    same = statistics.ratio(np.tile([1.0, 0.0, 1.0], 10), np.tile([1.0, 0.0, 1.0], 10), cluster)
+    found = intervals.mean(np.ones(30), cluster)
+    assert found == intervals.wilson(10, 10)
+    same = intervals.retention(np.tile([1.0, 0.0, 1.0], 10), np.tile([1.0, 0.0, 1.0], 10), cluster)
     assert same is not None
     assert same.value == 1
     assert 0 < same.low < 1 < same.high < 1.5
-    assert statistics.ratio(np.ones(30), np.zeros(30), cluster) is None
-    single = statistics.mean([1.0, 0.0], np.array([0, 0]))
+    assert intervals.retention(np.ones(30), np.zeros(30), cluster) is None
+    single = intervals.mean([1.0, 0.0], np.array([0, 0]))
     assert single.low < 0.2
     assert single.high > 0.8
 
 
 def test_a_seed_gives_the_same_interval() -> None:
     ours, _, cluster = grouped(9)
-    assert statistics.mean(ours, cluster, seed=3) == statistics.mean(ours, cluster, seed=3)
-    assert statistics.mean(ours, cluster, seed=3) != statistics.mean(ours, cluster, seed=4)
+    assert intervals.mean(ours, cluster, seed=3) == intervals.mean(ours, cluster, seed=3)
+    assert intervals.mean(ours, cluster, seed=3) != intervals.mean(ours, cluster, seed=4)
 
 
 @given(st.lists(st.lists(st.sampled_from("abcdefgh"), max_size=3), max_size=12))
 def test_rows_that_share_a_medium_are_one_cluster(media: list[list[str]]) -> None:
-    found = statistics.clusters(pa.array(media, pa.list_(pa.string())))
+    found = intervals.clusters(pa.array(media, pa.list_(pa.string())))
     groups = [{number} for number in range(len(media))]
     for one in range(len(media)):
         for other in range(len(media)):
@@ -298,7 +299,7 @@ def test_a_row_without_media_is_alone() -> None:
     assert (
         len(
             set(
-                statistics.clusters(
+                intervals.clusters(
                     pa.array([None, [], ["a"], ["a"]], pa.list_(pa.string()))
                 ).tolist()
             )
@@ -319,18 +320,18 @@ def test_errors_by_class() -> None:
         answer(9, "b", None, error=None, **broken),
     ]
     random.Random(0).shuffle(rows)
-    table = answers(rows).select(summary.ERRORS)
-    found = summary.errors([table])
-    assert found == summary.errors(table.slice(start, 2) for start in range(0, len(table), 2))
+    table = answers(rows).select(summary.ERROR_COLUMNS)
+    found = summary.failures([table])
+    assert found == summary.failures(table.slice(start, 2) for start in range(0, len(table), 2))
     assert found[0] == ("OSError", 5, "file 2: gone", ("row-0002", "row-0003", "row-0004"))
     assert [(failure.kind, failure.rows) for failure in found[1:]] == [
         ("ValueError", 1),
         ("unknown", 1),
     ]
-    lines = summary.error_lines(found).splitlines()
+    lines = summary.failure_lines(found).splitlines()
     assert lines[0] == "5 x OSError: file 2: gone"
     assert lines[1].strip() == "row-0002, row-0003, row-0004, ..."
-    assert summary.error_lines([]) == ""
+    assert summary.failure_lines([]) == ""
 
 
 def test_the_table_is_narrow_and_aligned() -> None:
@@ -383,14 +384,14 @@ def test_a_million_rows_take_seconds() -> None:
     dice = np.random.default_rng(0)
     values, reference = ((dice.random(1_000_000) < 0.6) * 1.0 for _ in range(2))
     cluster = np.repeat(np.arange(250_000), 4)
-    found = statistics.ratio(values, reference, cluster)
+    found = intervals.retention(values, reference, cluster)
     assert found is not None
     assert found.low < 1 < found.high
 
 
 def test_nothing_heavy_is_imported(tmp_path: Path) -> None:
     """Neither by itself nor where there are errors to list."""
-    Block(Folder(str(tmp_path)), ["a", "b"]).write(
+    AnswerParts(Folder(str(tmp_path)), ["a", "b"]).write(
         [{"row_id": "a", "status": "error"}, {"row_id": "b", "status": "ok"}]
     )
     heavy = ("torch", "ray", "mlflow", "pandas")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from pipelines.benchmarks.base import Benchmark, Score
-from pipelines.benchmarks.official import SHORT
+from pipelines.benchmarks.joined_manifest import SHORT
 from pipelines.benchmarks.vqa import accuracy
 from pipelines.data.rows import Row
-from pipelines.metrics.answer_metrics import AnswerArrays, Figure, share
+from pipelines.metrics.answer_metrics import AnswerArrays, Metric, mean_over
 
 
 class Annotated(Benchmark):
@@ -27,9 +27,9 @@ class Annotated(Benchmark):
         worth = accuracy(prediction, row.answers)
         return Score(worth, worth == 1.0)
 
-    def figures(self, sheet: AnswerArrays) -> dict[str, Figure]:
+    def figures(self, sheet: AnswerArrays) -> dict[str, Metric]:
         return {
-            "accuracy": share(sheet.worth, sheet.scored),
+            "accuracy": mean_over(sheet.worth, sheet.scored),
             **sheet.by("question_type", sheet.meta("question_type")),
         }
 

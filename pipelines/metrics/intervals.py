@@ -38,7 +38,7 @@ class Interval(NamedTuple):
     high: float
 
 
-def named(name: str, interval: Interval) -> dict[str, float]:
+def as_metrics(name: str, interval: Interval) -> dict[str, float]:
     """As metrics have it."""
     return {name: interval.value, f"{name}_ci_low": interval.low, f"{name}_ci_high": interval.high}
 
@@ -64,11 +64,11 @@ def clusters(media: pa.Array | pa.ChunkedArray) -> Ints:
         spread = label.copy()
         np.minimum.at(spread, row, lowest[medium])
         if np.array_equal(spread, label):
-            return dense(label)
+            return renumber(label)
         label = spread
 
 
-def dense(cluster: Ints) -> Ints:
+def renumber(cluster: Ints) -> Ints:
     """The numbers of some rows' clusters, without gaps."""
     return np.unique(cluster, return_inverse=True)[1].astype(np.int64)
 
@@ -104,7 +104,7 @@ def mean(
     return _percentiles(value, drawn[0] / drawn[1], level)
 
 
-def ratio(
+def retention(
     values: Sequence[float] | Floats,
     reference: Sequence[float] | Floats,
     cluster: Ints,
@@ -129,16 +129,16 @@ def ratio(
     return _percentiles(value, drawn[0][possible] / drawn[1][possible], level)
 
 
-class Parts(NamedTuple):
+class RatioSum(NamedTuple):
     """A number that is sum(weight * above / below) over parts, each the sums of two per-row columns."""
 
     weights: Sequence[float]
     above: Sequence[Floats]
     below: Sequence[Floats]
 
-    def among(self, rows: NDArray[np.bool_]) -> Parts:
+    def among(self, rows: NDArray[np.bool_]) -> RatioSum:
         """The number of some rows alone."""
-        return Parts(
+        return RatioSum(
             self.weights,
             [column[rows] for column in self.above],
             [column[rows] for column in self.below],
@@ -156,15 +156,15 @@ class Parts(NamedTuple):
         return found
 
 
-def combined(parts: Parts, cluster: Ints, seed: int = 0, level: float = LEVEL) -> Interval:
+def ratio_sum(parts: RatioSum, cluster: Ints, seed: int = 0, level: float = LEVEL) -> Interval:
     """Such a number with its interval; of a single mean, `mean` knows more."""
     sums = parts.sums(cluster)
     value = float(parts.of(sums.sum(axis=1, keepdims=True))[0])
     return _percentiles(value, parts.of(_resample(sums, seed)), level)
 
 
-def combined_ratio(
-    parts: Parts, reference: Parts, cluster: Ints, seed: int = 0, level: float = LEVEL
+def ratio_sum_retention(
+    parts: RatioSum, reference: RatioSum, cluster: Ints, seed: int = 0, level: float = LEVEL
 ) -> Interval | None:
     """What is left of the reference's number on the same rows, paired. None where the reference has no point."""
     ours, theirs = parts.sums(cluster), reference.sums(cluster)

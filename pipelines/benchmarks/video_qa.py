@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipelines.benchmarks.base import Benchmark, Score
-from pipelines.benchmarks.official import Official, Place
+from pipelines.benchmarks.joined_manifest import JoinedManifest, DataFolder
 from pipelines.data.formats.base import RawRecord
 from pipelines.data.rows import Row
 from pipelines.metrics.verdicts import Item
@@ -39,8 +39,8 @@ class Clips(Benchmark):
     def __init__(self, name: str, folder: str, *homes: str) -> None:
         self.name, self.home, self.homes = name, f"{folder}_Zero_Shot_QA", homes
 
-    def rows(self, data: str, split: str = "test", **how: Any) -> Official:
-        place = Place.of(self.name, data, how, kind="video")
+    def rows(self, data: str, split: str = "test", **how: Any) -> JoinedManifest:
+        place = DataFolder.of(self.name, data, how, kind="video")
         found = place.find("questions", "test_q.json", f"{self.home}/test_q.json", named=True)
         home = found.rpartition("/")[0]
         answers = place.find("answers", f"{home}/test_a.json".lstrip("/"))

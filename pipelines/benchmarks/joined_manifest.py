@@ -37,7 +37,7 @@ def as_it_is(record: RawRecord) -> RawRecord:
 
 
 @dataclass(frozen=True)
-class Official(Manifest):
+class JoinedManifest(Manifest):
     """A benchmark's rows. `shape` gives a record the names of a manifest; the joined one is its `truth`."""
 
     shape: Callable[[RawRecord], RawRecord] = as_it_is
@@ -66,7 +66,7 @@ class Official(Manifest):
         ]
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
-    def ready(self) -> Official:
+    def ready(self) -> JoinedManifest:
         """Itself, if the media are there. A run asks; scoring needs none."""
         if self.without:
             raise FileNotFoundError(
@@ -166,7 +166,7 @@ def embedded(value: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Place:
+class DataFolder:
     """A folder that `--data` names, or the file of it that it names, and what a benchmark looks for there."""
 
     benchmark: str
@@ -186,7 +186,7 @@ class Place:
         hub: str = "",
         kind: Kind = "image",
         splits: bool = False,
-    ) -> Place:
+    ) -> DataFolder:
         folder = Folder.of(data)
         system, path = locate(folder.uri)
         found = system.get_file_info(path).type
@@ -259,7 +259,7 @@ class Place:
         shape: Callable[[RawRecord], RawRecord],
         homes: Sequence[str] = (),
         **more: Any,
-    ) -> Official:
+    ) -> JoinedManifest:
         """The benchmark's rows in these files; `homes` are where its media may lie, `more` is Official's."""
         root, without = self.how.get("media_root"), ()
         if root is None:
@@ -269,7 +269,7 @@ class Place:
             )
             without = tuple(homes) if there is None else ()
             root = self.folder.child(there).uri if there else self.folder.uri
-        return Official(
+        return JoinedManifest(
             data=self.folder.uri,
             root=Folder.of(root).uri,
             layout=layout,

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from pipelines.benchmarks.synthetic.scenes import Question
 
 
-class Medium(NamedTuple):
+class MediaFile(NamedTuple):
     """One image or clip: its file's name, what writes it, and what is asked about it."""
 
     name: str
@@ -19,7 +19,7 @@ class Medium(NamedTuple):
     questions: list[Question]
 
 
-def write(folder: Path, prefix: str, media: Iterator[Medium], questions: int, whole: bool) -> Path:
+def write_dataset(folder: Path, prefix: str, media: Iterator[MediaFile], questions: int, whole: bool) -> Path:
     """Write the first `questions` questions of `media` and return their manifest, at once if it is there.
 
     Every file appears under its name only when it is complete, the manifest last: a killed call leaves no manifest,
