@@ -1,14 +1,23 @@
-# Two commands: `make demo` runs the main job on a small model, `make test` runs the tests.
-# Both make the environment in .venv first, if it is not there yet. PYTHON=python3.12 make ... chooses another Python.
+# `make demo` runs the main job on a small model, `make test` the fast tests, `make test-all` all
+# tests. Each makes the environment in .venv first. PYTHON=python3.12 make ... chooses another Python.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint audit
+# Every test is in exactly one of the two parts (tests/repository/test_commands.py).
+FAST := -m "not slow" --numprocesses 2 --dist worksteal
+SLOW := -m "slow"
+
+.PHONY: demo test test-all lint audit
 demo: .venv/ready
 	@$(BIN)/python jobs/eval_image.py
 
+# Fast tests start no processes and no servers, and run side by side.
 test: .venv/ready
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(FAST)
+
+# Slow tests share one Ray, and so run one after the other.
+test-all: test
+	@$(BIN)/python -m pytest $(SLOW)
 
 lint: .venv/ready
 	@$(BIN)/ruff check .
@@ -22,8 +31,8 @@ audit: .venv/ready
 	@$(BIN)/uv tool run --quiet pip-audit@2.10.1 --vulnerability-service osv --no-deps --disable-pip \
 		--requirement constraints.txt
 
-# The versions of constraints.txt, installed by uv because pip takes three times as long. Compiled at once: each of Ray's
-# workers would do it again where PYTHONDONTWRITEBYTECODE is set.
+# The versions of constraints.txt, installed by uv because pip takes three times as long. Compiled
+# at once: each of Ray's workers would do it again where PYTHONDONTWRITEBYTECODE is set.
 .venv/ready: pyproject.toml constraints.txt
 	@echo "Setting up .venv (once, about two minutes) ..."
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ApET needs Python 3.11 or newer; PYTHON=... chooses one")'

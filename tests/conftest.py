@@ -1,57 +1,170 @@
-"""What every test needs: no network, no leftovers, and GPU tests only where there is a GPU."""
+"""Shared set-up: no network, no leftovers, GPU tests only with a GPU, fast and slow tests apart.
+
+A test is slow if it requests a fixture of SLOW_FIXTURES, and only then. The request cannot be
+forgotten: a fast test that starts a process or a server fails with the name of the fixture.
+"""
 
 from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable, Iterator
+import shutil
+import sys
+from collections.abc import Callable, Generator, Iterator
 from functools import cache
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
-os.environ["HF_HUB_OFFLINE"] = (
-    "1"  # before transformers is imported: nothing here may reach for a hub
-)
+# Before transformers is imported: no test may reach for the hub.
+os.environ["HF_HUB_OFFLINE"] = "1"
+# Credentials of the S3 server below. Ray's workers inherit them.
 os.environ |= {
     "AWS_ACCESS_KEY_ID": "k",
     "AWS_SECRET_ACCESS_KEY": "s",
     "AWS_REGION": "us-east-1",
-}  # workers sign, too
-os.environ |= {
-    "RAY_AUTH_MODE": "token",
-    "RAY_AUTH_TOKEN": secrets.token_hex(32),
-}  # before Ray is: its ports are open
-os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # nor a process that tells Ray's makers
-os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = (
-    "false"  # seven processes of a server that nothing here needs
-)
-os.environ["OMP_NUM_THREADS"] = (
-    "1"  # before torch and numpy are: matrices this small only wait for further threads
-)
+}
+# Before Ray is imported: its ports are open to every user of the machine. No usage statistics.
+os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+# An MLflow server would start seven processes for jobs that no test uses.
+os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
+# Before torch and numpy are imported: with matrices this small, more threads only wait.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
 from hypothesis import settings
 
+# A test that fails on one machine fails on all of them.
 settings.register_profile("repeatable", derandomize=True)
-settings.load_profile("repeatable")  # a test that fails on one machine fails on all
+settings.load_profile("repeatable")
+
+SLOW_FIXTURES = {
+    "cluster": "an embedded Ray",
+    "subprocesses": "permission to start processes",
+    "servers": "permission to listen on a port: S3, MLflow, PostgreSQL, HTTP",
+    "browser": "a path to Chromium or Chrome",
+    "latex": "a path to pdflatex",
+    "demo_model": "a checkpoint of the demo, which takes more than 10 s to run",
+    "long_running": "permission to take more than 10 s",
+}
+"""Fixtures that make a test slow, and what each one is."""
+
+ALLOWED_PROGRAMS = {"git", "ldconfig", "gcc", "ld", "uname"}
+"""Programs that fast tests may start: run records ask git for the commit, and libraries look for
+other libraries."""
+
+PROCESS_EVENTS = {"subprocess.Popen", "os.fork", "os.posix_spawn", "os.system", "multiprocessing"}
+"""Audit events of a new process. `multiprocessing` has none: `_audited_start` raises it."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if not torch.cuda.is_available():
-        for item in items:
-            if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+    for item in items:
+        if is_slow(item):
+            item.add_marker("slow")
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def is_slow(item: pytest.Item) -> bool:
+    return not SLOW_FIXTURES.keys().isdisjoint(getattr(item, "fixturenames", ()))
+
+
+class FastTestGuard:
+    """Makes a fast test fail when it starts a process or a server."""
+
+    def __init__(self) -> None:
+        self.enabled = False
+        sys.addaudithook(self.audit)
+
+    def audit(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if not self.enabled:
+            return
+        if event in PROCESS_EVENTS and program(event, arguments) not in ALLOWED_PROGRAMS:
+            pytest.fail(
+                f"A fast test started a process ({event} {arguments}): request the fixture"
+                " `subprocesses`, or `cluster` for Ray, which makes the test slow"
+            )
+        if event == "socket.bind":
+            pytest.fail(
+                f"A fast test listens on {arguments[1]}: request the fixture `servers`, which"
+                " makes the test slow"
+            )
+
+
+def program(event: str, arguments: tuple[Any, ...]) -> str:
+    """Name of the program that an audit event starts, empty if unknown."""
+    if event != "subprocess.Popen":
+        return ""
+    executable, command, *_ = arguments
+    return Path(os.fsdecode(executable or command[0])).name
+
+
+guard = FastTestGuard()
+_start = BaseProcess.start
+
+
+def _audited_start(process: BaseProcess) -> None:
+    sys.audit("multiprocessing", process.name)
+    _start(process)
+
+
+BaseProcess.start = _audited_start  # type: ignore[method-assign]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    guard.enabled = not is_slow(item)
+    try:
+        return (yield)
+    finally:
+        guard.enabled = False
+
+
+@pytest.fixture(scope="session")
+def subprocesses() -> None:
+    """Permission to start processes."""
+
+
+@pytest.fixture(scope="session")
+def servers() -> None:
+    """Permission to listen on a port of this machine."""
+
+
+@pytest.fixture(scope="session")
+def long_running() -> None:
+    """Permission to take more than 10 s."""
+
+
+@pytest.fixture(scope="session")
+def browser() -> str:
+    """Path to Chromium or Chrome; skips the test where there is none."""
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        if path := shutil.which(name):
+            return path
+    pytest.skip("needs chromium or google-chrome on the PATH")
+
+
+@pytest.fixture(scope="session")
+def latex() -> str:
+    """Path to pdflatex; skips the test where there is none."""
+    if path := shutil.which("pdflatex"):
+        return path
+    pytest.skip("needs pdflatex on the PATH, with array, booktabs and graphicx")
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[str]:
-    """An embedded Ray for all tests that run a job: its address.
+    """Address of an embedded Ray that all tests share.
 
-    Of one CPU: a job's one actor then has one thread, and one process reads. Each that starts imports torch first.
+    It has one CPU: a job then has one actor with one thread, and one process that reads. Every
+    process imports torch before it starts to work.
     """
     import ray
 
-    for attempt in range(3):  # on a busy machine it takes longer to start than it gives itself
+    # On a busy machine Ray may take longer to start than it allows itself.
+    for attempt in range(3):
         try:
             ray.init(
                 address="local",
@@ -70,7 +183,7 @@ def cluster() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A tiny model of a family, saved as the real ones are."""
+    """Saves a tiny model of a family in the layout of the real ones; returns its folder."""
     from tests.support import tiny
 
     @cache
@@ -81,8 +194,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 
 
 @pytest.fixture
-def bucket() -> Iterator[str]:
-    """An S3 server with an empty bucket, `apet`: the query string with which URIs find it."""
+def bucket(servers: None) -> Iterator[str]:
+    """Query string for URIs of an S3 server that holds one empty bucket, `apet`."""
     from moto.s3.models import s3_backends
     from moto.server import ThreadedMotoServer
 
@@ -90,7 +203,8 @@ def bucket() -> Iterator[str]:
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
-    s3_backends.reset()  # all servers of a process share what they hold
+    # All servers of a process share their contents.
+    s3_backends.reset()
     host, port = server.get_host_and_port()
     query = f"endpoint_override={host}:{port}&scheme=http&allow_bucket_creation=true"
     system, _ = split(f"s3://apet/x?{query}")
