@@ -23,7 +23,7 @@ import argparse
 import sys
 
 from pipelines.config.paths import to_write
-from pipelines.report.write import report
+from pipelines.report.writer import write_report
 from pipelines.text import redacted
 
 
@@ -40,7 +40,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         output = to_write(options.output, "output") if options.output else None
-        folder, names = report(options.runs, output)
+        folder, names = write_report(options.runs, output)
     except (ValueError, FileNotFoundError) as error:
         print(f"report.py: {redacted(' '.join(str(error).split()))}", file=sys.stderr)
         return 2

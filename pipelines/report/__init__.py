@@ -1,4 +1,11 @@
-"""From runs to a report: `gather` finds them, `measure` sums them up (`judged`: what judges say), `accuracy`,
-`efficiency` and `rows` make tables of it, with the paper's figures from `paper`, and `charts` draws it; `page` and
-`formats` write it down, `queries` says how each number comes from its rows. `write.report` does it all.
+"""Builds a report from runs: tables, charts, one HTML page and the queries behind the numbers.
+
+`writer.write_report` does all of it, in this order:
+
+runs            finds the runs and decides which of them are comparable
+measurements    computes the metrics of every run; `judge_scores` adds those of a judge
+*_tables        make a `table.Table` of each subject; `published_rows` adds the paper's figures
+charts          draws accuracy by budget and prefill times as SVG
+queries         SQL for DuckDB that computes the same numbers from the answers
+page, table_formats   write HTML, CSV, Markdown and LaTeX; `labels` holds names that they share
 """

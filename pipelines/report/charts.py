@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
 
-from pipelines.report import names
-from pipelines.report.gather import Chapter
-from pipelines.report.measure import Findings, Result
+from pipelines.report import labels
+from pipelines.report.measurements import RunResult, StudyResults
+from pipelines.report.runs import Chapter
 from pipelines.report.table import Number, percent
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a6a00", "#000000")
@@ -71,7 +71,7 @@ def legend(known: dict[str, Mark]) -> list[Entry]:
     for label, mark in known.items():
         line = f'<path d="M0 7H34" stroke="{mark.colour}" stroke-width="1.5" stroke-dasharray="{mark.dash}"/>'
         key = f'<svg viewBox="0 0 34 14" width="34" height="14" aria-hidden="true">{line}{mark.svg(17, 7)}</svg>'
-        entries.append(Entry(key, names.method(label)))
+        entries.append(Entry(key, labels.method_label(label)))
     return entries
 
 
@@ -93,7 +93,7 @@ def alone(svg: str, entries: Sequence[Entry]) -> str:
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{style}{back}{"".join(parts)}</svg>\n'
 
 
-def budgets(each: Findings, known: dict[str, Mark]) -> str:
+def budgets(each: StudyResults, known: dict[str, Mark]) -> str:
     """Accuracy by the tokens that a layer sees on average; vanilla's is a line across, its interval a band."""
     lines: dict[str, list[tuple[float, Number]]] = {}
     for result in each.results:
@@ -126,11 +126,11 @@ def budgets(each: Findings, known: dict[str, Mark]) -> str:
         ]
     for at, (label, points) in enumerate(lines.items()):
         parts += _series(scale, known[label], label, sorted(points), at - (len(lines) - 1) / 2)
-    name = names.column(each.study)
+    name = labels.benchmark_label(each.study)
     return _svg(parts, name, f"Accuracy by budget on {name}; the numbers are in the table below")
 
 
-def _point(each: Findings, result: Result) -> tuple[float, Number] | None:
+def _point(each: StudyResults, result: RunResult) -> tuple[float, Number] | None:
     tokens = result.metrics.get("visual_tokens_kept")
     value = percent(result.metrics, "accuracy", each.study.benchmark.most)
     return (tokens, value) if tokens and value else None
@@ -152,7 +152,7 @@ def _series(
     ]
     for (tokens, _), (x, number) in zip(points, places, strict=True):
         low, high = _ends(number)
-        said = f"{names.method(label)}, {tokens:,.0f} tokens: {number.shown()} [{number.range()}]"
+        said = f"{labels.method_label(label)}, {tokens:,.0f} tokens: {number.shown()} [{number.range()}]"
         parts.append(
             f'<g><title>{escape(said)}</title><path d="M{x:.1f} {scale.y(low):.1f}V{scale.y(high):.1f}"'
             f' stroke="{mark.colour}" opacity=".55"/>{mark.svg(x, scale.y(number.value))}</g>'
@@ -220,7 +220,7 @@ class Bars(NamedTuple):
 
 
 def kernels(
-    chapters: Sequence[Chapter], findings: Sequence[Sequence[Findings]]
+    chapters: Sequence[Chapter], findings: Sequence[Sequence[StudyResults]]
 ) -> list[tuple[str, str]]:
     """Prefill under flash attention and under another kernel, of each study that has been run with both: title, SVG."""
     charts = []
@@ -237,14 +237,14 @@ def kernels(
                     if one.study.column == two.study.column:
                         kernel = KERNELS[str(chapters[place].settings["attn"])]
                         other_kernel = str(chapter.settings.get("attn"))
-                        title = f"{chapter.model}, {names.column(one.study)}: prefill with {kernel} and {other_kernel}"
+                        title = f"{chapter.model}, {labels.benchmark_label(one.study)}: prefill with {kernel} and {other_kernel}"
                         charts.append(
                             (title, _bars(_beside(one, two, (kernel, other_kernel)), title))
                         )
     return charts
 
 
-def _beside(flash: Findings, other: Findings, kernels: Sequence[str]) -> Bars:
+def _beside(flash: StudyResults, other: StudyResults, kernels: Sequence[str]) -> Bars:
     times = [
         {
             result.run.point: result.metrics.get("prefill_ms_p50")

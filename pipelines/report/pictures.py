@@ -10,7 +10,7 @@ from typing import NamedTuple
 from pipelines.results.storage import Folder
 from pipelines.text import redacted
 
-FOLDER, LIST = "pictures", "pictures.json"
+PICTURES_FOLDER, PICTURES_INDEX = "pictures", "pictures.json"
 KINDS = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}  # by how a file begins
 
 
@@ -20,21 +20,21 @@ class Picture(NamedTuple):
     uri: str  # data: the picture itself
 
 
-def pictures(outputs: Sequence[str]) -> tuple[list[Picture], list[str]]:
+def load_pictures(outputs: Sequence[str]) -> tuple[list[Picture], list[str]]:
     """Those of these output folders, and what of them cannot be shown."""
     found: list[Picture] = []
     notes: list[str] = []
     for uri in outputs:
-        folder = Folder.of(uri).child(FOLDER)
-        if not folder.exists(LIST):
+        folder = Folder.of(uri).child(PICTURES_FOLDER)
+        if not folder.exists(PICTURES_INDEX):
             continue
         try:
             listed = [
                 (str(each["file"]), str(each["title"]), str(each["caption"]))
-                for each in json.loads(folder.read(LIST))
+                for each in json.loads(folder.read(PICTURES_INDEX))
             ]
         except (ValueError, KeyError, TypeError) as error:
-            notes.append(f"{redacted(folder.uri)}/{LIST} cannot be read: {error!r}")
+            notes.append(f"{redacted(folder.uri)}/{PICTURES_INDEX} cannot be read: {error!r}")
             continue
         for file, title, caption in listed:
             try:

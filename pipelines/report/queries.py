@@ -2,7 +2,7 @@
 
 `setup` makes one view, `answers`, of all the report's rows; the queries beside the tables read it. What a row is worth
 is its score, else whether it is right, else nothing. Intervals and p-values are no sums over rows: they are those of
-pipelines.metrics.statistics and pipelines.metrics.significance, from the same rows. What else a query does not bring, the notes of the
+pipelines.metrics.intervals and pipelines.metrics.significance, from the same rows. What else a query does not bring, the notes of the
 tables say, with the command that prints it.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from pipelines.report.gather import Chapter, Study
+from pipelines.report.runs import Chapter, Study
 from pipelines.text import redacted
 
 # The headline of the rows `asked`, for each point and side; by its name in the benchmark. `accuracy` is a plain mean.

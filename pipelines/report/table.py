@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from pipelines.metrics.statistics import Interval
+from pipelines.metrics.intervals import Interval
 
 
 class Number(NamedTuple):

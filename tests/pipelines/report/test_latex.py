@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from pipelines.report.formats import as_latex
 from pipelines.report.table import Number, Row, Table
-from pipelines.report.write import report
+from pipelines.report.table_formats import as_latex
+from pipelines.report.writer import write_report
 from tests.support.reported import rows_of, run
 
 TEX = shutil.which("pdflatex")
@@ -82,10 +82,11 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
                 {**row, "error": f"OSError: {PATH}"} if row.get("error") else row for row in rows
             ]
             run(output, name, method, [{**row, **asked} for row in errors], budget=budget, **model)
-    report([str(output)])
+    write_report([str(output)])
     return sorted((output / "report" / "tables").glob("*.tex"))
 
 
+@pytest.mark.usefixtures("latex")
 @pytest.mark.skipif(
     TEX is None, reason="needs pdflatex on the PATH, with array, booktabs and graphicx"
 )

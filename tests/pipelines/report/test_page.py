@@ -13,15 +13,16 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from pipelines.report.write import report
+from pipelines.report.writer import write_report
 from tests.support.reported import rows_of, run
 
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
-pytestmark = pytest.mark.skipif(
-    BROWSER is None, reason="needs chromium or google-chrome on the PATH"
-)
+pytestmark = [
+    pytest.mark.skipif(BROWSER is None, reason="needs chromium or google-chrome on the PATH"),
+    pytest.mark.usefixtures("browser"),
+]
 ALONE = (
     "--headless",
     "--no-sandbox",
@@ -72,7 +73,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Image.new("RGB", (1240, 300), "grey").save(output / "pictures" / "a.png")
     listed = [{"file": "a.png", "title": "An image", "caption": "Kept and dropped."}]
     (output / "pictures" / "pictures.json").write_text(json.dumps(listed))
-    report([str(output)])
+    write_report([str(output)])
     return output / "report" / "report.html"
 
 

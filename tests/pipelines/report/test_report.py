@@ -25,14 +25,23 @@ from pipelines.benchmarks import benchmark
 from pipelines.judge.run_verdicts import SCHEMA
 from pipelines.metrics import comparison, significance, summary
 from pipelines.report import queries
-from pipelines.report.accuracy import accuracy, hard, judged, retention
-from pipelines.report.efficiency import ABLATED, ablations, efficiency
-from pipelines.report.formats import as_csv, as_latex, as_markdown
-from pipelines.report.gather import gather
-from pipelines.report.measure import Findings, measure
-from pipelines.report.rows import changed, errors, lost, slowest, types
+from pipelines.report.accuracy_tables import (
+    accuracy_table,
+    hard_table,
+    judge_table,
+    retention_table)
+from pipelines.report.efficiency_tables import ABLATED, ablation_tables, efficiency_table
+from pipelines.report.measurements import StudyResults, measure
+from pipelines.report.row_tables import (
+    changes_table,
+    errors_table,
+    lost_rows_table,
+    slowest_table,
+    types_table)
+from pipelines.report.runs import collect_runs
 from pipelines.report.table import Number, Row, Table
-from pipelines.report.write import report
+from pipelines.report.table_formats import as_csv, as_latex, as_markdown
+from pipelines.report.writer import write_report
 from pipelines.results import answers
 from tests.support import reported
 from tests.support.reported import rows_of, run
@@ -53,8 +62,8 @@ def three(output: Path | str, name: str, **more: Any) -> None:
         run(output, name, method, rows_of(name, seed, right), budget=budget, **more)
 
 
-def measured(output: Path) -> list[Findings]:
-    chapters, _ = gather([str(output)])
+def measured(output: Path) -> list[StudyResults]:
+    chapters, _ = collect_runs([str(output)])
     return [measure(study) for chapter in chapters for study in chapter.studies]
 
 
@@ -71,7 +80,7 @@ def numbers(table: Table, column: str, name: int = 0) -> dict[tuple[str, str], f
 def asked(output: Path, sql: str) -> list[dict[str, Any]]:
     """What DuckDB says to a query as it is printed, in the folder that is printed with it."""
     duckdb = pytest.importorskip("duckdb")
-    chapters, _ = gather([str(output)])
+    chapters, _ = collect_runs([str(output)])
     setup = queries.setup(chapters)
     with contextlib.chdir(setup.base), duckdb.connect() as connection:
         connection.execute(setup.sql)
@@ -91,16 +100,16 @@ POINTS = {
 @pytest.mark.parametrize("name", HEADLINES)
 def test_accuracy_and_what_is_kept_are_the_jobs_and_the_querys(name: str, tmp_path: Path) -> None:
     three(tmp_path, name)
-    chapters, _ = gather([str(tmp_path)])
+    chapters, _ = collect_runs([str(tmp_path)])
     findings = measured(tmp_path)
     bench = benchmark(name)
     tables = {run.point: answers.read(run.folder) for run in chapters[0].studies[0].runs}
-    table = accuracy(chapters[0], findings)
+    table = accuracy_table(chapters[0], findings)
     shown = numbers(table, table.columns[1])
     first, average = (f"{part};" for part in table.query.split(";")[:2])
     said = {line["point"]: line["accuracy"] for line in asked(tmp_path, first)}
     averages = {line["point"]: line["average"] for line in asked(tmp_path, average)}
-    kept = retention(chapters[0], findings)
+    kept = retention_table(chapters[0], findings)
     assert kept is not None
     sums = {line["point"]: line for line in asked(tmp_path, kept.query)}
     assert shown.keys() == POINTS.keys()
@@ -133,9 +142,9 @@ def test_accuracy_and_what_is_kept_are_the_jobs_and_the_querys(name: str, tmp_pa
 
 def test_the_other_tables_are_their_queries(tmp_path: Path) -> None:
     three(tmp_path, "shapes")
-    [chapter], _ = gather([str(tmp_path)])
+    [chapter], _ = collect_runs([str(tmp_path)])
     [each] = measured(tmp_path)
-    table = types(each)
+    table = types_table(each)
     assert table is not None
     first, second = (f"{part};" for part in table.query.split(";")[:2])
     base = {line["type"]: line for line in asked(tmp_path, first)}
@@ -151,14 +160,14 @@ def test_the_other_tables_are_their_queries(tmp_path: Path) -> None:
             kept = said[group, f"{method} kept %"][place]
             assert isinstance(kept, Number)
             assert kept.value == pytest.approx(mine[kind, point]["kept"])
-    table = changed(each)
+    table = changes_table(each)
     assert table is not None
     for row in table.rows:
         for name, cell in zip(table.columns[1:], row.cells[1:], strict=True):
             kind, what = name.rsplit(" ", 1)
             assert isinstance(cell, Number)
             assert cell.value == mine[kind, POINTS[row.group, str(row.cells[0])]][what]
-    table = efficiency(chapter, each)
+    table = efficiency_table(chapter, each)
     cost = {line["point"]: line for line in asked(tmp_path, table.query)}
     columns = {
         "Tokens": "tokens",
@@ -170,22 +179,22 @@ def test_the_other_tables_are_their_queries(tmp_path: Path) -> None:
     for column, name in columns.items():
         for place, value in numbers(table, column).items():
             assert value == pytest.approx(cost[POINTS[place]][name])
-    table = slowest(each)
+    table = slowest_table(each)
     assert table is not None
     assert [row.cells[:2] for row in table.rows] == [
         (line["row_id"], line["point"]) for line in asked(tmp_path, table.query)
     ]
-    table = lost(each)
+    table = lost_rows_table(each)
     assert table is not None
     assert [(row.cells[0], str(row.cells[2])) for row in table.rows] == [
         (line["row_id"], f"{line['lost_by']} of 3") for line in asked(tmp_path, table.query)
     ]
-    table = errors(each)
+    table = errors_table(each)
     assert table is not None
     assert {(row.cells[0], row.cells[1], row.cells[2].value) for row in table.rows} == {  # type: ignore[union-attr]
         (line["point"], line["class"], line["rows"]) for line in asked(tmp_path, table.query)
     }
-    table = hard(chapter, [each])
+    table = hard_table(chapter, [each])
     assert table is not None
     said = {
         line["point"]: (line["accuracy"], line["rows"]) for line in asked(tmp_path, table.query)
@@ -199,7 +208,7 @@ def test_the_other_tables_are_their_queries(tmp_path: Path) -> None:
         }
     )
     tables = {run.point: answers.read(run.folder) for run in chapter.studies[0].runs}
-    split = comparison.hard(tables["apet-64"], tables["downsample-64"], benchmark("shapes"))
+    split = comparison.hard_split(tables["apet-64"], tables["downsample-64"], benchmark("shapes"))
     assert split is not None
     assert (100 * split.accuracy.value, split.rows) == pytest.approx(said["apet-64"])
 
@@ -235,11 +244,11 @@ def test_score_prints_intervals_and_p_values_again(
 def test_an_average_is_the_mean_of_ratios(tmp_path: Path) -> None:
     three(tmp_path, "shapes")
     three(tmp_path, "pope")
-    [chapter], _ = gather([str(tmp_path)])
+    [chapter], _ = collect_runs([str(tmp_path)])
     findings = measured(tmp_path)
-    table = accuracy(chapter, findings)
+    table = accuracy_table(chapter, findings)
     assert table.columns == ("Method", "shapes", "POPE", "Average")
-    kept = retention(chapter, findings)
+    kept = retention_table(chapter, findings)
     assert kept is not None
     each = [row.cells[2].value for row in kept.rows if row.cells[0] == "downsample"]  # type: ignore[union-attr]
     assert len(each) == 2
@@ -255,24 +264,24 @@ def test_an_average_is_the_mean_of_ratios(tmp_path: Path) -> None:
 
 def test_what_no_query_brings_is_said(tmp_path: Path) -> None:
     three(tmp_path, "shapes")
-    [chapter], _ = gather([str(tmp_path)])
+    [chapter], _ = collect_runs([str(tmp_path)])
     findings = measured(tmp_path)
-    kept = retention(chapter, findings)
+    kept = retention_table(chapter, findings)
     assert kept is not None
     assert "python jobs/score.py RUN --against VANILLA prints them" in kept.note
     seen, needed, rows = (
         numbers(kept, name) for name in ("Visible points", "Rows for one point", "Rows")
     )
     assert seen == pytest.approx({place: (needed[place] / rows[place]) ** 0.5 for place in seen})
-    assert "prefill_tflops in the record.json" in efficiency(chapter, findings[0]).note
+    assert "prefill_tflops in the record.json" in efficiency_table(chapter, findings[0]).note
 
 
 def test_the_papers_figures_stand_beside_ours_and_are_marked(tmp_path: Path) -> None:
     for name in ("pope", "gqa"):
         three(tmp_path, name, model="llava-1.5-7b-hf")
-    [chapter], _ = gather([str(tmp_path)])
+    [chapter], _ = collect_runs([str(tmp_path)])
     findings = measured(tmp_path)
-    table = accuracy(chapter, findings)
+    table = accuracy_table(chapter, findings)
     paper = {(row.group, row.cells[0]): row.cells[1:] for row in table.rows if row.published}
     assert table.columns[1:3] == ("GQA", "POPE")
     [gqa, pope, average] = paper["Keep 64 tokens", "ApET"]
@@ -288,14 +297,14 @@ def test_the_papers_figures_stand_beside_ours_and_are_marked(tmp_path: Path) -> 
     assert {line["Source"] for line in lines if line["GQA"] == "56.9"} == {"published"}
     assert "| *ApET* (published) | *56.9* | *84.4* |" in as_markdown(table)
     assert r"\textit{ApET} {\scriptsize (published)} & \textit{56.9}" in as_latex(table)
-    speed = efficiency(
+    speed = efficiency_table(
         chapter, next(each for each in findings if each.study.benchmark.name == "pope")
     )
     cost = {row.cells[0]: row.cells for row in speed.rows if row.published}
     assert cost["ApET"][5] == Number(62.8)
     assert cost["ApET"][4].shown() == "1.46"  # type: ignore[union-attr]
-    assert not any(row.published for each in findings[:1] for row in efficiency(chapter, each).rows)
-    [text] = (tmp_path / "report").glob("*.html") if report([str(tmp_path)]) else []
+    assert not any(row.published for each in findings[:1] for row in efficiency_table(chapter, each).rows)
+    [text] = (tmp_path / "report").glob("*.html") if write_report([str(tmp_path)]) else []
     assert '<tr class="published">' in text.read_text()
 
 
@@ -314,9 +323,9 @@ def test_runs_of_other_rows_are_said_to_be(tmp_path: Path) -> None:
         run(tmp_path, name, "vanilla", rows, **more)
         short = [*torn, *rows[4:12]] if name == "gqa" else rows
         run(tmp_path, name, "apet", short, budget="64", limit=12 if name == "gqa" else 1000, **more)
-    [chapter], _ = gather([str(tmp_path)])
+    [chapter], _ = collect_runs([str(tmp_path)])
     findings = measured(tmp_path)
-    table = accuracy(chapter, findings)
+    table = accuracy_table(chapter, findings)
     assert "GQA: runs of 12 to 30 rows stand side by side;" in table.note
     assert (
         "GQA: rows that ended in an error, up to 4 of a run, are in none of its numbers."
@@ -334,7 +343,7 @@ def test_runs_of_other_rows_are_said_to_be(tmp_path: Path) -> None:
     ]
     assert {line["GQA rows"] for line in lines if line["Source"] == "published"} == {""}
     assert "GQA rows" not in as_markdown(table)
-    assert "GQA: runs of 12 to 30 rows" in efficiency(chapter, findings[0]).note
+    assert "GQA: runs of 12 to 30 rows" in efficiency_table(chapter, findings[0]).note
 
 
 def test_ablations_where_apet_differs_in_one_option(tmp_path: Path) -> None:
@@ -345,8 +354,8 @@ def test_ablations_where_apet_differs_in_one_option(tmp_path: Path) -> None:
     run(
         tmp_path, "gqa", "apet", rows_of("gqa", 1, 0.8), budget="64", model="llava-1.5-7b-hf"
     )  # in no ablation
-    [chapter], _ = gather([str(tmp_path)])
-    sampling, basis = ablations(chapter, measured(tmp_path))
+    [chapter], _ = collect_runs([str(tmp_path)])
+    sampling, basis = ablation_tables(chapter, measured(tmp_path))
     ours = [row.cells[0] for row in basis.rows if not row.published]
     assert ours == ["5", "10 (ApET's own)", "14"]
     assert next(row.cells for row in basis.rows if row.published) == ("6", Number(83.5))
@@ -357,7 +366,7 @@ def test_ablations_where_apet_differs_in_one_option(tmp_path: Path) -> None:
         "dpc",
         "fps",
     ]
-    whole = accuracy(chapter, measured(tmp_path))
+    whole = accuracy_table(chapter, measured(tmp_path))
     assert "ApET basis=5" in [row.cells[0] for row in whole.rows]
 
 
@@ -384,7 +393,7 @@ def test_the_same_answers_give_the_same_tables_byte_for_byte(tmp_path: Path) -> 
             rows = [{**row, "decode_ms": 7.0} for row in reversed(rows_of(name, seed, right))]
             run(tmp_path / "two", name, method, rows, budget=budget, parts=5)
     for output in ("one", "two"):
-        report([str(tmp_path / output)])
+        write_report([str(tmp_path / output)])
     one, two = (
         {file.name: file.read_bytes() for file in (tmp_path / each / "report" / "tables").iterdir()}
         for each in ("one", "two")
@@ -400,7 +409,7 @@ def test_the_same_answers_give_the_same_tables_byte_for_byte(tmp_path: Path) -> 
         "lost-shapes.md",
     } < one.keys()
     before = (tmp_path / "one" / "report" / "report.html").read_bytes()
-    report([str(tmp_path / "one")])
+    write_report([str(tmp_path / "one")])
     assert (tmp_path / "one" / "report" / "report.html").read_bytes() == before
 
 
@@ -442,7 +451,7 @@ def test_nothing_from_outside_is_markup_or_a_formula(tmp_path: Path) -> None:
     (pictures / "pictures.json").write_text(
         json.dumps([{"file": "a.png", "title": EVIL, "caption": EVIL}])
     )
-    report([str(tmp_path)])
+    write_report([str(tmp_path)])
     seen = Seen()
     text = (tmp_path / "report" / "report.html").read_text()
     seen.feed(text)
@@ -494,11 +503,11 @@ def test_other_settings_have_tables_of_their_own_and_kernels_a_chart(tmp_path: P
     three(tmp_path, "shapes", attn="sdpa")
     three(tmp_path, "shapes", attn="flash_attention_2")
     three(tmp_path, "shapes", model="other")
-    chapters, _ = gather([str(tmp_path)])
+    chapters, _ = collect_runs([str(tmp_path)])
     assert [chapter.title for chapter in chapters] == [
         *("demo-llava, attn flash_attention_2", "demo-llava, attn sdpa", "other")
     ]
-    report([str(tmp_path)])
+    write_report([str(tmp_path)])
     text = (tmp_path / "report" / "report.html").read_text()
     assert "prefill with FlashAttention 2 and sdpa</h2>" in text
     assert (tmp_path / "report" / "tables" / "accuracy-other.csv").exists()
@@ -509,7 +518,7 @@ def test_other_settings_have_tables_of_their_own_and_kernels_a_chart(tmp_path: P
 
 def test_without_vanilla_there_is_accuracy_alone(tmp_path: Path) -> None:
     run(tmp_path, "shapes", "apet", rows_of("shapes", 0, 0.7), budget="10%")
-    report([str(tmp_path)])
+    write_report([str(tmp_path)])
     tables = {file.stem for file in (tmp_path / "report" / "tables").iterdir()}
     assert "accuracy" in tables
     assert not tables & {"retention", "types-shapes", "lost-shapes", "hard"}
@@ -537,8 +546,8 @@ def test_a_judge_gives_accuracy_and_score(tmp_path: Path) -> None:
         with pa.ipc.new_file(sink, table.schema) as file:
             file.write_table(table)
         folder.write("verdicts-gpt-abc.arrow", sink.getvalue().to_pybytes())
-    [chapter], _ = gather([str(tmp_path)])
-    table = judged(chapter, measured(tmp_path))
+    [chapter], _ = collect_runs([str(tmp_path)])
+    table = judge_table(chapter, measured(tmp_path))
     assert table is not None
     assert not table.query
     assert "python jobs/judge.py RUN" in table.note
@@ -553,7 +562,7 @@ def test_a_judge_gives_accuracy_and_score(tmp_path: Path) -> None:
 def test_charts_are_files_as_well(tmp_path: Path) -> None:
     """With their legend, and nothing of the page around them."""
     three(tmp_path, "shapes", question=EVIL)
-    folder, names = report([str(tmp_path)])
+    folder, names = write_report([str(tmp_path)])
     [name] = [name for name in names if name.startswith("figures/")]
     assert name.endswith(".svg")
     drawn = ElementTree.fromstring(folder.read(name))
@@ -579,14 +588,14 @@ def test_pictures_that_cannot_be_shown_are_named(tmp_path: Path) -> None:
         for name in ("a.jpg", "../secret.png", "gone.png")
     ]
     (pictures / "pictures.json").write_text(json.dumps(listed))
-    report([str(tmp_path)])
+    write_report([str(tmp_path)])
     text = (tmp_path / "report" / "report.html").read_text()
     assert "a.jpg is left out: it is neither PNG nor JPEG" in text
     assert "../secret.png is left out" in text
     assert "gone.png is left out" in text
     assert "<img" not in text
     (pictures / "pictures.json").write_text("[{}]")
-    report([str(tmp_path)])
+    write_report([str(tmp_path)])
     assert "pictures.json cannot be read" in (tmp_path / "report" / "report.html").read_text()
 
 
@@ -594,7 +603,7 @@ def test_what_is_unfinished_is_said(tmp_path: Path) -> None:
     three(tmp_path, "shapes")
     run(tmp_path, "shapes", "fastv", [], budget="64")
     run(tmp_path, "shapes", "dart", rows_of("shapes", 9, 0.6), budget="64", state="killed")
-    _, notes = gather([str(tmp_path)])
+    _, notes = collect_runs([str(tmp_path)])
     assert [note.partition(" ")[0] for note in notes] == [
         *("shapes-demo-llava-dart-64-0a1b2c3d", "shapes-demo-llava-fastv-64-0a1b2c3d")
     ]
@@ -615,12 +624,12 @@ def test_points_that_were_left_out_are_said(tmp_path: Path) -> None:
     )
     said = "shapes-demo-llava-pdrop-2-12345678 was left out of its sweep: pdrop cannot keep 2 tokens of 64"
     for uris in ([str(tmp_path)], [str(tmp_path / done)]):
-        _, notes = gather(uris)
+        _, notes = collect_runs(uris)
         assert notes == [said]
-    report([str(tmp_path)])
+    write_report([str(tmp_path)])
     assert said in (tmp_path / "report" / "report.html").read_text()
     (tmp_path / "left_out.json").write_text("[]")
-    _, [note] = gather([str(tmp_path)])
+    _, [note] = collect_runs([str(tmp_path)])
     assert "left_out.json cannot be read" in note
 
 
@@ -631,8 +640,8 @@ def test_parts_of_several_versions_are_one_view(tmp_path: Path) -> None:
     first, *_ = sorted(folder.glob("*.parquet"))
     pq.write_table(pq.read_table(first).drop_columns(["options", "batch_rows"]), first)
     [each] = measured(tmp_path)
-    [chapter], _ = gather([str(tmp_path)])
-    table = accuracy(chapter, [each])
+    [chapter], _ = collect_runs([str(tmp_path)])
+    table = accuracy_table(chapter, [each])
     [line] = asked(tmp_path, table.query)
     assert line["accuracy"] == pytest.approx(
         numbers(table, "shapes")["All visual tokens", "Vanilla"]
@@ -671,10 +680,11 @@ def test_the_job_writes_where_it_is_told(
     assert not (tmp_path / "runs" / "report").exists()
 
 
+@pytest.mark.usefixtures("subprocesses")
 def test_no_model_is_loaded(tmp_path: Path) -> None:
     three(tmp_path, "shapes")
     code = (
-        "import sys; from pipelines.report.write import report; report([sys.argv[1]]);"
+        "import sys; from pipelines.report.writer import report; report([sys.argv[1]]);"
         "print([name for name in ('torch', 'ray', 'mlflow', 'matplotlib') if name in sys.modules])"
     )
     done = subprocess.run(
@@ -699,8 +709,8 @@ def test_runs_on_an_object_store(bucket: str, tmp_path: Path) -> None:
     """Reads them and writes there, without the store's address or keys in anything that is written."""
     three(tmp_path / "here", "shapes")
     three(f"s3://apet/results?{bucket}", "shapes")
-    report([str(tmp_path / "here")])
-    there, _ = report([f"s3://apet/results?{bucket}"])
+    write_report([str(tmp_path / "here")])
+    there, _ = write_report([f"s3://apet/results?{bucket}"])
     names = there.child("tables").names()
     assert "accuracy.csv" in names
     for name in names:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from pipelines.report import names, published
-from pipelines.report.gather import Chapter, ReportRun, Study
+from pipelines.report import labels, published
 from pipelines.report.published import Accuracy
+from pipelines.report.runs import Chapter, ReportRun, Study
 from pipelines.report.table import Cell, Number, Row, faster
 
 
@@ -53,7 +53,9 @@ def scores(chapter: Chapter, run: ReportRun, studies: Sequence[Study]) -> Iterat
     if kept:
         averages = [Number(100 * sum(pair[place] for pair in kept) / len(kept)) for place in (0, 1)]
         yield Row(
-            (names.method(run.method), *cells, *averages), names.group(run.budget), published=True
+            (labels.method_label(run.method), *cells, *averages),
+            labels.budget_label(run.budget),
+            published=True,
         )
 
 
@@ -71,7 +73,7 @@ def ablation(chapter: Chapter, option: str, budget: str, studies: Sequence[Study
                     _number(by_name.get(study.benchmark.name), study.benchmark.name)
                     for study in studies
                 ]
-                yield Row((value, *cells), names.group(budget), published=True)
+                yield Row((value, *cells), labels.budget_label(budget), published=True)
 
 
 def cost(chapter: Chapter, study: Study, run: ReportRun) -> Iterator[Row]:
@@ -89,7 +91,11 @@ def cost(chapter: Chapter, study: Study, run: ReportRun) -> Iterator[Row]:
             total = Number(found.total_s, digits=0), faster(base.total_s, found.total_s)
             prefill = Number(found.prefill_ms), faster(base.prefill_ms, found.prefill_ms)
             cells = (None, None, *total, *prefill, Number(found.tflops, digits=2), None, None, None)
-            yield Row((names.method(run.method), *cells), names.group(run.budget), published=True)
+            yield Row(
+                (labels.method_label(run.method), *cells),
+                labels.budget_label(run.budget),
+                published=True,
+            )
 
 
 def source(chapter: Chapter) -> str:
@@ -117,7 +123,9 @@ def _row(
         if figure is not None and base:
             ratios.append(figure / base)
     average = Number(100 * sum(ratios) / len(ratios)) if ratios else None
-    return Row((names.method(method), *cells, average), names.group(budget), published=True)
+    return Row(
+        (labels.method_label(method), *cells, average), labels.budget_label(budget), published=True
+    )
 
 
 def _number(figure: float | None, benchmark: str) -> Cell:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pipelines.metrics.summary import metric_name
-from pipelines.report import names, queries
-from pipelines.report.measure import Findings
+from pipelines.report import labels, queries
+from pipelines.report.measurements import StudyResults
 from pipelines.report.table import Cell, Row, Table, number, percent
 
 LONGEST = 160  # characters of a text in a table
 
 
-def types(each: Findings) -> Table | None:
+def types_table(each: StudyResults) -> Table | None:
     """What each run keeps of each type of question."""
     bench, base = each.study.benchmark, each.vanilla
     compared = [result for result in each.results if result.changed]
@@ -18,7 +18,7 @@ def types(each: Findings) -> Table | None:
     if base is None or not kinds:
         return None
     prefixes = [metric_name(f"{bench.name}/{kind}") for kind in kinds]
-    whole = names.group("")
+    whole = labels.budget_label("")
     chances = [base.metrics.get(f"{prefix}.chance") for prefix in prefixes]
     rows = [
         Row(
@@ -39,20 +39,23 @@ def types(each: Findings) -> Table | None:
     for result in compared:
         kept = [percent(result.metrics, f"{prefix}.accuracy_retention") for prefix in prefixes]
         rows.append(
-            Row((f"{names.method(result.run.label)} kept %", *kept), names.group(result.run.budget))
+            Row(
+                (f"{labels.method_label(result.run.label)} kept %", *kept),
+                labels.budget_label(result.run.budget),
+            )
         )
     return Table(
         f"types-{each.study.column}",
         f"Accuracy kept by type of question: {each.study.title}",
         ("Method", *kinds),
         tuple(rows),
-        f"{names.INTERVALS} Kept is accuracy by vanilla's on the same rows. Many types and runs are compared here: some"
+        f"{labels.INTERVALS} Kept is accuracy by vanilla's on the same rows. Many types and runs are compared here: some"
         " of their intervals miss the truth.",
         queries.vanilla_types(each.study) + "\n" + queries.types(each.study),
     )
 
 
-def changed(each: Findings) -> Table | None:
+def changes_table(each: StudyResults) -> Table | None:
     """Where accuracy is lost: rows by type that vanilla has right and a run wrong, and the other way."""
     compared = [result for result in each.results if result.changed]
     kinds = sorted({kind for result in compared for kind in result.changed})
@@ -63,7 +66,12 @@ def changed(each: Findings) -> Table | None:
         cells: list[Cell] = []
         for found in (result.changed.get(kind) for kind in kinds):
             cells += [number(found.lost, 0), number(found.gained, 0)] if found else [None, None]
-        rows.append(Row((names.method(result.run.label), *cells), names.group(result.run.budget)))
+        rows.append(
+            Row(
+                (labels.method_label(result.run.label), *cells),
+                labels.budget_label(result.run.budget),
+            )
+        )
     return Table(
         f"changed-{each.study.column}",
         f"Where accuracy is lost: {each.study.title}",
@@ -74,7 +82,7 @@ def changed(each: Findings) -> Table | None:
     )
 
 
-def lost(each: Findings) -> Table | None:
+def lost_rows_table(each: StudyResults) -> Table | None:
     """The rows that most runs got wrong and vanilla right."""
     if not each.lost:
         return None
@@ -102,7 +110,7 @@ def lost(each: Findings) -> Table | None:
     )
 
 
-def slowest(each: Findings) -> Table | None:
+def slowest_table(each: StudyResults) -> Table | None:
     if not each.slowest:
         return None
     rows = [
@@ -141,7 +149,7 @@ def slowest(each: Findings) -> Table | None:
     )
 
 
-def errors(each: Findings) -> Table | None:
+def errors_table(each: StudyResults) -> Table | None:
     """Rows without an answer, by what went wrong."""
     rows = [
         Row(

@@ -8,31 +8,42 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from pipelines.report import charts, names, queries
-from pipelines.report.accuracy import accuracy, hard, judged, retention
-from pipelines.report.efficiency import ablations, efficiency
-from pipelines.report.formats import as_csv, as_latex, as_markdown
-from pipelines.report.gather import Chapter, gather
-from pipelines.report.measure import Findings, measure
+from pipelines.report import charts, labels, queries
+from pipelines.report.accuracy_tables import (
+    accuracy_table,
+    hard_table,
+    judge_table,
+    retention_table,
+)
+from pipelines.report.efficiency_tables import ablation_tables, efficiency_table
+from pipelines.report.measurements import StudyResults, measure
 from pipelines.report.page import Figure, Section, page
-from pipelines.report.pictures import pictures
-from pipelines.report.rows import changed, errors, lost, slowest, types
+from pipelines.report.pictures import load_pictures
+from pipelines.report.row_tables import (
+    changes_table,
+    errors_table,
+    lost_rows_table,
+    slowest_table,
+    types_table,
+)
+from pipelines.report.runs import Chapter, collect_runs
 from pipelines.report.table import Table, slug
+from pipelines.report.table_formats import as_csv, as_latex, as_markdown
 from pipelines.results.storage import Folder, run_concurrently
 
-PAGE, FIGURES, TABLES, QUERIES = "report.html", "figures", "tables", "queries.sql"
+PAGE_FILE, FIGURES, TABLES, QUERIES = "report.html", "figures", "tables", "queries.sql"
 FORMATS = {"csv": as_csv, "md": as_markdown, "tex": as_latex}
 
 
-def report(uris: Sequence[str], out: str | None = None) -> tuple[Folder, list[str]]:
+def write_report(uris: Sequence[str], out: str | None = None) -> tuple[Folder, list[str]]:
     """Its folder (`out`, else `report` beside the runs) and the names of its files, the page first."""
-    chapters, notes = gather(uris)
+    chapters, notes = collect_runs(uris)
     findings = [[measure(study) for study in chapter.studies] for chapter in chapters]
     tables = [
         _tables(chapter, mine, len(chapters) > 1)
         for chapter, mine in zip(chapters, findings, strict=True)
     ]
-    shown, missing = pictures(
+    shown, missing = load_pictures(
         list(dict.fromkeys([*uris, *(_above(chapter) for chapter in chapters)]))
     )
     setup = queries.setup(chapters)
@@ -52,7 +63,7 @@ def report(uris: Sequence[str], out: str | None = None) -> tuple[Folder, list[st
     )
     folder = Folder.of(out) if out else Folder.of(_above(chapters[0])).child("report")
     every = [table for each in tables for table in each]
-    files = {PAGE: text, QUERIES: _sql(setup, every)}
+    files = {PAGE_FILE: text, QUERIES: _sql(setup, every)}
     drawn = [
         (figure, section.legend) for section in [*sections, *speed] for figure in section.figures
     ]
@@ -79,29 +90,33 @@ def _above(chapter: Chapter) -> str:
     return chapter.studies[0].runs[0].folder.parent.uri
 
 
-def _tables(chapter: Chapter, findings: Sequence[Findings], several: bool) -> list[Table]:
-    whole = [accuracy(chapter, findings), retention(chapter, findings), judged(chapter, findings)]
-    whole += [*ablations(chapter, findings), hard(chapter, findings)]
+def _tables(chapter: Chapter, findings: Sequence[StudyResults], several: bool) -> list[Table]:
+    whole = [
+        accuracy_table(chapter, findings),
+        retention_table(chapter, findings),
+        judge_table(chapter, findings),
+    ]
+    whole += [*ablation_tables(chapter, findings), hard_table(chapter, findings)]
     for each in findings:
         whole += [
-            types(each),
-            changed(each),
-            lost(each),
-            efficiency(chapter, each),
-            slowest(each),
-            errors(each),
+            types_table(each),
+            changes_table(each),
+            lost_rows_table(each),
+            efficiency_table(chapter, each),
+            slowest_table(each),
+            errors_table(each),
         ]
     end = f" {chapter.title}" if several else ""
     return [replace(table, name=slug(table.name + end)) for table in whole if table is not None]
 
 
 def _section(
-    chapter: Chapter, findings: Sequence[Findings], tables: Sequence[Table], several: bool
+    chapter: Chapter, findings: Sequence[StudyResults], tables: Sequence[Table], several: bool
 ) -> Section:
     known = charts.marks(chapter)
     end = f" {chapter.title}" if several else ""
     drawn = [
-        Figure(f"accuracy {names.column(each.study)}{end}", charts.budgets(each, known))
+        Figure(f"accuracy {labels.benchmark_label(each.study)}{end}", charts.budgets(each, known))
         for each in findings
     ]
     drawn = [figure for figure in drawn if figure.svg]
@@ -113,7 +128,7 @@ def _title(chapters: Sequence[Chapter]) -> str:
     return f"What dropping visual tokens does to {' and '.join(models)}"
 
 
-def _facts(chapters: Sequence[Chapter], findings: Sequence[Sequence[Findings]]) -> list[str]:
+def _facts(chapters: Sequence[Chapter], findings: Sequence[Sequence[StudyResults]]) -> list[str]:
     results = [result for mine in findings for each in mine for result in each.results]
     rows = sum(int(result.metrics["rows_total"]) for result in results)
     errors = sum(int(result.metrics["rows_error"]) for result in results)

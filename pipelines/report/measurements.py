@@ -12,17 +12,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.metrics import comparison, significance, summary
-from pipelines.metrics.comparison import Hard, Pair
+from pipelines.metrics.comparison import HardSplit, PairedAnswers
 from pipelines.metrics.summary import Failure
-from pipelines.report import judged
-from pipelines.report.gather import ReportRun, Study
+from pipelines.report import judge_scores
+from pipelines.report.runs import ReportRun, Study
 from pipelines.results import answers
 
 COLUMNS = (*summary.COLUMNS, "prediction", "new_tokens", "batch_rows")
-SHOWN = 10  # rows of a kind
+MAX_EXAMPLES = 10  # rows of a kind
 
 
-class Changed(NamedTuple):
+class TypeChanges(NamedTuple):
     """Rows of a type that a run has lost against vanilla, and gained."""
 
     rows: int
@@ -31,41 +31,41 @@ class Changed(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Result:
+class RunResult:
     """A run, measured."""
 
     run: ReportRun
     metrics: Mapping[str, float]
     failures: tuple[Failure, ...]
-    changed: Mapping[str, Changed]  # by type of question; without vanilla none
+    changed: Mapping[str, TypeChanges]  # by type of question; without vanilla none
     device_s: float | None  # prefill and decoding of all rows
     corrected: float | None = None  # p-value among all of its study's
-    judged: judged.Judged | None = None
+    judged: judge_scores.Judged | None = None
 
 
 @dataclass
-class Findings:
+class StudyResults:
     """A study, measured: results in the order of its runs, vanilla first."""
 
     study: Study
-    results: list[Result]
+    results: list[RunResult]
     hard: dict[
-        str, dict[str, Hard]
+        str, dict[str, HardSplit]
     ]  # by budget and point: on the rows that the down-sampled model gets wrong
     lost: list[dict[str, Any]]  # rows that most runs got wrong and vanilla right
     slowest: list[dict[str, Any]]
 
     @property
-    def vanilla(self) -> Result | None:
+    def vanilla(self) -> RunResult | None:
         return next((result for result in self.results if result.run.method == "vanilla"), None)
 
-    def of(self, runs: Sequence[ReportRun]) -> Result | None:
+    def of(self, runs: Sequence[ReportRun]) -> RunResult | None:
         """The result of that of these runs which is one of the study's."""
         ids = {run.id for run in runs}
         return next((result for result in self.results if result.run.id in ids), None)
 
 
-def measure(study: Study) -> Findings:
+def measure(study: Study) -> StudyResults:
     """Reads each run once; of one at a time, beside vanilla and the down-sampled ones, all rows are in memory."""
     bench, seed = study.benchmark, study.seed
     base = _read(study.vanilla) if study.vanilla else None
@@ -76,7 +76,7 @@ def measure(study: Study) -> Findings:
     }
     lost: Counter[str] = Counter()
     wrong: dict[str, tuple[str, str]] = {}
-    hard: dict[str, dict[str, Hard]] = {}
+    hard: dict[str, dict[str, HardSplit]] = {}
     results, slowest = [], []
     for run in study.runs:
         table = base if run is study.vanilla and base is not None else _read(run)
@@ -87,35 +87,35 @@ def measure(study: Study) -> Findings:
             if key in ("load_s", "prefill_tflops")
         }
         metrics = summary.summarise(table, against, bench, taken, seed)
-        pair = Pair.of(table, against, bench, seed) if against is not None else None
+        pair = PairedAnswers.of(table, against, bench, seed) if against is not None else None
         for row_id, said in _lost(pair, table) if pair else ():
             lost[row_id] += 1
             wrong.setdefault(row_id, (run.point, said))
         slowest += _slowest(run, table)
         for budget in coarse if run is study.vanilla else coarse.keys() & {run.budget}:
-            found = comparison.hard(table, coarse[budget], bench, seed)
+            found = comparison.hard_split(table, coarse[budget], bench, seed)
             if found is not None:
                 hard.setdefault(budget, {})[run.point] = found
         results.append(
-            Result(
+            RunResult(
                 run,
                 metrics,
-                tuple(summary.errors([table], SHOWN)),
+                tuple(summary.failures([table], MAX_EXAMPLES)),
                 _changed(pair) if pair else {},
                 _seconds(table),
-                judged=judged.judged(run, study.vanilla, table, seed),
+                judged=judge_scores.judge_scores(run, study.vanilla, table, seed),
             )
         )
     slowest.sort(key=lambda row: (-row["device_ms"], row["row_id"], row["point"]))
     worst = _worst(base, lost, wrong) if base is not None else []
-    return Findings(study, _corrected(results), hard, worst, slowest[:SHOWN])
+    return StudyResults(study, _corrected(results), hard, worst, slowest[:MAX_EXAMPLES])
 
 
 def _read(run: ReportRun) -> pa.Table:
     return answers.read(run.folder, COLUMNS)
 
 
-def _corrected(results: list[Result]) -> list[Result]:
+def _corrected(results: list[RunResult]) -> list[RunResult]:
     """With p-values that count all comparisons of the study."""
     places = [place for place, result in enumerate(results) if "p_value" in result.metrics]
     holm = significance.holm([results[place].metrics["p_value"] for place in places])
@@ -125,7 +125,7 @@ def _corrected(results: list[Result]) -> list[Result]:
     return found
 
 
-def _lost(pair: Pair, table: pa.Table) -> list[tuple[str, str]]:
+def _lost(pair: PairedAnswers, table: pa.Table) -> list[tuple[str, str]]:
     ids = pair.ours.ids[pair.lost]
     said = table.take(
         pc.index_in(pa.array(ids, pa.string()), value_set=table["row_id"].combine_chunks())
@@ -139,7 +139,7 @@ def _worst(
     base: pa.Table, lost: Counter[str], wrong: Mapping[str, tuple[str, str]]
 ) -> list[dict[str, Any]]:
     """The rows that most runs have lost, with what vanilla and one of them said."""
-    ids = sorted(lost, key=lambda row_id: (-lost[row_id], row_id))[:SHOWN]
+    ids = sorted(lost, key=lambda row_id: (-lost[row_id], row_id))[:MAX_EXAMPLES]
     rows = base.take(
         pc.index_in(pa.array(ids, pa.string()), value_set=base["row_id"].combine_chunks())
     ).to_pylist()
@@ -154,11 +154,11 @@ def _worst(
     ]
 
 
-def _changed(pair: Pair) -> dict[str, Changed]:
+def _changed(pair: PairedAnswers) -> dict[str, TypeChanges]:
     found = {}
     for kind in sorted(set(pair.ours.types[pair.scored])):
         mine = pair.scored & (pair.ours.types == kind)
-        found[str(kind)] = Changed(
+        found[str(kind)] = TypeChanges(
             int(mine.sum()), int((pair.lost & mine).sum()), int((pair.gained & mine).sum())
         )
     return found
@@ -178,7 +178,7 @@ def _seconds(table: pa.Table) -> float | None:
 def _slowest(run: ReportRun, table: pa.Table) -> list[dict[str, Any]]:
     took = _device(table)
     known = np.flatnonzero(np.isfinite(took))
-    places = known[np.argsort(-took[known], kind="stable")][:SHOWN]
+    places = known[np.argsort(-took[known], kind="stable")][:MAX_EXAMPLES]
     rows = table.take(pa.array(places)).to_pylist()
     return [
         {**row, "device_ms": float(took[at]), "point": run.point}

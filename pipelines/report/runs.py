@@ -20,13 +20,20 @@ from pipelines.results.run_record import NAME, RunRecord, run_folders
 from pipelines.results.storage import Folder, run_concurrently
 from pipelines.text import redacted
 
-OF_POINT = ("method", "options")  # what of a run's identity its point says
-OF_BENCHMARK = ("benchmark", "benchmark_version", "split", "manifest", "question", "max_new_tokens")
-SPENT = ("budget", "schedule")
-LEFT_OUT = (
+METHOD_KEYS = ("method", "options")  # what of a run's identity its point says
+BENCHMARK_KEYS = (
+    "benchmark",
+    "benchmark_version",
+    "split",
+    "manifest",
+    "question",
+    "max_new_tokens",
+)
+BUDGET_KEYS = ("budget", "schedule")
+LEFT_OUT_FILE = (
     "left_out.json"  # of a sweep, in its output folder: the points that a model cannot do, and why
 )
-SHORT = 10  # characters of a digest, or of another long value, in a title
+DIGEST_CHARACTERS = 10  # characters of a digest, or of another long value, in a title
 
 
 @dataclass(frozen=True)
@@ -52,13 +59,15 @@ class ReportRun:
     @property
     def options(self) -> dict[str, Any]:
         """Those of the method, its budget apart."""
-        named = ("name", "method", *SPENT)
+        named = ("name", "method", *BUDGET_KEYS)
         return {key: value for key, value in self.record.point.items() if key not in named}
 
     @property
     def budget(self) -> str:
         """As it was asked for: tokens, a share, or a schedule; empty for the unmodified model."""
-        return next((str(self.record.point[key]) for key in SPENT if key in self.record.point), "")
+        return next(
+            (str(self.record.point[key]) for key in BUDGET_KEYS if key in self.record.point), ""
+        )
 
     @property
     def label(self) -> str:
@@ -126,7 +135,7 @@ class Chapter:
         return list(found.values())
 
 
-def gather(uris: Sequence[str]) -> tuple[list[Chapter], list[str]]:
+def collect_runs(uris: Sequence[str]) -> tuple[list[Chapter], list[str]]:
     """The chapters of these runs, or of all runs in these folders; and what had to be left out."""
     notes: list[str] = []
     runs: dict[str, ReportRun] = {}
@@ -147,7 +156,7 @@ def gather(uris: Sequence[str]) -> tuple[list[Chapter], list[str]]:
     notes += _left_out(uris, runs)
     whole = []
     for run in sorted(runs.values(), key=lambda run: run.id):
-        if not answers.parts_of(run.folder):
+        if not answers.answer_files(run.folder):
             notes.append(f"{run.id} has no answers yet and is left out.")
             continue
         if run.unfinished:
@@ -173,12 +182,12 @@ def _left_out(uris: Sequence[str], runs: Mapping[str, ReportRun]) -> list[str]:
     ):
         folder = Folder.of(uri)
         try:
-            found = sorted(dict(json.loads(folder.read(LEFT_OUT))["runs"]).items())
+            found = sorted(dict(json.loads(folder.read(LEFT_OUT_FILE))["runs"]).items())
         except FileNotFoundError:
             continue
         except (ValueError, TypeError, KeyError):
             notes.append(
-                f"{redacted(folder.child(LEFT_OUT).uri)} cannot be read: points may be missing here unsaid."
+                f"{redacted(folder.child(LEFT_OUT_FILE).uri)} cannot be read: points may be missing here unsaid."
             )
             continue
         for name, why in found:
@@ -223,11 +232,11 @@ def _chapters(runs: Sequence[ReportRun]) -> list[Chapter]:
 
 
 def _settings(run: ReportRun) -> dict[str, Any]:
-    return _without(run.record.identity, (*OF_POINT, *OF_BENCHMARK))
+    return _without(run.record.identity, (*METHOD_KEYS, *BENCHMARK_KEYS))
 
 
 def _comparable(run: ReportRun) -> dict[str, Any]:
-    return _without(run.record.identity, OF_POINT)
+    return _without(run.record.identity, METHOD_KEYS)
 
 
 def _model(run: ReportRun) -> str:
@@ -261,4 +270,4 @@ def _shown(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     text = str(value).removeprefix("sha256:")
-    return text if len(text) <= 3 * SHORT else text[:SHORT]
+    return text if len(text) <= 3 * DIGEST_CHARACTERS else text[:DIGEST_CHARACTERS]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipelines.report import names, paper, queries
-from pipelines.report.accuracy import cell, subsets
-from pipelines.report.gather import Chapter, ReportRun
-from pipelines.report.measure import Findings
+from pipelines.report import labels, published_rows, queries
+from pipelines.report.accuracy_tables import cell, subsets
+from pipelines.report.measurements import StudyResults
+from pipelines.report.runs import Chapter, ReportRun
 from pipelines.report.table import Row, Table, faster, number, percent, significant, together
 
 ABLATED = {
@@ -30,7 +30,7 @@ COLUMNS = (
 )
 
 
-def ablations(chapter: Chapter, findings: Sequence[Findings]) -> list[Table]:
+def ablation_tables(chapter: Chapter, findings: Sequence[StudyResults]) -> list[Table]:
     """Runs of ApET that differ in nothing but how its basis is chosen, where there are such."""
     tables = []
     for option, (title, own) in ABLATED.items():
@@ -47,7 +47,7 @@ def ablations(chapter: Chapter, findings: Sequence[Findings]) -> list[Table]:
         ]  # benchmarks with ApET's own choice alone say nothing
         rows: list[Row] = []
         for (budget, rest), lines in varied.items():
-            group = ", ".join([names.group(budget), *rest])
+            group = ", ".join([labels.budget_label(budget), *rest])
             for value in sorted(lines, key=lambda text: (len(text), text)):
                 cells = [cell(each, lines[value]) for each in asked]
                 rows.append(
@@ -56,7 +56,9 @@ def ablations(chapter: Chapter, findings: Sequence[Findings]) -> list[Table]:
             rows += (
                 ()
                 if rest
-                else paper.ablation(chapter, option, budget, [each.study for each in asked])
+                else published_rows.ablation(
+                    chapter, option, budget, [each.study for each in asked]
+                )
             )
         if rows:
             said = f" Published figures are the paper's Table {5 if option == 'sampling' else 6}."
@@ -64,9 +66,9 @@ def ablations(chapter: Chapter, findings: Sequence[Findings]) -> list[Table]:
                 Table(
                     f"ablation-{option}",
                     f"{title}: {chapter.title}",
-                    (title, *(names.column(each.study) for each in asked)),
+                    (title, *(labels.benchmark_label(each.study) for each in asked)),
                     together(rows),
-                    f"{names.INTERVALS} ApET with nothing else changed."
+                    f"{labels.INTERVALS} ApET with nothing else changed."
                     + subsets(asked, any(row.published for row in rows))
                     + (said if any(row.published for row in rows) else ""),
                     "\n".join(queries.accuracy(each.study) for each in asked),
@@ -91,7 +93,7 @@ def _varied(
     return {key: lines for key, lines in found.items() if len(lines) > 1}
 
 
-def efficiency(chapter: Chapter, each: Findings) -> Table:
+def efficiency_table(chapter: Chapter, each: StudyResults) -> Table:
     """Table 7, of one benchmark."""
     base = each.vanilla.metrics if each.vanilla else {}
     rows: list[Row] = []
@@ -110,8 +112,8 @@ def efficiency(chapter: Chapter, each: Findings) -> Table:
             number(metrics.get("compress_ms_p50"), 2),
             significant(rate),
         )
-        rows.append(Row((names.method(run.label), *cells), names.group(run.budget)))
-        rows += paper.cost(chapter, each.study, run)
+        rows.append(Row((labels.method_label(run.label), *cells), labels.budget_label(run.budget)))
+        rows += published_rows.cost(chapter, each.study, run)
     said = " Published figures are the paper's Table 7, on one A100 and POPE."
     return Table(
         f"efficiency-{each.study.column}",

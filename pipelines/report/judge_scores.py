@@ -8,15 +8,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.metrics import statistics
-from pipelines.metrics.statistics import Interval
+from pipelines.metrics import intervals
+from pipelines.metrics.intervals import Interval
 from pipelines.metrics.verdicts import BEST
-from pipelines.report.gather import ReportRun
+from pipelines.report.runs import ReportRun
 
 COLUMNS = ("correct", "score")
 
 
-class Judged(NamedTuple):
+class JudgeScores(NamedTuple):
     judge: str
     accuracy: Interval
     score: Interval
@@ -24,7 +24,9 @@ class Judged(NamedTuple):
     score_kept: Interval | None
 
 
-def judged(run: ReportRun, vanilla: ReportRun | None, table: pa.Table, seed: int) -> Judged | None:
+def judge_scores(
+    run: ReportRun, vanilla: ReportRun | None, table: pa.Table, seed: int
+) -> JudgeScores | None:
     """None where no judge has been asked."""
     mine = _verdicts(run)
     if mine is None or not len(mine):
@@ -37,7 +39,7 @@ def judged(run: ReportRun, vanilla: ReportRun | None, table: pa.Table, seed: int
     for name in COLUMNS:
         scale = BEST if name == "score" else 1
         values = _floats(mine[name]) / scale
-        found[name] = Interval(*(scale * part for part in statistics.mean(values, cluster, seed)))
+        found[name] = Interval(*(scale * part for part in intervals.mean(values, cluster, seed)))
         if base is not None and same:
             ours = mine.filter(pc.is_in(mine["row_id"], value_set=base["row_id"].combine_chunks()))
             if not len(ours):
@@ -45,10 +47,10 @@ def judged(run: ReportRun, vanilla: ReportRun | None, table: pa.Table, seed: int
             theirs = base.take(
                 pc.index_in(ours["row_id"], value_set=base["row_id"].combine_chunks())
             )
-            kept[name] = statistics.ratio(
+            kept[name] = intervals.retention(
                 _floats(ours[name]), _floats(theirs[name]), _clusters(ours, table), seed
             )
-    return Judged(
+    return JudgeScores(
         str(run.record.tags["judge/name"]),
         found["correct"],
         found["score"],
@@ -78,12 +80,12 @@ def _verdicts(run: ReportRun) -> pa.Table | None:
     return None
 
 
-def _clusters(verdicts: pa.Table, answers: pa.Table) -> statistics.Ints:
+def _clusters(verdicts: pa.Table, answers: pa.Table) -> intervals.Ints:
     media = answers["media"].take(
         pc.index_in(verdicts["row_id"], value_set=answers["row_id"].combine_chunks())
     )
-    return statistics.clusters(media)
+    return intervals.clusters(media)
 
 
-def _floats(column: pa.ChunkedArray) -> statistics.Floats:
+def _floats(column: pa.ChunkedArray) -> intervals.Floats:
     return np.asarray(pc.cast(column, pa.float64()), dtype=np.float64)

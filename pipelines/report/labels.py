@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipelines.report.gather import Study
+from pipelines.report.runs import Study
 
 BENCHMARKS = {
     "gqa": "GQA",
@@ -32,12 +32,12 @@ METHODS = {
 INTERVALS = "Ranges are 95 % intervals."
 
 
-def method(label: str) -> str:
+def method_label(label: str) -> str:
     name, _, rest = label.partition(" ")
     return f"{METHODS.get(name, name)} {rest}".strip()
 
 
-def group(budget: str) -> str:
+def budget_label(budget: str) -> str:
     """What rows of a budget stand below."""
     if not budget:
         return "All visual tokens"
@@ -46,6 +46,6 @@ def group(budget: str) -> str:
     return f"Keep {budget.replace('%', ' %')}" + ("" if "%" in budget else " tokens")
 
 
-def column(study: Study) -> str:
+def benchmark_label(study: Study) -> str:
     name, _, rest = study.column.partition(", ")
     return ", ".join(filter(None, [BENCHMARKS.get(name, name), rest]))
