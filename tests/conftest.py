@@ -36,6 +36,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from tests.support import ROOT
+
 # A test that fails on one machine fails on all of them.
 settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")
@@ -46,7 +48,7 @@ SLOW_FIXTURES = {
     "servers": "permission to listen on a port: S3, MLflow, PostgreSQL, HTTP",
     "browser": "a path to Chromium or Chrome",
     "latex": "a path to pdflatex",
-    "demo_model": "a checkpoint of the demo, which takes more than 10 s to run",
+    "demo_model": "a trained checkpoint of the demo, which takes long to answer a whole test set",
     "long_running": "permission to take more than 10 s",
 }
 """Fixtures that make a test slow, and what each one is."""
@@ -191,6 +193,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
         return Path(tiny.save(family, tmp_path_factory.mktemp(family)))
 
     return saved
+
+
+@pytest.fixture(scope="session")
+def demo_model() -> Callable[[str], tuple[Any, Any]]:
+    """Loads a trained model of the demo and its processor, by the name of its folder in demo/."""
+    from demo.training.exam import load
+
+    return cache(lambda name: load(ROOT / "demo" / name))
 
 
 @pytest.fixture
