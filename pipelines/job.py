@@ -1,4 +1,4 @@
-"""One job from its config to its exit status: what is left to do, who does it, and what came out."""
+"""One job from its config to its exit status: what is missing, who answers it, how it ended."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from pipelines.config import hub
 from pipelines.config.eval_config import EvalConfig, to_yaml
+from pipelines.config.model_version import note_commit
 from pipelines.inference.benchmark_job import (
     BenchmarkJob,
-    answers_of,
-    records,
-    tags,
+    count_missing,
+    job_tags,
+    recorded_runs,
     too_many_errors,
 )
-from pipelines.inference.job_progress import JobProgress
 from pipelines.metrics import summary
 from pipelines.results import answers
 from pipelines.results.lock import Lock, Locked
@@ -32,154 +31,186 @@ from pipelines.results.storage import Folder, run_concurrently
 from pipelines.text import describe_error, redacted
 
 if TYPE_CHECKING:
+    from pipelines.inference.job_progress import JobProgress
     from pipelines.inference.worker import InferenceWorker
     from pipelines.results.mlflow_tracker import Tracker
 
-PASSES = 3  # over rows that were lost on the way, with workers, before the job says that it cannot answer them
-AGAIN = "the same command goes on from here"
-FULL = ("No space left on device", "Disk quota exceeded")
+# Passes over rows that were lost on the way, e.g. with their workers, before the job gives up.
+MAX_PASSES = 3
+CONTINUE = "run the same command again to continue"
+DISK_FULL = ("No space left on device", "Disk quota exceeded")
 
 
 def run(config: EvalConfig, worker: type[InferenceWorker] | None = None) -> int:
-    """Do the job, or what is left of it. Returns the exit status: 0, 1 failed, 2 wrong use, 130 interrupted.
+    """Run the job, or what is left of it. Exit status: 0, 1 failed, 2 wrong use, 130 interrupted.
 
-    worker: another Answerer, for tests and benchmarks
+    worker: another worker class, for tests and benchmarks
     """
-    with guarded() as status:
+    with exit_status() as status:
         status.code = _run(config, worker)
     return status.code
 
 
-def _run(asked: EvalConfig, worker: type[InferenceWorker] | None) -> int:
-    work = BenchmarkJob.of(asked)
-    config = work.config
+def _run(requested: EvalConfig, worker: type[InferenceWorker] | None) -> int:
+    job = BenchmarkJob.of(requested)
+    config = job.config
     print(to_yaml(config))
-    if not work.open:
-        print("Everything asked for is answered already; nothing to do.\n")
-        conclude([work])
-        return status_of([work])
-    work.refuse()
-    work.index  # noqa: B018  read now: what is wrong with the ids is said before anything starts
-    digest = hashlib.sha256("\n".join(unit.run_id for unit in work.units).encode()).hexdigest()[:8]
-    job = job_record(config, f"job-{config.benchmark}-{digest}", config.to_dict(), tags(config))
-    state = carry_out([[work]], job, worker)
-    conclude([work])
+    if not job.open_runs:
+        print("All answers exist already; nothing to do.\n")
+        print_summary([job])
+        return report_errors([job])
+    job.check()
+    job.index  # noqa: B018  duplicate ids are an error before anything starts
+    digest = hashlib.sha256("\n".join(run.run_id for run in job.runs).encode()).hexdigest()[:8]
+    record = job_record(
+        config, f"job-{config.benchmark}-{digest}", config.to_dict(), job_tags(config)
+    )
+    state = execute([[job]], record, worker)
+    print_summary([job])
     if state != "finished":
         return 130 if state == "killed" else 1
-    return status_of([work])
+    return report_errors([job])
 
 
-class Status:
-    """How a process will end."""
+class ExitStatus:
+    """The exit status that a process will have."""
 
     code = 0
 
 
 @contextlib.contextmanager
-def guarded() -> Iterator[Status]:
-    """What goes wrong inside becomes one line and an exit status."""
-    status = Status()
+def exit_status() -> Iterator[ExitStatus]:
+    """Turn what goes wrong inside into one line on stderr and an exit status."""
+    status = ExitStatus()
     try:
-        with _terminable():
+        with _sigterm_as_interrupt():
             yield status
     except KeyboardInterrupt:
-        print(f"interrupted; {AGAIN}", file=sys.stderr)
+        print(f"interrupted; {CONTINUE}", file=sys.stderr)
         status.code = 130
     except (ValueError, OSError, Locked) as error:
         print(f"error: {redacted(str(error))}", file=sys.stderr)
-        status.code = 2 if isinstance(error, (ValueError, FileNotFoundError)) else 1
+        status.code = 2 if isinstance(error, ValueError | FileNotFoundError) else 1
+
+
+@contextlib.contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """Treat SIGTERM like Ctrl-C, so that answers are written before the process ends."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    handler = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
 
 
 def job_record(
-    config: EvalConfig, name: str, asked: Mapping[str, Any], tagged: Mapping[str, str]
+    config: EvalConfig, name: str, params: Mapping[str, Any], tags: Mapping[str, str]
 ) -> RunRecord:
-    """The record of a job or sweep: the same for the same runs, so that one that goes on is one parent in MLflow."""
+    """The record of a job or sweep. The same runs have the same one, so that a resumed job is one
+    parent run in MLflow."""
     record = RunRecord(name=name)
     with contextlib.suppress(FileNotFoundError):
         record = RunRecord.load(Folder.of(config.output).child(name))
-    record.config, record.tags = dict(asked), {**record.tags, **tagged}
+    record.config, record.tags = dict(params), {**record.tags, **tags}
     return record
 
 
-def carry_out(
+def execute(
     groups: Sequence[Sequence[BenchmarkJob]],
-    job: RunRecord,
+    record: RunRecord,
     worker: type[InferenceWorker] | None = None,
-    finish: Callable[[Folder], list[str]] | None = None,
+    write_report: Callable[[Folder], list[str]] | None = None,
 ) -> State:
-    """Answer what the runs lack, one group after the other, and write down how it went. A group shares its workers.
+    """Answer what the runs lack, group by group, and record how it went.
 
-    What one group fails with is said, and the next one is begun; only an interruption ends all.
-    finish: writes what is to be seen of all runs into the job's folder; returns the names of the files
+    The jobs of a group share their workers. If a group fails, the next one is started; only an
+    interruption ends all of them.
+    write_report: writes files about all runs into the job's folder and returns their names
     """
+    from pipelines.inference.job_progress import JobProgress
     from pipelines.results.mlflow_tracker import Tracker
 
-    config = groups[0][0].config  # where all of it runs and is tracked
-    works = [work for group in groups for work in group]
-    folder = Folder.of(config.output).child(job.name)
-    whole = JobProgress(job, folder, works)
+    config = groups[0][0].config  # groups agree on output and tracking
+    jobs = [job for group in groups for job in group]
+    folder = Folder.of(config.output).child(record.name)
+    progress = JobProgress(record, folder, jobs)
     worst: State = "finished"
     messages = []
     with Lock(folder):
-        for model in dict.fromkeys(
-            (w.config.model, w.config.revision, w.revision) for w in works if w.open
-        ):
-            hub.note(*model, config.output)
-        job.resume()
-        job.save(folder)
+        _record_commits(jobs)
+        record.resume()
+        record.save(folder)
         tracker = Tracker(config.tracking_uri, config.experiment)
         try:
-            tracker.watch(job, folder)
+            tracker.watch(record, folder)
             for group in groups:
-                state, message = _group(group, whole, tracker, worker)
+                state, message = _run_group(group, progress, tracker, worker)
                 messages += [message] if message else []
                 worst = state if "killed" in (state, worst) or worst == "finished" else worst
                 if worst == "killed":
                     break
-            if finish is not None and worst != "killed":
-                job.artifacts = finish(folder)
+            if write_report is not None and worst != "killed":
+                record.artifacts = write_report(folder)
         except KeyboardInterrupt:
-            worst, messages = "killed", [*messages, f"interrupted; {AGAIN}"]
+            worst, messages = "killed", [*messages, f"interrupted; {CONTINUE}"]
         finally:
-            _close(whole, worst, "; ".join(messages), tracker)
-    for line in messages:
-        print(line, file=sys.stderr)
+            _end_job(progress, worst, "; ".join(messages), tracker)
+    for message in messages:
+        print(message, file=sys.stderr)
     return worst
 
 
-def _group(
+def _record_commits(jobs: Sequence[BenchmarkJob]) -> None:
+    """Note which commit each hub model is at, so that a resumed job uses the same one."""
+    models = {
+        (job.config.model, job.config.revision, job.requested_revision): job.config.output
+        for job in jobs
+        if job.open_runs
+    }
+    for model, output in models.items():
+        note_commit(*model, output)
+
+
+def _run_group(
     group: Sequence[BenchmarkJob],
-    whole: JobProgress,
+    progress: JobProgress,
     tracker: Tracker,
     worker: type[InferenceWorker] | None,
 ) -> tuple[State, str]:
-    """Answer what the runs of a group lack; how that ended, and a line on it unless it ended well."""
-    with contextlib.ExitStack() as held:
+    """Answer what the runs of a group lack. Returns how it ended, and a message unless well."""
+    with contextlib.ExitStack() as stack:
         try:
-            locks = _locked(group, held)
-            for work in group:
-                work.begin(whole.record)
+            locks = _lock_runs(group, stack)
+            for job in group:
+                job.begin(progress.record)
         except (ValueError, OSError, Locked) as error:
             return "failed", redacted(str(error))
-        for _, unit, record in records(group):
-            tracker.watch(record, unit.folder)
-            held.callback(tracker.loosen, record)  # before the locks are
-        return _answer(group, whole, locks, tracker, worker)
+        for _, run, record in recorded_runs(group):
+            tracker.watch(record, run.folder)
+            stack.callback(tracker.loosen, record)  # before the locks are released
+        return _answer_group(group, progress, locks, tracker, worker)
 
 
-def _locked(group: Sequence[BenchmarkJob], held: contextlib.ExitStack) -> list[Lock]:
-    """The locks of all runs, side by side: a dead owner on another machine is watched for a minute."""
-    locks = [Lock(unit.folder) for work in group for unit in work.units]
+def _lock_runs(group: Sequence[BenchmarkJob], stack: contextlib.ExitStack) -> list[Lock]:
+    """Lock all runs concurrently: a dead owner on another machine is watched for a minute."""
+    locks = [Lock(run.folder) for job in group for run in job.runs]
     with ThreadPoolExecutor(max(1, len(locks))) as pool:
-        taken = [pool.submit(held.enter_context, lock) for lock in locks]
-    for each in taken:
-        each.result()
+        futures = [pool.submit(stack.enter_context, lock) for lock in locks]
+    for future in futures:
+        future.result()
     return locks
 
 
-def _answer(
+def _answer_group(
     group: Sequence[BenchmarkJob],
-    whole: JobProgress,
+    progress: JobProgress,
     locks: Sequence[Lock],
     tracker: Tracker,
     worker: type[InferenceWorker] | None,
@@ -188,136 +219,122 @@ def _answer(
     state: State = "failed"
     message = ""
     try:
-        lost = _work(group, whole, locks, worker)
-        state = "failed" if lost else "finished"
-        message = f"{lost} answers could not be had; run the same command again" if lost else ""
+        missing = _answer_missing(group, progress, locks, worker)
+        state = "failed" if missing else "finished"
+        message = f"{missing} answers are still missing; {CONTINUE}" if missing else ""
     except KeyboardInterrupt:
-        state, message = "killed", f"interrupted; {AGAIN}"
-    except Locked as error:  # whoever has the runs now writes down how they end
-        for _, _, record in records(group):
+        state, message = "killed", f"interrupted; {CONTINUE}"
+    except Locked as error:  # the new owner of the runs records how they end
+        for _, _, record in recorded_runs(group):
             tracker.drop(record)
         return "failed", str(error)
     except Exception as error:
-        message = f"{_raised(error)}; what is answered is kept, and {AGAIN}"
+        message = f"{root_cause(error)}; existing answers are kept, {CONTINUE}"
         if not isinstance(error, ValueError):
             print(redacted(traceback.format_exc()), file=sys.stderr)
-    for work in group:
+    for job in group:
         try:
-            work.end(state, message, time.monotonic() - began)
+            job.end(state, message, time.monotonic() - began)
         except Exception as error:
             print(redacted(traceback.format_exc()), file=sys.stderr)
             state = "killed" if state == "killed" else "failed"
-            message = message or f"{describe_error(error)}; {AGAIN}"
+            message = message or f"{describe_error(error)}; {CONTINUE}"
     return state, message
 
 
-def _raised(error: Exception) -> str:
-    """What went wrong, on a line. Ray's errors carry a worker's traceback: what was raised first comes first."""
+def root_cause(error: Exception) -> str:
+    """The first error behind an exception, on one line.
+
+    Ray's exceptions carry a worker's traceback, in which the original error comes first.
+    """
     text = str(error)
-    first = (
-        re.split(r"\n+(?:The above exception was|During handling of)", text)[0].strip().splitlines()
-    )
-    line = redacted(first[-1].strip()) if '  File "' in text else describe_error(error)
-    return f"{line}; make room on that disk" if any(full in line for full in FULL) else line
+    first = re.split(r"\n+(?:The above exception was|During handling of)", text)[0].strip()
+    has_traceback = '  File "' in text
+    line = redacted(first.splitlines()[-1].strip()) if has_traceback else describe_error(error)
+    return f"{line}; make room on that disk" if any(full in line for full in DISK_FULL) else line
 
 
-def _work(
+def _answer_missing(
     group: Sequence[BenchmarkJob],
-    whole: JobProgress,
+    progress: JobProgress,
     locks: Sequence[Lock],
     worker: type[InferenceWorker] | None,
 ) -> int:
-    """Run the pipeline until nothing is missing, or no pass brings anything. Returns the answers still missing."""
+    """Run the pipeline until nothing is missing or a pass brings nothing. Returns what is missing.
 
-    checked = time.monotonic()
+    Locked is raised if another process has taken over a run meanwhile.
+    """
+    last_check = time.monotonic()
 
-    def check(least: float = 0.0) -> None:
-        nonlocal checked
-        if time.monotonic() - checked >= least:
-            checked = time.monotonic()
+    def check_locks(interval_s: float = 0.0) -> None:
+        nonlocal last_check
+        if time.monotonic() - last_check >= interval_s:
+            last_check = time.monotonic()
             run_concurrently(Lock.check, locks)
 
-    todo = [work.missing(retry_errors=work.config.retry_errors) for work in group]
-    for attempt in range(PASSES):
-        if not any(map(answers_of, todo)):
+    pipeline = None
+    missing = [job.missing(retry_errors=job.config.retry_errors) for job in group]
+    for _ in range(MAX_PASSES):
+        before = sum(map(count_missing, missing))
+        if not before:
             break
-        if attempt == 0:
-            from pipelines.inference.plan import Pipeline  # Ray, torch and the model come with it
+        if pipeline is None:
+            from pipelines.inference.plan import Pipeline  # imports Ray, torch and the model code
 
-            pipeline = Pipeline(group, whole, **({"worker": worker} if worker else {}))
-        for _ in pipeline.answer(todo):
-            check(Lock.BEAT)
-        check()
-        before, todo = todo, [work.missing() for work in group]
-        if sum(map(answers_of, todo)) == sum(map(answers_of, before)):
+            pipeline = Pipeline(group, progress, **({"worker": worker} if worker else {}))
+        for _ in pipeline.answer(missing):
+            check_locks(Lock.BEAT)
+        check_locks()
+        missing = [job.missing() for job in group]
+        if sum(map(count_missing, missing)) == before:
             break
-    return sum(map(answers_of, todo))
+    return sum(map(count_missing, missing))
 
 
-def _close(whole: JobProgress, state: State, message: str, tracker: Tracker) -> None:
-    whole.record.rows = whole.rows()
+def _end_job(progress: JobProgress, state: State, message: str, tracker: Tracker) -> None:
+    record = progress.record
+    record.rows = progress.rows()
     failed = [
-        unit.point.name
-        for work, unit, record in records(whole.works)
-        if too_many_errors(record, work.config)
+        run.method.name
+        for job, run, run_record in recorded_runs(progress.jobs)
+        if too_many_errors(run_record, job.config)
     ]
-    whole.record.end(
-        state, {}, message or (f"too many errors: {', '.join(failed)}" if failed else "")
-    )
+    errors = f"too many errors: {', '.join(failed)}" if failed else ""
+    record.end(state, {}, message or errors)
     try:
-        whole.record.save(whole.folder)
-    except OSError as error:  # of a full disk, say: what is wrong is said, and the next command finds out the rest
-        print(f"the job's record could not be written: {describe_error(error)}", file=sys.stderr)
+        record.save(progress.folder)
+    except OSError as error:  # e.g. a full disk; the next command finds out what is missing
+        print(f"cannot write the job's record: {describe_error(error)}", file=sys.stderr)
     if not tracker.stop():
         print(tracker.problem, file=sys.stderr)
 
 
-def conclude(works: Sequence[BenchmarkJob]) -> None:
-    """The summary: a table, what went wrong, where things are and what to do next."""
-    for work in works:
-        if len(works) > 1:
-            print(f"\n{work.config.benchmark}, {work.config.model_name}")
-        print(
-            summary.table(
-                [(unit.point.name, record.metrics) for _, unit, record in records([work])]
-            )
-        )
-    for _, unit, record in records(works):
+def print_summary(jobs: Sequence[BenchmarkJob]) -> None:
+    """Print a table of all runs, what went wrong, where the answers are and what to do next."""
+    for job in jobs:
+        if len(jobs) > 1:
+            print(f"\n{job.config.benchmark}, {job.config.model_name}")
+        rows = [(run.method.name, record.metrics) for _, run, record in recorded_runs([job])]
+        print(summary.table(rows))
+    for _, run, record in recorded_runs(jobs):
         if record.rows["error"]:
-            failures = summary.errors(answers.batches(unit.folder, summary.ERRORS))
-            print(f"\n{unit.point.name}: rows without an answer\n{summary.error_lines(failures)}")
+            failures = summary.failures(answers.batches(run.folder, summary.ERROR_COLUMNS))
+            print(f"\n{run.method.name}: rows without an answer\n{summary.failure_lines(failures)}")
     print("\nanswers, one Parquet folder a method:")
-    for _, unit, _ in records(works):
-        print(f"  {redacted(unit.folder.uri)}")
+    for _, run, _ in recorded_runs(jobs):
+        print(f"  {redacted(run.folder.uri)}")
     from pipelines.results.mlflow_tracker import dashboard
 
-    print(f"compare the runs:\n  {dashboard(works[0].config.tracking_uri)}")
+    print(f"compare the runs:\n  {dashboard(jobs[0].config.tracking_uri)}")
 
 
-def status_of(works: Sequence[BenchmarkJob]) -> int:
-    """1 if too many rows of a run ended in an error."""
+def report_errors(jobs: Sequence[BenchmarkJob]) -> int:
+    """Print the runs with too many error rows; the exit status that follows."""
     status = 0
-    for work, unit, record in records(works):
-        if failed := too_many_errors(record, work.config):
+    for job, run, record in recorded_runs(jobs):
+        if message := too_many_errors(record, job.config):
             print(
-                f"\n{unit.point.name}: {failed}; --retry-errors takes them again", file=sys.stderr
+                f"\n{run.method.name}: {message}; --retry-errors tries them again", file=sys.stderr
             )
             status = 1
     return status
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """Being told to stop is Ctrl-C: what has been answered is written down before the end."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -1,4 +1,4 @@
-"""A sweep from its grid to its exit status: a plan, what is left of it, and one report of all points."""
+"""A sweep from its config to its exit status: a plan, the missing answers, one report of all."""
 
 from __future__ import annotations
 
@@ -15,10 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.config.eval_config import EvalConfig
 from pipelines.config.sweep_config import SweepConfig, model_groups
-from pipelines.inference.benchmark_job import BenchmarkJob, RunState, records, too_many_errors
-from pipelines.job import carry_out, conclude, guarded, job_record, status_of
-from pipelines.report.gather import LEFT_OUT
-from pipelines.report.write import PAGE, report
+from pipelines.inference.benchmark_job import (
+    BenchmarkJob,
+    RunState,
+    recorded_runs,
+    too_many_errors,
+)
+from pipelines.job import execute, exit_status, job_record, print_summary, report_errors
+from pipelines.report.runs import LEFT_OUT_FILE
+from pipelines.report.writer import PAGE_FILE, write_report
 from pipelines.results.run_record import State, git_commit
 from pipelines.results.storage import Folder
 from pipelines.text import describe_error, redacted
@@ -28,168 +33,163 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Hopeless:
-    """A job of the grid that cannot begin, and why."""
+class FailedJob:
+    """A job of the sweep that cannot start, and why."""
 
     config: EvalConfig
     error: str
 
 
-def sweep(grid: SweepConfig, worker: type[InferenceWorker] | None = None) -> int:
-    """Do the sweep, or what is left of it. Returns the exit status: 0, 1 failed, 2 wrong use, 130 interrupted."""
-    with guarded() as status:
-        status.code = _sweep(grid, worker)
+def sweep(config: SweepConfig, worker: type[InferenceWorker] | None = None) -> int:
+    """Run the sweep, or what is left of it. Returns the exit status, as `job.run`."""
+    with exit_status() as status:
+        status.code = _sweep(config, worker)
     return status.code
 
 
-def _sweep(grid: SweepConfig, worker: type[InferenceWorker] | None) -> int:
-    works, hopeless = prepare(grid)
-    print(plan(works, hopeless))
-    if not works:
-        raise ValueError("no job of this sweep can begin")
-    if grid.only_plan:
+def _sweep(config: SweepConfig, worker: type[InferenceWorker] | None) -> int:
+    jobs, failed_jobs = prepare(config)
+    print(plan(jobs, failed_jobs))
+    if not jobs:
+        raise ValueError("no job of this sweep can start")
+    if config.only_plan:
         return 0
-    _remember(works)
-    digest = hashlib.sha256(
-        "\n".join(sorted(unit.run_id for work in works for unit in work.units)).encode()
-    )
-    job = job_record(
-        works[0].config,
-        f"{grid.name}-{digest.hexdigest()[:8]}",
-        _common([work.config.to_dict() for work in works]),
+    _save_skipped(jobs)
+    run_ids = sorted(run.run_id for job in jobs for run in job.runs)
+    digest = hashlib.sha256("\n".join(run_ids).encode()).hexdigest()[:8]
+    record = job_record(
+        jobs[0].config,
+        f"{config.name}-{digest}",
+        _merged([job.config.to_dict() for job in jobs]),
         {"git_commit": git_commit() or "unknown", "kind": "sweep"},
     )
     state: State = "finished"
-    if any(work.open for work in works) or job.state != "finished":
+    if any(job.open_runs for job in jobs) or record.state != "finished":
         groups = [
-            [work for work in works if work.config in group]
-            for group in model_groups(work.config for work in works)
+            [job for job in jobs if job.config in configs]
+            for configs in model_groups(job.config for job in jobs)
         ]
-        state = carry_out(groups, job, worker, partial(_report, works))
+        state = execute(groups, record, worker, partial(_write_report, jobs))
     else:
-        print("\nEvery point is answered already; nothing to do.")
-    conclude(works)
-    folder = Folder.of(works[0].config.output).child(job.name)
-    if folder.exists(PAGE):
-        print(f"the report of all points:\n  {redacted(folder.child(PAGE).uri)}")
-    for one in hopeless:
-        print(f"not done: {one.error}", file=sys.stderr)
+        print("\nAll answers exist already; nothing to do.")
+    print_summary(jobs)
+    folder = Folder.of(jobs[0].config.output).child(record.name)
+    if folder.exists(PAGE_FILE):
+        print(f"report of all runs:\n  {redacted(folder.child(PAGE_FILE).uri)}")
+    for failed in failed_jobs:
+        print(f"not done: {failed.error}", file=sys.stderr)
     if state == "killed":
         return 130
-    return 1 if hopeless or state != "finished" else status_of(works)
+    return 1 if failed_jobs or state != "finished" else report_errors(jobs)
 
 
-def _common(jobs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The jobs' configs as one: of what they differ in, all values."""
-    found: dict[str, Any] = {}
-    for key in dict.fromkeys(key for job in jobs for key in job):
-        values = [job[key] for job in jobs if key in job]
-        different = [value for at, value in enumerate(values) if value not in values[:at]]
-        found[key] = values[0] if len(different) == 1 else [str(value) for value in different]
-    return found
+def _merged(configs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The jobs' configs as one: a list of all values where they differ."""
+    merged: dict[str, Any] = {}
+    for key in dict.fromkeys(key for config in configs for key in config):
+        values = [config[key] for config in configs if key in config]
+        distinct = [value for at, value in enumerate(values) if value not in values[:at]]
+        merged[key] = values[0] if len(distinct) == 1 else [str(value) for value in distinct]
+    return merged
 
 
-def _report(works: Sequence[BenchmarkJob], folder: Folder) -> list[str]:
-    """Write the report of all runs that have answers; a report that fails is said, and stops nothing."""
-    folders = [unit.folder.uri for _, unit, record in records(works) if record.rows["done"]]
+def _write_report(jobs: Sequence[BenchmarkJob], folder: Folder) -> list[str]:
+    """Write the report of all runs with answers. If that fails, the sweep still succeeds."""
+    folders = [run.folder.uri for _, run, record in recorded_runs(jobs) if record.rows["done"]]
     if not folders:
         return []
     try:
-        return report(folders, folder.uri)[1]
+        return write_report(folders, folder.uri)[1]
     except Exception:
         traceback.print_exc()
-        print(
-            "the report could not be written; python jobs/report.py <output> writes it later",
-            file=sys.stderr,
-        )
+        print("cannot write the report; try python jobs/report.py <output> later", file=sys.stderr)
         return []
 
 
-def prepare(grid: SweepConfig) -> tuple[list[BenchmarkJob], list[Hopeless]]:
-    """The jobs of a grid, and those that cannot begin, which stop no other."""
-    works, hopeless = [], []
-    for job in grid.jobs:
+def prepare(config: SweepConfig) -> tuple[list[BenchmarkJob], list[FailedJob]]:
+    """The jobs of a sweep, and those that cannot start, which do not stop the others."""
+    jobs, failed_jobs = [], []
+    for requested in config.jobs:
         try:
-            work = BenchmarkJob.of(job)
-            if any(_failed(unit, work) for unit in work.units):
-                work.retry_errors()  # a point that failed is tried again
-            known = _remembered(Folder.of(work.config.output))
-            for unit in [unit for unit in work.open if unit.run_id in known]:
-                work.leave_out(unit, known[unit.run_id])
-            if work.open:
-                work.refuse(leave_out=True)
-                work.index  # noqa: B018  read now: what is wrong with the ids is said before anything starts
-        except (
-            Exception
-        ) as error:  # whatever is wrong with one model or benchmark is no other's business
-            hopeless.append(
-                Hopeless(job, f"{job.benchmark} with {job.model_name}: {describe_error(error)}")
-            )
+            job = BenchmarkJob.of(requested)
+            if any(_failed(run, job) for run in job.runs):
+                job.retry_errors()
+            skipped = _load_skipped(Folder.of(job.config.output))
+            for run in [run for run in job.open_runs if run.run_id in skipped]:
+                job.skip(run, skipped[run.run_id])
+            if job.open_runs:
+                job.check(skip_impossible=True)
+                job.index  # noqa: B018  duplicate ids are an error before anything starts
+        except Exception as error:  # a broken model or benchmark must not affect the others
+            name = f"{requested.benchmark} with {requested.model_name}"
+            failed_jobs.append(FailedJob(requested, f"{name}: {describe_error(error)}"))
         else:
-            works.append(work)
-    ids = [unit.run_id for work in works for unit in work.units]
-    if twice := [run_id for run_id, times in Counter(ids).items() if times > 1]:
+            jobs.append(job)
+    counts = Counter(run.run_id for job in jobs for run in job.runs)
+    if repeated := [run_id for run_id, count in counts.items() if count > 1]:
         raise ValueError(
-            f"{', '.join(twice[:3])}: asked for twice; name each model and benchmark once"
+            f"requested twice: {', '.join(repeated[:3])}; name each model and benchmark once"
         )
-    return works, hopeless
+    return jobs, failed_jobs
 
 
-def _failed(unit: RunState, work: BenchmarkJob) -> bool:
-    """Was it answered to the end, with too many errors? Of one that was interrupted nobody knows yet."""
-    record = unit.record
+def _failed(run: RunState, job: BenchmarkJob) -> bool:
+    """Whether the run was finished with too many errors. An interrupted one may still succeed."""
+    record = run.record
     return (
         record is not None
         and record.state == "finished"
-        and bool(too_many_errors(record, work.config))
+        and bool(too_many_errors(record, job.config))
     )
 
 
-def _remember(works: Sequence[BenchmarkJob]) -> None:
-    """Write down which points were left out, so that a sweep with nothing left to do need not ask the models again."""
-    output = Folder.of(works[0].config.output)
-    known = _remembered(output)
-    found = known | {run_id: reason for work in works for run_id, reason in work.left_out.items()}
-    if found != known:
-        output.write(
-            LEFT_OUT, json.dumps({"git_commit": git_commit(), "runs": found}, indent=1).encode()
-        )
+def _save_skipped(jobs: Sequence[BenchmarkJob]) -> None:
+    """Remember the skipped runs, so that a finished sweep need not load the models again."""
+    output = Folder.of(jobs[0].config.output)
+    known = _load_skipped(output)
+    skipped = known | {run_id: why for job in jobs for run_id, why in job.skipped.items()}
+    if skipped != known:
+        content = {"git_commit": git_commit(), "runs": skipped}
+        output.write(LEFT_OUT_FILE, json.dumps(content, indent=1).encode())
 
 
-def _remembered(output: Folder) -> dict[str, str]:
-    """Runs that cannot be done, and why; of this code, since another may know how."""
+def _load_skipped(output: Folder) -> dict[str, str]:
+    """Run ids that this version of the code skipped, with the reasons. Another may manage them."""
     with contextlib.suppress(FileNotFoundError):
-        found = json.loads(output.read(LEFT_OUT))
-        if found["git_commit"] == git_commit():
-            return dict(found["runs"])
+        content = json.loads(output.read(LEFT_OUT_FILE))
+        if content["git_commit"] == git_commit():
+            return dict(content["runs"])
     return {}
 
 
-def plan(works: Sequence[BenchmarkJob], hopeless: Sequence[Hopeless]) -> str:
-    """What the sweep will do, and what it costs: in rows read and decoded, and in answers made of them."""
-    lines = [
-        f"{'model':24}{'benchmark':16}{'points':>8}{'rows':>12}{'answers':>14}{'there already':>16}"
-    ]
-    total = there = 0
-    for work in works:
-        rows, points = work.rows, work.units
-        done = sum(
-            rows
-            if unit not in work.open
-            else min(rows, unit.record.rows["done"])
-            if unit.record
-            else 0
-            for unit in points
-        )
-        total, there = total + rows * len(points), there + done
-        name = work.config.model_name[:23]
-        lines.append(
-            f"{name:24}{work.config.benchmark:16}{len(points):>8}{rows:>12,}{rows * len(points):>14,}{done:>16,}"
-        )
-        lines += [f"    left out: {reason}" for reason in work.left_out.values()]
-    lines += [f"    cannot begin: {one.error}" for one in hopeless]
-    lines.append(
-        f"{'':24}{'':16}{'':8}{sum(work.rows for work in works):>12,}{total:>14,}{there:>16,}"
-    )
-    lines.append("each row is read, decoded and encoded once for all points that share its model")
+def plan(jobs: Sequence[BenchmarkJob], failed_jobs: Sequence[FailedJob]) -> str:
+    """A table of what the sweep will do: rows to read, answers to make, answers that exist."""
+    lines = [_plan_line("model", "benchmark", "runs", "rows", "answers", "exist already")]
+    total = existing = 0
+    for job in jobs:
+        rows, done = job.row_count, sum(_done(job, run) for run in job.runs)
+        wanted = rows * len(job.runs)
+        total, existing = total + wanted, existing + done
+        name = job.config.model_name[:23]
+        lines.append(_plan_line(name, job.config.benchmark, len(job.runs), rows, wanted, done))
+        lines += [f"    skipped: {reason}" for reason in job.skipped.values()]
+    lines += [f"    cannot start: {failed.error}" for failed in failed_jobs]
+    lines.append(_plan_line("", "", "", sum(job.row_count for job in jobs), total, existing))
+    lines.append("each row is read, decoded and encoded once for all runs that share its model")
     return "\n".join(lines)
+
+
+def _plan_line(model: str, name: str, *numbers: int | str) -> str:
+    widths = (8, 12, 14, 16)
+    cells = [
+        f"{number:>{width},}" if isinstance(number, int) else f"{number:>{width}}"
+        for number, width in zip(numbers, widths, strict=True)
+    ]
+    return f"{model:24}{name:16}{''.join(cells)}"
+
+
+def _done(job: BenchmarkJob, run: RunState) -> int:
+    """The existing answers of a run, among those requested."""
+    if run not in job.open_runs:
+        return job.row_count
+    return min(job.row_count, run.record.rows["done"]) if run.record else 0

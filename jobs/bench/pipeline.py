@@ -133,12 +133,12 @@ def measured(args: argparse.Namespace, part: str, way: str) -> dict[str, Any]:
 def counted(worker: Any, gate: Path) -> Any:
     """A worker that leaves a file when it has loaded."""
 
-    class Counted(worker):  # type: ignore[misc]
+    class CountedEngine(worker.engine_class):  # type: ignore[misc,name-defined]
         def load(self) -> None:
             super().load()
             Path(gate, uuid.uuid4().hex).touch()
 
-    return Counted
+    return type("CountedWorker", (worker,), {"engine_class": CountedEngine})
 
 
 def held(manifest: Any, gate: Path, count: int) -> Any:
@@ -166,35 +166,36 @@ def loop(config: Any, worker: Any) -> None:
 
     from pipelines.inference.benchmark_job import BenchmarkJob
     from pipelines.inference.failure_tracker import FailureTracker
-    from pipelines.inference.job_spec import job_of
-    from pipelines.inference.plan import BATCHES, prepared
+    from pipelines.inference.job_spec import job_spec
+    from pipelines.inference.plan import BATCHES_PER_BLOCK, prepare_rows
     from pipelines.inference.preprocess import preprocessor_for
     from pipelines.results.run_record import RunRecord
 
     work = BenchmarkJob.of(config)
     work.begin(RunRecord("loop"))
-    plan = job_of([work], threads=os.cpu_count())
+    plan = job_spec([work], threads=os.cpu_count())
     book = FailureTracker()
-    preprocessor_for(plan.sections[0].recipe)
+    preprocessor_for(plan.config)
     answerer = worker(plan, book)
     torch.set_num_threads(os.cpu_count() or 1)  # in a task it takes one
-    rows = work.missing().append_column("section", [[0] * len(work.index)])
-    for block in prepared(rows, plan, book, BATCHES * plan.batch_size):
+    rows = work.missing().append_column("benchmark", [[0] * len(work.index)])
+    for block in prepare_rows(rows, plan, book, BATCHES_PER_BLOCK * plan.batch_size):
         answerer(block)
 
 
 def idle() -> Any:
     """A worker that takes rows, makes the model's inputs of them and says nothing."""
+    from pipelines.inference.engines.transformers import TransformersEngine
     from pipelines.inference.worker import InferenceWorker
 
-    class Idle(InferenceWorker):
+    class IdleEngine(TransformersEngine):
         def load(self) -> None:
             pass
 
-        def generate(self, section: Any, method: Any, rows: Sequence[Any], *_: Any) -> list[Any]:
+        def answer(self, config: Any, method: Any, rows: Sequence[Any], *_: Any) -> list[Any]:
             return [{"prediction": "", "visual_tokens_in": 0} for _ in rows]
 
-    return Idle
+    return type("IdleWorker", (InferenceWorker,), {"engine_class": IdleEngine})
 
 
 def images(folder: Path, count: int) -> Path:

@@ -76,8 +76,8 @@ def measured(args: argparse.Namespace, folder: str) -> dict[str, Any]:
     from pipelines.config.eval_config import EvalConfig
     from pipelines.inference.benchmark_job import BenchmarkJob
     from pipelines.inference.failure_tracker import FailureTracker
-    from pipelines.inference.job_spec import job_of
-    from pipelines.inference.plan import BATCHES
+    from pipelines.inference.job_spec import job_spec
+    from pipelines.inference.plan import BATCHES_PER_BLOCK
     from pipelines.inference.preprocess import preprocessor_for
     from pipelines.inference.worker import InferenceWorker
     from pipelines.results.run_record import RunRecord
@@ -100,28 +100,28 @@ def measured(args: argparse.Namespace, folder: str) -> dict[str, Any]:
 
     began = time.perf_counter()
     sweep = works("sweep")
-    job = job_of([sweep], threads=None)
+    job = job_spec([sweep], threads=None)
     together = InferenceWorker(job, FailureTracker())
-    preprocessor_for(job.sections[0].recipe)
+    preprocessor_for(job.config)
     loading = time.perf_counter() - began
     alone = []
-    for place, unit in enumerate(sweep.units):
+    for place, unit in enumerate(sweep.runs):
         single = works(f"run-{place}")
-        single.open = [each for each in single.open if each.point == unit.point]
-        alone.append((job_of([single], threads=None), single))
-    rows = sweep.missing().append_column("section", [[0] * args.rows])
+        single.open_runs = [run for run in single.open_runs if run.method == unit.method]
+        alone.append((job_spec([single], threads=None), single))
+    rows = sweep.missing().append_column("benchmark", [[0] * args.rows])
     spent, apart = Spent(), Spent()
-    size = args.batch_size * BATCHES
+    size = args.batch_size * BATCHES_PER_BLOCK
     for start in range(0, len(rows), size):
         answer(together, job, rows.slice(start, size), spent)
         for one, single in alone:
             together.job = one  # a worker of its own, but for loading it again
-            mine = single.missing().append_column("section", [[0] * args.rows])
-            together.towers.forget()
+            mine = single.missing().append_column("benchmark", [[0] * args.rows])
+            together.engine.towers.forget()
             answer(together, one, mine.slice(start, size), apart)
         together.job = job
         print(f"{min(start + size, len(rows))}/{len(rows)}", end="\r", flush=True)
-    points = len(sweep.units)
+    points = len(sweep.runs)
     shared = (apart.reading + apart.encoding) * (points - 1) / points
     return {
         "points": points,
@@ -137,11 +137,11 @@ def measured(args: argparse.Namespace, folder: str) -> dict[str, Any]:
 def answer(worker: Any, job: Any, rows: Any, spent: Spent) -> None:
     """Prepare a block of rows and answer it, under all points of the job."""
     from pipelines.inference.failure_tracker import FailureTracker
-    from pipelines.inference.plan import BATCHES, prepared
+    from pipelines.inference.plan import BATCHES_PER_BLOCK, prepare_rows
 
     with spent.on("reading"):
-        [block] = prepared(rows, job, FailureTracker(), len(rows) or BATCHES)
-    towers = worker.model.model.vision_tower
+        [block] = prepare_rows(rows, job, FailureTracker(), len(rows) or BATCHES_PER_BLOCK)
+    towers = worker.engine.model.model.vision_tower
     clock = [0.0]
     before = towers.register_forward_pre_hook(lambda *_: clock.__setitem__(0, time.perf_counter()))
     after = towers.register_forward_hook(

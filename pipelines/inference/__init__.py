@@ -1,1 +1,1 @@
-"""The Ray Data plan: preprocess rows on CPU tasks, answer them in GPU actors, survive what goes wrong."""
+"""The Ray Data plan: preprocess rows on CPU tasks, answer them in GPU actors, survive failures."""

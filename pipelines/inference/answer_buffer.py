@@ -1,118 +1,109 @@
-"""The answers of one run to one block of rows, on their way to the disk."""
+"""Answers of one run to one block of rows, scored and on their way to disk."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from apet.methods.base import Method
 from pipelines.benchmarks import benchmark
-from pipelines.inference.failure_tracker import RunProgress
-from pipelines.inference.job_spec import BenchmarkSpec, RunSpec
+from pipelines.data.answer_row import answer_row
+from pipelines.inference.job_spec import BenchmarkSpec
 from pipelines.inference.prepared_row import PreparedRow
-from pipelines.results.answers import Block
+from pipelines.inference.progress import RunProgress
+from pipelines.results.answers import AnswerParts
 from pipelines.text import describe_error
 
-FLUSH = 15.0  # seconds after which answers go to disk though the block is not done
-
-
-@dataclass(frozen=True)
-class Writer:
-    """Who answers, as the answers say it."""
-
-    name: str
-    model: str
+MAX_UNSAVED_S = 15.0  # after which answers are written although the block is not finished
 
 
 class AnswerBuffer:
-    """The answers of one run to one block."""
+    """Collects the answers of one run to one block of rows, and writes them as Parquet parts."""
 
     def __init__(
         self,
-        writer: Writer,
-        section: BenchmarkSpec,
-        place: int,
+        spec: BenchmarkSpec,
+        run_index: int,
         method: Method,
         rows: Sequence[PreparedRow],
+        worker: str,
     ) -> None:
-        self.writer, self.section, self.place, self.method = writer, section, place, method
-        self.run: RunSpec = section.runs[place]
-        self.benchmark = benchmark(section.recipe.benchmark)
-        self.block = Block(self.run.folder, [row.row_id for row in rows])
-        self.done = self.block.answered()
-        self._rows: list[dict[str, Any]] = []
-        self._since = 0.0  # when the oldest of them came
-        self._done = RunProgress(self.run.run_id)
+        self.spec, self.run_index, self.method, self.worker = spec, run_index, method, worker
+        self.run = spec.runs[run_index]
+        self.benchmark = benchmark(spec.config.benchmark)
+        self.block = AnswerParts(self.run.folder, [row.row_id for row in rows])
+        self.answered = self.block.answered()  # by an earlier worker, which died
+        self._unsaved: list[dict[str, Any]] = []
+        self._oldest_at = 0.0
+        self._progress = RunProgress(self.run.run_id)
 
     def lacks(self, row: PreparedRow) -> bool:
-        return self.place in row.wanted and row.row_id not in self.done
+        return self.run_index in row.missing_runs and row.row_id not in self.answered
 
     def add(
         self, rows: Sequence[PreparedRow], answers: Sequence[dict[str, Any]], seconds: float
     ) -> None:
-        """What a batch has brought in so many seconds; of rows that were answered before, nothing."""
-        self._done.spent_s += seconds
+        """Score and keep a batch's answers, except to rows that were answered before.
+
+        seconds: that the batch took
+        """
+        self._progress.spent_s += seconds
         for row, answer in zip(rows, answers, strict=True):
             if not self.lacks(row):
                 continue
             try:
                 score, correct = self.benchmark.score(row.row, answer["prediction"])
-            except (
-                Exception
-            ) as error:  # the answer is kept; what is wrong is the rule, or the row's reference
-                self._put(row, {**answer, "status": "error", "error": describe_error(error)})
+            except Exception as error:  # keep the answer: the rule or the reference is at fault
+                self._append(row, **answer, status="error", error=describe_error(error))
                 continue
-            self._put(row, {**answer, "score": score, "correct": correct, "status": "ok"})
+            self._append(row, **answer, score=score, correct=correct, status="ok")
 
     def fail(self, row: PreparedRow, error: str) -> None:
         if self.lacks(row):
-            self._put(row, {"status": "error", "error": error})
+            self._append(row, status="error", error=error)
 
-    def _put(self, row: PreparedRow, answer: dict[str, Any]) -> None:
-        section, writer = self.section, self.writer
-        if not self._rows:
-            self._since = time.monotonic()
-        self.done.add(row.row_id)
-        self._rows.append(
-            {
-                "row_id": row.row_id,
-                "benchmark": section.recipe.benchmark,
-                "split": section.split,
-                "type": row.row.type,
-                "media": [medium.name for medium in row.row.media],
-                "question": row.row.question,
-                "prompt": row.prompt,
-                "reference": row.row.answers,
-                "options": row.row.options,
-                "meta": list(row.row.meta.items()),
-                "model": writer.model,
-                "method": self.method.name,
-                "answered_at": datetime.now(UTC),
-                "actor": writer.name,
-                "point": self.run.point.name,
-                "run_id": self.run.run_id,
-                **answer,
-            }
+    def _append(self, row: PreparedRow, **produced: Any) -> None:
+        if not self._unsaved:
+            self._oldest_at = time.monotonic()
+        self.answered.add(row.row_id)
+        config = self.spec.config
+        self._unsaved.append(
+            answer_row(
+                row.row,
+                benchmark=config.benchmark,
+                split=config.split,
+                prompt=row.prompt,
+                model=config.model_name,
+                method=self.method.name,
+                answered_at=datetime.now(UTC),
+                actor=self.worker,
+                point=self.run.method.name,
+                run_id=self.run.run_id,
+                **produced,
+            )
         )
 
-    def flush(self, within: float | None = None) -> None:
-        """Write what there is; with `within` only if that time would make it wait too long."""
-        if within is not None and (
-            not self._rows or time.monotonic() + within - self._since < FLUSH
-        ):
-            return
-        self.block.write(self._rows)
-        self._done.rows += len(
-            self._rows
-        )  # not before: what a worker dies with is answered, and counted, again
-        self._done.errors += sum(row["status"] == "error" for row in self._rows)
-        self._done.visual_tokens += sum(row.get("visual_tokens_in") or 0 for row in self._rows)
-        self._rows = []
+    def flush(self) -> None:
+        """Write everything that is not on disk yet."""
+        self.block.write(self._unsaved)
+        progress = self._progress
+        # Counted only now: answers that a worker dies with are made, and counted, again.
+        progress.rows += len(self._unsaved)
+        progress.errors += sum(answer["status"] == "error" for answer in self._unsaved)
+        progress.visual_tokens += sum(
+            answer.get("visual_tokens_in") or 0 for answer in self._unsaved
+        )
+        self._unsaved = []
 
-    def told(self) -> RunProgress:
-        """What was done since it was last told."""
-        done, self._done = self._done, RunProgress(self.run.run_id)
-        return done
+    def flush_if_due(self, next_batch_s: float) -> None:
+        """Write if the oldest answer would wait too long for a batch of `next_batch_s` seconds."""
+        waited = time.monotonic() - self._oldest_at
+        if self._unsaved and waited + next_batch_s >= MAX_UNSAVED_S:
+            self.flush()
+
+    def drain_progress(self) -> RunProgress:
+        """The progress since the last call."""
+        progress, self._progress = self._progress, RunProgress(self.run.run_id)
+        return progress

@@ -1,10 +1,11 @@
-"""Which rows are answered at once: as many as `--batch-size` says, and no more tokens than fit.
+"""Which rows are answered together: at most `--batch-size` rows, and no more tokens than fit.
 
-A batch costs what a rectangle of its longest row costs: rows x (prompt of the unmodified model + answer). How many
-tokens fit is measured on a GPU: a batch of known size is answered under every point, and what it takes of the memory
-at its worst, keys and values with it, is set against what is free. The number is rounded down and kept: the job's first
-worker tells the others, by the ledger, and the runs' records tell a job that goes on. Batches are then made of the
-same rows in all workers, and again after an interruption.
+A batch costs what a rectangle of its longest row costs: rows x (uncompressed prompt + answer). On
+a GPU the limit is measured: a batch of known size is answered under every method, and its peak
+memory, keys and values included, is compared with what is free. The limit is rounded down and
+kept: the job's first worker shares it through the failure tracker, and the runs' records keep it
+for a resumed job. So batches are made of the same rows in all workers, and again after an
+interruption.
 """
 
 from __future__ import annotations
@@ -15,25 +16,28 @@ import torch
 
 from pipelines.inference.prepared_row import PreparedRow
 
-MARGIN = 0.8  # of what is free: the next batch's pixels, what fragments, and rows unlike the measured ones
-PROBE = 4096  # tokens that are measured with
-DIGITS = 3  # binary ones that are kept of a measured number, so that a little more memory in use changes nothing
-SIDE = 448  # pixels of its pictures, where a model takes any size
+# Share of the free memory that is used. The rest is for the next batch's pixels, fragmentation
+# and rows unlike the measured ones.
+SAFETY_MARGIN = 0.8
+PROBE_TOKENS = 4096  # size of the measured batch
+PROBE_SIDE = 448  # pixels of its pictures, where a model takes any size
+# Binary digits kept of a measured limit, so that slightly different memory use changes nothing.
+KEPT_DIGITS = 3
 
 
-def cut(
-    rows: Sequence[PreparedRow], most: int, tokens: int | None, room: int
+def split_into_batches(
+    rows: Sequence[PreparedRow], max_rows: int, max_tokens: int | None, answer_tokens: int
 ) -> Iterator[list[PreparedRow]]:
-    """Batches of rows that are sorted by tokens, the fewest first. A row that exceeds `tokens` alone is a batch.
+    """Batches of rows, which must be sorted by tokens. A row above `max_tokens` is its own batch.
 
-    most: rows of a batch
-    tokens: of a batch; None: any number
-    room: tokens that an answer may have
+    max_tokens: for a whole batch; None: unlimited
+    answer_tokens: that an answer may have
     """
     batch: list[PreparedRow] = []
     for row in rows:
-        cost = (len(batch) + 1) * (row.tokens + room)  # it is the longest so far
-        if batch and (len(batch) == most or (tokens is not None and cost > tokens)):
+        cost = (len(batch) + 1) * (row.tokens + answer_tokens)  # this row is the longest so far
+        too_large = max_tokens is not None and cost > max_tokens
+        if batch and (len(batch) == max_rows or too_large):
             yield batch
             batch = []
         batch.append(row)
@@ -41,41 +45,39 @@ def cut(
         yield batch
 
 
-def rounded(number: float) -> int:
-    """Down to DIGITS binary digits: 57,343 becomes 49,152."""
-    whole = max(1, int(number))  # of a GPU that is full: every row is a batch of its own
-    spare = max(0, whole.bit_length() - DIGITS)
-    return whole >> spare << spare
+def round_down(number: float) -> int:
+    """Round down to KEPT_DIGITS binary digits, at least 1: 57,343 becomes 49,152."""
+    integer = max(1, int(number))  # a full GPU still answers row by row
+    dropped_bits = max(0, integer.bit_length() - KEPT_DIGITS)
+    return integer >> dropped_bits << dropped_bits
 
 
-def fitting(ways: Iterable[Callable[[], object]], tokens: int, share: float) -> int:
-    """How many tokens a batch may have, measured on the GPUs of this process; `rounded`.
+def measure_batch_tokens(
+    probes: Iterable[Callable[[], object]], tokens: int, gpu_share: float
+) -> int:
+    """The number of tokens that fit into a batch on this process's GPUs, rounded down.
 
-    ways: each answers a batch of so many `tokens`; what they leave behind, all of them together hold
-    share: of its GPU that this process may fill
+    probes: each answers a batch of `tokens` tokens; memory they keep is shared by all of them
+    gpu_share: fraction of its GPUs that this process may fill
     """
     gpus = range(torch.cuda.device_count())
-    held = [torch.cuda.memory_allocated(gpu) for gpu in gpus]
-    peaks = held
-    for way in ways:
+    before = [torch.cuda.memory_allocated(gpu) for gpu in gpus]
+    peaks = before
+    for probe in probes:
         for gpu in gpus:
             torch.cuda.reset_peak_memory_stats(gpu)
-        way()
-        peaks = [
-            max(peak, torch.cuda.max_memory_allocated(gpu))
-            for gpu, peak in zip(gpus, peaks, strict=True)
-        ]
-    rooms = [_room(gpu, share, before) for gpu, before in zip(gpus, held, strict=True)]
-    grown = [
-        (room, peak - before)
-        for room, peak, before in zip(rooms, peaks, held, strict=True)
-        if peak > before
+        probe()
+        peaks = [max(peaks[gpu], torch.cuda.max_memory_allocated(gpu)) for gpu in gpus]
+    batches_that_fit = [
+        _free_bytes(gpu, gpu_share, before[gpu]) / (peaks[gpu] - before[gpu])
+        for gpu in gpus
+        if peaks[gpu] > before[gpu]
     ]
-    return rounded(MARGIN * tokens * min((room / more for room, more in grown), default=0.0))
+    return round_down(SAFETY_MARGIN * tokens * min(batches_that_fit, default=0.0))
 
 
-def _room(gpu: int, share: float, held: int) -> float:
-    """Bytes that this process can still take of a GPU, what its allocator has in stock among them."""
+def _free_bytes(gpu: int, gpu_share: float, allocated: int) -> float:
+    """Bytes that this process can still take of a GPU, including its allocator's reserve."""
     free, total = torch.cuda.mem_get_info(gpu)
-    stock = torch.cuda.memory_reserved(gpu) - torch.cuda.memory_allocated(gpu)
-    return max(0.0, min(free + stock, share * total - held))
+    reserve = torch.cuda.memory_reserved(gpu) - torch.cuda.memory_allocated(gpu)
+    return max(0.0, min(free + reserve, gpu_share * total - allocated))

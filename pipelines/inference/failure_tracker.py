@@ -1,8 +1,9 @@
-"""Who works on which rows, and how far the job is: one small Ray actor that outlives the workers.
+"""Which worker holds which rows: one small Ray actor that outlives the workers.
 
-A worker that dies (a decoder that crashes, a driver that fails, a machine that is lost) takes its batch with it. The
-ledger knows which rows that batch held: they are tried again one by one, and a row that takes its worker down every
-time it is alone becomes an error row. Nothing else is lost with it, and nothing is tried for ever.
+A worker that dies (a crashing decoder, a failing driver, a lost machine) takes its batch with it.
+The tracker knows the rows of that batch: they are retried one by one, and a row that kills its
+worker each time it is alone becomes an error row. Nothing else is lost with it, and nothing is
+retried for ever. Workers also report their progress here.
 """
 
 from __future__ import annotations
@@ -15,217 +16,171 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 from ray.util import metrics
 
+from pipelines.inference.progress import BusyTime, Progress, RunProgress
 from pipelines.results.system_metrics import gpu_metrics
 
-MAX_SOLO_DEATHS = 2  # deaths while answering a row by itself, after which it is given up
-MAX_FORGIVEN = 1  # of a row that was given up: it may have died of one method alone
-MAX_BARREN_DEATHS = 10  # of workers in a row without an answer between, after which the job is
-MAX_STALLS = 3  # times that a worker takes a whole --batch-timeout over what no row can be blamed for, before the job is
-EXIT_GRACE_S = 10.0  # seconds that a worker has to say that it took too long
-
-
-@dataclass
-class RunProgress:
-    """What a worker has done for one run since it last said so."""
-
-    run: str
-    rows: int = 0
-    errors: int = 0
-    spent_s: float = 0.0
-    visual_tokens: int = 0
-
-
-@dataclass
-class BusyTime:
-    """Seconds of a worker, and those of them in which it had a batch in work."""
-
-    busy_s: float = 0.0
-    whole_s: float = 0.0
-    gpu: bool = False  # measured on one
-
-
-@dataclass
-class Progress:
-    """What the job has done so far, of all its workers."""
-
-    answered: Counter[str] = field(default_factory=Counter)  # rows by run
-    errors: Counter[str] = field(default_factory=Counter)
-    workers: set[str] = field(default_factory=set)  # that have been ready to answer
-    deaths: int = 0
-    load_s: float = 0.0  # the slowest worker's
-    spent_s: Counter[str] = field(
-        default_factory=Counter
-    )  # by run: seconds of workers' time in batches
-    visual_tokens: Counter[str] = field(
-        default_factory=Counter
-    )  # by run: that the models would have seen
-    started: float = 0.0  # of the first answer's batch, by the ledger's own steady clock
-    latest: float = 0.0  # and of the last answer
-    most_tokens: int | None = None  # of a batch
-    shift: BusyTime = field(default_factory=BusyTime)  # of all workers
-    devices: dict[str, dict[str, float]] = field(
-        default_factory=dict
-    )  # by worker: how busy its GPU is
-
-    def busy(self) -> dict[str, float]:
-        """The share of its steady state in which a worker had a batch in work, the mean over the workers' time."""
-        if not self.shift.whole_s:
-            return {}
-        return {
-            "gpu_busy" if self.shift.gpu else "worker_busy": self.shift.busy_s / self.shift.whole_s
-        }
-
-    def device(self) -> dict[str, float]:
-        """The mean over the workers' GPUs; on a hundred, a line for each would be too many."""
-        names = {name for each in self.devices.values() for name in each}
-        known = {
-            name: [each[name] for each in self.devices.values() if name in each] for name in names
-        }
-        return {name: sum(values) / len(values) for name, values in known.items()}
+# A row is given up after killing this many workers while it was answered alone.
+MAX_SOLO_DEATHS = 2
+# A row that was given up may be tried again this many times, by the next method: it may have died
+# of one method only.
+MAX_FORGIVEN = 1
+# The job stops after this many deaths of a worker with no answer from any worker in between.
+MAX_BARREN_DEATHS = 10
+# The job stops after a worker exceeded --batch-timeout this many times with no row to blame.
+MAX_STALLS = 3
+# Time that a worker has to report a timeout before it is ended the hard way.
+EXIT_GRACE_S = 10.0
 
 
 class FailureTracker:
-    """What the ledger knows; by itself for one worker without a cluster."""
+    """The state of the tracker; used directly where one worker runs without a cluster."""
 
     def __init__(self) -> None:
-        self._open: dict[str, list[str]] = {}  # by worker: the rows it is answering
-        self._suspects: Counter[str] = Counter()  # rows that were in a batch whose worker died
-        self._late: dict[
-            str, float
-        ] = {}  # rows that were in a batch that took longer than so many seconds
-        self._alone: Counter[str] = Counter()
-        self._pardoned: Counter[str] = Counter()
-        self._barren: Counter[str] = (
-            Counter()
-        )  # by worker: its deaths since any worker's last answer
-        self._stuck: Counter[str] = (
-            Counter()
-        )  # by worker: how often it took too long without such rows
-        self._last = ""
+        self._rows_in_work: dict[str, list[str]] = {}  # by worker
+        self._suspects: Counter[str] = Counter()  # rows of batches whose worker died
+        self._timed_out: dict[str, float] = {}  # rows of batches that exceeded this many seconds
+        self._solo_deaths: Counter[str] = Counter()
+        self._forgiven: Counter[str] = Counter()
+        self._barren_deaths: Counter[str] = Counter()  # by worker, since any worker's last answer
+        self._stalls: Counter[str] = Counter()  # by worker: timeouts with no row in work
+        self._last_suspects = ""
         self.progress = Progress()
 
-    def arrive(self, worker: str) -> tuple[bool, str]:
-        """A worker starts. Returns whether it died before, and why the job should stop, if it should."""
-        died = self._open.pop(worker, None)
-        if died is not None:
+    def register(self, worker: str) -> tuple[bool, str]:
+        """A worker starts. Returns whether it died before, and why the job must stop if so."""
+        lost_rows = self._rows_in_work.pop(worker, None)
+        if lost_rows is not None:
             self.progress.deaths += 1
-            self._barren[worker] += 1
-            if len(died) == 1:
-                self._alone.update(died)
-            self._suspects.update(died)
-            self._last = ", ".join(died[:3]) or "no row yet"
-        self._open[worker] = []  # from here on its end is noticed
-        if self._stuck[worker] >= MAX_STALLS:
-            return True, (
-                "reading rows of the manifest took longer than --batch-timeout each time; look at the store that --data"
-                " is on, or give more time"
-            )
-        if self._barren[worker] >= MAX_BARREN_DEATHS:
-            return True, (
-                f"a worker died {self._barren[worker]} times without an answer between, last while answering"
-                f" {self._last}; look for its end in Ray's logs (killed for memory? a driver's error?)"
-            )
-        return died is not None, ""
+            self._barren_deaths[worker] += 1
+            if len(lost_rows) == 1:
+                self._solo_deaths.update(lost_rows)
+            self._suspects.update(lost_rows)
+            self._last_suspects = ", ".join(lost_rows[:3]) or "no row yet"
+        self._rows_in_work[worker] = []  # from here on its death is noticed
+        return lost_rows is not None, self._reason_to_stop(worker)
 
-    def leave(self, worker: str) -> None:
-        """A worker has done all it came for."""
+    def _reason_to_stop(self, worker: str) -> str:
+        if self._stalls[worker] >= MAX_STALLS:
+            return (
+                "reading rows of the manifest took longer than --batch-timeout each time: check"
+                " the store that --data is on, or allow more time"
+            )
+        if self._barren_deaths[worker] >= MAX_BARREN_DEATHS:
+            return (
+                f"a worker died {self._barren_deaths[worker]} times without an answer in between,"
+                f" last while answering {self._last_suspects}: find out why in Ray's logs (out of"
+                " memory? an error of the driver?)"
+            )
+        return ""
+
+    def unregister(self, worker: str) -> None:
+        """A worker has finished everything it was started for."""
         self._survived(worker)
-        self._open.pop(worker, None)
-        self._stuck.pop(worker, None)
+        self._rows_in_work.pop(worker, None)
+        self._stalls.pop(worker, None)
 
     def _survived(self, worker: str) -> None:
-        """What a worker did alone did not kill it: neither the row nor the worker is suspected any more."""
-        rows = self._open.get(worker, [])
+        """A row that was answered alone did not kill its worker: clear both of suspicion."""
+        rows = self._rows_in_work.get(worker, [])
         if len(rows) == 1:
-            del self._suspects[rows[0]], self._alone[rows[0]]
-            del self._barren[worker]
+            del self._suspects[rows[0]], self._solo_deaths[rows[0]]
+            del self._barren_deaths[worker]
 
     def ready(self, worker: str, load_s: float) -> None:
         self.progress.workers.add(worker)
         self.progress.load_s = max(self.progress.load_s, load_s)
 
-    def late(self, worker: str, seconds: float) -> None:
-        """A worker ends itself, because what it is at takes longer than it may."""
-        rows = self._open.get(worker, [])
-        self._late.update(dict.fromkeys(rows, seconds))
-        self._stuck[worker] += not rows
+    def timed_out(self, worker: str, seconds: float) -> None:
+        """A worker is about to end itself because its current step exceeded the time limit."""
+        rows = self._rows_in_work.get(worker, [])
+        self._timed_out.update(dict.fromkeys(rows, seconds))
+        self._stalls[worker] += not rows
 
-    def begin(self, worker: str, rows: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-        """A worker is about to answer `rows`: which of them to answer alone, and which to give up, and why."""
+    def begin_batch(self, worker: str, rows: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+        """A worker is about to answer `rows`.
+
+        Returns the rows that must be answered alone, and those to give up with the reason.
+        """
         self._survived(worker)
-        lost = {row: self._why(row) for row in rows if self._alone[row] >= MAX_SOLO_DEATHS}
-        suspects = [row for row in rows if self._suspects[row] and row not in lost]
-        self._open[worker] = [] if suspects or lost else list(rows)
-        return suspects, lost
+        given_up = {
+            row: self._why(row) for row in rows if self._solo_deaths[row] >= MAX_SOLO_DEATHS
+        }
+        suspects = [row for row in rows if self._suspects[row] and row not in given_up]
+        self._rows_in_work[worker] = [] if suspects or given_up else list(rows)
+        return suspects, given_up
 
     def _why(self, row: str) -> str:
-        if row in self._late:
-            return (
-                f"TimeoutError: the worker took longer than --batch-timeout {self._late[row]:g} s"
-            )
+        if row in self._timed_out:
+            limit = f"--batch-timeout {self._timed_out[row]:g} s"
+            return f"TimeoutError: the worker took longer than {limit}"
         return "WorkerDied: the worker died"
 
-    def alone(self, worker: str, row: str) -> None:
+    def begin_alone(self, worker: str, row: str) -> None:
         self._survived(worker)
-        self._open[worker] = [row]
+        self._rows_in_work[worker] = [row]
 
-    def pardon(self, row: str) -> bool:
-        """May a row that was given up be tried again, by another method? Once: then it is the row that kills."""
-        self._pardoned[row] += 1
-        if self._pardoned[row] > MAX_FORGIVEN:
+    def forgive(self, row: str) -> bool:
+        """Whether a row that was given up may be tried again by another method."""
+        self._forgiven[row] += 1
+        if self._forgiven[row] > MAX_FORGIVEN:
             return False
-        self._alone[row] = 0
+        self._solo_deaths[row] = 0
         return True
 
-    def most_tokens(self, found: int | None = None) -> int | None:
-        """Of a batch, for all workers: what the first of them has found. None: nobody has."""
-        if self.progress.most_tokens is None:
-            self.progress.most_tokens = found
-        return self.progress.most_tokens
+    def batch_tokens(self, measured: int | None = None) -> int | None:
+        """The limit for all workers: the first measurement counts. None: nobody has measured."""
+        if self.progress.batch_tokens is None:
+            self.progress.batch_tokens = measured
+        return self.progress.batch_tokens
 
-    def end(
-        self, worker: str, done: Sequence[RunProgress], shift: BusyTime, device: Mapping[str, float]
+    def report_progress(
+        self,
+        worker: str,
+        runs: Sequence[RunProgress],
+        busy_time: BusyTime,
+        gpu: Mapping[str, float],
     ) -> None:
         """A worker has answered what it began."""
-        total = self.progress.shift
-        self.progress.shift = BusyTime(
-            total.busy_s + shift.busy_s, total.whole_s + shift.whole_s, shift.gpu
+        total, now = self.progress, time.monotonic()
+        total.busy_time = BusyTime(
+            total.busy_time.busy_s + busy_time.busy_s,
+            total.busy_time.total_s + busy_time.total_s,
+            busy_time.gpu,
         )
-        now = time.monotonic()
-        self.progress.devices[worker] = dict(device)
+        total.gpu_metrics[worker] = dict(gpu)
         self._survived(worker)
-        self._open[worker] = []
-        told = self.progress
-        for part in done:
-            if part.rows > part.errors:
-                self._barren.clear()
-            told.spent_s[part.run] += part.spent_s  # of a batch whose rows are written later, too
-            if part.rows:
-                told.answered[part.run] += part.rows
-                told.errors[part.run] += part.errors
-                told.visual_tokens[part.run] += part.visual_tokens
-                told.latest = now
-        spent = sum(part.spent_s for part in done)
-        if spent and not told.started:
-            told.started = now - spent
+        self._rows_in_work[worker] = []
+        for run in runs:
+            if run.rows > run.errors:
+                self._barren_deaths.clear()
+            total.spent_s[run.run_id] += run.spent_s  # also of rows that are written later
+            if run.rows:
+                total.answered[run.run_id] += run.rows
+                total.errors[run.run_id] += run.errors
+                total.visual_tokens[run.run_id] += run.visual_tokens
+                total.latest = now
+        spent = sum(run.spent_s for run in runs)
+        if spent and not total.started:
+            total.started = now - spent
 
-    def tell(self) -> Progress:
+    def read_progress(self) -> Progress:
         return self.progress
 
 
 class FailureTrackerActor(FailureTracker):
-    """The book in a process of its own, with its numbers among Ray's metrics: `ray_apet_rows_total` and so on."""
+    """The tracker in a process of its own; its numbers are Ray metrics: `ray_apet_rows_total`..."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._rows = metrics.Counter("apet_rows", "Answers written.", tag_keys=("run", "status"))
-        self._tokens = metrics.Counter(
+        self._row_counter = metrics.Counter(
+            "apet_rows", "Answers written.", tag_keys=("run", "status")
+        )
+        self._token_counter = metrics.Counter(
             "apet_visual_tokens", "Visual tokens of the answered rows.", tag_keys=("run",)
         )
         self._workers = metrics.Gauge("apet_workers", "Workers that have loaded the model.")
@@ -233,16 +188,20 @@ class FailureTrackerActor(FailureTracker):
             "apet_worker_deaths", "Workers that died and were started again."
         )
 
-    def end(
-        self, worker: str, done: Sequence[RunProgress], shift: BusyTime, device: Mapping[str, float]
+    def report_progress(
+        self,
+        worker: str,
+        runs: Sequence[RunProgress],
+        busy_time: BusyTime,
+        gpu: Mapping[str, float],
     ) -> None:
-        super().end(worker, done, shift, device)
-        for part in done:
-            for status, count in (("ok", part.rows - part.errors), ("error", part.errors)):
+        super().report_progress(worker, runs, busy_time, gpu)
+        for run in runs:
+            for status, count in (("ok", run.rows - run.errors), ("error", run.errors)):
                 if count:
-                    self._rows.inc(count, {"run": part.run, "status": status})
-            if part.visual_tokens:
-                self._tokens.inc(part.visual_tokens, {"run": part.run})
+                    self._row_counter.inc(count, {"run": run.run_id, "status": status})
+            if run.visual_tokens:
+                self._token_counter.inc(run.visual_tokens, {"run": run.run_id})
         self._workers.set(len(self.progress.workers))
         self._deaths.set(self.progress.deaths)
 
@@ -251,30 +210,32 @@ RemoteFailureTracker = ray.remote(num_cpus=0)(FailureTrackerActor)
 
 
 class FailureTrackerClient:
-    """A worker's place at the ledger: what it says is known there before it goes on, for it may die at any moment."""
+    """A worker's connection to the tracker. Every call is known there before the worker goes on,
+    because the worker may die at any moment."""
 
-    def __init__(self, ledger: Any, worker: str) -> None:
-        self._ledger, self.worker = ledger, worker
+    def __init__(self, tracker: Any, worker: str) -> None:
+        self._tracker, self.worker = tracker, worker
 
-    def arrive(self) -> bool:
-        """Start; True if it is again, after a death. RuntimeError if the job has no hope."""
-        again, stop = self._ask("arrive", self.worker)
-        if stop:
-            raise RuntimeError(stop)
-        return bool(again)
+    def register(self) -> bool:
+        """Start; True if this worker died before. RuntimeError if the job must stop."""
+        was_restarted, stop_reason = self._call("register", self.worker)
+        if stop_reason:
+            raise RuntimeError(stop_reason)
+        return bool(was_restarted)
 
     def ready(self, load_s: float) -> None:
-        self._ask("ready", self.worker, load_s)
+        self._call("ready", self.worker, load_s)
 
     @contextlib.contextmanager
-    def within(self, seconds: float) -> Iterator[None]:
-        """A process that is still inside after so many seconds says so and ends: nothing else stops what hangs.
+    def time_limit(self, seconds: float) -> Iterator[None]:
+        """End the process if it is still inside after `seconds`: nothing else stops a hang.
 
-        Where it hangs goes to its log. Code that never lets Python run again is ended a little later, unsaid.
+        The stack goes to its log. Code that never lets Python run again is ended EXIT_GRACE_S
+        later, without a report.
         """
 
-        def end() -> None:
-            self._ask("late", self.worker, seconds)
+        def end_process() -> None:
+            self._call("timed_out", self.worker, seconds)
             print(
                 f"worker {self.worker} ends: this took longer than {seconds:g} s",
                 file=sys.stderr,
@@ -283,7 +244,7 @@ class FailureTrackerClient:
             faulthandler.dump_traceback(file=2)
             os._exit(75)
 
-        timer = threading.Timer(seconds, end)
+        timer = threading.Timer(seconds, end_process)
         timer.daemon = True
         timer.start()
         faulthandler.dump_traceback_later(seconds + EXIT_GRACE_S, exit=True, file=2)
@@ -293,27 +254,27 @@ class FailureTrackerClient:
             faulthandler.cancel_dump_traceback_later()
             timer.cancel()
 
-    def begin(self, rows: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-        suspects, lost = self._ask("begin", self.worker, rows)
-        return suspects, lost
+    def begin_batch(self, rows: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+        suspects, given_up = self._call("begin_batch", self.worker, rows)
+        return suspects, given_up
 
-    def alone(self, row: str) -> None:
-        self._ask("alone", self.worker, row)
+    def begin_alone(self, row: str) -> None:
+        self._call("begin_alone", self.worker, row)
 
-    def pardon(self, row: str) -> bool:
-        return bool(self._ask("pardon", row))
+    def forgive(self, row: str) -> bool:
+        return bool(self._call("forgive", row))
 
-    def most_tokens(self, found: int | None = None) -> int | None:
-        known: int | None = self._ask("most_tokens", found)
-        return known
+    def batch_tokens(self, measured: int | None = None) -> int | None:
+        agreed: int | None = self._call("batch_tokens", measured)
+        return agreed
 
-    def end(self, done: Sequence[RunProgress], shift: BusyTime) -> None:
-        self._ask("end", self.worker, done, shift, gpu_metrics())
+    def report_progress(self, runs: Sequence[RunProgress], busy_time: BusyTime) -> None:
+        self._call("report_progress", self.worker, runs, busy_time, gpu_metrics())
 
-    def leave(self) -> None:
-        self._ask("leave", self.worker)
+    def unregister(self) -> None:
+        self._call("unregister", self.worker)
 
-    def _ask(self, name: str, *given: Any) -> Any:
-        if isinstance(self._ledger, FailureTracker):
-            return getattr(self._ledger, name)(*given)
-        return ray.get(getattr(self._ledger, name).remote(*given))
+    def _call(self, method: str, *args: Any) -> Any:
+        if isinstance(self._tracker, FailureTracker):
+            return getattr(self._tracker, method)(*args)
+        return ray.get(getattr(self._tracker, method).remote(*args))

@@ -20,7 +20,7 @@ from pipelines.benchmarks import benchmark
 from pipelines.config.eval_config import EvalConfig
 from pipelines.data.rows import Kind
 from pipelines.inference.benchmark_job import BenchmarkJob
-from pipelines.job import carry_out, job_record
+from pipelines.job import execute, job_record
 from pipelines.results import answers
 from pipelines.results.run_record import RunRecord
 from pipelines.results.storage import Folder
@@ -85,7 +85,7 @@ def results(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
             )
             assert TYPED[name].main() == 0
     job = job_record(groups["image"][0].config, "job-all", {}, {})
-    assert carry_out(list(groups.values()), job) == "finished"
+    assert execute(list(groups.values()), job) == "finished"
     return folder
 
 

@@ -24,6 +24,7 @@ from pipelines.config.eval_config import EvalConfig
 from pipelines.data.manifest import Manifest
 from pipelines.data.rows import Medium
 from pipelines.inference import benchmark_job
+from pipelines.inference.engines.transformers import TransformersEngine
 from pipelines.inference.worker import InferenceWorker
 from pipelines.job import run
 from pipelines.results import answers
@@ -249,20 +250,24 @@ def first_time(marker: Path) -> bool:
     return True
 
 
-class Fragile(InferenceWorker):
-    """Dies of the row `poison`, once; raises on the row `wrong`; more than two rows fill its memory."""
+class FragileEngine(TransformersEngine):
+    """Dies once of row `poison`, raises on row `wrong`, and has memory for two rows."""
 
-    def generate(
-        self, section: Any, method: Any, rows: Sequence[Any], *more: Any, **how: Any
+    def answer(
+        self, config: Any, method: Any, rows: Sequence[Any], *args: Any
     ) -> list[dict[str, Any]]:
         names = {row.row_id for row in rows}
-        if "poison" in names and first_time(Path(section.manifest.root, "answered")):
+        if "poison" in names and first_time(Path(config.data).with_name("answered")):
             os._exit(9)
         if "wrong" in names:
             raise ArithmeticError("this row is wrong")
         if len(rows) > 2:
             raise torch.OutOfMemoryError("too many rows at once")
-        return super().generate(section, method, rows, *more, **how)
+        return super().answer(config, method, rows, *args)
+
+
+class FragileWorker(InferenceWorker):
+    engine_class = FragileEngine
 
 
 class Deadly(Manifest):
@@ -291,7 +296,7 @@ def test_one_bad_row_takes_no_other_with_it(
     )
     find = benchmark_job.manifest_of
     monkeypatch.setattr(benchmark_job, "manifest_of", lambda *given: Deadly(**vars(find(*given))))
-    assert run(replace(asked, max_error_rate=0.1), Fragile) == 0
+    assert run(replace(asked, max_error_rate=0.1), FragileWorker) == 0
     assert (tmp_path / "answered").exists()
     assert (tmp_path / "read").exists()
     [folder] = runs(tmp_path / "out").values()

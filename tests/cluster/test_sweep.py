@@ -16,6 +16,7 @@ from ray import cloudpickle
 
 from pipelines.config.sweep_config import SweepConfig, parse_sweep
 from pipelines.inference.benchmark_job import BenchmarkJob, RunState
+from pipelines.inference.engines.transformers import TransformersEngine
 from pipelines.inference.worker import InferenceWorker
 from pipelines.results import answers
 from pipelines.results.run_record import RunRecord, State
@@ -66,12 +67,12 @@ def tables(output: Path) -> dict[str, bytes]:
     }
 
 
-class Counting(InferenceWorker):
-    """Notes that it was loaded, and how often its vision tower worked; under one point it fails in one benchmark."""
+class CountingEngine(TransformersEngine):
+    """Counts loads and vision tower calls; one method fails on one benchmark."""
 
     def load(self) -> None:
         super().load()
-        self.notes = Path(self.job.sections[0].runs[0].folder.uri).parent / "notes"
+        self.notes = Path(self.job.benchmarks[0].runs[0].folder.uri).parent / "notes"
         self.notes.mkdir(exist_ok=True)
         self.note("loaded")
         layer = self.model.model.vision_tower.encoder.layers[0].mlp
@@ -81,16 +82,20 @@ class Counting(InferenceWorker):
         with (self.notes / what).open("a") as file:
             file.write(".")
 
-    def generate(
-        self, section: Any, method: Any, rows: Sequence[Any], *more: Any, **how: Any
+    def answer(
+        self, config: Any, method: Any, rows: Sequence[Any], *args: Any
     ) -> list[dict[str, Any]]:
         if (
             method.name == "random"
             and method.budget == "25%"
-            and section.manifest.data.endswith("first.csv")
+            and config.data.endswith("first.csv")
         ):
             raise ArithmeticError("this point is broken")
-        return super().generate(section, method, rows, *more, **how)
+        return super().answer(config, method, rows, *args)
+
+
+class CountingWorker(InferenceWorker):
+    engine_class = CountingEngine
 
 
 def test_points_share_their_work_and_one_that_fails_stops_no_other(
@@ -102,16 +107,16 @@ def test_points_share_their_work_and_one_that_fails_stops_no_other(
 ) -> None:
     questions(tmp_path, ROWS)
     asked = parse_sweep(grid(checkpoint("llava"), tmp_path, tmp_path / "out"))
-    monkeypatch.setattr(Counting, "_warm_up", lambda self: None)
+    monkeypatch.setattr(CountingEngine, "_warm_up", lambda self: None)
     assert sweep(SweepConfig(asked.name, asked.jobs, only_plan=True)) == 0
     shown = capsys.readouterr().out
     assert (
         f"{ROWS['first']:>12,}{5 * ROWS['first']:>14,}" in shown
     )  # rows, and answers of five points
-    assert "cannot begin: manifest" in shown
+    assert "cannot start: manifest" in shown
     assert not (tmp_path / "out").exists()
 
-    assert sweep(asked, Counting) == 1  # broken answers, and a file that is not there yet
+    assert sweep(asked, CountingWorker) == 1  # broken answers, and a file that is not there yet
     said = capsys.readouterr()
     assert "not done: manifest" in said.err
     assert (tmp_path / "out/notes/loaded").read_text() == "."

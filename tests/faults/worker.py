@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from pipelines.inference.engines.transformers import TransformersEngine
 from pipelines.inference.worker import InferenceWorker
 
 PAUSE = 0.2  # seconds that a batch takes at least
@@ -60,24 +61,18 @@ def worker(folder: Path, acts: Mapping[str, str]) -> type[InferenceWorker]:
         "killed": killed,
     }
 
-    class Hit(InferenceWorker):
+    class FaultyEngine(TransformersEngine):
         def load(self) -> None:
             import ray
 
             context = ray.get_runtime_context()
-            seen = f"{context.get_node_id()} {ray.get_gpu_ids()} {os.environ.get('CUDA_VISIBLE_DEVICES')}"
-            (folder / "devices" / self.worker).write_text(seen)
+            devices = f"{ray.get_gpu_ids()} {os.environ.get('CUDA_VISIBLE_DEVICES')}"
+            file = folder / "devices" / str(context.get_actor_id())
+            file.write_text(f"{context.get_node_id()} {devices}")
             clock_of(folder / "clock")
             super().load()
 
-        def __call__(self, block: Any) -> Any:
-            while (folder / "hold").exists():
-                time.sleep(0.05)
-            return super().__call__(block)
-
-        def generate(
-            self, section: Any, method: Any, rows: Sequence[Any], *more: Any, **given: Any
-        ) -> Any:
+        def answer(self, config: Any, method: Any, rows: Sequence[Any], *args: Any) -> Any:
             names = [row.row_id for row in rows]
             if names != ["warm-up"]:
                 (folder / "busy" / f"{time.monotonic_ns():020}-{os.getpid()}").touch()
@@ -92,6 +87,14 @@ def worker(folder: Path, acts: Mapping[str, str]) -> type[InferenceWorker]:
                 if act == "crowded":
                     raise torch.OutOfMemoryError("too many rows at once")
                 known[act]()
-            return super().generate(section, method, rows, *more, **given)
+            return super().answer(config, method, rows, *args)
 
-    return Hit
+    class FaultyWorker(InferenceWorker):
+        engine_class = FaultyEngine
+
+        def __call__(self, block: Any) -> Any:
+            while (folder / "hold").exists():
+                time.sleep(0.05)
+            return super().__call__(block)
+
+    return FaultyWorker

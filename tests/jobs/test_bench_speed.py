@@ -203,17 +203,17 @@ def test_a_part_that_fails_ends_alone(
 def test_files_and_checkpoints(bench: Any, tmp_path: Path) -> None:
     """What the jobs are given: a folder that loads, pictures and clips that decode, questions six a picture."""
     from jobs.bench import whole_job as whole
-
     from pipelines.benchmarks import benchmark
-    from pipelines.inference.preprocess import Preprocessor, PromptSpec
+    from pipelines.config.eval_config import EvalConfig
+    from pipelines.inference.preprocess import Preprocessor
 
     for kind, tokens in (("image", 576), ("video", 8 * 257)):
         model = whole.checkpoint(kind, "tiny", tmp_path / f"{kind}-model", CPU)
         data = whole.questions(kind, 7 if kind == "image" else 1, tmp_path / kind)
         manifest = benchmark("manifest").rows(str(data), "test", kind=kind).ready()
         rows = manifest.read(manifest.index())
-        recipe = PromptSpec(str(model), None, False, "manifest", "model", 8, None, None, 2)
-        _, inputs = Preprocessor(recipe)(rows[0], manifest)
+        config = EvalConfig.of(kind, model=str(model), data=str(data), max_new_tokens=2)
+        _, inputs = Preprocessor(config)(rows[0], manifest)
         found, _ = whole.load(str(model))
         placeholder = (
             found.config.video_token_index if kind == "video" else found.config.image_token_index

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 from pipelines.config.eval_config import parse
-from pipelines.inference.plan import patience
+from pipelines.inference.plan import stall_timeout_s
 from tests.support import ROOT
 
 GUIDE = (ROOT / "docs" / "cluster.md").read_text()
@@ -57,8 +57,8 @@ def test_the_patience_is_the_plans() -> None:
         GUIDE,
     )
     limit = parse("image", []).batch_timeout
-    assert [60 * int(minutes) for minutes in said] == [patience(limit), patience(1)]
-    assert patience(10 * limit) == 8 * 10 * limit
+    assert [60 * int(minutes) for minutes in said] == [stall_timeout_s(limit), stall_timeout_s(1)]
+    assert stall_timeout_s(10 * limit) == 8 * 10 * limit
 
 
 def test_every_picture_is_shown_and_there() -> None:

@@ -1,7 +1,8 @@
-"""Batches on their way to the device: copied while the one before is computed, and waited for by the device alone.
+"""Batches on their way to the device: copied while the previous batch is computed.
 
-The host writes a batch into pinned memory, a stream of its own copies it and makes floats of its pixels, and an event
-says when that is done. Where the device is the CPU nothing is copied.
+The host writes a batch into pinned memory, a CUDA stream of its own copies it and converts its
+pixels to floats, and an event marks the end. Only the device waits for it, never the host. On a
+CPU nothing is copied.
 """
 
 from __future__ import annotations
@@ -16,37 +17,36 @@ Inputs = dict[str, Tensor]
 
 
 class TransferredBatch(NamedTuple):
-    """A batch that may still be on its way."""
+    """A batch whose copy may still be running."""
 
     tensors: Inputs
-    there: torch.cuda.Event | None
+    copied: torch.cuda.Event | None
 
-    def taken(self) -> Inputs:
-        """For who computes with it: its stream waits for the copy, and the host goes on."""
-        if self.there is not None:
+    def wait(self) -> Inputs:
+        """The tensors, for the current stream, which waits for the copy; the host does not."""
+        if self.copied is not None:
             stream = torch.cuda.current_stream()
-            stream.wait_event(self.there)
+            stream.wait_event(self.copied)
             for tensor in self.tensors.values():
-                tensor.record_stream(
-                    stream
-                )  # or the copying stream could take its memory again too early
+                # otherwise the copying stream could reuse the memory too early
+                tensor.record_stream(stream)
         return self.tensors
 
 
 class DeviceTransfer:
-    """The way to one device; `finish` is done there, beside the copy."""
+    """Copies batches to one device and finishes them there (`finish` runs beside the copy)."""
 
     def __init__(self, device: torch.device, finish: Callable[[Inputs], Inputs]) -> None:
         self._device, self._finish = device, finish
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def send(self, batch: Inputs) -> TransferredBatch:
-        """From any thread."""
+    def start(self, batch: Inputs) -> TransferredBatch:
+        """Start the copy; may be called from any thread."""
         if self._stream is None:
             return TransferredBatch(self._finish(batch), None)
         with torch.cuda.stream(self._stream):
-            there = {
-                name: value.pin_memory().to(self._device, non_blocking=True)
-                for name, value in batch.items()
+            copies = {
+                name: tensor.pin_memory().to(self._device, non_blocking=True)
+                for name, tensor in batch.items()
             }
-            return TransferredBatch(self._finish(there), self._stream.record_event())
+            return TransferredBatch(self._finish(copies), self._stream.record_event())

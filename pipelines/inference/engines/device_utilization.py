@@ -1,8 +1,10 @@
-"""How busy a worker keeps its device: the share of the time from its first answers to its last that batches took.
+"""How busy a worker keeps its device: the share of its steady state that batches took.
 
-On a GPU between device events, which are read when they have passed: nothing waits for them. A batch lasts there from
-when the GPU could begin with it to when it was done with the last of it: gaps between the kernels of one batch are in
-it, and are what a profile shows. Of a model on several GPUs it is the first one's. Elsewhere it is wall time.
+The steady state lasts from the end of a worker's first batch to the end of its last. On a GPU,
+times are read from device events once they have passed, so nothing waits for them. A batch lasts
+from when the GPU could start it until it has finished it: gaps between its kernels count as busy,
+and are what a profile shows. For a model on several GPUs the first one is measured. On a CPU it is
+wall time.
 """
 
 from __future__ import annotations
@@ -15,50 +17,50 @@ from typing import Any
 
 import torch
 
-from pipelines.inference.failure_tracker import BusyTime
+from pipelines.inference.progress import BusyTime
 
 
 class DeviceUtilization:
-    """One worker's. Its first batch begins the steady state by ending; batches that overlap count once."""
+    """Measures one worker. Batches that overlap count once."""
 
     def __init__(self, device: torch.device) -> None:
         self._gpu = device.type == "cuda"
-        self._last: Any = None  # when the latest known batch ended
-        self._open: deque[tuple[Any, Any]] = deque()  # batches that are not counted yet
-        self._shift = BusyTime(gpu=self._gpu)
+        self._last_end: Any = None  # of the latest batch that was counted
+        self._pending: deque[tuple[Any, Any]] = deque()  # (begin, end) of batches not counted yet
+        self._busy_time = BusyTime(gpu=self._gpu)
 
     @contextmanager
     def batch(self) -> Iterator[None]:
-        began = self._now()
+        began = self._mark()
         try:
             yield
         finally:
-            self._open.append((began, self._now()))
+            self._pending.append((began, self._mark()))
 
-    def told(self) -> BusyTime:
-        """What has passed since this was last asked."""
-        while self._open and self._passed(self._open[0][1]):
-            began, ended = self._open.popleft()
-            if self._last is None:
-                self._last = ended
-            elif (more := self._between(self._last, ended)) > 0:
-                self._shift.whole_s += more
-                self._shift.busy_s += more - max(0.0, self._between(self._last, began))
-                self._last = ended
-        told, self._shift = self._shift, BusyTime(gpu=self._gpu)
-        return told
+    def drain(self) -> BusyTime:
+        """The time since the last call."""
+        while self._pending and self._has_passed(self._pending[0][1]):
+            began, ended = self._pending.popleft()
+            if self._last_end is None:
+                self._last_end = ended
+            elif (elapsed := self._seconds(self._last_end, ended)) > 0:
+                idle = max(0.0, self._seconds(self._last_end, began))
+                self._busy_time.total_s += elapsed
+                self._busy_time.busy_s += elapsed - idle
+                self._last_end = ended
+        busy_time, self._busy_time = self._busy_time, BusyTime(gpu=self._gpu)
+        return busy_time
 
-    def _now(self) -> Any:
-        return (
-            torch.cuda.current_stream().record_event(torch.cuda.Event(enable_timing=True))
-            if self._gpu
-            else clock()
-        )
+    def _mark(self) -> Any:
+        if not self._gpu:
+            return clock()
+        event = torch.cuda.Event(enable_timing=True)
+        return torch.cuda.current_stream().record_event(event)
 
-    def _passed(self, mark: Any) -> bool:
+    def _has_passed(self, mark: Any) -> bool:
         return bool(mark.query()) if self._gpu else True
 
-    def _between(self, earlier: Any, later: Any) -> float:
+    def _seconds(self, earlier: Any, later: Any) -> float:
         return earlier.elapsed_time(later) / 1000 if self._gpu else later - earlier
 
 

@@ -1,4 +1,4 @@
-"""What goes along with `generate`: a stopwatch, sampling in which a row's luck is its own, and where answers end."""
+"""Companions of `generate`: a timer, sampling that is independent for each row, answer lengths."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from transformers import LogitsProcessor, PreTrainedModel, ProcessorMixin, Stopp
 
 
 def row_seed(seed: int, row_id: str) -> int:
-    """A row's own: what it draws depends on nothing else."""
+    """A seed of the row's own, so that its samples depend on nothing else."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{row_id}".encode()).digest()[:6])
 
 
 class GenerationTimer(StoppingCriteria):  # type: ignore[misc]
-    """Stops nothing: it notes when the first token is there, without making a GPU wait."""
+    """Never stops: it marks the time of the first token, without making a GPU wait."""
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
-        self._marks: list[Any] = []
+        self._marks: list[Any] = []  # start, first token, end
 
     def mark(self) -> None:
         if self._cuda:
@@ -38,7 +38,7 @@ class GenerationTimer(StoppingCriteria):  # type: ignore[misc]
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
     def read(self) -> tuple[float, float]:
-        """Milliseconds from the first mark to the first token, and from there to now."""
+        """Milliseconds from the start to the first token, and from there until now."""
         self.mark()
         start, first, end = self._marks
         if self._cuda:
@@ -48,32 +48,35 @@ class GenerationTimer(StoppingCriteria):  # type: ignore[misc]
 
 
 class Sampler(LogitsProcessor):  # type: ignore[misc]
-    """Sampling at a temperature, as greedy choice among logits with noise that each row draws for itself.
+    """Sampling at a temperature, done as a greedy choice among logits with added noise.
 
-    With Gumbel noise the largest of logits / temperature + noise is a sample of the softmax. A row's draws are
-    seeded by the row, so that its answer is the same in every batch.
+    With Gumbel noise, the argmax of logits / temperature + noise is a sample of the softmax. Each
+    row has its own generator, so its answer is the same in every batch.
     """
 
     def __init__(self, temperature: float, seeds: Sequence[int]) -> None:
         self._temperature = temperature
-        self._draws = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        width = scores.shape[1]
+        vocabulary = scores.shape[1]
         noise = torch.stack(
-            [torch.empty(width).exponential_(generator=draw).log().neg() for draw in self._draws]
+            [
+                torch.empty(vocabulary).exponential_(generator=generator).log().neg()
+                for generator in self._generators
+            ]
         )
         return scores / self._temperature + noise.to(scores.device)
 
 
 def eos_token_ids(model: PreTrainedModel, processor: ProcessorMixin) -> set[int]:
-    """The tokens that `generate` stops at: Qwen has two, of which its tokenizer names one."""
-    known = model.generation_config.eos_token_id
-    if known is None:
-        known = processor.tokenizer.eos_token_id
-    return {known} if isinstance(known, int) else set(known or ())
+    """The tokens that `generate` stops at. Qwen has two, and its tokenizer names only one."""
+    ids = model.generation_config.eos_token_id
+    if ids is None:
+        ids = processor.tokenizer.eos_token_id
+    return {ids} if isinstance(ids, int) else set(ids or ())
 
 
 def answer_length(answer: Sequence[int], ends: Collection[int]) -> int:
-    """Tokens of an answer: all up to the first end and with it; what follows is padding."""
+    """Tokens of an answer up to and including the first end token; padding follows it."""
     return next((at + 1 for at, token in enumerate(answer) if token in ends), len(answer))

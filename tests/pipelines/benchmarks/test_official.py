@@ -16,7 +16,8 @@ import pytest
 from pipelines.benchmarks import BENCHMARKS, benchmark
 from pipelines.data.manifest import Manifest
 from pipelines.data.rows import Row
-from pipelines.inference.preprocess import Preprocessor, PromptSpec
+from pipelines.config.eval_config import EvalConfig
+from pipelines.inference.preprocess import Preprocessor
 from tests.support.official import LAYOUTS, files, folders
 from tests.support.official.rows import (
     CHINESE,
@@ -285,11 +286,16 @@ def test_rows_become_a_models_inputs(
     name: str, checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
     """In the conversation of LLaVA's scripts, and without an image where a question has none."""
-    recipe = PromptSpec(
-        str(checkpoint("llava")), None, False, LAYOUTS[name][0], "vicuna_v1", 8, None, None, 8
+    config = EvalConfig.of(
+        "image",
+        model=str(checkpoint("llava")),
+        benchmark=LAYOUTS[name][0],
+        data=str(tmp_path),
+        conversation="vicuna_v1",
+        max_new_tokens=8,
     )
     manifest, rows = rows_of(name, tmp_path)
-    prepare = Preprocessor(recipe)
+    prepare = Preprocessor(config)
     for row in rows:
         prompt, inputs = prepare(row, manifest)
         assert prompt.startswith(

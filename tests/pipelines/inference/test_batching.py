@@ -1,4 +1,4 @@
-"""Batches by tokens: how rows are cut, and how many tokens are found to fit."""
+"""Batches by tokens: how rows are split, and how the limit is measured."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ import pytest
 import torch
 
 from pipelines.data.rows import Row
-from pipelines.inference.batching import MARGIN, cut, fitting, rounded
+from pipelines.inference.batching import (
+    SAFETY_MARGIN,
+    measure_batch_tokens,
+    round_down,
+    split_into_batches,
+)
 from pipelines.inference.failure_tracker import FailureTracker, FailureTrackerClient
 from pipelines.inference.prepared_row import PreparedRow
 
@@ -20,10 +25,13 @@ def rows(*tokens: int) -> list[PreparedRow]:
 def sizes(
     *tokens: int, most: int = 100, limit: int | None = None, room: int = 0
 ) -> list[list[int]]:
-    return [[row.tokens for row in batch] for batch in cut(rows(*tokens), most, limit, room)]
+    return [
+        [row.tokens for row in batch]
+        for batch in split_into_batches(rows(*tokens), most, limit, room)
+    ]
 
 
-def test_by_hand() -> None:
+def test_split_limits_rows_and_tokens() -> None:
     assert sizes() == []
     assert sizes(1, 2, 3, 4, 5, most=2) == [[1, 2], [3, 4], [5]]
     assert sizes(10, 10, 20, 30, limit=60) == [
@@ -41,10 +49,10 @@ def test_by_hand() -> None:
     assert sizes(10, 10, 10, most=2, limit=1000) == [[10, 10], [10]]
 
 
-def test_no_batch_is_too_large_and_none_could_be_larger() -> None:
+def test_split_makes_the_largest_allowed_batches() -> None:
     draw = torch.Generator().manual_seed(0)
     tokens = torch.randint(1, 400, (300,), generator=draw).sort().values.tolist()
-    found = list(cut(rows(*tokens), 16, 2000, 10))
+    found = list(split_into_batches(rows(*tokens), 16, 2000, 10))
     assert [row.tokens for batch in found for row in batch] == tokens
     for batch, after in pairwise(found):
         assert len(batch) <= 16
@@ -53,8 +61,8 @@ def test_no_batch_is_too_large_and_none_could_be_larger() -> None:
         assert len(more) > 16 or len(more) * (max(row.tokens for row in more) + 10) > 2000
 
 
-def test_a_measured_number_is_rounded_down_to_few_digits() -> None:
-    assert [rounded(number) for number in (0.0, 1.9, 7, 8, 9, 15.5, 57_343)] == [
+def test_round_down_keeps_three_binary_digits() -> None:
+    assert [round_down(number) for number in (0.0, 1.9, 7, 8, 9, 15.5, 57_343)] == [
         1,
         1,
         7,
@@ -63,11 +71,13 @@ def test_a_measured_number_is_rounded_down_to_few_digits() -> None:
         14,
         49_152,
     ]
-    assert {rounded(number) for number in range(98_304, 114_688)} == {98_304}
+    assert {round_down(number) for number in range(98_304, 114_688)} == {98_304}
 
 
-def test_what_fits_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two GPUs of 100 and 60 bytes' room: a batch of 8 tokens takes 10 and 12 of them at its worst."""
+def test_measure_takes_the_tightest_gpu_and_the_worst_probe(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two GPUs with 100 and 60 free bytes; a batch of 8 tokens takes at most 10 and 12 of them."""
     used, peaks = [20, 30], [20, 30]
     known = {
         "device_count": lambda: 2,
@@ -80,22 +90,22 @@ def test_what_fits_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, function in known.items():
         monkeypatch.setattr(torch.cuda, name, function)
 
-    def way(first: int, second: int) -> None:
+    def probe(first: int, second: int) -> None:
         peaks[:] = [20 + first, 30 + second]
 
-    ways = [lambda: way(10, 3), lambda: way(4, 12), lambda: way(0, 0)]
-    assert fitting(ways, 8, share=1.0) == rounded(MARGIN * 8 * 60 / 12)
-    assert fitting(ways, 8, share=0.05) == rounded(
-        MARGIN * 8 * (50 - 30) / 12
+    probes = [lambda: probe(10, 3), lambda: probe(4, 12), lambda: probe(0, 0)]
+    assert measure_batch_tokens(probes, 8, gpu_share=1.0) == round_down(SAFETY_MARGIN * 8 * 60 / 12)
+    assert measure_batch_tokens(probes, 8, gpu_share=0.05) == round_down(
+        SAFETY_MARGIN * 8 * (50 - 30) / 12
     )  # a twentieth of 1,000 is its own
-    assert fitting([lambda: way(990, 0)], 8, share=1.0) == 1
-    assert fitting([lambda: None], 8, share=1.0) == 1
+    assert measure_batch_tokens([lambda: probe(990, 0)], 8, gpu_share=1.0) == 1
+    assert measure_batch_tokens([lambda: None], 8, gpu_share=1.0) == 1
 
 
-def test_what_one_worker_has_found_holds_for_all() -> None:
-    book = FailureTracker()
-    first, second = FailureTrackerClient(book, "w1"), FailureTrackerClient(book, "w2")
-    assert first.most_tokens() is None
-    assert second.most_tokens(4096) == 4096
-    assert first.most_tokens(8192) == 4096
-    assert first.most_tokens() == 4096
+def test_first_measured_limit_holds_for_all_workers() -> None:
+    tracker = FailureTracker()
+    first, second = FailureTrackerClient(tracker, "w1"), FailureTrackerClient(tracker, "w2")
+    assert first.batch_tokens() is None
+    assert second.batch_tokens(4096) == 4096
+    assert first.batch_tokens(8192) == 4096
+    assert first.batch_tokens() == 4096

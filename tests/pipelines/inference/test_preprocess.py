@@ -1,4 +1,4 @@
-"""Rows prepared one by one and collated are what the model's own processor makes of all of them at once."""
+"""Rows preprocessed one by one and collated equal the processor's own batch of all of them."""
 
 from __future__ import annotations
 
@@ -15,19 +15,18 @@ from PIL import Image
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
+from pipelines.config.eval_config import EvalConfig
 from pipelines.data.manifest import Manifest
 from pipelines.data.media import videos
 from pipelines.data.rows import Kind, Medium, Row
 from pipelines.inference.engines.generation import Sampler, answer_length, eos_token_ids
+from pipelines.inference.prepared_row import PreparedRow
 from pipelines.inference.preprocess import (
     Collator,
     Preprocessor,
-    PromptSpec,
-    deserialize_inputs,
     encode,
-    processor_of,
+    job_processor,
     render_prompt,
-    serialize_inputs,
     warm_up_inputs,
 )
 from tests.support import tiny
@@ -39,26 +38,19 @@ CASES = [(family, "images") for family in tiny.FAMILIES] + [
 
 
 @pytest.fixture
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    def made(family: str, **more: Any) -> PromptSpec:
+def make_config(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    def config(family: str, kind: Kind = "image", **options: Any) -> EvalConfig:
         folder = tmp_path_factory.mktemp(family)
         tiny.save(family, folder)
-        options = {
-            "conversation": "model",
-            "frames": 4,
-            "min_pixels": None,
-            "max_pixels": None,
-            "room": 8,
-            **more,
-        }
-        return PromptSpec(str(folder), None, False, "manifest", **options)
+        options = {"frames": 4, "max_new_tokens": 8, **options}
+        return EvalConfig.of(kind, model=str(folder), data="rows.jsonl", **options)
 
-    return made
+    return config
 
 
 @pytest.mark.filterwarnings("ignore:.*legacy.*")
 @pytest.mark.parametrize(("family", "kind"), CASES)
-def test_collated_rows_are_the_processors_own_batch(family: str, kind: str) -> None:
+def test_collated_rows_equal_the_processors_own_batch(family: str, kind: str) -> None:
     shown = (
         [tiny.image(37, 29), tiny.image(60, 20, 1)]
         if kind == "images"
@@ -84,17 +76,17 @@ def test_collated_rows_are_the_processors_own_batch(family: str, kind: str) -> N
         assert all(
             value.dtype in (torch.uint8, torch.int64, torch.float32) for value in made.values()
         )
-        parts.append(deserialize_inputs(serialize_inputs(dict(made))))
+        parts.append(PreparedRow.of(0, Row("row"), (), "", made).tensors())
     collate = Collator(build)
     raw = collate(parts)
     pixels = [name for name in raw if name.startswith("pixel_values")]
     assert all(raw[name].dtype == torch.uint8 for name in pixels)
-    ours, theirs = collate.normalised(raw), tiny.inputs(family, rows)
+    ours, theirs = collate.normalise(raw), tiny.inputs(family, rows)
     assert set(ours) == set(theirs)
     for name, value in theirs.items():
         if (
             name in pixels and value.ndim == 5 and kind == "images"
-        ):  # crops that an image has not are never looked at
+        ):  # padded crops are never looked at
             for row, part in enumerate(part for part in parts if name in part):
                 used = part[name].shape[1]
                 torch.testing.assert_close(
@@ -111,58 +103,58 @@ def folder_of(tmp_path: Path, *rows: dict[str, Any]) -> Manifest:
     return Manifest.of(str(tmp_path / "rows.jsonl"))
 
 
-def test_a_row_from_its_files(recipe: Any, tmp_path: Path) -> None:
+def test_preprocessor_reads_a_row_from_its_files(make_config: Any, tmp_path: Path) -> None:
     tiny.image(40, 30).save(tmp_path / "a.png")
     manifest = folder_of(
         tmp_path, {"id": "1", "media": "a.png", "question": "What?", "options": ["cat", "dog"]}
     )
     [row] = manifest.read(manifest.index(None))
-    prepare = Preprocessor(recipe("llava"))
+    prepare = Preprocessor(make_config("llava"))
     prompt, inputs = prepare(row, manifest)
     assert prompt.count("<image>") == 1
     assert "A. cat\nB. dog" in prompt
     assert inputs["pixel_values"].dtype == torch.uint8
-    vicuna = Preprocessor(recipe("llava", conversation="vicuna_v1"))
+    vicuna = Preprocessor(make_config("llava", conversation="vicuna_v1"))
     assert vicuna.prompt(row).startswith("A chat between a curious user")
     assert vicuna.prompt(row).endswith("ASSISTANT:")
 
 
-def test_a_conversation_is_refused_whose_media_the_model_does_not_know(recipe: Any) -> None:
-    with pytest.raises(ValueError, match=r"image_pad.*: leave it out"):
-        Preprocessor(recipe("qwen2_5_vl", conversation="vicuna_v1"))
+def test_conversation_with_foreign_placeholders_is_refused(make_config: Any) -> None:
+    with pytest.raises(ValueError, match=r"image_pad.*: leave the flag out"):
+        Preprocessor(make_config("qwen2_5_vl", conversation="vicuna_v1"))
 
 
 @pytest.mark.parametrize(
-    ("question", "room", "error"),
+    ("question", "max_new_tokens", "error"),
     [
         ("  ", 8, "the question is empty"),
         ("word " * 2000, 8, "the model reads at most 4096"),
         ("What?", 4096, "at most"),
     ],
 )
-def test_rows_that_no_model_can_answer(
-    recipe: Any, tmp_path: Path, question: str, room: int, error: str
+def test_empty_and_too_long_rows_are_refused(
+    make_config: Any, tmp_path: Path, question: str, max_new_tokens: int, error: str
 ) -> None:
     tiny.image(40, 30).save(tmp_path / "a.png")
     row = Row("1", (Medium("image", "a.png"),), question)
     with pytest.raises(ValueError, match=error):
-        Preprocessor(recipe("llava", room=room))(
+        Preprocessor(make_config("llava", max_new_tokens=max_new_tokens))(
             row, folder_of(tmp_path, {"id": "1", "media": "a.png", "question": "?"})
         )
 
 
-def test_pixel_limits_are_for_models_of_dynamic_resolution(recipe: Any, tmp_path: Path) -> None:
+def test_pixel_limits_need_dynamic_resolution(make_config: Any, tmp_path: Path) -> None:
     Image.fromarray(np.zeros((300, 400, 3), np.uint8)).save(tmp_path / "a.png")
     manifest = folder_of(tmp_path, {"id": "1", "media": "a.png", "question": "?"})
     [row] = manifest.read(manifest.index(None))
-    few = Preprocessor(recipe("qwen2_5_vl", max_pixels=3200))(row, manifest)[1]
-    more = Preprocessor(recipe("qwen2_5_vl", max_pixels=12800))(row, manifest)[1]
+    few = Preprocessor(make_config("qwen2_5_vl", max_pixels=3200))(row, manifest)[1]
+    more = Preprocessor(make_config("qwen2_5_vl", max_pixels=12800))(row, manifest)[1]
     assert len(few["pixel_values"]) * 16 <= 3200 < len(more["pixel_values"]) * 16 <= 12800
     with pytest.raises(ValueError, match="leave out --min-pixels and --max-pixels"):
-        Preprocessor(recipe("llava", max_pixels=100))
+        Preprocessor(make_config("llava", max_pixels=100))
 
 
-def test_frames_of_a_video(recipe: Any, tmp_path: Path) -> None:
+def test_preprocessor_samples_frames_of_a_video(make_config: Any, tmp_path: Path) -> None:
     with av.open(str(tmp_path / "a.mp4"), "w") as out:
         stream = out.add_stream("mpeg4", rate=10, width=32, height=32)
         stream.pix_fmt = "yuv420p"
@@ -172,7 +164,7 @@ def test_frames_of_a_video(recipe: Any, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text(json.dumps({"id": "1", "media": "a.mp4", "question": "?"}))
     manifest = Manifest.of(str(tmp_path / "rows.jsonl"), kind="video")
     [row] = manifest.read(manifest.index(None))
-    inputs = Preprocessor(recipe("video_llava"))(row, manifest)[1]
+    inputs = Preprocessor(make_config("video_llava"))(row, manifest)[1]
     assert inputs["pixel_values_videos"].shape[:2] == (1, 4)
     assert inputs["pixel_values_videos"].dtype == torch.uint8
 
@@ -180,8 +172,8 @@ def test_frames_of_a_video(recipe: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("written", [False, True], ids=["", "template writes it"])
 @pytest.mark.parametrize("added", [False, True], ids=["", "tokenizer adds it"])
 @pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_a_text_begins_once(family: str, added: bool, written: bool) -> None:
-    """Whoever writes <s>, the template (some checkpoints), the tokenizer (LLaVA-1.5) or both, it is there once."""
+def test_prompt_has_one_bos_token(family: str, added: bool, written: bool) -> None:
+    """The template (some checkpoints), the tokenizer (LLaVA-1.5) or both may write it."""
     processor = tiny.processor(family)
     processor.tokenizer = tokenizer = tiny.tokenizer(begin=added)
     processor.chat_template = (tokenizer.bos_token if written else "") + processor.chat_template
@@ -206,15 +198,15 @@ def test_a_text_begins_once(family: str, added: bool, written: bool) -> None:
 
 
 @pytest.mark.parametrize("family", tiny.VIDEO_FAMILIES)
-def test_one_frame_is_a_video(family: str) -> None:
+def test_single_frame_is_a_valid_video(family: str) -> None:
     processor, model = tiny.processor(family), tiny.model(family)
     prompt = render_prompt(processor, "model", ["video"], "What?")
-    for fps in (2.0, 0.0):  # and one that does not say how fast it is
+    for fps in (2.0, 0.0):  # 0: not stated
         clip = videos.Clip(tiny.video(1, 40, 32), [0], 1, fps)
         inputs = encode(processor, prompt, [], [clip])
         with torch.inference_mode():
-            assert len(model(**Collator(processor).normalised(inputs)).logits) == 1
-    if family != "qwen3_vl":  # which refuses it
+            assert len(model(**Collator(processor).normalise(inputs)).logits) == 1
+    if family != "qwen3_vl":  # Qwen3-VL refuses it
         theirs = processor(
             text=[prompt],
             videos=[tiny.video(1, 40, 32)],
@@ -234,29 +226,29 @@ WARM = [(family, "image") for family in tiny.FAMILIES] + [
 
 
 @pytest.mark.parametrize(("family", "kind"), WARM)
-def test_warming_up(recipe: Any, family: str, kind: Kind) -> None:
-    made = recipe(family, frames=3)
-    processor = processor_of(made)
-    heard: list[logging.LogRecord] = []
-    listener = logging.Handler()
-    listener.emit = heard.append  # type: ignore[method-assign]
+def test_warm_up_inputs_fit_the_model(make_config: Any, family: str, kind: Kind) -> None:
+    made = make_config(family, kind, frames=3)
+    processor = job_processor(made)
+    records: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = records.append  # type: ignore[method-assign]
     transformers_logging.warning_once.cache_clear()
-    logging.getLogger("transformers").addHandler(listener)
+    logging.getLogger("transformers").addHandler(handler)
     try:
-        inputs = warm_up_inputs(processor, made, kind)
+        inputs = warm_up_inputs(processor, made)
     finally:
-        logging.getLogger("transformers").removeHandler(listener)
+        logging.getLogger("transformers").removeHandler(handler)
     if kind == "video":
-        assert [record.getMessage() for record in heard] == []
+        assert [record.getMessage() for record in records] == []
     assert any(name.startswith("pixel_values") for name in inputs)
     with torch.inference_mode():
         assert (
-            len(tiny.model(family)(**Collator(tiny.processor(family)).normalised(inputs)).logits)
+            len(tiny.model(family)(**Collator(tiny.processor(family)).normalise(inputs)).logits)
             == 1
         )
 
 
-def test_an_answer_ends_at_any_of_the_models_ends() -> None:
+def test_answer_length_counts_up_to_any_eos_token() -> None:
     model, processor = tiny.model("qwen2_5_vl"), tiny.processor("qwen2_5_vl")
     words: PreTrainedTokenizerFast = processor.tokenizer
     end, other = words.eos_token_id, words.convert_tokens_to_ids("<|im_end|>")
@@ -267,14 +259,14 @@ def test_an_answer_ends_at_any_of_the_models_ends() -> None:
         answer_length(answer, ends)
         for answer in ([1, other, end, end], [1, 2, end], [other], [1, 2, 3], [])
     ] == [*(2, 3, 1, 3, 0)]
-    assert answer_length([words.pad_token_id, end], ends) == 2  # said, not padded
+    assert answer_length([words.pad_token_id, end], ends) == 2  # part of the answer, not padding
     model.generation_config.eos_token_id = end
     assert eos_token_ids(model, processor) == {end}
     model.generation_config.eos_token_id = None
     assert eos_token_ids(model, processor) == {end}
 
 
-def test_sampling_is_the_rows_own_and_follows_the_softmax() -> None:
+def test_sampler_is_independent_of_the_batch_and_follows_the_softmax() -> None:
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0]).log_softmax(0)
     alone = [
         int(Sampler(1.0, [seed])(torch.empty(1, 0), logits[None]).argmax()) for seed in range(4000)

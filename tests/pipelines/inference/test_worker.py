@@ -1,4 +1,4 @@
-"""Readers and workers by themselves, without Ray: the steps of a job, one after the other in this process."""
+"""The stages of a job without Ray: preprocessing and answering, one after the other."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import av
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import torch
 
-from apet.decoding.graph import Graphs
+from apet.decoding.cuda_graphs import GraphStore
 from pipelines.config.eval_config import EvalConfig
 from pipelines.data.manifest import Manifest
 from pipelines.data.rows import Medium
 from pipelines.inference import benchmark_job
+from pipelines.inference.engines.transformers import TransformersEngine
 from pipelines.inference.failure_tracker import MAX_SOLO_DEATHS, FailureTracker
-from pipelines.inference.job_spec import job_of
-from pipelines.inference.plan import prepared
+from pipelines.inference.job_spec import job_spec
+from pipelines.inference.plan import prepare_rows
 from pipelines.inference.worker import InferenceWorker, check_output_visible
 from pipelines.results import answers
 from pipelines.results.run_record import RunRecord
@@ -33,32 +33,39 @@ from tests.support import tiny
 Checkpoint = Callable[[str], Path]
 
 
-class Died(BaseException):
-    """The end of a worker's process."""
+class WorkerDeath(BaseException):
+    """Stands for the end of a worker's process: no `except Exception` catches it."""
 
 
-def answered(
-    config: EvalConfig, worker: type[InferenceWorker] = InferenceWorker
+def worker_with(engine: type[TransformersEngine]) -> type[InferenceWorker]:
+    return type("Worker", (InferenceWorker,), {"engine_class": engine})
+
+
+def run_job(
+    config: EvalConfig, engine: type[TransformersEngine] = TransformersEngine
 ) -> tuple[dict[str, pa.Table], int]:
-    """The answers by point, and how often who read or answered died of it. Ray would start them again likewise."""
-    todo, book, deaths = benchmark_job.BenchmarkJob.of(config), FailureTracker(), 0
-    todo.begin(RunRecord("job"))
-    job = job_of([todo], threads=1)
-    pointers = todo.missing().append_column(
-        "section", pa.array(np.zeros(len(todo.index), np.int16))
-    )
+    """Run a job's stages in this process, restarting what dies, as Ray would.
 
-    def restarted(do: Callable[..., Any], *given: Any) -> Any:
+    Returns the answers by method, and the number of deaths.
+    """
+    job, tracker, deaths = benchmark_job.BenchmarkJob.of(config), FailureTracker(), 0
+    job.begin(RunRecord("job"))
+    spec = job_spec([job], threads=1)
+    pointers = job.missing().append_column("benchmark", pa.array([0] * len(job.index), pa.int16()))
+    worker = worker_with(engine)
+
+    def with_restarts(stage: Callable[..., Any], *args: Any) -> Any:
         nonlocal deaths
         while True:
             try:
-                return do(*given)
-            except Died:
+                return stage(*args)
+            except WorkerDeath:
                 deaths += 1
 
-    for block in restarted(lambda: list(prepared(pointers, job, book, 4 * job.batch_size))):
-        restarted(lambda rows: worker(job, book)(rows), block)
-    return {unit.point.name: answers.read(unit.folder) for unit in todo.units}, deaths
+    block_rows = 4 * spec.batch_size
+    for block in with_restarts(lambda: list(prepare_rows(pointers, spec, tracker, block_rows))):
+        with_restarts(lambda rows: worker(spec, tracker)(rows), block)
+    return {run.method.name: answers.read(run.folder) for run in job.runs}, deaths
 
 
 def write(folder: Path, rows: Sequence[dict[str, str]]) -> str:
@@ -67,13 +74,15 @@ def write(folder: Path, rows: Sequence[dict[str, str]]) -> str:
 
 
 def errors(table: pa.Table) -> dict[str, str]:
-    """By row, of those that have one."""
+    """Error messages by row id."""
     bad = table.filter(pc.equal(table["status"], "error"))
     return dict(zip(bad["row_id"].to_pylist(), bad["error"].to_pylist(), strict=True))
 
 
-def asked(model: Path, folder: Path, ids: Sequence[str], methods: tuple[str, ...]) -> EvalConfig:
-    """Questions about little pictures, which have the rows' names."""
+def make_config(
+    model: Path, folder: Path, ids: Sequence[str], methods: tuple[str, ...]
+) -> EvalConfig:
+    """Questions about small pictures that are named like the rows."""
     rows = []
     for number, name in enumerate(ids):
         tiny.image(20 + 3 * number, 20, seed=number).save(folder / f"{name}.png")
@@ -90,12 +99,12 @@ def asked(model: Path, folder: Path, ids: Sequence[str], methods: tuple[str, ...
     )
 
 
-def test_a_worker_that_does_not_see_the_output(
+def test_worker_refuses_an_output_folder_it_cannot_see(
     checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on another machine: it would write to its own disk. One that sees it late, or cannot ask now, goes on."""
-    config = asked(checkpoint("llava"), tmp_path, "ab", ("vanilla",))
-    job = job_of([benchmark_job.BenchmarkJob.of(config)], threads=1)
+    """It would write to its own disk. A late file or a busy store proves nothing."""
+    config = make_config(checkpoint("llava"), tmp_path, "ab", ("vanilla",))
+    job = job_spec([benchmark_job.BenchmarkJob.of(config)], threads=1)
     monkeypatch.setattr(time, "sleep", lambda _: None)
     with pytest.raises(
         FileNotFoundError,
@@ -114,32 +123,35 @@ def test_a_worker_that_does_not_see_the_output(
     check_output_visible(job)
 
 
-def test_batches_are_limited_by_tokens(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    config = asked(checkpoint("llava"), tmp_path, list("abcdefg"), ("vanilla", "uniform"))
-    whole, _ = answered(replace(config, output=str(tmp_path / "whole")))
+def test_batch_tokens_limits_batches_and_keeps_answers(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    config = make_config(checkpoint("llava"), tmp_path, list("abcdefg"), ("vanilla", "uniform"))
+    unlimited, _ = run_job(replace(config, output=str(tmp_path / "unlimited")))
     tokens = set(
-        whole["vanilla"]["prompt_tokens"].to_pylist()
+        unlimited["vanilla"]["prompt_tokens"].to_pylist()
     )  # the same question about one picture
-    cut, _ = answered(replace(config, batch_tokens=3 * (max(tokens) + config.max_new_tokens)))
-    for name, table in cut.items():
+    limited, _ = run_job(replace(config, batch_tokens=3 * (max(tokens) + config.max_new_tokens)))
+    for name, table in limited.items():
         assert sorted(table["batch_rows"].to_pylist()) == [1, 3, 3, 3, 3, 3, 3]
-        assert sorted(whole[name]["batch_rows"].to_pylist()) == [3, 3, 3, 4, 4, 4, 4]
+        assert sorted(unlimited[name]["batch_rows"].to_pylist()) == [3, 3, 3, 4, 4, 4, 4]
         found, want = (
-            each.select(["row_id", "prediction"]).sort_by("row_id") for each in (table, whole[name])
+            each.select(["row_id", "prediction"]).sort_by("row_id")
+            for each in (table, unlimited[name])
         )
         assert found == want
 
 
-class Mortal(InferenceWorker):
-    """Dies of `poison` under every method, and of `venom` under the unmodified model alone."""
+class Fragile(TransformersEngine):
+    """Dies of row `poison` under every method, and of row `venom` under vanilla only."""
 
-    def generate(
-        self, section: Any, method: Any, rows: Sequence[Any], *more: Any, **how: Any
+    def answer(
+        self, config: Any, method: Any, rows: Sequence[Any], *args: Any
     ) -> list[dict[str, Any]]:
         names = {row.row_id for row in rows}
         if "poison" in names or ("venom" in names and method.name == "vanilla"):
-            raise Died
-        return super().generate(section, method, rows, *more, **how)
+            raise WorkerDeath
+        return super().answer(config, method, rows, *args)
 
 
 @pytest.mark.parametrize(
@@ -157,14 +169,14 @@ class Mortal(InferenceWorker):
         ),
     ],
 )
-def test_a_row_that_workers_die_of_is_lost_to_the_methods_it_kills(
+def test_row_that_kills_workers_is_an_error_under_the_methods_it_kills(
     checkpoint: Checkpoint, tmp_path: Path, name: str, lost: dict[str, set[str]], deaths: int
 ) -> None:
-    """One that has killed under two of them kills under all: no further worker is spent on it."""
-    config = asked(
+    """A row that killed under two methods is given up for all: no further worker is lost."""
+    config = make_config(
         checkpoint("llava"), tmp_path, ["a", name, "b", "c"], ("vanilla", "uniform", "random")
     )
-    tables, died = answered(config, Mortal)
+    tables, died = run_job(config, Fragile)
     assert died == deaths
     assert {point: set(errors(table)) for point, table in tables.items()} == lost
     for table in tables.values():
@@ -172,72 +184,82 @@ def test_a_row_that_workers_die_of_is_lost_to_the_methods_it_kills(
         assert all(error.startswith("WorkerDied") for error in errors(table).values())
 
 
-class Starved(InferenceWorker):
-    """Has no memory for the row c, not even alone."""
+class OutOfMemory(TransformersEngine):
+    """Runs out of memory on row c, even alone."""
 
-    def generate(
-        self, section: Any, method: Any, rows: Sequence[Any], *more: Any, **how: Any
+    def answer(
+        self, config: Any, method: Any, rows: Sequence[Any], *args: Any
     ) -> list[dict[str, Any]]:
         if "c" in [row.row_id for row in rows]:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
-        return super().generate(section, method, rows, *more, **how)
+        return super().answer(config, method, rows, *args)
 
 
-def test_a_row_that_fits_nowhere_is_an_error_row(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    tables, _ = answered(asked(checkpoint("llava"), tmp_path, "abcd", ("vanilla",)), Starved)
+def test_row_that_never_fits_into_memory_is_an_error(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    tables, _ = run_job(
+        make_config(checkpoint("llava"), tmp_path, "abcd", ("vanilla",)), OutOfMemory
+    )
     assert errors(tables["vanilla"]) == {
         "c": "OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 GiB"
     }
 
 
-class Tight(InferenceWorker):
-    """Has memory for a batch, or for what graphs hold."""
+class GraphsOrBatch(TransformersEngine):
+    """Has memory either for a batch or for captured graphs."""
 
     def load(self) -> None:
         super().load()
-        self.decode.graphs = Graphs(self.decode.family)
+        self.decode.graphs = GraphStore(self.decode.family)
 
-    def generate(
-        self, section: Any, method: Any, rows: Sequence[Any], *more: Any, **how: Any
+    def answer(
+        self, config: Any, method: Any, rows: Sequence[Any], *args: Any
     ) -> list[dict[str, Any]]:
         if self.decode.graphs is not None and rows[0].row_id != "warm-up":
             raise torch.OutOfMemoryError
-        return super().generate(section, method, rows, *more, **how)
+        return super().answer(config, method, rows, *args)
 
 
 @pytest.mark.parametrize("names", ["abcd", "a"])
-def test_graphs_go_before_a_batch_is_halved(
+def test_graphs_are_released_before_a_batch_is_halved(
     checkpoint: Checkpoint, tmp_path: Path, names: str
 ) -> None:
-    config = asked(checkpoint("llava"), tmp_path, names, ("vanilla",))
-    tables, _ = answered(config, Tight)
+    config = make_config(checkpoint("llava"), tmp_path, names, ("vanilla",))
+    tables, _ = run_job(config, GraphsOrBatch)
     assert not errors(tables["vanilla"])
     assert tables["vanilla"]["batch_rows"].to_pylist() == [len(names)] * len(names)
 
 
-class Deadly(Manifest):
-    """Who reads `poison.png` dies."""
+class DeadlyManifest(Manifest):
+    """Kills the task that reads `poison.png`."""
 
     def fetch(self, medium: Medium) -> Any:
         if medium.path == "poison.png":
-            raise Died
+            raise WorkerDeath
         return super().fetch(medium)
 
 
-def test_a_row_that_readers_die_of_is_lost(
+def test_row_that_kills_its_reader_is_an_error(
     checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     find = benchmark_job.manifest_of
-    monkeypatch.setattr(benchmark_job, "manifest_of", lambda *given: Deadly(**vars(find(*given))))
-    config = asked(checkpoint("llava"), tmp_path, ["a", "poison", "b"], ("vanilla", "uniform"))
-    tables, deaths = answered(config)
+    monkeypatch.setattr(
+        benchmark_job, "manifest_of", lambda *args: DeadlyManifest(**vars(find(*args)))
+    )
+    config = make_config(
+        checkpoint("llava"), tmp_path, ["a", "poison", "b"], ("vanilla", "uniform")
+    )
+    tables, deaths = run_job(config)
     assert deaths == 1 + MAX_SOLO_DEATHS
     for table in tables.values():
         assert errors(table) == {"poison": "WorkerDied: the worker died each time it read this row"}
         assert sorted(table["row_id"].to_pylist()) == ["a", "b", "poison"]
 
 
-def test_videos(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_videos_are_answered_and_torn_ones_are_errors(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
     rows = []
     for number in range(4):
         with av.open(str(tmp_path / f"{number}.mp4"), "w") as out:
@@ -259,7 +281,7 @@ def test_videos(checkpoint: Checkpoint, tmp_path: Path) -> None:
         max_new_tokens=4,
         frames=4,
     )
-    tables, _ = answered(config)
+    tables, _ = run_job(config)
     assert set(tables) == {"vanilla", "apet-50pct"}
     for name, table in tables.items():
         assert set(errors(table)) == {"torn"}
