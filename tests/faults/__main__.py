@@ -1,9 +1,10 @@
-"""python tests/faults --times 20: every fault so many times, a table, and one line of JSON last.
+"""Inject faults many times: a table for people, and one JSON line last.
 
-    python tests/faults --times 20 --only hangs --only store_busy
-    python tests/faults --soak 30           # minutes of nights with one to three faults each, as the dice fall
+    python tests/faults --times 20
+    python tests/faults --times 20 --only row_hangs --only media_throttled
+    python tests/faults --soak 30    # minutes of scenarios with one to three random faults each
 
-An injection has a seed, which chooses the row, the moment and the size; a night is one job, and has several of them.
+The seed of a scenario chooses rows, moments and sizes. A scenario is one job with several faults.
 """
 
 from __future__ import annotations
@@ -22,111 +23,106 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-import conftest  # noqa: F401  the environment of all tests, before Ray is imported
-
-from tests.faults import FAULTS, NIGHTS, ONCE
-from tests.faults.places import mounts
-from tests.faults.scene import Count, Theatre
+# The environment of all tests, before Ray is imported.
+import tests.conftest  # noqa: F401
+from tests.faults import EXCLUSIVE, FAULTS, SCENARIOS
+from tests.faults.capacity import can_mount
+from tests.faults.scenario import Count, Testbed
 
 
 @dataclass
 class Tally:
-    """What became of one fault."""
+    """Results of one fault. Lost and duplicated rows count for all faults of a scenario."""
 
     fault: str
     injected: int = 0
-    lost: int = 0  # in its nights, whichever fault it was
+    lost: int = 0
     doubled: int = 0
-    failed: int = 0  # injections of nights after which anything else was not as it should be
+    failed: int = 0  # injections in scenarios where any other check failed
     recoveries: list[float] = field(default_factory=list)
 
     def add(self, count: Count, recoveries: Sequence[float]) -> None:
         self.injected += 1
         self.lost += count.lost
-        self.doubled += count.doubled
+        self.doubled += count.duplicated
         self.recoveries += recoveries
 
-    def line(self) -> dict[str, object]:
-        median = round(statistics.median(self.recoveries), 1) if self.recoveries else None
-        return {
-            **{key: value for key, value in asdict(self).items() if key != "recoveries"},
-            "recovery_s": median,
-        }
+    def summary(self) -> dict[str, object]:
+        fields = asdict(self)
+        recoveries = fields.pop("recoveries")
+        median = round(statistics.median(recoveries), 1) if recoveries else None
+        return {**fields, "recovery_s": median}
 
 
-def nights(names: Sequence[str], times: int) -> Iterator[list[str]]:
-    for group in NIGHTS:
-        some = [name for name in group if name in names]
-        yield from [some] * times if some else ()
+def repeated(names: Sequence[str], times: int) -> Iterator[list[str]]:
+    """Each scenario `times` times, with the chosen faults only."""
+    for scenario in SCENARIOS:
+        chosen = [name for name in scenario if name in names]
+        yield from [chosen] * times if chosen else ()
 
 
-def soak(names: Sequence[str], minutes: float, dice: random.Random) -> Iterator[list[str]]:
+def soak(names: Sequence[str], minutes: float, rng: random.Random) -> Iterator[list[str]]:
+    """Scenarios of one to three random faults until the time is over."""
     end = time.monotonic() + 60 * minutes
     while time.monotonic() < end:
-        some = dice.sample(list(names), dice.randint(1, 3))
-        once = [name for name in some if name in ONCE]
-        yield [name for name in some if name not in once[1:]]
+        chosen = rng.sample(list(names), rng.randint(1, 3))
+        exclusive = [name for name in chosen if name in EXCLUSIVE]
+        yield [name for name in chosen if name not in exclusive[1:]]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        prog="python tests/faults", description="Faults, done for real, and counted."
+        prog="python tests/faults", description="Inject real faults into real jobs, and count rows."
     )
     parser.add_argument("--times", type=int, default=1, help="injections of each fault")
     parser.add_argument(
-        "--soak", type=float, metavar="MINUTES", help="random faults for so long instead"
+        "--soak", type=float, metavar="MINUTES", help="random faults for this long instead"
     )
     parser.add_argument(
         "--only", action="append", choices=FAULTS, metavar="FAULT", help=", ".join(FAULTS)
     )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    names = [name for name in args.only or FAULTS if name != "disk_full" or mounts()]
-    if "disk_full" in (args.only or FAULTS) and "disk_full" not in names:
+    names = list(args.only or FAULTS)
+    if "disk_full" in names and not can_mount():
+        names.remove("disk_full")
         print(
-            "disk_full is left out: it mounts a small file system, which takes root",
-            file=sys.stderr,
+            "skipping disk_full: it mounts a small file system, which takes root", file=sys.stderr
         )
-    plan = (
-        soak(names, args.soak, random.Random(args.seed)) if args.soak else nights(names, args.times)
-    )
+    if args.soak:
+        scenarios = soak(names, args.soak, random.Random(args.seed))
+    else:
+        scenarios = repeated(names, args.times)
     tallies = {name: Tally(name) for name in names}
     total, began = Tally("all"), time.monotonic()
-    with (
-        contextlib.suppress(KeyboardInterrupt),
-        Theatre() as theatre,
-    ):  # after Ctrl-C: what has been counted
-        for number, some in enumerate(plan):
-            night = theatre.night(args.seed + number)
+    # After Ctrl-C, what has been counted so far is printed.
+    with contextlib.suppress(KeyboardInterrupt), Testbed() as testbed:
+        for number, chosen in enumerate(scenarios):
+            scenario = testbed.scenario(args.seed + number)
             try:
-                count = night.play([FAULTS[name] for name in some])
+                count = scenario.run([FAULTS[name] for name in chosen])
             except Exception:
                 traceback.print_exc()
-                total.failed += len(some)
-                for name in some:
+                total.failed += len(chosen)
+                for name in chosen:
                     tallies[name].failed += 1
-                theatre.again()
+                testbed.replace_machines()
                 continue
-            for name in some:
-                tallies[name].add(count, night.recoveries.get(name, []))
+            for name in chosen:
+                tallies[name].add(count, scenario.recoveries.get(name, []))
                 total.injected += 1
-            total.lost, total.doubled = total.lost + count.lost, total.doubled + count.doubled
-            print(f"night {number}, {', '.join(some)}: {count}", file=sys.stderr, flush=True)
-    print(
-        "| fault | injected | failed | rows lost | rows doubled | recovery, median s |\n|---|---|---|---|---|---|"
-    )
-    for tally in (*tallies.values(), total):
-        line = tally.line()
-        median = "" if line["recovery_s"] is None else line["recovery_s"]
-        print(
-            f"| {tally.fault} | {tally.injected} | {tally.failed} | {tally.lost} | {tally.doubled} | {median} |"
-        )
+            total.lost += count.lost
+            total.doubled += count.duplicated
+            print(f"scenario {number}, {', '.join(chosen)}: {count}", file=sys.stderr, flush=True)
+    lines = [tally.summary() for tally in (*tallies.values(), total)]
+    print("| fault | injected | failed | rows lost | rows doubled | recovery, median s |")
+    print("|---|---|---|---|---|---|")
+    columns = ("fault", "injected", "failed", "lost", "doubled", "recovery_s")
+    for line in lines:
+        cells = ["" if line[column] is None else str(line[column]) for column in columns]
+        print(f"| {' | '.join(cells)} |")
     minutes = round((time.monotonic() - began) / 60, 1)
-    print(
-        json.dumps(
-            {"minutes": minutes, "faults": [tally.line() for tally in (*tallies.values(), total)]}
-        )
-    )
+    print(json.dumps({"minutes": minutes, "faults": lines}))
     return 1 if total.failed or total.lost or total.doubled else 0
 
 

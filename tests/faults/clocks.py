@@ -1,4 +1,4 @@
-"""A clock that jumps, as when a machine's time is set in the middle of the night."""
+"""A clock that jumps, as when the time of a machine is set while a job runs."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ import os
 from collections.abc import Generator
 from functools import partial
 
-from tests.faults.scene import Night
-from tests.faults.worker import clock_of
+from tests.faults.faulty_worker import follow_clock
+from tests.faults.scenario import Scenario
 
-DAY = 86_400.0
+DAY_S = 86_400.0
 
 
-def clock_jumps(night: Night) -> Generator[None, None, None]:
-    """Hours or days, forwards or back, in the job's process and in its workers."""
-    night.before.append(partial(clock_of, night.folder / "clock"))
+def clock_jumps(scenario: Scenario) -> Generator[None, None, None]:
+    """Shift the clock by hours or days, forwards or back, in the job's process and its workers."""
+    clock = scenario.folder / "clock"
+    scenario.driver_setup.append(partial(follow_clock, clock))
     yield
-    night.in_a_batch()
-    (night.folder / "clock.new").write_text(
-        str(night.dice.choice([-1, 1]) * night.dice.uniform(3600, 30 * DAY))
-    )
-    os.replace(night.folder / "clock.new", night.folder / "clock")
-    night.in_a_batch()
+    scenario.wait_for_batch()
+    shift_s = scenario.rng.choice([-1, 1]) * scenario.rng.uniform(3600, 30 * DAY_S)
+    clock.with_suffix(".new").write_text(str(shift_s))
+    os.replace(clock.with_suffix(".new"), clock)
+    scenario.wait_for_batch()
     yield
-    for path in night.output.glob("*/record.json"):
+    for path in scenario.output.glob("*/record.json"):
         record = json.loads(path.read_text())
         metrics = record["metrics"]
         assert all(0 <= metrics.get(name, 0) < 3600 for name in ("wall_s", "load_s")), metrics

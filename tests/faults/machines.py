@@ -1,4 +1,4 @@
-"""Ray on several machines that are really one, and a job as its own process."""
+"""A Ray cluster of several machines, all on this one, and a job in its own process."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ from typing import Any
 from ray.cluster_utils import Cluster
 
 from pipelines.config.eval_config import EvalConfig
+from tests.support import ROOT
 
-PATIENCE = 600.0  # seconds for what takes a few on a calm machine
-HERE = str(Path(__file__).parents[2])
-FORKS = multiprocessing.get_context("forkserver")  # what a job imports is imported once
-FORKS.set_forkserver_preload(
+# For steps that take a few seconds on an idle machine.
+MAX_WAIT_S = 600.0
+
+# What a job imports is imported once, and every job is forked from there.
+FORKSERVER = multiprocessing.get_context("forkserver")
+FORKSERVER.set_forkserver_preload(
     [
         "pipelines.inference.plan",
         "pipelines.results.mlflow_tracker",
@@ -31,106 +34,112 @@ FORKS.set_forkserver_preload(
 
 
 class Machines:
-    """A head with CPUs to read with, and two machines with a logical GPU each; object stores as small as Ray allows."""
+    """A head with CPUs for reading, and two machines with one logical GPU each."""
 
-    STORE = 80_000_000
+    # As small as Ray allows, so that a few large pictures fill it.
+    OBJECT_STORE_BYTES = 80_000_000
 
     def __init__(self) -> None:
-        os.environ["PYTHONPATH"] = os.pathsep.join(
-            [HERE, *filter(None, [os.environ.get("PYTHONPATH")])]
-        )  # workers'
-        self._place = tempfile.TemporaryDirectory(
+        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        os.environ["PYTHONPATH"] = os.pathsep.join(paths)  # inherited by Ray's workers
+        # The paths of sockets must be short.
+        self._folder = tempfile.TemporaryDirectory(
             prefix="apet-", dir="/tmp", ignore_cleanup_errors=True
-        )  # short, for sockets
-        head = {"num_cpus": 2, "include_dashboard": False, "temp_dir": self._place.name}
-        stop = signal.getsignal(signal.SIGTERM)
-        self.cluster = Cluster(
-            initialize_head=True, head_node_args={**head, "object_store_memory": self.STORE}
         )
-        self.gpus: list[Any] = []
+        head = {"num_cpus": 2, "include_dashboard": False, "temp_dir": self._folder.name}
+        sigterm_handler = signal.getsignal(signal.SIGTERM)
+        self.cluster = Cluster(
+            initialize_head=True,
+            head_node_args={**head, "object_store_memory": self.OBJECT_STORE_BYTES},
+        )
+        self.gpu_nodes: list[Any] = []
         self.add()
         self.add()
-        signal.signal(
-            signal.SIGTERM, stop
-        )  # Ray's own waits half a minute for a head that may be gone
+        # Ray's own handler waits half a minute for a head that may be gone.
+        signal.signal(signal.SIGTERM, sigterm_handler)
 
     @property
     def address(self) -> str:
         return str(self.cluster.gcs_address)
 
     def add(self) -> None:
-        self.gpus.append(
-            self.cluster.add_node(num_cpus=1, num_gpus=1, object_store_memory=self.STORE)
+        node = self.cluster.add_node(
+            num_cpus=1, num_gpus=1, object_store_memory=self.OBJECT_STORE_BYTES
         )
+        self.gpu_nodes.append(node)
 
-    def lose(self, process: int) -> None:
-        """The machine that a process is on loses its power."""
-        parent = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+    def remove_machine_of(self, pid: int) -> None:
+        """Kill the Ray processes of the machine on which a process runs."""
+        parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
         [lost] = [
             node
-            for node in self.gpus
-            if parent in {each.process.pid for each in node.all_processes.get("raylet", [])}
+            for node in self.gpu_nodes
+            if parent in {raylet.process.pid for raylet in node.all_processes.get("raylet", [])}
         ]
-        self.gpus.remove(lost)
+        self.gpu_nodes.remove(lost)
         self.cluster.remove_node(lost, allow_graceful=False)
 
-    def lose_head(self) -> None:
+    def remove_head(self) -> None:
         self.cluster.remove_node(self.cluster.head_node, allow_graceful=False)
 
     def stop(self) -> None:
         self.cluster.shutdown()
-        self._place.cleanup()
+        self._folder.cleanup()
 
 
-class Job:
-    """What a user starts, in a process of its own."""
+class JobProcess:
+    """A job as a user starts it, in its own process."""
 
-    def __init__(self, config: EvalConfig, log: Path, *how: Any) -> None:
+    def __init__(self, config: EvalConfig, log: Path, *arguments: Any) -> None:
         self.log = log
-        self.process = FORKS.Process(target=_drive, args=(config, log, *how))
+        self.process = FORKSERVER.Process(target=_run_job, args=(config, log, *arguments))
         self.process.start()
 
     @property
-    def said(self) -> str:
+    def log_text(self) -> str:
         return self.log.read_text() if self.log.exists() else ""
 
     def wait(self) -> int:
-        """Its exit status. A job that hangs is a fault of ours."""
-        self.process.join(PATIENCE)
+        """Wait for the exit status. A job that hangs is an error."""
+        self.process.join(MAX_WAIT_S)
         if self.process.is_alive():
             self.kill()
             raise AssertionError(
-                f"the job did not end within {PATIENCE:.0f} s:\n{self.said[-5000:]}"
+                f"the job did not end within {MAX_WAIT_S:.0f} s:\n{self.log_text[-5000:]}"
             )
         return int(self.process.exitcode or 0)
 
-    def until(self, there: Callable[[], Any], what: str) -> Any:
-        """Wait for something that happens while the job runs."""
-        end = time.monotonic() + PATIENCE
-        while not (found := there()):
+    def wait_until(self, condition: Callable[[], Any], description: str) -> Any:
+        """Wait for something that happens while the job runs; return the condition's value."""
+        end = time.monotonic() + MAX_WAIT_S
+        while not (value := condition()):
             if not self.process.is_alive() or time.monotonic() > end:
                 self.kill()
                 raise AssertionError(
-                    f"it ended, or took too long, before {what}:\n{self.said[-5000:]}"
+                    f"the job ended, or took too long, before {description}:\n"
+                    f"{self.log_text[-5000:]}"
                 )
             time.sleep(0.02)
-        return found
+        return value
 
     def kill(self) -> None:
         self.process.kill()
         self.process.join()
 
 
-def _drive(
-    config: EvalConfig, log: Path, make: Callable[[], Any], before: Sequence[Callable[[], None]]
+def _run_job(
+    config: EvalConfig,
+    log: Path,
+    make_worker_class: Callable[[], Any],
+    setup: Sequence[Callable[[], None]],
 ) -> None:
-    """What the process of a job does."""
+    """Body of the job's process: run the job with its output in the log."""
     with log.open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
-    for each in before:
-        each()
+    for step in setup:
+        step()
     from pipelines.job import run
 
-    sys.exit(run(config, make()))
+    sys.exit(run(config, make_worker_class()))

@@ -6,50 +6,47 @@ import os
 import signal
 from collections.abc import Generator
 
-from tests.faults.scene import Night
+from tests.faults.scenario import Scenario
 
 
-def worker_killed(night: Night) -> Generator[None, None, None]:
-    """The process of an actor; its batch is answered again, row by row."""
+def worker_killed(scenario: Scenario) -> Generator[None, None, None]:
+    """Kill the process of an actor; another one answers its batch, row by row."""
     yield
-    os.kill(night.in_a_batch(), signal.SIGKILL)
-    night.others()
-    night.told_of_a_death()
-    yield
-
-
-def machine_lost(night: Night) -> Generator[None, None, None]:
-    """The machine that an actor is on; another one has room for it, and a new one comes."""
-    yield
-    night.theatre.machines.lose(night.in_a_batch())
-    night.others()
-    night.told_of_a_death()
-    with night.held():
-        night.theatre.machines.add()
+    os.kill(scenario.wait_for_batch(), signal.SIGKILL)
+    scenario.wait_for_recovery()
+    scenario.wait_for_death_report()
     yield
 
 
-def driver_killed(night: Night) -> Generator[None, None, None]:
-    """The job's own process; the same command goes on where it stopped."""
+def machine_lost(scenario: Scenario) -> Generator[None, None, None]:
+    """Remove the machine of an actor, and add a new one; a machine with room takes the actor."""
     yield
-    night.in_a_batch()
-    night.job.kill()
-    night.start()
-    night.others()
+    scenario.testbed.machines.remove_machine_of(scenario.wait_for_batch())
+    scenario.wait_for_recovery()
+    scenario.wait_for_death_report()
+    with scenario.workers_paused():
+        scenario.testbed.machines.add()
     yield
 
 
-def head_lost(night: Night) -> Generator[None, None, None]:
-    """The head with its driver's Ray; the job ends, and the same command goes on upon a new cluster."""
+def driver_killed(scenario: Scenario) -> Generator[None, None, None]:
+    """Kill the process of the job; the same command continues where it stopped."""
     yield
-    night.in_a_batch()
-    night.theatre.machines.lose_head()
-    assert night.job.wait() == 1, night.job.said
-    assert (
-        "Ray does not answer; if its head is lost this job ends, and the same command goes on"
-        in night.job.said
-    )
-    night.theatre.again()
-    night.start()
-    night.others()
+    scenario.wait_for_batch()
+    scenario.job.kill()
+    scenario.start()
+    scenario.wait_for_recovery()
+    yield
+
+
+def head_lost(scenario: Scenario) -> Generator[None, None, None]:
+    """Remove the head; the job ends, and the same command continues on a new cluster."""
+    yield
+    scenario.wait_for_batch()
+    scenario.testbed.machines.remove_head()
+    assert scenario.job.wait() == 1, scenario.job.log_text
+    assert "Ray does not answer. If its head node is lost" in scenario.job.log_text
+    scenario.testbed.replace_machines()
+    scenario.start()
+    scenario.wait_for_recovery()
     yield
