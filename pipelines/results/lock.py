@@ -1,4 +1,4 @@
-"""Who writes into a run: one process at a time, on any file system, and a dead one holds nothing up."""
+"""A lock for a run, on any file system: one process writes at a time, a dead one blocks nobody."""
 
 from __future__ import annotations
 
@@ -12,164 +12,173 @@ import uuid
 from pathlib import Path
 from typing import Any, Self
 
+import psutil
+
 from pipelines.results.storage import Folder
-from pipelines.text import redacted
+
+STORE_SETTLE_S = 2.0  # after writing to an object store, until the last of two writers is known
+POLL_S = 2.0  # between two looks at the lock of another machine
 
 
 class Locked(Exception):
-    """Another process works on the run."""
+    """Another process writes into the run."""
 
 
 class Lock:
-    """`with Lock(folder):` nobody else writes into this run.
+    """Gives exclusive access to a run: `with Lock(folder): ...`.
 
-    The lock is a file that says who holds it and that changes every few seconds. A holder on this machine is gone
-    when its process is; one elsewhere, when the file has not changed for `patience` seconds. No clocks are compared.
-    A holder that was only asleep finds the lock gone or another's when it wakes: it leaves the lock alone, and its
-    `check` says so.
+    The lock is a file that names its owner and changes every few seconds. An owner on this machine
+    is dead when its process is; one on another machine, when the file has not changed for
+    `patience` seconds. Clocks are never compared. An owner that was only suspended finds the lock
+    gone, or taken, when it wakes up: it leaves the lock alone, and `check` raises.
     """
 
     NAME = "lock.json"
-    BEAT = 10.0
+    BEAT = 10.0  # seconds between two changes of the file
 
     def __init__(self, folder: Folder, patience: float = 60.0) -> None:
         self.folder, self.patience = folder, patience
-        self._me = {"host": socket.gethostname(), "boot": _boot(), "pid": os.getpid(), "token": uuid.uuid4().hex}
-        self._me["born"] = _born(os.getpid())
-        self._stop, self._lost = threading.Event(), threading.Event()
-        self._heart = threading.Thread(target=self._beats, name="run-lock", daemon=True)
+        self._owner = {
+            "host": socket.gethostname(),
+            "boot": _boot_id(),
+            "pid": os.getpid(),
+            "token": uuid.uuid4().hex,
+            "born": _start_time(os.getpid()),
+        }
+        self._released, self._lost = threading.Event(), threading.Event()
+        self._heartbeat = threading.Thread(target=self._beat, name="run-lock", daemon=True)
 
     def __enter__(self) -> Self:
-        while not self._take():
-            holder = self._holder()
-            if holder is not None and not self._gone(holder):
-                where = f"process {holder.get('pid')} on {holder.get('host')}"
+        while not self._acquire():
+            owner = self._read_owner()
+            if owner is None:  # released in the meantime
+                continue
+            if not self._is_dead(owner):
                 raise Locked(
-                    f"{redacted(self.folder.uri)} is being written by {where}; wait for it or stop it,"
-                    f" or delete {self.NAME} there if that process is no more"
+                    f"{self.folder} is being written by process {owner.get('pid')} on"
+                    f" {owner.get('host')}; wait for it or stop it, or delete {self.NAME} there if"
+                    " that process no longer exists"
                 )
-            self._clear(holder)
-        self._heart.start()
+            self._remove_dead()
+        self._heartbeat.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._stop.set()
-        self._heart.join()
-        if self._held():
+        self._released.set()
+        self._heartbeat.join()
+        if self._is_held():
             self.folder.delete(self.NAME)
 
-    def others(self) -> bool:
-        """Does another process hold the lock, as far as one look can tell? Elsewhere it may be dead."""
-        holder = self._holder()
-        if holder is None:
+    def held_by_another(self) -> bool:
+        """Whether another process has the lock; one on another machine may be dead."""
+        owner = self._read_owner()
+        if owner is None:
             return False
-        return not self._near(holder) or (holder.get("pid") != self._me["pid"] and not self._dead(holder))
+        if not self._is_local(owner):
+            return True
+        return owner.get("pid") != self._owner["pid"] and _process_exists(owner)
 
     def check(self) -> None:
-        """Locked if the run is another's by now: who held it must not write there any more."""
-        with contextlib.suppress(OSError):  # a store that does not answer says nothing about who holds it
+        """Raise Locked if another process has taken over the run: this one must stop writing."""
+        with contextlib.suppress(OSError):  # a store that does not respond does not name an owner
             self._look()
         if self._lost.is_set():
             raise Locked(
-                f"{redacted(self.folder.uri)} was taken over by another process while this one did not move, or its"
-                f" {self.NAME} was deleted; this one stops, and what it has answered is kept"
+                f"{self.folder} was taken over by another process while this one did not respond,"
+                f" or its {self.NAME} was deleted; this process stops, its answers are kept"
             )
 
     def _look(self) -> None:
-        if not self._held():
-            self._lost.set()  # for good: what was written since may be another's
+        if not self._is_held():
+            self._lost.set()  # permanently: another process may have written in the meantime
 
-    def _held(self) -> bool:
-        return (self._holder() or {}).get("token") == self._me["token"]
+    def _is_held(self) -> bool:
+        return (self._read_owner() or {}).get("token") == self._owner["token"]
 
-    def _take(self) -> bool:
+    def _acquire(self) -> bool:
         """Write the lock unless there is one."""
         local = self.folder.local
-        data = json.dumps({**self._me, "beat": 0}).encode()
-        if local is not None:
-            local.mkdir(parents=True, exist_ok=True)
-            mine = local / f".{self.NAME}.{self._me['token']}.tmp"
-            mine.write_bytes(data)
-            try:
-                os.link(mine, local / self.NAME)  # fails if the name is taken, and is never seen half written
-                return True
-            except FileExistsError:
+        data = json.dumps({**self._owner, "beat": 0}).encode()
+        if local is None:
+            if self.folder.exists(self.NAME):
                 return False
-            finally:
-                mine.unlink()
-        if self.folder.exists(self.NAME):
-            return False
-        self.folder.write(self.NAME, data)
-        time.sleep(2)  # an object store has no "unless there is one": of two that wrote, the later one stays
-        return self._held()
-
-    def _holder(self) -> dict[str, Any] | None:
+            # Object stores cannot write "unless it exists": of two writers the last one wins.
+            self.folder.write(self.NAME, data)
+            time.sleep(STORE_SETTLE_S)
+            return self._is_held()
+        local.mkdir(parents=True, exist_ok=True)
+        temporary = local / f".{self.NAME}.{self._owner['token']}.tmp"
+        temporary.write_bytes(data)
         try:
-            found = json.loads(self.folder.read(self.NAME))
+            # A link fails if the name exists, and the file is never visible half written.
+            os.link(temporary, local / self.NAME)
+            return True
+        except FileExistsError:
+            return False
+        finally:
+            temporary.unlink()
+
+    def _read_owner(self) -> dict[str, Any] | None:
+        try:
+            owner = json.loads(self.folder.read(self.NAME))
         except FileNotFoundError:
             return None
         except ValueError:
             return {}
-        return found if isinstance(found, dict) else {}
+        return owner if isinstance(owner, dict) else {}
 
-    def _near(self, holder: dict[str, Any]) -> bool:
-        """Is it a process of this machine?"""
-        return holder.get("host") == self._me["host"] and holder.get("boot") == self._me["boot"]
+    def _is_local(self, owner: dict[str, Any]) -> bool:
+        return all(owner.get(key) == self._owner[key] for key in ("host", "boot"))
 
-    def _dead(self, holder: dict[str, Any]) -> bool:
-        return _born(int(holder.get("pid", 0))) != holder.get("born")
-
-    def _gone(self, holder: dict[str, Any]) -> bool:
-        if self._near(holder):
-            return self._dead(holder)
+    def _is_dead(self, owner: dict[str, Any]) -> bool:
+        if self._is_local(owner):
+            return not _process_exists(owner)
         print(
-            f"{redacted(self.folder.uri)} has the lock of {holder.get('host')}:"
-            f" watching {self.patience:.0f} s if it is alive ..."
+            f"{self.folder} is locked by {owner.get('host')}:"
+            f" watching for {self.patience:.0f} s whether it is alive ..."
         )
         end = time.monotonic() + self.patience
         while time.monotonic() < end:
-            time.sleep(min(2.0, self.patience))
-            if self._holder() != holder:
+            time.sleep(min(POLL_S, self.patience))
+            if self._read_owner() != owner:
                 return False
         return True
 
-    def _clear(self, holder: dict[str, Any] | None) -> None:
-        """Remove a dead holder's lock: of several that try, one removes it."""
-        if holder is None:
-            return
-        aside = f".{self.NAME}.{uuid.uuid4().hex[:8]}.tmp"
+    def _remove_dead(self) -> None:
+        """Remove the lock of a dead owner. If several processes try, one of them succeeds."""
+        name = f".{self.NAME}.{uuid.uuid4().hex[:8]}.tmp"
         with contextlib.suppress(FileNotFoundError):
-            self.folder.rename(self.NAME, aside)
-            self.folder.delete(aside)
+            self.folder.rename(self.NAME, name)
+            self.folder.delete(name)
 
-    def _beats(self) -> None:
+    def _beat(self) -> None:
         beat = 0
-        while not self._stop.wait(self.BEAT):
+        while not self._released.wait(self.BEAT):
             beat += 1
-            with contextlib.suppress(OSError):  # a store that does not answer now may do so at the next beat
+            # A store that does not respond now may do so at the next beat.
+            with contextlib.suppress(OSError):
                 self._look()
                 if self._lost.is_set():
                     return
-                self.folder.write(self.NAME, json.dumps({**self._me, "beat": beat}).encode())
+                self.folder.write(self.NAME, json.dumps({**self._owner, "beat": beat}).encode())
 
 
-def _boot() -> str:
+def _process_exists(owner: dict[str, Any]) -> bool:
+    return _start_time(int(owner.get("pid", 0))) == owner.get("born")
+
+
+def _boot_id() -> str:
     path = Path("/proc/sys/kernel/random/boot_id")
     return path.read_text().strip() if path.exists() else ""
 
 
-def _born(pid: int) -> str | None:
-    """When a process of this machine was started, None if there is none: tells it from a later one of that number."""
+def _start_time(pid: int) -> str | None:
+    """Start time of a process of this machine, None if there is none.
+
+    It tells the process from a later one with the same number.
+    """
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except OSError:
-        pass
-    if Path("/proc").exists():
-        return None
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return None
-    except PermissionError:
-        pass
-    return "unknown"
+        is_linux = Path("/proc").exists()
+        return "unknown" if not is_linux and psutil.pid_exists(pid) else None

@@ -1,8 +1,9 @@
-"""What happened to one run, in one JSON file beside its answers: `record.json` holds all that MLflow is told.
+"""What happened to one run, in one JSON file beside its answers: `record.json`.
 
-The file is the truth and MLflow its copy: a server that was down gets from it what it missed (pipelines.results.mlflow_tracker), and
-who has no MLflow reads it. It is written whole, by whoever changes the run and by the tracker, which only moves its own
-part (`mlflow`) forward.
+The file is the original and MLflow a copy of it: a server that was down gets from it what it missed
+(`pipelines.results.mlflow_tracker`), and users without MLflow read the file. It is always written
+completely, by the code that changes the run and by the tracker, which only advances its own part
+(`mlflow`).
 """
 
 from __future__ import annotations
@@ -26,22 +27,24 @@ from pipelines.text import redacted
 
 NAME = "record.json"
 State = Literal["running", "finished", "failed", "killed"]
-LEAST_S = 5.0  # between two points of the history
-MOST_POINTS = 500  # of the history, each time the run's age grows e-fold
+MIN_INTERVAL_S = 5.0  # between two points of the history
+POINTS_PER_E_FOLD = 500  # points of the history while the run's age grows by a factor of e
 
 
 @dataclass
 class RunRecord:
-    """A run: one point, or the job that it belongs to. Change it by its methods, from any thread, and `save` it.
+    """A run of one method, or the job that it belongs to.
 
-    id          one run in MLflow has this tag, whoever brings it there and however often
-    name        of its folder; MLflow's run name is made of it (title)
-    parent      the job's record that this one is nested under: {"id": ..., "name": ...}
-    dataset     {"name", "digest", "source"}: MLflow's dataset input
-    artifacts   names of files in the same folder; one that ends in `.table.json` is shown as a table (summary.sample)
-    history     [{"ts_ms", "step", name: value, ...}], the progress
-    metrics     the final ones
-    mlflow      what MLflow has of all this; the tracker's
+    Change it with its methods, from any thread, and `save` it.
+
+    id          tag of the run in MLflow, however often and by whomever it is synced
+    name        of its folder; also part of the name in MLflow (`mlflow_name`)
+    parent      the job's record, under which MLflow nests this one: {"id": ..., "name": ...}
+    dataset     MLflow's dataset input: {"name", "digest", "source"}
+    artifacts   files in the same folder; a `.table.json` is shown as a table (summary.sample)
+    history     progress over time: [{"ts_ms", "step", name: value, ...}]
+    metrics     final metrics
+    mlflow      what MLflow has of this record; written by the tracker
     """
 
     name: str
@@ -59,83 +62,90 @@ class RunRecord:
     artifacts: list[str] = field(default_factory=list)
     started: float = field(default_factory=time.time)  # seconds since 1970, UTC
     ended: float | None = None
-    age_s: float = 0.0  # at the latest point of the history
+    age_s: float = 0.0  # at the last point of the history
     history: list[dict[str, float]] = field(default_factory=list)
     mlflow: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
-        self._born = time.monotonic() - self.age_s
-        self._noted: dict[str, float] = {}  # by name: its latest point, on the same clock
+        self._start = time.monotonic() - self.age_s
+        self._last_logged: dict[str, float] = {}  # by name: the age at its last point
 
     @property
     def params(self) -> dict[str, str]:
-        """The whole resolved config, flat, as MLflow has its params."""
-        return flat(_clean(self.config))
+        """The complete resolved config as MLflow's params."""
+        return flatten(_to_json(self.config))
 
     @property
     def age(self) -> float:
-        """Seconds that the run has taken, without its interruptions, whatever the clock is set to meanwhile."""
-        return time.monotonic() - self._born
+        """Seconds that the run has taken without interruptions, on a steady clock."""
+        return time.monotonic() - self._start
 
     def log(self, step: int, values: Mapping[str, float], *, force: bool = False) -> bool:
-        """Add a point to the history, unless there is a recent one with one of these names; say whether.
+        """Add a point to the history unless one of its names was logged recently; True if added.
 
-        The longer a run takes the farther its points stand apart, so that a week is a few thousand points.
+        The interval grows with the age of the run, so that a week is a few thousand points.
         """
         with self._lock:
             age = self.age
-            last = max((self._noted[name] for name in values if name in self._noted), default=-math.inf)
-            if not force and age - last < max(LEAST_S, age / MOST_POINTS):
+            last = max(
+                (self._last_logged.get(name, -math.inf) for name in values), default=-math.inf
+            )
+            if not force and age - last < max(MIN_INTERVAL_S, age / POINTS_PER_E_FOLD):
                 return False
             self.age_s = age
-            self._noted |= dict.fromkeys(values, age)
+            self._last_logged |= dict.fromkeys(values, age)
             self.history.append({"ts_ms": int(time.time() * 1000), "step": step, **values})
             return True
 
     def resume(self) -> None:
-        """The run goes on."""
+        """Mark the run as running again."""
         with self._lock:
             self.state, self.message, self.ended = "running", "", None
 
-    def end(self, state: State, metrics: Mapping[str, float] | None = None, message: str = "") -> None:
-        """The run is over: how, with which metrics, and why if it failed."""
+    def end(
+        self, state: State, metrics: Mapping[str, float] | None = None, message: str = ""
+    ) -> None:
+        """Mark the run as ended, with its final metrics and the reason if it failed."""
         with self._lock:
             self.state, self.message, self.ended = state, message, time.time()
             self.metrics = dict(metrics or self.metrics)
 
-    def track(self, state: Mapping[str, Any]) -> None:
-        """Note what MLflow has."""
+    def note_mlflow(self, state: Mapping[str, Any]) -> None:
+        """Note what MLflow has of the record."""
         with self._lock:
             self.mlflow = dict(state)
 
     def snapshot(self) -> dict[str, Any]:
-        """All of it as plain data that nobody else changes, without secrets."""
+        """A copy of all fields as plain data, without secrets."""
         with self._lock:
-            found: dict[str, Any] = _clean({entry.name: getattr(self, entry.name) for entry in fields(self)})
-            return found
+            data: dict[str, Any] = _to_json(
+                {entry.name: getattr(self, entry.name) for entry in fields(self)}
+            )
+            return data
 
     def save(self, folder: Folder) -> None:
         data = self.snapshot()
-        text = json.dumps({**data, "params": flat(data["config"])}, indent=1, ensure_ascii=False)
-        folder.write(NAME, text.encode())
+        data["params"] = flatten(data["config"])
+        folder.write(NAME, json.dumps(data, indent=1, ensure_ascii=False).encode())
 
     @classmethod
     def load(cls, folder: Folder) -> RunRecord:
         """The record in a folder; FileNotFoundError if there is none."""
         data = json.loads(folder.read(NAME))
-        known = {entry.name for entry in fields(cls)}
-        return cls(**{key: value for key, value in data.items() if key in known})  # a newer version may know more
+        names = {entry.name for entry in fields(cls)}
+        # A newer version may have written more fields.
+        return cls(**{name: value for name, value in data.items() if name in names})
 
 
-def title(data: Mapping[str, Any]) -> str:
-    """What MLflow's pages call a run: its point comes first, since charts show no more than the beginning."""
-    before, point, after = data["name"].rpartition(f"-{data['point'].get('name', '')}-")
-    return f"{point.strip('-')} {before} {after}" if before else str(data["name"])
+def mlflow_name(data: Mapping[str, Any]) -> str:
+    """The run's name in MLflow. The method comes first: charts show only the beginning."""
+    before, method, after = data["name"].rpartition(f"-{data['point'].get('name', '')}-")
+    return f"{method.strip('-')} {before} {after}" if before else str(data["name"])
 
 
 def run_folders(folder: str) -> Iterator[Folder]:
-    """Folders with a record, `folder` itself or anywhere below."""
+    """Folders with a record: `folder` itself and all below it."""
     system, path = split(folder)
     base = Folder.of(folder)
     for info in system.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True)):
@@ -144,14 +154,12 @@ def run_folders(folder: str) -> Iterator[Folder]:
             yield base.child(inner) if inner else base
 
 
-def _clean(value: Any) -> Any:
-    """A deep copy as JSON would have it, without secrets."""
-    if isinstance(value, str):
-        return redacted(value)
+def _to_json(value: Any) -> Any:
+    """A deep copy in JSON's types, without secrets."""
     if isinstance(value, Mapping):
-        return {str(key): _clean(item) for key, item in value.items()}
+        return {str(key): _to_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [_clean(item) for item in value]
+        return [_to_json(item) for item in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, int | None):
@@ -159,12 +167,12 @@ def _clean(value: Any) -> Any:
     return redacted(str(value))
 
 
-def flat(config: Mapping[str, Any]) -> dict[str, str]:
-    """A config as MLflow's params: nested options by dotted names, a list as one text."""
+def flatten(config: Mapping[str, Any]) -> dict[str, str]:
+    """A config as MLflow's params: nested options have dotted names, a list is one text."""
     params: dict[str, str] = {}
     for key, value in config.items():
         if isinstance(value, Mapping):
-            params |= {f"{key}.{inner}": text for inner, text in flat(value).items()}
+            params |= {f"{key}.{inner}": text for inner, text in flatten(value).items()}
         else:
             params[key] = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
     return params
@@ -172,22 +180,24 @@ def flat(config: Mapping[str, Any]) -> dict[str, str]:
 
 @functools.cache
 def git_commit() -> str | None:
-    """The commit of the code that runs, if that is known."""
+    """The commit of the running code, None if unknown."""
     return commit_of(Path(__file__).resolve().parents[2])
 
 
 def commit_of(root: Path) -> str | None:
-    """Of a checkout what git says, of an image what cluster/Dockerfile wrote into its COMMIT; None where neither is.
+    """The commit of a checkout, or of an image, whose build writes it to COMMIT; else None.
 
-    A file, not a variable of the image's: a job with a working directory of its own brings other code into it.
+    The image has a file, not a variable: a job with its own working directory brings other code.
     """
     try:
-        ask = ["git", "-C", str(root), "rev-parse", "--show-cdup", "HEAD"]
-        found = subprocess.run(ask, capture_output=True, text=True, timeout=5, check=True).stdout
+        command = ["git", "-C", str(root), "rev-parse", "--show-cdup", "HEAD"]
+        output = subprocess.run(
+            command, capture_output=True, text=True, timeout=5, check=True
+        ).stdout
     except (OSError, subprocess.SubprocessError):
-        found = ""
-    above, _, commit = found.partition("\n")
-    if commit and not above:  # `above`: it lies inside somebody else's repository
+        output = ""
+    cdup, _, commit = output.partition("\n")
+    if commit and not cdup:  # otherwise `root` lies inside another repository
         return commit.strip()
     try:
         return (root / "COMMIT").read_text().strip() or None

@@ -1,7 +1,7 @@
-"""One folder on any file system, with the few acts that are safe everywhere.
+"""A folder on any file system, with the few operations that are safe on all of them.
 
-A file is written whole or not at all: to a temporary name and renamed where files can be renamed in one step, by a
-single PUT on an object store. Nothing here ever appends.
+A file is written completely or not at all: under a temporary name and renamed where renaming is
+atomic, with a single PUT on an object store. Nothing is ever appended.
 """
 
 from __future__ import annotations
@@ -19,10 +19,13 @@ from typing import Any, TypeVar
 
 from pyarrow import NativeFile, fs
 
-_SCHEME = re.compile(r"^[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+from pipelines.text import redacted
+
 SCHEMES = ("file", "s3", "gs", "gcs")
-_STORES: list[fs.FileSystem] = []  # with their connections, which every folder on a store shares
-AT_ONCE = 16  # requests: an object store takes tens of milliseconds for one, and no longer for several
+# Concurrent requests: an object store takes tens of milliseconds for one, and no longer for many.
+MAX_REQUESTS = 16
+_SCHEME = re.compile(r"^[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+_connected: list[fs.FileSystem] = []  # file systems whose connections all folders share
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -33,94 +36,102 @@ def split(uri: str) -> tuple[fs.FileSystem, str]:
         return fs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
     scheme = uri.split("://", 1)[0].lower()
     if scheme not in SCHEMES:
-        raise ValueError(f"{redacted(uri)} is on {scheme}://; supported are local paths and {', '.join(SCHEMES)}")
+        raise ValueError(
+            f"{redacted(uri)} is on {scheme}://, which is not supported: expected a local path or"
+            f" one of {', '.join(SCHEMES)}"
+        )
     system, path = fs.FileSystem.from_uri(uri)
-    for known in _STORES:
-        if known.equals(system):
-            return known, path
-    _STORES.append(system)
+    for other in _connected:
+        if other.equals(system):
+            return other, path
+    _connected.append(system)
     return system, path
 
 
-def run_concurrently(act: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-    """What `act` makes of each item, in their order, several at a time; the first error is raised when all have ended.
+def run_concurrently(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """Results of `function` for all items, in their order. Raises the first error once all ended.
 
-    For acts that wait for a file system: threads do not compute side by side.
+    For functions that wait for a file system: threads do not compute in parallel.
     """
-    with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="at-once") as pool:
-        return list(pool.map(act, items))
+    with ThreadPoolExecutor(MAX_REQUESTS, thread_name_prefix="storage") as pool:
+        return list(pool.map(function, items))
 
 
 @dataclass(frozen=True)
 class Folder:
-    """Files directly in one folder; it comes to exist with the first file written. Travels to workers as its URI."""
+    """The files directly in one folder, which is created with its first file.
+
+    Pickled as its URI. `str(folder)` is safe to print: it contains no secret.
+    """
 
     uri: str
 
     @classmethod
     def of(cls, uri: str) -> Folder:
-        return cls(uri.rstrip("/") if _SCHEME.match(uri) else str(Path(uri).expanduser().absolute()))
+        return cls(
+            uri.rstrip("/") if _SCHEME.match(uri) else str(Path(uri).expanduser().absolute())
+        )
+
+    def __str__(self) -> str:
+        return redacted(self.uri)
 
     def __repr__(self) -> str:
-        return f"Folder({redacted(self.uri)!r})"
+        return f"Folder({str(self)!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Folder, (self.uri,)
 
     @cached_property
-    def _place(self) -> tuple[fs.FileSystem, str]:
+    def _location(self) -> tuple[fs.FileSystem, str]:
         return split(self.uri)
 
     @property
     def local(self) -> Path | None:
-        system, path = self._place
+        system, path = self._location
         return Path(path) if isinstance(system, fs.LocalFileSystem) else None
 
     def child(self, name: str) -> Folder:
-        path, options = self._uri
+        path, options = self._split_options()
         return Folder(f"{path}/{name}{options}")
 
     @property
     def parent(self) -> Folder:
-        """The folder that it lies in."""
-        path, options = self._uri
+        path, options = self._split_options()
         return Folder((path.rpartition("/")[0] or "/") + options)
 
-    @property
-    def _uri(self) -> tuple[str, str]:
-        """Where it is, and what a URI says of the store: s3://bucket/folder?endpoint_override=..."""
-        path, mark, query = self.uri.partition("?") if _SCHEME.match(self.uri) else (self.uri, "", "")
-        return path.rstrip("/"), mark + query
+    def _split_options(self) -> tuple[str, str]:
+        """The path, and the store's options: s3://bucket/folder, ?endpoint_override=..."""
+        is_uri = _SCHEME.match(self.uri)
+        path, mark, options = self.uri.partition("?") if is_uri else (self.uri, "", "")
+        return path.rstrip("/"), mark + options
 
     def _path(self, name: str) -> str:
-        return f"{self._place[1].rstrip('/')}/{name}"
+        return f"{self._location[1].rstrip('/')}/{name}"
 
     def names(self) -> list[str]:
-        """Files directly in it, sorted; none if it does not exist."""
-        system, path = self._place
-        infos = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
-        return sorted(info.base_name for info in infos if info.type == fs.FileType.File)
+        """Names of the files, sorted; empty if the folder does not exist."""
+        return sorted(self.sizes())
 
     def sizes(self) -> Mapping[str, int]:
-        system, path = self._place
+        system, path = self._location
         infos = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
         return {info.base_name: info.size for info in infos if info.type == fs.FileType.File}
 
     def exists(self, name: str) -> bool:
-        return bool(self._place[0].get_file_info(self._path(name)).type == fs.FileType.File)
+        return bool(self._location[0].get_file_info(self._path(name)).type == fs.FileType.File)
 
     def open(self, name: str) -> NativeFile:
-        return self._place[0].open_input_file(self._path(name))
+        return self._location[0].open_input_file(self._path(name))
 
     def read(self, name: str) -> bytes:
         with self.open(name) as file:
             return bytes(file.read())
 
     def write(self, name: str, data: bytes) -> None:
-        """All of `data` under `name`, or nothing: a reader never sees half of it, and a lost machine leaves none."""
+        """Write all of `data` or nothing: neither readers nor a crash see half of it."""
         folder = self.local
         if folder is None:
-            with self._place[0].open_output_stream(self._path(name)) as stream:
+            with self._location[0].open_output_stream(self._path(name)) as stream:
                 stream.write(data)
             return
         folder.mkdir(parents=True, exist_ok=True)
@@ -136,9 +147,9 @@ class Folder:
             raise
 
     def rename(self, old: str, new: str) -> None:
-        self._place[0].move(self._path(old), self._path(new))
+        self._location[0].move(self._path(old), self._path(new))
 
     def delete(self, name: str) -> None:
-        """Delete a file; one that is gone already is no error."""
+        """Delete a file. A file that does not exist is not an error."""
         with contextlib.suppress(FileNotFoundError):
-            self._place[0].delete_file(self._path(name))
+            self._location[0].delete_file(self._path(name))

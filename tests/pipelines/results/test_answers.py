@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.results import answers
-from pipelines.results.answers import Block, batches, read, compact
+from pipelines.results.answers import AnswerParts, batches, read, compact
 from pipelines.results.answer_schema import ANSWER_SCHEMA
 from pipelines.results.storage import Folder
 
@@ -23,7 +23,7 @@ def answer(row_id: str, status: str = "ok", **more: object) -> dict[str, object]
 
 
 def write(folder: Folder, *row_ids: str, status: str = "ok") -> None:
-    Block(folder, row_ids).write([answer(row_id, status) for row_id in row_ids])
+    AnswerParts(folder, row_ids).write([answer(row_id, status) for row_id in row_ids])
 
 
 @pytest.fixture
@@ -39,30 +39,41 @@ def test_a_folder_that_is_not_there_has_no_answers(folder: Folder) -> None:
 def test_what_is_written_is_read(folder: Folder) -> None:
     write(folder, "b", "a")
     write(folder, "c")
-    assert compact(folder).to_pylist() == ["a", "b", "c"] or sorted(compact(folder).to_pylist()) == ["a", "b", "c"]
+    assert compact(folder).to_pylist() == ["a", "b", "c"] or sorted(
+        compact(folder).to_pylist()
+    ) == ["a", "b", "c"]
     assert read(folder)["row_id"].to_pylist() == ["a", "b", "c"]
-    assert sorted(row for part in batches(folder, ["row_id"]) for row in part["row_id"].to_pylist()) == ["a", "b", "c"]
+    assert sorted(
+        row for part in batches(folder, ["row_id"]) for row in part["row_id"].to_pylist()
+    ) == ["a", "b", "c"]
 
 
 def test_what_a_part_has_no_column_for_is_null(folder: Folder) -> None:
     """As parts of an earlier version are."""
     write(folder, "a")
     assert folder.local is not None
-    pq.write_table(pa.table({"row_id": ["b"], "status": ["ok"], "since_dropped": [1]}), folder.local / "b.parquet")
+    pq.write_table(
+        pa.table({"row_id": ["b"], "status": ["ok"], "since_dropped": [1]}),
+        folder.local / "b.parquet",
+    )
     assert compact(folder).to_pylist() == ["a", "b"]
-    assert read(folder, ["row_id", "error", "media"]).to_pylist()[1] == {"row_id": "b", "error": None, "media": None}
+    assert read(folder, ["row_id", "error", "media"]).to_pylist()[1] == {
+        "row_id": "b",
+        "error": None,
+        "media": None,
+    }
     assert read(folder).schema.equals(ANSWER_SCHEMA)
 
 
 def test_a_second_attempt_at_a_block_finds_what_the_first_wrote(folder: Folder) -> None:
-    first = Block(folder, ["a", "b", "c"])
+    first = AnswerParts(folder, ["a", "b", "c"])
     first.write([answer("a")])
     first.write([answer("b")])
-    second = Block(folder, ["a", "b", "c"])
+    second = AnswerParts(folder, ["a", "b", "c"])
     assert second.answered() == {"a", "b"}
     second.write([answer("c")])
     assert sorted(compact(folder).to_pylist()) == ["a", "b", "c"]
-    assert Block(folder, ["a", "b"]).answered() == set()  # another block
+    assert AnswerParts(folder, ["a", "b"]).answered() == set()  # another block
 
 
 def test_parts_are_read_side_by_side(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,7 +112,9 @@ def test_a_row_that_is_there_twice_is_kept_once(folder: Folder) -> None:
     assert read(folder)["row_id"].to_pylist() == ["a", "b", "c"]
 
 
-def test_any_mixture_of_parts_is_settled_as_row_by_row(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_mixture_of_parts_is_settled_as_row_by_row(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Repeated rows within and across parts, errors among them; also where all hashes are the same."""
     for flat in (False, True):
         if flat:
@@ -111,16 +124,22 @@ def test_any_mixture_of_parts_is_settled_as_row_by_row(folder: Folder, monkeypat
             for name in folder.names():
                 folder.delete(name)
             for number in range(12):
-                rows = [answer(f"{dice.randrange(60)}", dice.choice(["ok", "error"])) for _ in range(10)]
-                Block(folder, [f"block {number}"]).write(rows)
+                rows = [
+                    answer(f"{dice.randrange(60)}", dice.choice(["ok", "error"])) for _ in range(10)
+                ]
+                AnswerParts(folder, [f"block {number}"]).write(rows)
             for part in sorted(folder.names()):
                 table = pq.read_table(f"{folder.uri}/{part}", columns=["row_id", "status"])
                 rows = [row for row in table.to_pylist() if row["status"] == "ok" or not retry]
                 for row in rows:
                     if row["row_id"] not in {one["row_id"] for one in expected}:
                         expected.append(row)
-            assert compact(folder, retry_errors=retry).to_pylist() == [row["row_id"] for row in expected]
-            found = [row for part in batches(folder, ["row_id", "status"]) for row in part.to_pylist()]
+            assert compact(folder, retry_errors=retry).to_pylist() == [
+                row["row_id"] for row in expected
+            ]
+            found = [
+                row for part in batches(folder, ["row_id", "status"]) for row in part.to_pylist()
+            ]
             assert found == expected
 
 

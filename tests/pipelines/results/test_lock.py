@@ -32,6 +32,7 @@ def test_one_writer_at_a_time(folder: Folder) -> None:
         pass
 
 
+@pytest.mark.usefixtures("subprocesses")
 def test_a_dead_writers_lock_is_taken_over(folder: Folder) -> None:
     code = f"""
 import os, signal
@@ -54,7 +55,7 @@ def test_a_writer_elsewhere_is_watched(folder: Folder, capsys: pytest.CaptureFix
     assert "elsewhere" in capsys.readouterr().out
 
     class Alive(Lock):
-        def _holder(self) -> dict[str, object]:  # type: ignore[override]
+        def _read_owner(self) -> dict[str, object]:  # type: ignore[override]
             there["beat"] = int(str(there["beat"])) + 1
             return dict(there)
 
@@ -63,26 +64,34 @@ def test_a_writer_elsewhere_is_watched(folder: Folder, capsys: pytest.CaptureFix
         pass
 
 
-def test_who_lost_the_lock_leaves_it_alone_and_is_told(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_lost_the_lock_leaves_it_alone_and_is_told(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A machine that slept longer than others are patient wakes up and finds a successor."""
     monkeypatch.setattr(Lock, "BEAT", 0.02)
     with Lock(folder) as sleeper:
         sleeper.check()
         until(lambda: holder(folder)["beat"] > 0)  # it is its own, so it beats
-        successor = json.dumps({"host": "elsewhere", "boot": "", "pid": 1, "token": "another", "beat": 7}).encode()
+        successor = json.dumps(
+            {"host": "elsewhere", "boot": "", "pid": 1, "token": "another", "beat": 7}
+        ).encode()
         folder.write(Lock.NAME, successor)
-        until(lambda: not sleeper._heart.is_alive())
+        until(lambda: not sleeper._heartbeat.is_alive())
         assert folder.read(Lock.NAME) == successor
         with pytest.raises(Locked, match="taken over"):
             sleeper.check()
-        folder.delete(Lock.NAME)  # the successor has done its work: the run is not the sleeper's again
+        folder.delete(
+            Lock.NAME
+        )  # the successor has done its work: the run is not the sleeper's again
         with pytest.raises(Locked, match="taken over"):
             sleeper.check()
         folder.write(Lock.NAME, successor)
     assert folder.read(Lock.NAME) == successor
 
 
-def test_a_store_that_does_not_answer_takes_no_lock_away(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_does_not_answer_takes_no_lock_away(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def silent(self: Folder, name: str) -> bytes:
         raise OSError("no answer")
 

@@ -1,4 +1,4 @@
-"""What may be shown of a text that has URIs in it: no password, and no key behind a question mark."""
+"""Texts with URIs are shown without passwords and query strings."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import time
 import pyarrow as pa
 import pytest
 
+from pipelines.metrics.summary import failure_lines, failures
 from pipelines.results.run_record import RunRecord
-from pipelines.text import describe_error
-from pipelines.text import redacted
-from pipelines.metrics.summary import error_lines, errors
+from pipelines.text import describe_error, redacted
 
 
 @pytest.mark.parametrize(
@@ -24,7 +23,10 @@ from pipelines.metrics.summary import error_lines, errors
         ("https://token@host/x", "https://***@host/x"),
         ("https://token@ten@host/x", "https://***@host/x"),
         ("http://user:5000@host:5000/x", "http://***@host:5000/x"),
-        ("cannot open postgresql+psycopg2://u:p@h/db: refused", "cannot open postgresql+psycopg2://***@h/db: refused"),
+        (
+            "cannot open postgresql+psycopg2://u:p@h/db: refused",
+            "cannot open postgresql+psycopg2://***@h/db: refused",
+        ),
         ("from s3://a:b@c/x to 's3://d:e/f@g/y'", "from s3://***@c/x to 's3://***@g/y'"),
         ("s3://a:b@c/x,s3://d:e/f@g/y", "s3://***@c/x,s3://***@g/y"),
         ("s3://b/x?access_key=k&secret_key=s is not there", "s3://b/x is not there"),
@@ -32,7 +34,7 @@ from pipelines.metrics.summary import error_lines, errors
         ("s3://b?a=1 and gs://b?a=1", "s3://b and gs://b"),
     ],
 )
-def test_secrets_are_cut_out(text: str, shown: str) -> None:
+def test_secrets_are_removed(text: str, shown: str) -> None:
     assert redacted(text) == shown
     assert redacted(shown) == shown
     assert describe_error(OSError(text)) == f"OSError: {shown}"
@@ -50,28 +52,32 @@ def test_secrets_are_cut_out(text: str, shown: str) -> None:
         "Who is a@b.c, and why at 10:30?",
     ],
 )
-def test_what_is_no_secret_stays(text: str) -> None:
+def test_texts_without_secrets_do_not_change(text: str) -> None:
     assert redacted(text) == text
 
 
-def test_no_text_gives_orders_to_a_terminal() -> None:
-    orders = "\x1b[2J\x1b]0;title\x07 \x9b31m gone\rover\x08\x7f"
+def test_control_characters_are_replaced() -> None:
+    control = "\x1b[2J\x1b]0;title\x07 \x9b31m gone\rover\x08\x7f"
     shown = "one\n\ttwo \ufffd[2J\ufffd]0;title\ufffd \ufffd31m gone\ufffdover\ufffd\ufffd"
-    assert redacted(f"one\n\ttwo {orders}") == shown
-    rows = pa.table({"row_id": [f"id{orders}\nmore"], "status": ["error"], "error": [f"Error: {orders}"]})
-    lines = error_lines(errors([rows]))
+    assert redacted(f"one\n\ttwo {control}") == shown
+    rows = pa.table(
+        {"row_id": [f"id{control}\nmore"], "status": ["error"], "error": [f"Error: {control}"]}
+    )
+    lines = failure_lines(failures([rows]))
     assert all(line.isprintable() for line in lines.splitlines())
     assert len(lines.splitlines()) == 2
 
 
-def test_what_is_cut_short_shows_no_half_of_a_secret() -> None:
+def test_shortened_error_shows_no_part_of_a_secret() -> None:
     text = describe_error(ValueError(f"{'x' * 470} s3://key:{'s' * 100}@bucket"))
     assert len(text) <= 500
     assert "sss" not in text
 
 
-@pytest.mark.parametrize("text", ["a" * 300_000, "a://b:" * 50_000, f"s3://k:{'s' * 300_000}", "a://b/?" * 50_000])
-def test_a_long_text_takes_no_time(text: str) -> None:
+@pytest.mark.parametrize(
+    "text", ["a" * 300_000, "a://b:" * 50_000, f"s3://k:{'s' * 300_000}", "a://b/?" * 50_000]
+)
+def test_long_text_is_redacted_in_linear_time(text: str) -> None:
     began = time.process_time()
     redacted(text)
     assert time.process_time() - began < 5
