@@ -91,7 +91,7 @@ class Shapes:
         """Head 0 at what is meant; head 1 at the centres of what is counted, shared with the first token."""
         seen = labels(shown)
         looks = []
-        for end, part, which in question.points:
+        for end, part, which in question.targets:
             if part == "centre":
                 looks.append(
                     Look(end, 1, seen.centre[list(which)], sink=True, says=(question.answer,))
@@ -160,14 +160,14 @@ class Motion:
         seen = [labels(scene).thing for scene in self.scenes(shown)]
         size, looks = len(seen[0]), []
         now = np.linspace(0, 1, FRAMES)
-        for end, _, which in question.points:
+        for end, _, which in question.targets:
             parts: list[list[np.ndarray]] = [[], [], []]
             for number in which:
                 places = [
                     np.flatnonzero(frame == number) + at * size for at, frame in enumerate(seen)
                 ]
                 visible = [place for place in places if len(place)]
-                act = shown.acts[number]
+                act = shown.actions[number]
                 moving = [
                     place
                     for place, at in zip(places, now, strict=True)
@@ -175,15 +175,15 @@ class Motion:
                 ]
                 parts[0] += visible[:1]
                 parts[1] += visible[-1:]
-                parts[2] += moving if act.what == "move" else []
+                parts[2] += moving if act.kind == "move" else []
             did = {"appear": "appears", "disappear": "disappears", "stay": "stays"}
-            says = [did.get(shown.acts[number].what, shown.acts[number].way) for number in which]
+            says = [did.get(shown.actions[number].kind, shown.actions[number].direction) for number in which]
             if question.type == "count":
                 says = [question.answer]
-            acts = [shown.acts[number] for number in which]
+            acts = [shown.actions[number] for number in which]
             times = (
                 (acts[0].begin - 0.5, acts[0].end - 0.5)
-                if len(acts) == 1 and acts[0].what != "stay"
+                if len(acts) == 1 and acts[0].kind != "stay"
                 else None
             )
             looks.append(Look(end, 0, _joined(parts[0]), says=tuple(says), where=times))
@@ -196,7 +196,7 @@ class Motion:
         seen = [labels(scene).thing for scene in scenes]
         when = np.arange(FRAMES).repeat(len(seen[0]))
         kinds = ["stay", "appear", "disappear", *motion.DIRECTIONS]
-        did = np.array([*(kinds.index(act.way or act.what) for act in shown.acts), -1])
+        did = np.array([*(kinds.index(act.direction or act.kind) for act in shown.actions), -1])
         last = {number: at for at, scene in enumerate(scenes) for number in scene.numbers}
         act = [
             np.where(

@@ -1,1 +1,1 @@
-"""Numbers from answers: accuracy, intervals, comparisons and tests. No I/O."""
+"""Metrics from answers: accuracy, intervals, comparisons and tests. No I/O."""

@@ -1,7 +1,8 @@
-"""A run beside another on the same rows: what is left of the accuracy, whether it differs, which rows went lost.
+"""Comparison of a run with another on the same rows: retention, significance, lost rows.
 
-Pairs are made by `row_id`. A row that one of the two runs has not answered is in no number, and no row that counts
-together with it (a question's other rotations, an image's other question) either.
+Rows are paired by `row_id`. A row that one of the two runs has not answered counts in no number,
+and neither does a row that counts together with it (another rotation of a question, the other
+question about an image).
 """
 
 from __future__ import annotations
@@ -14,17 +15,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.metrics import significance
-from pipelines.metrics import intervals
-from pipelines.metrics.answer_metrics import AnswerArrays, Bools, Metric, Scorer, row_values, as_ratio_sum
-from pipelines.metrics.intervals import Interval, RatioSum
+from pipelines.metrics import intervals, significance
+from pipelines.metrics.answer_metrics import (
+    AnswerArrays,
+    Bools,
+    Metric,
+    Scorer,
+    as_ratio_sum,
+    row_values,
+)
+from pipelines.metrics.intervals import Interval, Ints, RatioSum
 
-HALF = 0.5  # worth less, a row is wrong
+WRONG_BELOW = 0.5  # a row with a lower score is wrong
 
 
 @dataclass(frozen=True)
 class PairedAnswers:
-    """Two runs of one benchmark, row by row: `ours` and `theirs` hold the same rows in the order of their ids."""
+    """Two runs of one benchmark: `ours` and `theirs` have the same rows, sorted by id."""
 
     ours: AnswerArrays
     theirs: AnswerArrays
@@ -32,140 +39,142 @@ class PairedAnswers:
     seed: int = 0
 
     @classmethod
-    def of(cls, answers: pa.Table, others: pa.Table, benchmark: Scorer, seed: int = 0) -> PairedAnswers:
-        ids = (
-            pa.chunked_array([*answers["row_id"].chunks, *others["row_id"].chunks], pa.string())
-            .unique()
-            .sort()
-        )
-        ours, theirs = (_aligned(table, ids) for table in (answers, others))
+    def of(
+        cls, answers: pa.Table, others: pa.Table, benchmark: Scorer, seed: int = 0
+    ) -> PairedAnswers:
+        chunks = [*answers["row_id"].chunks, *others["row_id"].chunks]
+        ids = pa.chunked_array(chunks, pa.string()).unique().sort()
+        ours, theirs = (_align(table, ids) for table in (answers, others))
         both = pa.array(AnswerArrays(ours).scored & AnswerArrays(theirs).scored)
-        return cls(
-            AnswerArrays(_only(ours, both)), AnswerArrays(_only(theirs, both)), benchmark, seed
-        )
+        ours, theirs = (_keep_answered(table, both) for table in (ours, theirs))
+        return cls(AnswerArrays(ours), AnswerArrays(theirs), benchmark, seed)
 
     @cached_property
     def scored(self) -> Bools:
         return self.ours.scored
 
     @cached_property
-    def clusters(self) -> intervals.Ints:
-        return intervals.clusters(self.ours.answers["media"])
+    def clusters(self) -> Ints:
+        return intervals.clusters(self.ours.table["media"])
 
     @cached_property
-    def _headline(self) -> tuple[Metric, Metric]:
-        one, other = (
-            self.benchmark.figures(sheet)[self.benchmark.headline]
-            for sheet in (self.ours, self.theirs)
+    def _headlines(self) -> tuple[Metric, Metric]:
+        ours, theirs = (
+            self.benchmark.metrics(answers)[self.benchmark.headline]
+            for answers in (self.ours, self.theirs)
         )
-        return one, other
+        return ours, theirs
 
     @cached_property
-    def _parts(self) -> tuple[RatioSum, RatioSum, intervals.Ints]:
-        """The headlines as sums over the rows that are in them: the rows of a mean alone, else all scored ones."""
-        one, other = self._headline
-        plain = row_values(one) is not None and row_values(other) is not None
-        among = one[0].below > 0 if plain else self.scored
-        parts = [as_ratio_sum(figure).among(among) for figure in (one, other)]
-        return parts[0], parts[1], intervals.renumber(self.clusters[among])
+    def _ratio_sums(self) -> tuple[RatioSum, RatioSum, Ints]:
+        """The headlines over the rows that count in them, and the clusters of these rows.
+
+        For a mean these are its own rows, for other metrics all scored rows.
+        """
+        ours, theirs = self._headlines
+        are_means = row_values(ours) is not None and row_values(theirs) is not None
+        rows = ours[0].denominator > 0 if are_means else self.scored
+        first, second = (as_ratio_sum(metric).select(rows) for metric in (ours, theirs))
+        return first, second, intervals.renumber(self.clusters[rows])
 
     @property
     def rows(self) -> int:
-        """Rows that both have an answer to that has a score."""
+        """The number of rows with a score in both runs."""
         return int(self.scored.sum())
 
     def retention(self) -> Interval | None:
-        """What is left of the other's headline; None where it has no point."""
+        """Return our headline relative to theirs; None where theirs is zero."""
         if not self.scored.any():
             return None
-        ours, theirs, cluster = self._parts
-        if row_values(self._headline[0]) is not None:
-            return intervals.retention(ours.above[0], theirs.above[0], cluster, self.seed)
+        ours, theirs, cluster = self._ratio_sums
+        if row_values(self._headlines[0]) is not None:
+            columns = ours.numerators[0], theirs.numerators[0]
+            return intervals.retention(*columns, cluster, self.seed)
         return intervals.ratio_sum_retention(ours, theirs, cluster, self.seed)
 
     def retention_by_type(self) -> dict[str, Interval]:
-        """The same of each type of question, of the rows' own worth."""
-        found = {}
-        for kind in sorted(set(self.ours.types[self.scored]) - {""}):
-            mine = self.scored & (self.ours.types == kind)
-            cluster = intervals.renumber(self.clusters[mine])
-            kept = intervals.retention(
-                self.ours.worth[mine], self.theirs.worth[mine], cluster, self.seed
-            )
-            if kept is not None:
-                found[str(kind)] = kept
-        return found
+        """Return the retention of each type of question, from the scores of its rows."""
+        retentions = {}
+        for kind in self.ours.scored_types:
+            rows = self.scored & (self.ours.types == kind)
+            cluster = intervals.renumber(self.clusters[rows])
+            scores = self.ours.scores[rows], self.theirs.scores[rows]
+            retention = intervals.retention(*scores, cluster, self.seed)
+            if retention is not None:
+                retentions[str(kind)] = retention
+        return retentions
 
     def p_value(self) -> float:
-        """Of no difference between the headlines: McNemar's where each medium has one question, else by swaps."""
-        return significance.paired_p_value(*self._parts, self.seed)
+        """Return the p-value of equal headlines (`significance.paired_p_value`)."""
+        return significance.paired_p_value(*self._ratio_sums, self.seed)
 
     def rows_needed(self) -> int | None:
-        """Rows like these that find a difference of one point of accuracy, with a power of 80 %.
+        """Return the rows that detect a difference of one point of accuracy, with a power of 80 %.
 
-        Rows as `rows` counts them: all rotations of a question, and those that the headline is not about.
+        They are counted like `rows`: with all rotations of a question, and with the rows that do
+        not count in the headline.
         """
-        ours, theirs, cluster = self._parts
-        each = self.rows / max(1, len(cluster))  # rows for one of the headline's
+        ours, theirs, cluster = self._ratio_sums
+        rows_per_headline_row = self.rows / max(1, len(cluster))
+        variance = significance.difference_variance(ours, theirs, cluster)
         return significance.rows_needed(
-            each * significance.difference_variance(ours, theirs, cluster) / self.benchmark.most**2
+            rows_per_headline_row * variance / self.benchmark.headline_max**2
         )
 
     @cached_property
     def lost(self) -> Bools:
-        """Rows that are worth less here than there."""
-        return np.nan_to_num(self.ours.worth) < np.nan_to_num(self.theirs.worth)
+        """Rows with a lower score here than there."""
+        return np.nan_to_num(self.ours.scores) < np.nan_to_num(self.theirs.scores)
 
     @cached_property
     def gained(self) -> Bools:
-        return np.nan_to_num(self.ours.worth) > np.nan_to_num(self.theirs.worth)
+        return np.nan_to_num(self.ours.scores) > np.nan_to_num(self.theirs.scores)
 
     def metrics(self) -> dict[str, float]:
-        """By the names they have in MLflow, beside those of `pipelines.metrics.summary`; what cannot be known is left out."""
-        kept = self.retention()
-        if kept is None:
+        """Return the numbers under their names in MLflow, without those that cannot be computed."""
+        retention = self.retention()
+        if retention is None:
             return {}
-        found = intervals.as_metrics("accuracy_retention", kept)
-        found |= {
+        metrics = intervals.as_metrics("accuracy_retention", retention) | {
             "rows_compared": self.rows,
             "rows_lost": int(self.lost.sum()),
             "rows_gained": int(self.gained.sum()),
+            "p_value": self.p_value(),
         }
-        found["p_value"] = self.p_value()
-        if (needed := self.rows_needed()) is not None:
-            found["rows_needed"] = needed
-        return found
+        needed = self.rows_needed()
+        return metrics if needed is None else metrics | {"rows_needed": needed}
 
 
 class HardSplit(NamedTuple):
-    """A run on the rows of the hard split."""
+    """The accuracy of a run on the rows of the hard split."""
 
     rows: int
     accuracy: Interval
 
 
-def hard_split(answers: pa.Table, downsampled: pa.Table, benchmark: Scorer, seed: int = 0) -> HardSplit | None:
-    """VTC-Bench's hard split: accuracy on the rows that a model which sees a coarser picture gets wrong.
+def hard_split(
+    answers: pa.Table, downsampled: pa.Table, benchmark: Scorer, seed: int = 0
+) -> HardSplit | None:
+    """Return the accuracy on VTC-Bench's hard split, or None without a hard row.
 
-    What is easy does not tell methods apart: on the other rows a smaller picture would do. None where there is no hard
-    row.
+    Hard are the rows that a model gets wrong which sees a coarser picture. Easy rows do not tell
+    methods apart: a smaller picture would be enough for them.
     """
     pair = PairedAnswers.of(answers, downsampled, benchmark, seed)
-    among = pair.scored & (np.nan_to_num(pair.theirs.worth) < HALF)
-    if not among.any():
+    rows = pair.scored & (np.nan_to_num(pair.theirs.scores) < WRONG_BELOW)
+    if not rows.any():
         return None
-    cluster = intervals.renumber(pair.clusters[among])
-    return HardSplit(int(among.sum()), intervals.mean(pair.ours.worth[among], cluster, seed))
+    cluster = intervals.renumber(pair.clusters[rows])
+    return HardSplit(int(rows.sum()), intervals.mean(pair.ours.scores[rows], cluster, seed))
 
 
-def _aligned(table: pa.Table, ids: pa.Array) -> pa.Table:
-    """The rows of these ids; those that are not there have nothing but the id."""
-    found = table.take(pc.index_in(ids, value_set=table["row_id"].combine_chunks()))
-    return found.set_column(found.column_names.index("row_id"), "row_id", ids)
+def _align(table: pa.Table, ids: pa.Array) -> pa.Table:
+    """Return the rows of these ids. A missing row has nothing but its id."""
+    aligned = table.take(pc.index_in(ids, value_set=table["row_id"].combine_chunks()))
+    return aligned.set_column(aligned.column_names.index("row_id"), "row_id", ids)
 
 
-def _only(table: pa.Table, answered: pa.Array) -> pa.Table:
-    """All other rows count as not answered."""
-    return table.set_column(
-        table.column_names.index("status"), "status", pc.if_else(answered, "ok", "error")
-    )
+def _keep_answered(table: pa.Table, answered: pa.Array) -> pa.Table:
+    """Mark all other rows as not answered."""
+    status = pc.if_else(answered, "ok", "error")
+    return table.set_column(table.column_names.index("status"), "status", status)

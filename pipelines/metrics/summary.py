@@ -1,14 +1,15 @@
-"""What a run's answers say: the metrics of one point, its errors, and the table at the end of a job.
+"""Summary of a run's answers: the metrics of one point, its errors, and the table of a job.
 
-What counts, once for all numbers:
+Rules for all numbers:
 
-- Accuracy is the benchmark's headline as a share of the best there is: of most the mean of `score`, or of `correct`
-  where a row has no score, over the rows that were answered and that have something to compare with. Rows that ended in
-  an error are not wrong answers; they are counted apart. Whatever else the official scorer reports is beside it.
-- Intervals are for 95 % and over media (pipelines.metrics.intervals). What is said against the unmodified model is paired: the
-  same rows of both runs (pipelines.metrics.comparison).
-- Speed is that of the device: rows by the time one actor spent on prefill and decoding. Start-up, reading and the
-  other methods that took turns in the same actor are not in it; `wall_s` is all of it.
+- Accuracy is the benchmark's headline as a share of its maximum. For most benchmarks it is the mean
+  of `score`, or of `correct` where a row has no score, over the rows that were answered and have a
+  reference. Rows that ended in an error are not wrong answers; they are counted separately. All
+  other metrics of the official scorer are reported beside it.
+- Intervals are 95 % and over media (pipelines.metrics.intervals). Numbers relative to the
+  unmodified model are paired: the same rows of both runs (pipelines.metrics.comparison).
+- Speed is that of the device: rows / the time that one actor spent on prefill and decoding. It does
+  not include start-up, reading and other methods in the same actor; `wall_s` includes everything.
 """
 
 from __future__ import annotations
@@ -17,29 +18,34 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
-from pipelines.metrics import answer_metrics
-from pipelines.metrics import intervals
+from pipelines.metrics import answer_metrics, intervals
 from pipelines.metrics.answer_metrics import AnswerArrays, Metric, Scorer
 from pipelines.metrics.comparison import PairedAnswers
-from pipelines.metrics.intervals import Interval
+from pipelines.metrics.intervals import Floats, Interval, Ints
 from pipelines.text import redacted
 
+# Columns that `summarise` reads, for callers that do not want to load more.
 COLUMNS = (
     *(*answer_metrics.COLUMNS, "error", "budget", "visual_tokens_in"),
     *("prefill_ms", "decode_ms", "compress_ms", "peak_memory_bytes"),
-)  # what `summarise` reads, for who does not want to load more
-ERROR_COLUMNS = ("row_id", "status", "error")  # and `errors`
+)
+ERROR_COLUMNS = ("row_id", "status", "error")  # that `failures` reads
+# Columns of the sample that MLflow shows.
+SAMPLE_COLUMNS = (
+    *("row_id", "type", "media", "question", "reference", "prediction"),
+    *("correct", "status", "error", "budget"),
+)
+MAX_WIDTH = 100  # characters of a line of the table and of the errors
 
 
 class Answers(Protocol):
-    """A pyarrow dataset, or whatever else can be read as a table."""
+    """A pyarrow dataset, or anything else that can be read as a table."""
 
     def to_table(self, *, columns: list[str]) -> pa.Table: ...
 
@@ -51,143 +57,120 @@ def summarise(
     timings: Mapping[str, float] | None = None,
     seed: int = 0,
 ) -> dict[str, float]:
-    """The metrics of one point, by the names they have in MLflow. What cannot be known is left out, never zero.
+    """Return the metrics of one point under their names in MLflow.
 
-    vanilla: the answers of the unmodified model to the same rows; None where there are none, or for that run itself.
-    timings: what the answers do not know, taken over as it is: load_s, wall_s, prefill_tflops, gpu_busy, ...
+    A metric that cannot be computed is left out; it is never zero.
+
+    vanilla: the answers of the unmodified model to the same rows; None without them, or for that
+    run itself.
+    timings: numbers that are not in the answers, copied unchanged: load_s, wall_s, gpu_busy, ...
     """
     table = _table(answers)
-    good = table.filter(pc.equal(table["status"], "ok"))
+    answered = table.filter(pc.equal(table["status"], "ok"))
+    # Accuracy comes first: MLflow's page of compared runs opens on the first metric it received.
     metrics: dict[str, float] = {
-        **_accuracy(
-            table, benchmark, seed
-        ),  # first: MLflow's page of compared runs opens on the first metric it got
+        **_accuracy(table, benchmark, seed),
         "rows_total": table.num_rows,
-        "rows_error": table.num_rows - good.num_rows,
-        **_tokens(good),
-        **_speed(good),
+        "rows_error": table.num_rows - answered.num_rows,
+        **_visual_tokens(answered),
+        **_speed(answered),
         **(timings or {}),
     }
     if vanilla is not None:
-        metrics |= _against(PairedAnswers.of(table, _table(vanilla), benchmark, seed))
+        pair = PairedAnswers.of(table, _table(vanilla), benchmark, seed)
+        metrics |= pair.metrics()
+        for kind, retention in pair.retention_by_type().items():
+            prefix = metric_name(f"{benchmark.name}/{kind}")
+            metrics |= intervals.as_metrics(f"{prefix}.accuracy_retention", retention)
     return metrics
-
-
-def _table(answers: pa.Table | Answers) -> pa.Table:
-    return (
-        answers.select(COLUMNS)
-        if isinstance(answers, pa.Table)
-        else answers.to_table(columns=list(COLUMNS))
-    )
-
-
-def _floats(column: pa.ChunkedArray) -> NDArray[np.float64]:
-    return np.asarray(pc.fill_null(pc.cast(column, pa.float64()), float("nan")), dtype=np.float64)
-
-
-def _accuracy(table: pa.Table, benchmark: Scorer, seed: int) -> dict[str, float]:
-    """The headline, what else the scorer reports, and each type of question beside the chance of guessing it."""
-    sheet = AnswerArrays(table)
-    if not sheet.scored.any():
-        return {}
-    found = {
-        name: figure
-        for name, figure in benchmark.figures(sheet).items()
-        if answer_metrics.has_rows(figure)
-    }
-    cluster = intervals.clusters(table["media"])
-    headline = found.get(benchmark.headline)
-    metrics = (
-        intervals.as_metrics("accuracy", _interval(headline, benchmark.most, cluster, seed))
-        if headline
-        else {}
-    )
-    metrics["rows_scored"] = int(sheet.scored.sum())
-    reported = {
-        name: figure
-        for name, figure in found.items()
-        if name != "accuracy" or benchmark.headline != name
-    }
-    metrics |= {
-        metric_name(f"{benchmark.name}/{name}"): answer_metrics.value(figure)
-        for name, figure in reported.items()
-    }
-    for kind in sorted(set(sheet.types[sheet.scored]) - {""}):
-        mine = sheet.scored & (sheet.types == kind)
-        prefix = metric_name(f"{benchmark.name}/{kind}")
-        metrics |= intervals.as_metrics(
-            f"{prefix}.accuracy",
-            intervals.mean(sheet.worth[mine], intervals.renumber(cluster[mine]), seed),
-        )
-        metrics[f"{prefix}.rows"] = int(mine.sum())
-        chance = benchmark.chance(kind)
-        if chance is not None:
-            metrics[f"{prefix}.chance"] = chance
-    return metrics
-
-
-def _interval(figure: Metric, most: float, cluster: intervals.Ints, seed: int) -> Interval:
-    if (values := answer_metrics.row_values(figure)) is not None:
-        among = figure[0].below > 0
-        return intervals.mean(values[among], intervals.renumber(cluster[among]), seed)
-    return Interval(
-        *(
-            each / most
-            for each in intervals.ratio_sum(answer_metrics.as_ratio_sum(figure), cluster, seed)
-        )
-    )
 
 
 def metric_name(text: str) -> str:
-    """A name that MLflow takes: letters, digits and _ - . space :
+    """Return a name that MLflow accepts: letters, digits and _ - . space :
 
-    A dot for a slash: of names with slashes its charts page makes sections, and puts them before the headline's.
+    A slash becomes a dot: MLflow's charts page makes sections of names with slashes, and shows them
+    before the headline's.
     """
     return re.sub(r"[^\w\-. :]+", "_", text.replace("/", ".")).strip(". ")[:200]
 
 
-def _against(pair: PairedAnswers) -> dict[str, float]:
-    """The run beside vanilla, and what each type of question keeps."""
-    metrics = pair.metrics()
-    for kind, kept in pair.retention_by_type().items():
-        metrics |= intervals.as_metrics(
-            f"{metric_name(f'{pair.benchmark.name}/{kind}')}.accuracy_retention", kept
-        )
+def _table(answers: pa.Table | Answers) -> pa.Table:
+    if isinstance(answers, pa.Table):
+        return answers.select(COLUMNS)
+    return answers.to_table(columns=list(COLUMNS))
+
+
+def _floats(column: pa.ChunkedArray) -> Floats:
+    return np.asarray(pc.fill_null(pc.cast(column, pa.float64()), float("nan")), dtype=np.float64)
+
+
+def _accuracy(table: pa.Table, benchmark: Scorer, seed: int) -> dict[str, float]:
+    """Return the headline, the scorer's other metrics, and the accuracy of each type of question."""
+    answers = AnswerArrays(table)
+    if not answers.scored.any():
+        return {}
+    reported = {
+        name: metric
+        for name, metric in benchmark.metrics(answers).items()
+        if answer_metrics.has_rows(metric)
+    }
+    cluster = intervals.clusters(table["media"])
+    metrics: dict[str, float] = {}
+    if headline := reported.get(benchmark.headline):
+        interval = _headline_interval(headline, benchmark.headline_max, cluster, seed)
+        metrics |= intervals.as_metrics("accuracy", interval)
+    metrics["rows_scored"] = int(answers.scored.sum())
+    if benchmark.headline == "accuracy":
+        reported.pop("accuracy", None)
+    for name, metric in reported.items():
+        metrics[metric_name(f"{benchmark.name}/{name}")] = answer_metrics.value(metric)
+    for kind in answers.scored_types:
+        rows = answers.scored & (answers.types == kind)
+        prefix = metric_name(f"{benchmark.name}/{kind}")
+        interval = intervals.mean(answers.scores[rows], intervals.renumber(cluster[rows]), seed)
+        metrics |= intervals.as_metrics(f"{prefix}.accuracy", interval)
+        metrics[f"{prefix}.rows"] = int(rows.sum())
+        if (chance := benchmark.chance(kind)) is not None:
+            metrics[f"{prefix}.chance"] = chance
     return metrics
 
 
-def _tokens(good: pa.Table) -> dict[str, float]:
-    """Visual tokens a layer sees on average, and their share of what the unmodified model sees; means over rows."""
-    kept, given = _floats(good["budget"]), _floats(good["visual_tokens_in"])
-    known = ~np.isnan(kept) & (given > 0)
-    if not known.any():
+def _headline_interval(metric: Metric, maximum: float, cluster: Ints, seed: int) -> Interval:
+    if (values := answer_metrics.row_values(metric)) is not None:
+        rows = metric[0].denominator > 0
+        return intervals.mean(values[rows], intervals.renumber(cluster[rows]), seed)
+    points = intervals.ratio_sum(answer_metrics.as_ratio_sum(metric), cluster, seed)
+    return Interval(*(bound / maximum for bound in points))
+
+
+def _visual_tokens(answered: pa.Table) -> dict[str, float]:
+    """Return the mean over rows of the visual tokens a layer sees, and of their share of all."""
+    kept, total = _floats(answered["budget"]), _floats(answered["visual_tokens_in"])
+    rows = ~np.isnan(kept) & (total > 0)
+    if not rows.any():
         return {}
-    share = kept[known] / given[known]
     return {
-        "visual_tokens_kept": float(kept[known].mean()),
-        "visual_retention": float(share.mean()),
+        "visual_tokens_kept": float(kept[rows].mean()),
+        "visual_retention": float((kept[rows] / total[rows]).mean()),
     }
 
 
-def _speed(good: pa.Table) -> dict[str, float]:
+def _speed(answered: pa.Table) -> dict[str, float]:
     prefill, decode, compress = (
-        _floats(good[name]) for name in ("prefill_ms", "decode_ms", "compress_ms")
+        _floats(answered[name]) for name in ("prefill_ms", "decode_ms", "compress_ms")
     )
     metrics: dict[str, float] = {}
-    for name, column, shares in (("prefill", prefill, (50, 95)), ("compress", compress, (50,))):
-        known = column[~np.isnan(column)]
-        if known.size:
-            metrics |= {
-                f"{name}_ms_p{share}": float(np.percentile(known, share)) for share in shares
-            }
+    for name, column, ranks in (("prefill", prefill, (50, 95)), ("compress", compress, (50,))):
+        times = column[~np.isnan(column)]
+        if times.size:
+            metrics |= {f"{name}_ms_p{rank}": float(np.percentile(times, rank)) for rank in ranks}
     timed = ~np.isnan(prefill)
     seconds = float(prefill[timed].sum() + np.nansum(decode[timed])) / 1000
     if seconds > 0:
+        tokens = float(np.nansum(_floats(answered["visual_tokens_in"])[timed]))
         metrics["samples_per_s"] = float(timed.sum()) / seconds
-        metrics["visual_tokens_per_s"] = (
-            float(np.nansum(_floats(good["visual_tokens_in"])[timed])) / seconds
-        )
-    peak = pc.max(good["peak_memory_bytes"]).as_py()
+        metrics["visual_tokens_per_s"] = tokens / seconds
+    peak = pc.max(answered["peak_memory_bytes"]).as_py()
     if peak is not None:
         metrics["peak_memory_gib"] = peak / 2**30
     return metrics
@@ -198,88 +181,76 @@ class Failure(NamedTuple):
 
     kind: str
     rows: int
-    message: str  # of the first one
-    row_ids: tuple[str, ...]  # a few
+    message: str  # of the first row
+    row_ids: tuple[str, ...]  # a few examples
 
 
-def failures(parts: Iterable[pa.Table], examples: int = 3) -> list[Failure]:
-    """What went wrong, the most frequent first, from the columns ERRORS of answers that need not fit into memory."""
+def failures(tables: Iterable[pa.Table], examples: int = 3) -> list[Failure]:
+    """Count the errors by class, the most frequent first.
+
+    tables: parts of the answers with ERROR_COLUMNS; together they need not fit into memory.
+    """
     count: Counter[str] = Counter()
     first: dict[str, list[tuple[str, str]]] = {}
-    for part in parts:
-        bad = part.filter(
-            pc.invert(pc.match_like(part["status"], "ok"))
-        )  # `pc.not_equal` would import pandas
-        for row_id, error in zip(bad["row_id"].to_pylist(), bad["error"].to_pylist(), strict=True):
+    for table in tables:
+        # `pc.not_equal` would import pandas
+        failed = table.filter(pc.invert(pc.match_like(table["status"], "ok")))
+        columns = (failed[name].to_pylist() for name in ("row_id", "error"))
+        for row_id, error in zip(*columns, strict=True):
             kind, _, message = (error or "unknown").partition(": ")
             count[kind] += 1
             first[kind] = sorted([*first.get(kind, []), (row_id, message)])[:examples]
-    failures = [
+    classes = [
         Failure(kind, count[kind], rows[0][1], tuple(row_id for row_id, _ in rows))
         for kind, rows in first.items()
     ]
-    return sorted(failures, key=lambda failure: (-failure.rows, failure.kind))
+    return sorted(classes, key=lambda failure: (-failure.rows, failure.kind))
 
 
-def failure_lines(failures: Iterable[Failure], width: int = 100) -> str:
-    """`errors` as a person reads it; empty if there were none."""
+def failure_lines(failures: Iterable[Failure], width: int = MAX_WIDTH) -> str:
+    """Format `failures` for a person; empty without failures."""
     lines = []
     for failure in failures:
         more = ", ..." if failure.rows > len(failure.row_ids) else ""
-        names = ", ".join(" ".join(row_id.split()) for row_id in failure.row_ids)
-        lines += [
-            _cut(f"{failure.rows} x {failure.kind}: {failure.message}", width),
-            _cut(f"    {names}{more}", width),
-        ]
+        ids = ", ".join(" ".join(row_id.split()) for row_id in failure.row_ids)
+        lines.append(_shorten(f"{failure.rows} x {failure.kind}: {failure.message}", width))
+        lines.append(_shorten(f"    {ids}{more}", width))
     return redacted("\n".join(lines))
 
 
-HEADER = (
-    "method",
-    "accuracy [95 %]",
-    "retention [95 %]",
-    "kept",
-    "share",
-    "rows/s",
-    "prefill ms",
-    "errors",
-)
-BUSY = "GPU busy"
-WIDTH = 100
-
-
 def table(points: Sequence[tuple[str, Mapping[str, float]]]) -> str:
-    """One line a point, (name, metrics), at most WIDTH columns: what a job ends with. `-` is what is not known.
+    """Format one line per point, (name, metrics), at the end of a job. `-` is an unknown number.
 
-    How busy the GPU was is a column where there was one.
+    Utilization of the GPU is a column where any point has it.
     """
-    header, rows = HEADER, [_line(name, metrics) for name, metrics in points]
+    columns = {
+        "method": [name for name, _ in points],
+        "accuracy [95 %]": [_range(metrics, "accuracy") for _, metrics in points],
+        "retention [95 %]": [_range(metrics, "accuracy_retention") for _, metrics in points],
+        "kept": [_number(metrics.get("visual_tokens_kept")) for _, metrics in points],
+        "share": [_percent(metrics.get("visual_retention")) for _, metrics in points],
+        "rows/s": [_number(metrics.get("samples_per_s")) for _, metrics in points],
+        "prefill ms": [_number(metrics.get("prefill_ms_p50")) for _, metrics in points],
+        "errors": [
+            f"{int(metrics.get('rows_error', 0))}/{int(metrics.get('rows_total', 0))}"
+            for _, metrics in points
+        ],
+    }
     if any("gpu_busy" in metrics for _, metrics in points):
-        busy = [_percent(metrics.get("gpu_busy")) for _, metrics in points]
-        header, rows = (*header, BUSY), [(*row, cell) for row, cell in zip(rows, busy, strict=True)]
-    widths = [max(len(row[place]) for row in [header, *rows]) for place in range(len(header))]
-    widths[0] = min(widths[0], WIDTH - sum(widths[1:]) - 2 * (len(header) - 1))
+        columns["GPU busy"] = [_percent(metrics.get("gpu_busy")) for _, metrics in points]
+    rows = [tuple(columns), *zip(*columns.values(), strict=True)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    widths[0] = min(widths[0], MAX_WIDTH - sum(widths[1:]) - 2 * (len(widths) - 1))
     lines = [
         "  ".join(
-            cell.rjust(w) if place else _cut(cell, w).ljust(w)
-            for place, (cell, w) in enumerate(zip(row, widths, strict=True))
+            [
+                _shorten(name, widths[0]).ljust(widths[0]),
+                *(cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)),
+            ]
         )
-        for row in [header, *rows]
+        for name, *cells in rows
     ]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
-
-
-def _line(name: str, metrics: Mapping[str, float]) -> tuple[str, ...]:
-    return (
-        name,
-        _range(metrics, "accuracy"),
-        _range(metrics, "accuracy_retention"),
-        _number(metrics.get("visual_tokens_kept")),
-        _percent(metrics.get("visual_retention")),
-        _number(metrics.get("samples_per_s")),
-        _number(metrics.get("prefill_ms_p50")),
-        f"{int(metrics.get('rows_error', 0))}/{int(metrics.get('rows_total', 0))}",
-    )
 
 
 def _range(metrics: Mapping[str, float], name: str) -> str:
@@ -294,41 +265,29 @@ def _percent(value: float | None) -> str:
 
 
 def _number(value: float | None) -> str:
-    """Three digits that mean something, thousands apart."""
+    """Format a number with three significant digits and separated thousands."""
     if value is None:
         return "-"
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def _cut(text: str, width: int) -> str:
+def _shorten(text: str, width: int) -> str:
     return text if len(text) <= width else f"{text[: width - 3]}..."
 
 
-SAMPLE = (
-    "row_id",
-    "type",
-    "media",
-    "question",
-    "reference",
-    "prediction",
-    "correct",
-    "status",
-    "error",
-    "budget",
-)
-
-
 def sample(answers: pa.Table, rows: int = 100) -> bytes:
-    """A few answers as MLflow shows a table in its pages: JSON of {columns, data}. Errors come first, then an even
-    choice over the run, so that one page shows what there is."""
+    """Return a few answers as the JSON of {columns, data} that MLflow shows as a table.
+
+    Errors come first, then answers evenly spaced over the run, so that one page is representative.
+    """
     table = answers.sort_by("row_id")
-    fine = np.asarray(pc.equal(table["status"], "ok"), dtype=bool)
-    bad, good = np.flatnonzero(~fine)[: rows // 4], np.flatnonzero(fine)
+    answered = np.asarray(pc.equal(table["status"], "ok"), dtype=bool)
+    failed, good = np.flatnonzero(~answered)[: rows // 4], np.flatnonzero(answered)
     if len(good):
-        good = good[np.unique(np.linspace(0, len(good) - 1, rows - len(bad)).astype(int))]
-    rest = table.select(SAMPLE).take(np.concatenate([bad, good]))
-    data: list[list[Any]] = [
+        good = good[np.unique(np.linspace(0, len(good) - 1, rows - len(failed)).astype(int))]
+    chosen = table.select(SAMPLE_COLUMNS).take(np.concatenate([failed, good]))
+    data = [
         [", ".join(cell) if isinstance(cell, list) else cell for cell in row.values()]
-        for row in rest.to_pylist()
+        for row in chosen.to_pylist()
     ]
-    return json.dumps({"columns": list(SAMPLE), "data": data}, ensure_ascii=False).encode()
+    return json.dumps({"columns": list(SAMPLE_COLUMNS), "data": data}, ensure_ascii=False).encode()

@@ -1,4 +1,4 @@
-"""What a judge is: it reads a question, its correct answer and a predicted one, and says whether they agree."""
+"""The interface of a judge, which decides whether a prediction agrees with the correct answer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ BEST = 5  # the highest score; the lowest is 0
 
 
 class Item(NamedTuple):
-    """What is judged. The model that answered is not named: a judge must not know it."""
+    """A question to judge. The model that answered is not named: a judge must not know it."""
 
     question: str
     reference: tuple[str, ...]  # one correct answer, or several that are equally right
@@ -18,24 +18,24 @@ class Item(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """`correct` and `score` (0 to BEST) are both there, or neither is and `error` says why."""
+    """Either `correct` and `score` (0 to BEST) are both set, or neither and `error` says why."""
 
     correct: bool | None
     score: int | None
-    reply: str = ""  # what the judge said, word for word
+    reply: str = ""  # of the judge, word for word
     error: str | None = None  # "kind: message"; the kinds are counted
 
 
 class Unavailable(Exception):
-    """The judge cannot judge anything at present: no use in asking it about the next item."""
+    """The judge cannot judge anything at present, so the next item need not be tried."""
 
 
 class Judge(ABC):
-    """One judge. Its numbers are only comparable with those of an equal name, prompt hash and version.
+    """One judge. Its numbers are comparable only if name, prompt hash and version are equal.
 
-    label       what its metrics are called: `judge/accuracy`
-    name        readable, and usable in a file's name but for its slashes
-    prompt_hash changes with any word that it is asked; "none" if it is asked nothing
+    label       prefix of its metrics: `judge/accuracy`
+    name        readable; valid in a file name except for its slashes
+    prompt_hash changes with any word of the prompt; "none" without a prompt
     """
 
     label = "judge"
@@ -45,11 +45,15 @@ class Judge(ABC):
     @property
     @abstractmethod
     def version(self) -> str:
-        """Of the rules here and, where it is known, of the model: after judging, as a server may name it then."""
+        """Version of the rules here and, if known, of the model.
+
+        Read it after judging, as a server may name its model only then.
+        """
 
     @abstractmethod
     def judge(self, items: Iterable[Item]) -> Iterator[Verdict]:
-        """One verdict an item, in the items' order, whatever goes wrong with one; `Unavailable` ends it.
+        """Yield one verdict per item, in order, whatever goes wrong with one item.
 
-        Items are taken as they are needed, so there may be more than fit into memory.
+        `Unavailable` ends the iteration. Items are taken as they are needed, so that there may be
+        more than fit into memory.
         """

@@ -1,1 +1,1 @@
-"""Benchmarks that are drawn, not downloaded: `shapes` (images) and `motion` (video clips)."""
+"""Generated benchmarks: `shapes` (images) and `motion` (video clips)."""

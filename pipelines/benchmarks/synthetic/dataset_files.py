@@ -1,10 +1,10 @@
-"""A synthetic benchmark as ordinary files: media and a manifest, written once, never half."""
+"""Files of a synthetic benchmark: media and a manifest, written once and never partially."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,53 +12,52 @@ from pipelines.benchmarks.synthetic.scenes import Question
 
 
 class MediaFile(NamedTuple):
-    """One image or clip: its file's name, what writes it, and what is asked about it."""
+    """One image or clip: its file name, the function that writes it, and its questions."""
 
     name: str
     save: Callable[[Path], None]
     questions: list[Question]
 
 
-def write_dataset(folder: Path, prefix: str, media: Iterator[MediaFile], questions: int, whole: bool) -> Path:
-    """Write the first `questions` questions of `media` and return their manifest, at once if it is there.
+def write_dataset(manifest: Path, prefix: str, media: Iterable[MediaFile], questions: int) -> Path:
+    """Write the first `questions` questions about `media`, and return `manifest`.
 
-    Every file appears under its name only when it is complete, the manifest last: a killed call leaves no manifest,
-    and the next one goes on with the media that are missing. A part of a split has a manifest of its own beside the
-    whole one's, and shares its media.
+    Does nothing if the manifest is there. Every file gets its name only when it is complete, the
+    manifest last: a killed call leaves no manifest, and the next one continues with the missing
+    media. Manifests in one folder share their media.
     """
-    manifest = folder / ("manifest.jsonl" if whole else f"manifest-{questions}.jsonl")
     if manifest.exists():
         return manifest
-    folder.mkdir(parents=True, exist_ok=True)
+    manifest.parent.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     for number, medium in enumerate(media):
         if len(rows) >= questions:
             break
-        file = folder / medium.name
+        file = manifest.parent / medium.name
         if not file.exists():
             file.parent.mkdir(exist_ok=True)
-            _whole(file, medium.save)
+            _write_atomically(file, medium.save)
         rows += [
             {
-                "id": f"{prefix}-{number:06d}-{place}",
+                "id": f"{prefix}-{number:06d}-{index}",
                 "media": medium.name,
                 "question": question.text,
                 "answers": [question.answer],
                 "options": list(question.options),
                 "type": question.type,
             }
-            for place, question in enumerate(medium.questions)
+            for index, question in enumerate(medium.questions)
         ]
     lines = "".join(json.dumps(row) + "\n" for row in rows[:questions])
-    _whole(manifest, lambda path: path.write_text(lines, encoding="utf-8"))
+    _write_atomically(manifest, lambda path: path.write_text(lines, encoding="utf-8"))
     return manifest
 
 
-def _whole(file: Path, save: Callable[[Path], Any]) -> None:
-    """Save under another name first; two processes that write the same file write the same bytes."""
-    part = file.with_name(f".{os.getpid()}-{file.name}")
+def _write_atomically(file: Path, save: Callable[[Path], Any]) -> None:
+    """Save under a temporary name first. Two processes that write the file write the same bytes."""
+    temporary = file.with_name(f".{os.getpid()}-{file.name}")
     try:
-        save(part)
-        os.replace(part, file)
+        save(temporary)
+        os.replace(temporary, file)
     finally:
-        part.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
