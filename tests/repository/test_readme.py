@@ -1,4 +1,4 @@
-"""The README's code runs as it is written, on tiny models in the places of the real ones."""
+"""The examples in README.md and docs/library.md run as they are, on tiny models."""
 
 from __future__ import annotations
 
@@ -7,36 +7,37 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import tiny
+from tests.support import ROOT, tiny
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
-EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-
-
-def test_there_are_three_examples() -> None:
-    assert len(EXAMPLES) == 3
-    assert (
-        len(
-            [
-                line
-                for line in EXAMPLES[0].splitlines()
-                if line and not line.startswith(("from", "import"))
-            ]
-        )
-        <= 8
+PAGES = ("README.md", "docs/library.md")
+EXAMPLES = {
+    f"{page} {number}": code
+    for page in PAGES
+    for number, code in enumerate(
+        re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL), 1
     )
+}
+
+
+def test_readme_has_a_short_example_of_attaching() -> None:
+    lines = EXAMPLES["README.md 1"].splitlines()
+    assert len([line for line in lines if line and not line.startswith(("from", "import"))]) <= 8
+
+
+def test_readme_fits_on_two_screens() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
-def test_an_example_runs(example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_example_runs(example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in re.findall(r'"([\w-]+/[\w.-]+)"', example):
+    for name in re.findall(r'"([\w-]+/[\w.-]+)"', EXAMPLES[example]):
         tiny.save("llava", tmp_path / name)
     tiny.image(40, 30).save("cat.jpg")
     names: dict[str, object] = {}
-    exec(example, names)
+    exec(EXAMPLES[example], names)
     if "run" in names:
         stats = names["run"].stats  # type: ignore[attr-defined]
-        assert [row.visual_tokens for row in stats] == [36]
+        assert {row.visual_tokens for row in stats} == {36}
     if "out" in names:
         assert names["out"].tokens.shape == (8, 64, 1024)  # type: ignore[attr-defined]
