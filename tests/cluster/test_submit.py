@@ -22,7 +22,7 @@ DASHBOARD = "http://127.0.0.1:8291"
 
 
 @pytest.fixture
-def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def head(subprocesses: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A head of its own, in the foreground of a child process: `ray stop` would end every Ray on this machine."""
     from ray.job_submission import JobSubmissionClient
 

@@ -115,6 +115,7 @@ def amount(text: str) -> float:
     return float(number) * (units[unit] if unit else 1)
 
 
+@pytest.mark.usefixtures("subprocesses")
 @pytest.mark.parametrize("leaf", LEAVES)
 def test_kustomize_says_the_same(leaf: str) -> None:
     program = shutil.which("kustomize") or shutil.which("kubectl")
@@ -322,6 +323,7 @@ def test_spot_nodes_and_gpu_nodes_take_who_belongs_there(objects: list[Object]) 
         )
 
 
+@pytest.mark.usefixtures("subprocesses")
 def test_the_guide_changes_every_bucket(tmp_path: Path) -> None:
     [line] = re.findall("^sed -i .*$", (ROOT / "docs" / "cluster.md").read_text(), re.MULTILINE)
     shutil.copytree(CLUSTER, tmp_path / "cluster")
@@ -421,6 +423,7 @@ def test_prometheus_finds_ray(objects: list[Object]) -> None:
     assert all(sender["namespaceSelector"]["matchLabels"] for sender in rule["from"])
 
 
+@pytest.mark.usefixtures("subprocesses")
 def test_what_is_made_beside_the_code_stays_out_of_git(tmp_path: Path) -> None:
     """And of the image; the password's file is its owner's alone."""
     if (ROOT / ".git").exists():

@@ -13,6 +13,7 @@ import pytest
 from tests.support import ROOT
 
 SCRIPT = ROOT / "cluster" / "slurm.sh"
+pytestmark = pytest.mark.usefixtures("subprocesses")
 
 
 @pytest.fixture

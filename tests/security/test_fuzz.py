@@ -9,6 +9,7 @@ import pytest
 from tests.support.fuzz import fuzz
 
 
+@pytest.mark.usefixtures("subprocesses")
 @pytest.mark.parametrize(
     ("kind", "cases"), [("images", 400), ("videos", 120), ("manifests", 300), ("spreadsheets", 100)]
 )
@@ -20,6 +21,7 @@ def test_damaged_files_never_crash(kind: str, cases: int) -> None:
     assert found.refused > cases // 20
 
 
+@pytest.mark.usefixtures("subprocesses")
 def test_a_crash_would_be_found() -> None:
     found = fuzz("crashes", 2, 7, silence=2)
     assert found.cases == 7

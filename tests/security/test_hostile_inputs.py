@@ -28,7 +28,7 @@ from pipelines.data.media import images, videos
 from pipelines.data.memory_limit import bounded
 from pipelines.data.rows import Medium
 from pipelines.judge.local import Reader
-from pipelines.report.write import report
+from pipelines.report.writer import write_report
 from pipelines.results.run_record import RunRecord
 from tests.support import reported, samples, tiny
 
@@ -53,7 +53,7 @@ class Ear:
 
 
 @pytest.fixture
-def ear() -> Iterator[Ear]:
+def ear(servers: None) -> Iterator[Ear]:
     ear = Ear()
     yield ear
     ear.socket.close()
@@ -169,7 +169,7 @@ def test_no_medium_makes_anybody_ask_an_address_or_read_a_file(tmp_path: Path, e
         f"push graphic-context\nviewbox 0 0 9 9\nimage over 0,0 9,9 '{link}'\n",
         f"%!PS\n({tmp_path}/secret.png) (r) file\n",
     ):
-        with pytest.raises(ValueError, match=r"web page|no image"):
+        with pytest.raises(ValueError, match=r"web page|not an image"):
             images.decode(text.encode())
     assert ear.heard == 0
 
@@ -238,7 +238,7 @@ def test_a_few_bytes_of_parquet_that_are_gigabytes(
         table, path, store_schema=False, dictionary_pagesize_limit=10_000_000, compression="zstd"
     )
     assert path.stat().st_size < 200_000
-    monkeypatch.setattr(parquet, "MOST", 128 << 20)
+    monkeypatch.setattr(parquet, "MAX_MEMORY", 128 << 20)
     manifest = Manifest.of(str(path))
     index = manifest.index()
     assert [len(row.question) for row in manifest.read(index.take([3, 4, 19_999]))] == [50_000] * 3
@@ -335,6 +335,7 @@ print("listens on", *sorted(found), "with", os.environ.get("RAY_AUTH_MODE"))
 """
 
 
+@pytest.mark.usefixtures("subprocesses")
 def test_what_a_job_starts_listens_to_this_machine_alone(tmp_path: Path) -> None:
     given = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {
         "HOME": str(tmp_path)
@@ -399,7 +400,7 @@ def test_no_name_of_anything_is_markup_or_a_formula(tmp_path: Path) -> None:
         )
         record.tags["model"] = evil[2]
         record.save(folder)
-    report([str(tmp_path)])
+    write_report([str(tmp_path)])
     page = (tmp_path / "report" / "report.html").read_text()
     assert "&lt;script&gt;" in page
     assert "<script" not in page

@@ -20,7 +20,7 @@ from pipelines.config.eval_config import EvalConfig
 from pipelines.job import run
 from pipelines.judge.endpoint import KEY, Endpoint
 from pipelines.judge.run_verdicts import judge_run
-from pipelines.report.write import report
+from pipelines.report.writer import write_report
 from pipelines.results.mlflow_tracker import replay
 from pipelines.results.storage import Folder, split
 from tests.support import tiny
@@ -41,7 +41,7 @@ QUESTION = "What is in this picture of a kestrel?"  # no secret, but nothing for
 
 
 @pytest.fixture
-def parrot() -> Iterator[str]:
+def parrot(servers: None) -> Iterator[str]:
     """A judge's server that repeats all that it hears: in a verdict, and in errors."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -149,7 +149,7 @@ def test_no_secret_gets_out(
         tries=1,
     )
     print(judge_run(folder, judge))
-    report([output])
+    write_report([output])
     assert replay(output, f"sqlite:///{tmp_path}/mlflow.db", "apet")
     assert run(job) == 0  # once more, with nothing to do
 
