@@ -7,7 +7,7 @@ BIN := .venv/bin
 FAST := -m "not slow" --numprocesses 2 --dist worksteal
 SLOW := -m "slow"
 
-.PHONY: demo test test-all lint audit
+.PHONY: demo test test-all lint audit readme
 demo: .venv/ready
 	@$(BIN)/python jobs/eval_image.py
 
@@ -23,6 +23,10 @@ lint: .venv/ready
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+# The table and the picture of README.md, from a run of the demo.
+readme: .venv/ready
+	@$(BIN)/python jobs/bench/readme.py
 
 # Known weaknesses of the versions in constraints.txt; not part of `test`, because it asks a server.
 audit: .venv/ready
