@@ -1,21 +1,23 @@
-"""Ask a model about videos, with its visual tokens compressed and not. `--help` explains the flags.
+"""Evaluate a model on videos, with its visual tokens compressed and not; `--help` lists the flags.
 
     python jobs/eval_video.py
     ray job submit --working-dir . -- python jobs/eval_video.py --budget 12.5% --output s3://bucket/results
 
-Without arguments it is the demo: a few minutes on two CPU cores.
+Without arguments it runs the demo: a few minutes on two CPU cores.
 """
 
 from __future__ import annotations
 
 import sys
 
+from pipelines.config.command_line import one_line_errors
 from pipelines.config.eval_config import parse
 
 
+@one_line_errors("eval_video.py")
 def main() -> int:
     config = parse("video", sys.argv[1:])
-    from pipelines.job import run  # not needed to refuse a typing error
+    from pipelines.job import run  # imports Ray, which a wrong command should not wait for
 
     return run(config)
 

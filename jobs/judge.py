@@ -1,18 +1,24 @@
 """Judge the open answers of runs: accuracy and a score from 0 to 5, by Video-ChatGPT's protocol.
 
-    python jobs/judge.py results/msvd-*                                              # offline: a metric, NOT the judge
+    # offline: a metric, NOT the judge
+    python jobs/judge.py results/msvd-*
+    # a server with a key
     APET_JUDGE_API_KEY=... python jobs/judge.py results/msvd-* --url https://host/v1 --model NAME
-    python jobs/judge.py results/msvd-* --judge endpoint --url http://localhost:8000/v1 --model NAME   # no key needed
-    python jobs/judge.py results/msvd-* --judge local --model FOLDER_OR_HUB_ID       # in Ray actors
+    # a server without a key
+    python jobs/judge.py results/msvd-* --judge endpoint --url http://localhost:8000/v1 --model NAME
+    # in Ray actors
+    python jobs/judge.py results/msvd-* --judge local --model FOLDER_OR_HUB_ID
 
-endpoint  any OpenAI-compatible server. The key is read from APET_JUDGE_API_KEY alone, never from a flag or file.
+endpoint  any OpenAI-compatible server. The key is only read from APET_JUDGE_API_KEY, never from a
+          flag or file.
 local     a text model of transformers on the Ray cluster.
-offline   normalised match and word overlap. It knows no synonyms and is no judge: its numbers are named offline/...,
-          the judges' judge/..., and must not be compared.
+offline   normalised match and word overlap. It does not know synonyms and is not a judge: its
+          numbers are called offline/..., those of judges judge/..., and must not be compared.
 
-Every reply is kept in the cache, so what has been judged is not paid for again and an interrupted judging goes on with
-the same command. The verdicts are written beside the answers, the numbers into record.json and from there to MLflow.
-The last line is JSON. A judge's absolute numbers depend on the model's version: compare runs that have the same one.
+Every reply is stored in the cache, so that no reply is paid for twice and the same command resumes
+an interrupted judging. The verdicts are written beside the answers, the numbers to record.json and
+from there to MLflow. The last line is JSON. A judge's absolute numbers depend on the version of
+its model: compare only runs with the same one.
 """
 
 from __future__ import annotations
@@ -24,176 +30,165 @@ import sys
 from typing import Any
 
 from pipelines.config import parsers
-from pipelines.config.paths import mlflow_at, to_write
+from pipelines.config.command_line import CommandParser, argument_type, one_line_errors
+from pipelines.config.paths import mlflow_address, to_write
 from pipelines.judge import JUDGES, Judge, Unavailable, judge
-from pipelines.judge.run_verdicts import Outcome, judge_run, line, runs
+from pipelines.judge.run_verdicts import Outcome, judge_run, run_folders, summarize
 from pipelines.results.lock import Locked
 from pipelines.results.run_record import RunRecord
 from pipelines.results.storage import Folder
-from pipelines.text import redacted
+from pipelines.text import one_line, redacted
 
 KEY = "APET_JUDGE_API_KEY"
-NEEDS = {"endpoint": ("url", "model"), "local": ("model",), "offline": ()}
-TAKES = {
+RESUME = "replies so far are stored; repeat the command to resume"
+REQUIRED = {"endpoint": ("url", "model"), "local": ("model",), "offline": ()}
+ALLOWED = {
     "endpoint": ("url", "model", "cache", "concurrency", "timeout", "tries", "request"),
     "local": ("model", "revision", "cache", "actors", "gpus_per_actor", "batch_size", "address"),
     "offline": (),
 }
 
 
-def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def _parser() -> CommandParser:
+    parser = CommandParser("judge.py", __doc__)
+
+    def flag(
+        group: Any, option: str, metavar: str, help: str, parse: parsers.TextParser = parsers.text
+    ) -> None:
+        group.add_argument(option, metavar=metavar, help=help, type=argument_type(parse))
+
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="Folder of answers: a path, s3:// or gs://."
     )
-    add = parser.add_argument
-    add("runs", nargs="+", metavar="RUN", help="a folder of answers: a path, s3:// or gs://")
-    add("--judge", choices=list(JUDGES), help=f"offline; endpoint where {KEY} is set")
-    add(
+    parser.add_argument(
+        "--judge", choices=list(JUDGES), help=f"Default: endpoint if {KEY} is set, else offline."
+    )
+    flag(
+        parser,
         "--model",
-        metavar="NAME",
-        help="endpoint: as the server names it; local: a folder or a name on the hub",
+        "NAME",
+        "endpoint: the server's name of the model; local: a folder or a name on the hub.",
     )
-    add(
+    flag(
+        parser,
         "--tracking-uri",
-        metavar="URI",
-        help="another MLflow (where the run is: a file, or the server of MLFLOW_TRACKING_URI)",
+        "URI",
+        "MLflow server or database. Default: that of the run, if a file, or MLFLOW_TRACKING_URI.",
     )
-    add(
+    flag(
+        parser,
         "--cache",
-        metavar="FOLDER",
-        help="of replies (judge-cache beside the first run); none: keep nothing",
+        "FOLDER",
+        "Folder of the replies, or none. Default: judge-cache beside the first run.",
     )
-    at = parser.add_argument_group("endpoint")
-    at.add_argument("--url", help="up to and with /v1")
-    at.add_argument(
-        "--concurrency", type=_read(parsers.whole(1, 8)), metavar="N", help="requests at once (8)"
+    endpoint = parser.add_argument_group("endpoint")
+    flag(endpoint, "--url", "URL", "Address up to and including /v1.")
+    flag(endpoint, "--concurrency", "N", "Parallel requests. Default: 8.", parsers.integer(1, 8))
+    flag(
+        endpoint, "--timeout", "SECONDS", "Time limit of a request. Default: 60.", parsers.positive
     )
-    at.add_argument(
-        "--timeout",
-        type=_read(parsers.above_zero),
-        metavar="S",
-        help="seconds for one request (60)",
+    flag(
+        endpoint, "--tries", "N", "Attempts if a request fails. Default: 6.", parsers.integer(1, 6)
     )
-    at.add_argument(
-        "--tries", type=_read(parsers.whole(1, 6)), metavar="N", help="of a request that fails (6)"
-    )
-    at.add_argument(
+    flag(
+        endpoint,
         "--request",
-        type=_read(_fields),
-        metavar="JSON",
-        help='fields for every request; null leaves one out: \'{"temperature": null, "max_completion_tokens": 99}\'',
+        "JSON",
+        "Fields of every request; null removes one:"
+        ' \'{"temperature": null, "max_completion_tokens": 99}\'.',
+        _json_object,
     )
-    on = parser.add_argument_group("local")
-    on.add_argument("--revision", help="of a model on the hub: a branch, tag or commit")
-    on.add_argument(
-        "--actors", type=_read(parsers.actors), metavar="N", help="that hold the model (what fits)"
+    local = parser.add_argument_group("local")
+    flag(local, "--revision", "REV", "Hub revision: branch, tag or commit.")
+    flag(
+        local,
+        "--actors",
+        "N",
+        "Number of actors that hold the model. Default: as many as fit.",
+        parsers.actors,
     )
-    on.add_argument(
+    flag(
+        local,
         "--gpus-per-actor",
-        type=_read(parsers.gpus),
-        metavar="X",
-        help="1 where the cluster has GPUs",
+        "X",
+        "GPUs per actor. Default: 1 if the cluster has GPUs, else 0.",
+        parsers.gpus,
     )
-    on.add_argument(
-        "--batch-size", type=_read(parsers.whole(1, 16)), metavar="N", help="answers at once (16)"
-    )
-    on.add_argument("--address", help="of the Ray cluster (RAY_ADDRESS, else this machine)")
+    flag(local, "--batch-size", "N", "Answers per batch. Default: 16.", parsers.integer(1, 16))
+    flag(local, "--address", "ADDRESS", "Ray cluster. Default: RAY_ADDRESS, else this machine.")
     return parser
 
 
-def _read(reader: Any) -> Any:
-    """A reader of pipelines.config.parsers for argparse, which shows the message of one kind of error only."""
-
-    def read(given: str) -> Any:
-        try:
-            return reader(given)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-
-    return read
-
-
-def _fields(given: str) -> dict[str, Any]:
+def _json_object(text: str) -> dict[str, Any]:
     try:
-        found = json.loads(given)
+        content = json.loads(text)
     except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise ValueError(f'{given!r} is no JSON object; give one such as {{"max_tokens": 50}}')
-    return found
+        content = None
+    if not isinstance(content, dict):
+        raise parsers.invalid(text, "JSON object", 'e.g. {"max_tokens": 50}')
+    return content
 
 
-def chosen(options: argparse.Namespace, folders: list[Folder]) -> Judge:
-    """The judge that was asked for; a ValueError if something that it needs is missing, or is another judge's."""
+def _judge(options: argparse.Namespace, first_run: Folder) -> Judge:
+    """The requested judge; a ValueError if an option is missing or belongs to another judge."""
     kind = options.judge or ("endpoint" if os.environ.get(KEY, "").strip() else "offline")
-    given = {
-        name for names in TAKES.values() for name in names if getattr(options, name) is not None
-    }
-    for name in sorted(given - set(TAKES[kind])):
-        why = (
-            ""
-            if options.judge
-            else f"; {KEY} is {'set' if kind == 'endpoint' else 'not set, so the judge is offline'}"
-        )
+    names = {name for allowed in ALLOWED.values() for name in allowed}
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    for name in sorted(given.keys() - set(ALLOWED[kind])):
+        why = f"; {KEY} is {'set' if kind == 'endpoint' else 'not set, so the judge is offline'}"
         raise ValueError(
-            f"--{name.replace('_', '-')} is not for --judge {kind}{why}; name the --judge that you mean"
+            f"--{name.replace('_', '-')} is not for --judge {kind}{'' if options.judge else why};"
+            " give the --judge that you mean"
         )
-    for name in NEEDS[kind]:
+    for name in REQUIRED[kind]:
         if name not in given:
             raise ValueError(
-                f"--judge {kind} needs --{name}; give it, or take --judge offline, which is no judge"
+                f"--judge {kind} needs --{name}; give it, or use --judge offline, which is a metric"
+                " and not a judge"
             )
-    cache = {} if kind == "offline" else {"cache": _cache(options.cache, folders[0])}
-    return judge(kind, **cache, **{name: getattr(options, name) for name in given - {"cache"}})
+    if kind == "offline":
+        return judge(kind)
+    cache = given.pop("cache", None)
+    if cache is None:
+        folder: Folder | None = first_run.parent.child("judge-cache")
+    else:
+        folder = None if cache == "none" else Folder.of(to_write(cache, "cache"))
+    return judge(kind, cache=folder, **given)
 
 
-def _cache(given: str | None, run: Folder) -> Folder | None:
-    if given is not None:
-        return None if given == "none" else Folder.of(to_write(given, "cache"))
-    return run.parent.child("judge-cache")
-
-
+@one_line_errors("judge.py")
 def main() -> int:
-    options = arguments().parse_args()
-    found: dict[str, Outcome] = {}
+    options = _parser().parse()
+    outcomes: dict[str, Outcome] = {}
     try:
-        folders = runs(options.runs)
-        uri = mlflow_at(options.tracking_uri) if options.tracking_uri else None
-        with_whom = chosen(options, folders)
+        folders = run_folders(options.runs)
+        uri = mlflow_address(options.tracking_uri) if options.tracking_uri else None
+        chosen = _judge(options, folders[0])
         for folder in folders:
             name = redacted(folder.uri).rstrip("/").rpartition("/")[2]
-            found[name] = judge_run(folder, with_whom, lambda text: print(text, file=sys.stderr))
-            print(line(name, found[name]))
+            outcomes[name] = judge_run(folder, chosen, lambda text: print(text, file=sys.stderr))
+            print(summarize(name, outcomes[name]))
             _track(folder, uri)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {redacted(str(error))}", file=sys.stderr)
-        return 2
+    except FileNotFoundError:
+        raise
     except (Unavailable, Locked, OSError) as error:
-        said = redacted(str(error))
-        print(
-            f"error: {said}. Replies so far are kept; the same command goes on from there.",
-            file=sys.stderr,
-        )
+        print(f"judge.py: {one_line(error)}; {RESUME}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(
-            "interrupted; replies so far are kept, and the same command goes on from there",
-            file=sys.stderr,
-        )
+        print(f"interrupted; {RESUME}", file=sys.stderr)
         return 130
-    if any(outcome.unjudged for outcome in found.values()):
+    if any(outcome.unjudged for outcome in outcomes.values()):
         print(
-            "rows without a verdict are tried again by the same command; the others cost nothing",
+            "repeat the command to retry the rows without a verdict; the others cost nothing",
             file=sys.stderr,
         )
-    print(
-        json.dumps({name: {**outcome.metrics, **outcome.tags} for name, outcome in found.items()})
-    )
-    return 0 if any(outcome.rows for outcome in found.values()) else 1
+    numbers = {name: {**outcome.metrics, **outcome.tags} for name, outcome in outcomes.items()}
+    print(json.dumps(numbers))
+    return 0 if any(outcome.rows for outcome in outcomes.values()) else 1
 
 
 def _track(folder: Folder, uri: str | None) -> None:
-    """Bring the numbers to the MLflow that has the run, or to another."""
+    """Bring the numbers to the run's MLflow, or to the one at `uri`."""
     try:
         record = RunRecord.load(folder)
     except FileNotFoundError:

@@ -1,24 +1,26 @@
-"""How far can one go? Models x benchmarks x methods x budgets, in one job. `--help` explains the flags.
+"""Run every model on every benchmark with every method and budget; `--help` lists the flags.
 
     python jobs/sweep.py
     python jobs/sweep.py sweep.yaml --plan
     ray job submit --working-dir . -- python jobs/sweep.py sweep.yaml --output s3://bucket/results
 
-Without arguments it is the demo: small models, all methods, three budgets, on two CPU cores.
+Without arguments it runs the demo: small models, all methods, three budgets, on two CPU cores.
 """
 
 from __future__ import annotations
 
 import sys
 
+from pipelines.config.command_line import one_line_errors
 from pipelines.config.sweep_config import parse_sweep
 
 
+@one_line_errors("sweep.py")
 def main() -> int:
-    grid = parse_sweep(sys.argv[1:])
-    from pipelines.sweep import sweep  # not needed to refuse a typing error
+    config = parse_sweep(sys.argv[1:])
+    from pipelines.sweep import sweep  # imports Ray, which a wrong command should not wait for
 
-    return sweep(grid)
+    return sweep(config)
 
 
 if __name__ == "__main__":

@@ -1,70 +1,71 @@
-"""Draw what a model was shown and what was left of it: the paper's Figures 2 and 4, for rows of real runs.
+"""Draw which visual tokens a model keeps: the paper's Figures 2 and 4, for rows of real runs.
 
-    python jobs/visualize.py results/shapes-*                               # four rows on which the runs disagree
+    # four rows on which the runs disagree
+    python jobs/visualize.py results/shapes-*
     python jobs/visualize.py results/shapes-*-apet-* results/shapes-*-random-* --count 12
     python jobs/visualize.py results/gqa-* --rows 201307251,201640614
 
-Each row gives two pictures:
+Two pictures per row:
 
-kept    the picture as the model sees it, and for each run the patches whose tokens it keeps: clear those that are kept
-        to the end, half faded those dropped inside the decoder, faded those dropped before it; with the answers
-ranked  what each patch is worth: the vision tower's attention, the decoder's attention and ApET's approximation error
+kept    the image as the model sees it, and for each run the patches of the kept tokens: opaque if
+        kept to the end, half faded if dropped inside the decoder, faded if dropped before it; with
+        the answers
+ranked  scores of the patches: the attention of the vision tower, the attention of the decoder, and
+        ApET's approximation error
 
-Runs are folders of one model and one benchmark, as the jobs print them. The model is loaded again and asked these rows
-again, one by one; where its answer is not the run's, picture and output say so: sums round differently alone, in a
-batch and on another machine, or the model has changed. Media are read from where the runs read them; what a run was
-allowed beyond that (--trust-remote-code, --allow-outside) has to be allowed here again. The pictures and pictures.json,
-a list of file, title and caption, are put into <output>/pictures.
+The runs must have the same model and benchmark. The model is re-run on these rows, one by one; a
+warning appears in the picture and the output if its answer differs from the stored one. Sums round
+differently alone, in a batch and on another machine, or the model has changed. Media are read from
+where the runs read them; what a run was allowed beyond that (--trust-remote-code, --allow-outside)
+must be allowed again. The pictures, and pictures.json, a list of their files, titles and captions,
+are written to `pictures` in the folder of --output.
 
-Without --rows, rows are taken on which two runs of the same budget disagree: one is right and the other wrong, both
-ways round in turn. The caption says how often each happens.
+Without --rows, rows are drawn on which two runs of the same budget disagree: one is right and the
+other wrong, both ways in turn. The caption says how often each happens.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 
 from pipelines.config import parsers
+from pipelines.config.command_line import CommandParser, argument_type, one_line_errors
 from pipelines.config.paths import to_write
-from pipelines.text import redacted
 
 
+@one_line_errors("visualize.py")
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = CommandParser("visualize.py", __doc__)
+    add = parser.add_argument
+    add("runs", nargs="+", metavar="RUN", help="Folder of answers: a path, s3:// or gs://.")
+    add("--rows", metavar="ID,ID", help="IDs of the rows to draw. Default: rows with disagreement.")
+    add(
+        "--count",
+        type=argument_type(parsers.integer(1, 4)),
+        metavar="N",
+        default=4,
+        help="Number of rows without --rows. Default: 4.",
     )
-    parser.add_argument(
-        "runs", nargs="+", metavar="RUN", help="a folder of answers: a path, s3:// or gs://"
+    add("--trust-remote-code", action="store_true", help="Run code that comes with the model.")
+    add("--allow-outside", action="store_true", help="Also read media outside the media root.")
+    add(
+        "--output",
+        metavar="FOLDER",
+        help="Folder in which `pictures` is created. Default: beside the first run.",
     )
-    parser.add_argument("--rows", metavar="ID,ID", help="draw these rows")
-    parser.add_argument(
-        "--count", metavar="N", default="4", help="of rows on which runs disagree (4)"
-    )
-    parser.add_argument(
-        "--trust-remote-code", action="store_true", help="run code that comes with the model"
-    )
-    parser.add_argument(
-        "--allow-outside", action="store_true", help="read media outside the media root, too"
-    )
-    parser.add_argument(
-        "--output", metavar="FOLDER", help="where `pictures` is put (beside the first run)"
-    )
-    options = parser.parse_args()
-    try:
-        rows = [row.strip() for row in options.rows.split(",")] if options.rows else None
-        count = parsers.whole(1, 4)(options.count)
-        from pipelines.visualize import visualize  # torch comes with it
+    options = parser.parse()
+    rows = [row.strip() for row in options.rows.split(",")] if options.rows else None
+    output = to_write(options.output, "output") if options.output else None
+    from pipelines.visualize import visualize  # imports torch
 
-        output = to_write(options.output, "output") if options.output else None
-        trust = {
-            "trust_remote_code": options.trust_remote_code,
-            "allow_outside": options.allow_outside,
-        }
-        visualize(options.runs, rows, count, output, **trust)
-    except (ValueError, OSError) as error:
-        print(f"visualize.py: {redacted(' '.join(str(error).split()))}", file=sys.stderr)
-        return 2
+    visualize(
+        options.runs,
+        rows,
+        options.count,
+        output,
+        trust_remote_code=options.trust_remote_code,
+        allow_outside=options.allow_outside,
+    )
     return 0
 
 

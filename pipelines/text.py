@@ -1,4 +1,4 @@
-"""Text that people see: secrets removed, errors on one line, names that were probably meant."""
+"""Text for people: secrets removed, errors on one line, suggestions for misspelled names."""
 
 from __future__ import annotations
 
@@ -6,31 +6,38 @@ import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-_AFTER = r"(?<=[a-z0-9+.-]://)"
-# A password may hold anything, a slash or an @ as well, as keys of S3 do: it ends at the last @ before the next URI.
-# What looks like a port is none. Without a colon there is a user only, who ends before the first slash.
-_USER = re.compile(
-    rf"{_AFTER}(?:[^/?\s:@]*:(?!\d{{1,5}}[/?])(?:(?!://)\S)*|[^/?\s]*)@", re.IGNORECASE
+MAX_ERROR = 500  # characters of an error, so that it fits a table
+
+_SCHEME = r"(?<=[a-z0-9+.-]://)"
+# A password may contain anything, also a slash or an @ (S3 keys do), so it ends at the last @
+# before the next URI. A colon followed by a port does not start a password. Without a colon there
+# is only a user name, which ends before the first slash.
+_CREDENTIALS = re.compile(
+    rf"{_SCHEME}(?:[^/?\s:@]*:(?!\d{{1,5}}[/?])(?:(?!://)\S)*|[^/?\s]*)@", re.IGNORECASE
 )
-_QUERY = re.compile(rf"({_AFTER}(?:(?!://)[^?\s])*)\?\S*", re.IGNORECASE)
-_CONTROL = re.compile(
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f]"
-)  # what a terminal obeys; not tab and line end
+_QUERY = re.compile(rf"({_SCHEME}(?:(?!://)[^?\s])*)\?\S*", re.IGNORECASE)
+# Control characters, which a terminal would obey; tabs and line ends are harmless.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def redacted(text: str) -> str:
-    """A text as it may be shown: URIs without what stands before their @ and after their ?, and nothing that a terminal
-    would take for an order."""
-    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", _QUERY.sub(r"\1", _USER.sub("***@", text)))
+    """The text without credentials and query strings of URIs, and without control characters."""
+    text = _QUERY.sub(r"\1", _CREDENTIALS.sub("***@", text))
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def one_line(error: BaseException | str) -> str:
+    """The message of an error on one line, without secrets."""
+    return redacted(" ".join(str(error).split()))
 
 
 def describe_error(error: BaseException) -> str:
     """Class and message of an error on one line, without secrets, short enough for a table."""
-    return redacted(f"{type(error).__name__}: {' '.join(str(error).split())}")[:500]
+    return f"{type(error).__name__}: {one_line(error)}"[:MAX_ERROR]
 
 
 def did_you_mean(given: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """The known name that was probably meant, as the end of a message; nothing if none is near."""
+    """End of an error message that suggests the closest known name; empty if none is close."""
     names = list(known)
     close = get_close_matches(given, names, 1, cutoff) or [
         name for name in names if given and name.startswith(given)

@@ -1,9 +1,10 @@
-"""What a user asks for: one typed config, from flags and YAML.
+"""The configuration of one job, from flags and YAML.
 
     config = parse("image", ["--method", "apet", "--budget", "64"])
 
-Each field of `EvalConfig` is a flag, a YAML key and, resolved, a line of what is printed, written and logged. Nothing
-heavy is imported: a typing error is told in a fraction of a second, and so is that a run is finished.
+Each field of `EvalConfig` is a flag, a YAML key and, resolved, a line of the printed and logged
+config. Nothing heavy is imported, so that a wrong command fails, and a finished run ends, within a
+fraction of a second.
 """
 
 from __future__ import annotations
@@ -11,15 +12,22 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
-from pipelines.benchmarks import BENCHMARKS, SPLITS
+from pipelines.benchmarks import BENCHMARKS, DEFAULT_SPLITS
 from pipelines.config import cli_help, parsers
-from pipelines.config.flags import flag, flags_of, from_argv, from_yaml, parser
+from pipelines.config.flags import (
+    field_docs,
+    flag,
+    flag_parser,
+    flags_of,
+    parse_argv,
+    parse_mapping,
+    read_yaml,
+)
 from pipelines.config.method_spec import MethodSpec, expand_methods, known_methods
 from pipelines.data.rows import Kind
 from pipelines.text import redacted
@@ -28,247 +36,149 @@ DEMO_BENCHMARK = {"image": "shapes", "video": "motion"}
 DEMO_BUDGET = {"image": "64", "video": "12.5%"}
 DEMO_ROWS, DEMO_TOKENS = 200, 16
 
-WHAT = "what is evaluated"
-HOW = "compression"
-ASK = "how the model is asked"
-WHERE = "where it runs, and how fast"
-LOG = "results and tracking"
+GROUPS = {  # of flags in --help: the first field of each, and its title
+    "model": "model and data",
+    "methods": "compression",
+    "frames": "prompts and generation",
+    "ray_address": "resources and batching",
+    "output": "results and tracking",
+}
+# Fields that are part of a run's identity under their own names, because they change answers.
+ANSWER_FIELDS = (
+    *("dtype", "attn", "benchmark", "split", "question", "kind", "min_pixels", "max_pixels"),
+    *("conversation", "temperature", "seed", "max_new_tokens"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
-    """All that one job does. `EvalConfig.of` fills in what depends on other fields; `resolve_paths` fixes paths."""
+    """One job. The text below each field is its help.
+
+    `EvalConfig.of` sets defaults that depend on other fields; `resolve_paths` makes paths absolute.
+    """
 
     kind: Kind
 
-    model: str = flag(WHAT, parsers.text, "MODEL", "a folder, a name on the hub, or demo", "demo")
-    revision: str | None = flag(
-        WHAT,
-        parsers.text,
-        "REV",
-        "of a model on the hub: a branch, a tag or a commit, which it becomes",
-        shown="main",
-    )
-    trust_remote_code: bool = flag(
-        WHAT, parsers.yes_no, "", "run code that comes with the model", False
-    )
-    benchmark: str = flag(
-        WHAT,
-        parsers.choice(*BENCHMARKS),
-        "NAME",
-        f"one of {', '.join(BENCHMARKS)}",
-        DEMO_BENCHMARK["image"],
-    )
-    data: str | None = flag(
-        WHAT,
-        parsers.text,
-        "PATH",
-        "questions and media: a .jsonl, .csv, .tsv or .parquet file, or a folder of Parquet files, of WebDataset .tar"
-        " files or of media; of an official benchmark its folder (docs/benchmarks.md); local, s3:// or gs://",
-    )
-    split: str = flag(
-        WHAT, parsers.text, "NAME", "of the benchmark", "test", shown="test; dev of MMBench"
-    )
-    media_root: str | None = flag(
-        WHAT,
-        parsers.text,
-        "FOLDER",
-        "what relative paths in the data are relative to",
-        shown="where the data is",
-    )
-    allow_outside: bool = flag(
-        WHAT, parsers.yes_no, "", "read media outside the media root, too", False
-    )
-    question: str | None = flag(
-        WHAT, parsers.text, "TEXT", "asked about every file of a folder of media"
-    )
-    limit: int | None = flag(
-        WHAT,
-        parsers.limit,
-        "N",
-        "ask the first N questions only, or all",
-        shown=f"{DEMO_ROWS} for the demo, else all",
-    )
+    model: str = flag(parsers.text, "MODEL", "demo")
+    """A folder, a name on the Hugging Face Hub, or demo."""
+    revision: str | None = flag(parsers.text, "REV")
+    """Hub revision: branch, tag or commit. Resolved to a commit and recorded. Default: main."""
+    trust_remote_code: bool = flag(parsers.yes_no, "", False)
+    """Run code that comes with the model."""
+    benchmark: str = flag(parsers.choice(*BENCHMARKS), "NAME", DEMO_BENCHMARK["image"])
+    """One of {benchmarks}. Default: {default_benchmark}; manifest with --data."""
+    data: str | None = flag(parsers.text, "PATH")
+    """Questions and media: a .jsonl, .csv, .tsv or .parquet file, or a folder of Parquet files, of
+    WebDataset .tar files or of media. For an official benchmark, its folder (docs/benchmarks.md).
+    Local, s3:// or gs://."""
+    split: str = flag(parsers.text, "NAME", "test")
+    """Split of the benchmark. Default: test; dev for MMBench."""
+    media_root: str | None = flag(parsers.text, "FOLDER")
+    """Base folder of relative media paths. Default: the folder of the data."""
+    allow_outside: bool = flag(parsers.yes_no, "", False)
+    """Also read media outside the media root."""
+    question: str | None = flag(parsers.text, "TEXT")
+    """Question about every file, for data that is a folder of media."""
+    limit: int | None = flag(parsers.count_or("all", "rows", 200), "N")
+    """Ask only the first N questions, or all. Default: {demo_rows} for the demo, else all."""
 
     methods: tuple[str, ...] = flag(
-        HOW,
-        parsers.text,
-        "METHOD",
-        f"may be repeated; one of {', '.join(known_methods())}, with options as in apet:basis=5,sampling=dpc",
-        ("vanilla", "apet"),
-        name="method",
-        shown="vanilla and apet",
-        many=True,
+        parsers.text, "METHOD", ("vanilla", "apet"), name="method", repeatable=True
     )
+    """Compression method: {methods}. Options follow a colon, e.g. apet:basis=5,sampling=dpc. May be
+    repeated. Default: {default_methods}."""
     budgets: tuple[str, ...] = flag(
-        HOW,
         parsers.budget,
         "BUDGET",
-        "visual tokens to keep, or a share such as 10%; may be repeated, or 64,128: each method runs with each",
         (DEMO_BUDGET["image"],),
         name="budget",
-        many=True,
-        listed=True,
+        repeatable=True,
+        comma_separated=True,
     )
-    schedule: str | None = flag(
-        HOW,
-        parsers.schedule,
-        "SITES",
-        "instead of a budget: sites and what each keeps, such as encoder=96,16=32",
-    )
+    """Visual tokens to keep, or a share such as 10%. May be repeated or separated by commas, e.g.
+    64,128: each method runs with each budget. Default: {default_budgets}."""
+    schedule: str | None = flag(parsers.schedule, "SITES")
+    """Replaces --budget: the tokens that each site keeps, e.g. encoder=96,16=32."""
 
-    frames: int = flag(
-        ASK, parsers.whole(1, 8), "N", "frames of a video, evenly spaced", 8, kind="video"
-    )
-    min_pixels: int | None = flag(
-        ASK, parsers.whole(1, 200704), "N", "smaller media are enlarged", shown="the model's own"
-    )
-    max_pixels: int | None = flag(
-        ASK, parsers.whole(1, 1605632), "N", "larger media are shrunk", shown="the model's own"
-    )
-    conversation: str = flag(
-        ASK,
-        parsers.choice("model", "vicuna_v1"),
-        "NAME",
-        "model: its own chat template; vicuna_v1: as LLaVA's scripts have it",
-        "model",
-    )
-    temperature: float = flag(
-        ASK, parsers.number, "X", "0 always takes the likeliest token", 0.0, shown="0"
-    )
-    max_new_tokens: int = flag(
-        ASK,
-        parsers.whole(1),
-        "N",
-        "of an answer",
-        128,
-        shown=f"{DEMO_TOKENS} for the demo model, else 128",
-    )
-    seed: int = flag(
-        ASK,
-        parsers.whole(0, 1),
-        "N",
-        "of tokens drawn at a temperature, of what random keeps, and of the bootstrap",
-        0,
-    )
-    dtype: str = flag(
-        ASK,
-        parsers.choice("auto", "float32", "float16", "bfloat16"),
-        "NAME",
-        "float32, float16, bfloat16; auto: the checkpoint's own",
-        "auto",
-    )
+    frames: int = flag(parsers.integer(1, 8), "N", 8, kind="video")
+    """Frames per video, evenly spaced."""
+    min_pixels: int | None = flag(parsers.integer(1, 200704), "N")
+    """Enlarge media with fewer pixels. Default: set by the model."""
+    max_pixels: int | None = flag(parsers.integer(1, 1605632), "N")
+    """Shrink media with more pixels. Default: set by the model."""
+    conversation: str = flag(parsers.choice("model", "vicuna_v1"), "NAME", "model")
+    """Prompt format. model: the model's own chat template; vicuna_v1: as in LLaVA's scripts."""
+    temperature: float = flag(parsers.non_negative, "X", 0.0)
+    """Sampling temperature. 0 always takes the most likely token."""
+    max_new_tokens: int = flag(parsers.integer(1), "N", 128)
+    """Maximum tokens of an answer. Default: 16 for the demo model, else 128."""
+    seed: int = flag(parsers.integer(0, 1), "N", 0)
+    """Seed of sampling at a temperature, of the method random, and of the bootstrap."""
+    dtype: str = flag(parsers.choice("auto", "float32", "float16", "bfloat16"), "NAME", "auto")
+    """float32, float16, bfloat16, or auto: as in the checkpoint."""
     attn: str = flag(
-        ASK,
         parsers.choice("packed", "sdpa", "eager", "flash_attention_2", "flash_attention_3"),
         "NAME",
-        "attention kernel: packed, PyTorch's own, without padding in the decoder; sdpa, the same with padding; eager;"
-        " flash_attention_2 and flash_attention_3, which are packages of their own, without padding, too",
         "packed",
     )
+    """Attention kernel. packed: PyTorch's, without padding in the decoder; sdpa: the same with
+    padding; eager; flash_attention_2, flash_attention_3: separate packages, without padding."""
+    compile: bool = flag(parsers.yes_no, "", False)
+    """Compile the vision encoder with torch.compile (not Qwen's). Results differ in the last
+    digits."""
 
-    ray_address: str | None = flag(
-        WHERE,
-        parsers.text,
-        "ADDRESS",
-        "the cluster to join",
-        shown="the one this job is in, else one of its own",
-    )
-    actors: tuple[int, int] | None = flag(
-        WHERE,
-        parsers.actors,
-        "N",
-        "how many hold a model: a number, or the fewest and the most, as 1,4",
-        shown="one a GPU; without GPUs what the CPUs allow",
-    )
-    gpus_per_actor: float | None = flag(
-        WHERE,
-        parsers.gpus,
-        "X",
-        "parts of one, too, such as 0.25; several, such as 2, share the layers of one large model (with the package"
-        " accelerate)",
-        shown="1 where the cluster has GPUs, else 0",
-    )
-    cpus_per_actor: float | None = flag(
-        WHERE, parsers.above_zero, "X", "beside its GPU", shown="1 with a GPU, else an equal part"
-    )
-    batch_size: int | None = flag(
-        WHERE,
-        parsers.whole(1),
-        "N",
-        "questions at once, at most; halved where memory is short",
-        shown="64 on a GPU, else 16",
-    )
-    batch_tokens: int | None = flag(
-        WHERE,
-        parsers.tokens,
-        "N",
-        "at once, at most: questions times the longest's tokens, uncompressed and with its answer; auto: on a GPU what"
-        " its memory holds, which the job's first worker measures, the others follow and record.json keeps, so that a"
-        " job that goes on makes the same batches; on CPUs any number",
-        shown="auto",
-    )
-    compile: bool = flag(
-        ASK,
-        parsers.yes_no,
-        "",
-        "the vision encoder, by torch.compile (not Qwen's); its numbers differ in the last digits",
-        False,
-    )
-    batch_timeout: float = flag(
-        WHERE,
-        parsers.above_zero,
-        "SECONDS",
-        "that a batch, or reading one row, may take; then its worker starts again and takes its rows one by one",
-        600.0,
-        shown="600",
-    )
+    ray_address: str | None = flag(parsers.text, "ADDRESS")
+    """Ray cluster to join. Default: the one this job runs in, else a new one on this machine."""
+    actors: tuple[int, int] | None = flag(parsers.actors, "N")
+    """Number of actors that hold a model, or minimum and maximum, e.g. 1,4. Default: one per GPU;
+    without GPUs, as many as the CPUs allow."""
+    gpus_per_actor: float | None = flag(parsers.gpus, "X")
+    """A fraction such as 0.25 shares a GPU; several, such as 2, split the layers of a large model
+    (needs the package accelerate). Default: 1 if the cluster has GPUs, else 0."""
+    cpus_per_actor: float | None = flag(parsers.positive, "X")
+    """CPU cores per actor. Default: 1 with a GPU, else an equal share."""
+    batch_size: int | None = flag(parsers.integer(1), "N")
+    """Maximum questions per batch. Halved when memory runs out. Default: 64 on a GPU, else 16."""
+    batch_tokens: int | None = flag(parsers.count_or("auto", "tokens", 32768), "N")
+    """Maximum tokens per batch (rows x longest uncompressed prompt + answer). auto: measured once
+    on the GPU and stored in record.json, so that a resumed job uses the same batches; no limit on
+    CPUs. Default: auto."""
+    batch_timeout: float = flag(parsers.positive, "SECONDS", 600.0)
+    """Time limit of a batch, and of reading one row. After it, the worker restarts and takes its
+    rows one by one."""
 
-    output: str = flag(
-        LOG,
-        parsers.text,
-        "FOLDER",
-        "or s3://, gs://",
-        "results",
-        shown="results; under ray job submit ~/apet-results",
-    )
-    tracking_uri: str | None = flag(
-        LOG,
-        parsers.text,
-        "URI",
-        "of MLflow",
-        shown="MLFLOW_TRACKING_URI, else mlflow.db in the output folder",
-    )
-    experiment: str = flag(LOG, parsers.text, "NAME", "in MLflow", "apet")
-    max_error_rate: float = flag(
-        LOG,
-        parsers.rate,
-        "SHARE",
-        "fail, after all is written, if more of the rows are errors",
-        0.01,
-        shown="1%",
-    )
-    retry_errors: bool = flag(
-        LOG, parsers.yes_no, "", "ask again where the answer was an error", False
-    )
+    output: str = flag(parsers.text, "FOLDER", "results")
+    """Folder of the results: local, s3:// or gs://. Default: results; ~/apet-results under ray job
+    submit."""
+    tracking_uri: str | None = flag(parsers.text, "URI")
+    """MLflow server or database. Default: MLFLOW_TRACKING_URI, else mlflow.db in the output
+    folder."""
+    experiment: str = flag(parsers.text, "NAME", "apet")
+    """Experiment in MLflow."""
+    max_error_rate: float = flag(parsers.error_rate, "SHARE", 0.01)
+    """Fail, after everything is written, if more of the rows have errors. Default: 1%."""
+    retry_errors: bool = flag(parsers.yes_no, "", False)
+    """Retry rows whose answer is an error."""
 
     @classmethod
-    def of(cls, kind: Kind, **given: Any) -> EvalConfig:
-        """With the defaults that depend on the kind of job and on what else was given."""
+    def of(cls, kind: Kind, **values: Any) -> EvalConfig:
+        """A config with the defaults that depend on the kind of job and on the given values."""
         demo = DEMO_BENCHMARK[kind]
-        filled: dict[str, Any] = {"benchmark": demo if given.get("data") is None else "manifest"}
-        filled["split"] = SPLITS.get(given.get("benchmark", demo), "test")
-        filled["budgets"] = () if given.get("schedule") else (DEMO_BUDGET[kind],)
-        if given.get("model", "demo") == "demo":
-            filled["max_new_tokens"] = DEMO_TOKENS
-            if given.get("benchmark", demo) == demo and given.get("data") is None:
-                filled["limit"] = DEMO_ROWS
-        return cls(kind=kind, **{**filled, **given})
+        defaults: dict[str, Any] = {}
+        defaults["benchmark"] = demo if values.get("data") is None else "manifest"
+        defaults["split"] = DEFAULT_SPLITS.get(values.get("benchmark", demo), "test")
+        defaults["budgets"] = () if values.get("schedule") else (DEMO_BUDGET[kind],)
+        if values.get("model", "demo") == "demo":
+            defaults["max_new_tokens"] = DEMO_TOKENS
+            if values.get("benchmark", demo) == demo and values.get("data") is None:
+                defaults["limit"] = DEMO_ROWS
+        return cls(kind=kind, **{**defaults, **values})
 
     def __post_init__(self) -> None:
         if self.schedule and self.budgets:
             raise ValueError(
-                f"--schedule {self.schedule} and --budget {self.budgets[0]} exclude each other; give one"
+                f"--schedule {self.schedule} and --budget {self.budgets[0]} exclude each other;"
+                " give one of them"
             )
         if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
             raise ValueError(
@@ -276,117 +186,122 @@ class EvalConfig:
             )
         if self.benchmark == "manifest" and self.data is None:
             raise ValueError(
-                "--benchmark manifest needs --data: the file or folder with the questions and media"
+                "--benchmark manifest needs --data: the file or folder of the questions and media"
             )
-        if not self.points:
-            raise ValueError("no method is given; give at least one, such as --method apet")
+        if not self.method_specs:
+            raise ValueError("no method given; give at least one, e.g. --method apet")
 
     @property
-    def points(self) -> tuple[MethodSpec, ...]:
+    def method_specs(self) -> tuple[MethodSpec, ...]:
         return expand_methods(self.methods, self.budgets, self.schedule)
 
     @property
     def model_name(self) -> str:
-        """The model, short: `llava-1.5-7b-hf`."""
+        """Last part of the model's name: `llava-1.5-7b-hf`."""
         return re.sub(r"[^A-Za-z0-9_.-]", "_", self.model.rstrip("/").rpartition("/")[2])
 
     def identity(
         self,
-        point: MethodSpec,
+        spec: MethodSpec,
         manifest_digest: str,
         model_fingerprint: str,
         benchmark_version: str,
     ) -> dict[str, Any]:
-        """All that affects answers, and nothing else: a run goes on where one of equal identity stopped."""
-        return {
+        """Everything that affects answers, and nothing else. Equal identity means the same run."""
+        identity = {
             "model": model_fingerprint,
-            "dtype": self.dtype,
-            "attn": self.attn,
-            "benchmark": self.benchmark,
             "benchmark_version": benchmark_version,
-            "split": self.split,
             "manifest": manifest_digest,
-            "question": self.question,
-            "kind": self.kind,
+            **{name: getattr(self, name) for name in ANSWER_FIELDS},
             "frames": self.frames if self.kind == "video" else None,
-            "min_pixels": self.min_pixels,
-            "max_pixels": self.max_pixels,
-            "conversation": self.conversation,
-            "temperature": self.temperature,
-            "seed": self.seed,  # of what `random` keeps, at any temperature
-            "max_new_tokens": self.max_new_tokens,
-            "method": point.method,
-            "options": dict(point.options),
-            **(
-                {"compile": True} if self.compile else {}
-            ),  # not in the runs of before there was such a thing
+            "method": spec.method,
+            "options": dict(spec.options),
         }
+        # Absent unless set, so that runs older than this flag keep their identity.
+        return {**identity, "compile": True} if self.compile else identity
 
-    def run_name(self, point: MethodSpec, identity: Mapping[str, Any]) -> str:
-        """The folder of one point's answers: readable, and its own."""
-        return f"{self.benchmark}-{self.model_name}-{point.name}-{digest(identity)[:8]}"
+    def run_name(self, spec: MethodSpec, identity: Mapping[str, Any]) -> str:
+        """The folder of a run's answers: readable and unique."""
+        return f"{self.benchmark}-{self.model_name}-{spec.name}-{digest(identity)[:8]}"
 
     def __repr__(self) -> str:
         return f"EvalConfig({self.to_dict()})"
 
     def to_dict(self) -> dict[str, Any]:
-        """Every field as YAML and MLflow take it; URIs without passwords."""
+        """All fields as YAML and MLflow take them; URIs without passwords."""
         plain: dict[str, Any] = {"kind": self.kind}
-        for each in flags_of(type(self), self.kind):
-            value = getattr(self, each.field)
-            if each.field == "limit" and value is None:
+        for option in flags_of(type(self), self.kind):
+            value = getattr(self, option.field)
+            if option.field == "limit" and value is None:
                 value = "all"
-            elif each.field == "actors" and value is not None:
+            elif option.field == "actors" and value is not None:
                 value = ",".join(map(str, value))
             elif isinstance(value, tuple):
                 value = list(value)
-            plain[each.field] = redacted(value) if isinstance(value, str) else value
+            plain[option.field] = redacted(value) if isinstance(value, str) else value
         return plain
 
 
 def digest(identity: Mapping[str, Any]) -> str:
     """64 hexadecimal digits, the same for equal identities in every process."""
-    return hashlib.sha256(
-        json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()
-    ).hexdigest()
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def to_yaml(config: EvalConfig) -> str:
-    """The whole config, as `--config` reads it."""
+    """The complete config as text that `--config` reads."""
     import yaml
 
-    return cast(
-        str, yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True, width=120)
-    )
+    plain = config.to_dict()
+    return cast(str, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=120))
 
 
 def parse(kind: Kind, argv: Sequence[str]) -> EvalConfig:
-    """The config of a command line; whatever is wrong with it ends the process with one line and status 2."""
-    flags = flags_of(EvalConfig, kind)
-    made = parser(
+    """The config of a command line; a ValueError of one line if anything is wrong with it."""
+    flags = flags_of(EvalConfig)
+    parser = flag_parser(
         flags,
-        {
-            "benchmark": f"{DEMO_BENCHMARK[kind]}; with --data manifest",
-            "budgets": DEMO_BUDGET[kind],
-        },
+        help_texts(kind, DEMO_BENCHMARK[kind], "vanilla and apet", DEMO_BUDGET[kind]),
+        GROUPS,
         prog=f"eval_{kind}.py",
-        usage=f"python jobs/eval_{kind}.py [--model M] [--benchmark B | --data FILE] [--method X --budget N]... [...]",
-        description=cli_help.DESCRIPTION.format(kind=kind),
-        epilog=f"{cli_help.BUDGETS}\n{cli_help.EXAMPLES[kind]}\n{cli_help.AFTER}",
+        usage=f"python jobs/eval_{kind}.py [--benchmark B | --data PATH] [--method M]... [...]",
+        description=cli_help.EVAL.format(kind=kind),
+        epilog=f"{cli_help.BUDGETS}\n{cli_help.EXAMPLES[kind]}\n{cli_help.EVAL_EXIT}",
     )
-    try:
-        typed, file = from_argv(made, argv, flags)
-        read = from_yaml(Path(file), kind, flags) if file else {}
-        if {"budgets", "schedule"} & set(typed):  # one of them replaces either of the file's
-            read = {
-                name: value for name, value in read.items() if name not in ("budgets", "schedule")
-            }
-        return EvalConfig.of(kind, **{**read, **typed})
-    except ValueError as error:
-        refuse(kind, error)
+    typed, file = parse_argv(parser, argv, flags)
+    values: dict[str, Any] = {}
+    if file:
+        content = read_yaml(Path(file))
+        if (other := content.pop("kind", kind)) != kind:
+            raise ValueError(f"{file}: kind '{other}' needs the other job, not the {kind} job")
+        values = parse_mapping(content, flags, file)
+    values = override(values, typed)
+    for option in flags:
+        if option.field in values and option.kind not in (None, kind):
+            raise ValueError(
+                f"{option.option} is only for {option.kind}s; use eval_{option.kind}.py"
+            )
+    return EvalConfig.of(kind, **values)
 
 
-def refuse(kind: Kind, error: Exception | str) -> NoReturn:
-    """One line on stderr, and the exit status of a wrong command."""
-    print(f"eval_{kind}.py: {redacted(' '.join(str(error).split()))}", file=sys.stderr)
-    raise SystemExit(2)
+def help_texts(
+    kind: Kind | None, benchmark: str, methods: str, budgets: str, demo_rows: int = DEMO_ROWS
+) -> dict[str, str]:
+    """The help of the fields for one kind of job, or for both, with the defaults of that job."""
+    docs = field_docs(EvalConfig)
+    texts = {
+        "benchmarks": ", ".join(BENCHMARKS),
+        "methods": ", ".join(known_methods()),
+        "default_benchmark": benchmark,
+        "default_methods": methods,
+        "default_budgets": budgets,
+        "demo_rows": demo_rows,
+    }
+    return {flag.field: docs[flag.field].format(**texts) for flag in flags_of(EvalConfig, kind)}
+
+
+def override(values: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
+    """Values, replaced by later ones; a schedule also replaces budgets, and budgets a schedule."""
+    spent = {"budgets", "schedule"}
+    dropped = spent if spent & later.keys() else set()
+    return {**{field: values[field] for field in values.keys() - dropped}, **later}

@@ -1,39 +1,43 @@
-"""A dataclass as a command line and as YAML: each field made by `flag` is a flag, a key, and a line of `--help`.
+"""Turns a dataclass into a command line and YAML: each field made by `flag` is a flag and a key.
 
-Both hand the same texts to the same readers (`pipelines.config.parsers`), so that one rule says what is allowed. Whatever is
-wrong is a ValueError of one line, which says what was given, what is allowed, and what was probably meant.
+    batch_size: int = flag(parsers.integer(1), "N", 16)
+    \"""Maximum questions per batch.\"""   # the help
+
+Flags and YAML pass the same texts to the same parsers (`pipelines.config.parsers`), so one rule
+says what is allowed. Every mistake is a ValueError of one line: what was given, what is allowed,
+and what was probably meant.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
+import inspect
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from pipelines.config.cli_help import INSTEAD, NOTHING
-from pipelines.config.parsers import Reader
+from pipelines.config.command_line import CommandParser
+from pipelines.config.parsers import TextParser
 from pipelines.data.rows import Kind
-from pipelines.text import did_you_mean
+from pipelines.text import did_you_mean, one_line
 
 
 @dataclass(frozen=True, kw_only=True)
 class Flag:
-    """What the command line knows of a field."""
+    """The command line's view of a field."""
 
+    parse: TextParser
+    metavar: str
     field: str = ""
     default: Any = None
-    group: str
-    read: Reader
-    help: str
-    value: str  # what stands for it in --help
-    name: str | None = None  # where it is not the field's
-    shown: str | None = None  # the default, in words
-    kind: Kind | None = None  # of job that it is for; None: both
-    many: bool = False  # may be repeated
-    listed: bool = False  # one text may hold several, with commas
+    name: str | None = None  # if it is not the field's name
+    kind: Kind | None = None  # the only kind of job that has the flag; None: both
+    repeatable: bool = False
+    comma_separated: bool = False  # one text may hold several values
 
     @property
     def key(self) -> str:
@@ -44,148 +48,121 @@ class Flag:
         return "--" + self.key.replace("_", "-")
 
 
-def flag(group: str, read: Reader, value: str, help: str, default: Any = None, **more: Any) -> Any:
-    """A field with its flag; `more` as in `Flag`."""
-    return field(
-        default=default,
-        metadata={"flag": Flag(group=group, read=read, value=value, help=help, **more)},
-    )
+def flag(parse: TextParser, metavar: str, default: Any = None, **options: Any) -> Any:
+    """A dataclass field with its flag; `options` are further fields of `Flag`."""
+    made = Flag(parse=parse, metavar=metavar, **options)
+    return field(default=default, metadata={"flag": made})
 
 
-def flags_of(config: type, kind: Kind) -> list[Flag]:
-    """A dataclass' flags for one kind of job."""
-    found = [
-        replace(each.metadata["flag"], field=each.name, default=each.default)
-        for each in fields(config)
-        if "flag" in each.metadata
+def flags_of(config: type, kind: Kind | None = None) -> list[Flag]:
+    """The flags of a dataclass: those of one kind of job, or all."""
+    flags = [
+        replace(item.metadata["flag"], field=item.name, default=item.default)
+        for item in fields(config)
+        if "flag" in item.metadata
     ]
-    return [each for each in found if each.kind in (None, kind)]
+    return [flag for flag in flags if kind is None or flag.kind in (None, kind)]
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(message.removeprefix("argument "))
+def field_docs(config: type) -> dict[str, str]:
+    """The strings below the fields of a class, each as one line."""
+    [tree] = ast.parse(inspect.getsource(config)).body
+    docs = {}
+    for statements in pairwise(ast.iter_child_nodes(tree)):
+        match statements:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=doc)):
+                docs[name] = " ".join(doc.split())
+    return docs
 
 
-def parser(
-    flags: Sequence[Flag], shown: Mapping[str, str], **about: str
-) -> argparse.ArgumentParser:
-    """Knows which flags there are, and --help; values stay text. `shown`: defaults that differ between jobs."""
-    made = _Parser(
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
-            prog, max_help_position=32, width=120
-        ),
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
-        **about,  # type: ignore[arg-type]
-    )
-    made.add_argument(
-        "--config", metavar="FILE.yaml", help="values for any of the flags below, by their names"
-    )
-    groups: dict[str, Any] = {}
-    for each in flags:
-        if each.group not in groups:
-            groups[each.group] = made.add_argument_group(each.group)
-        more: dict[str, Any] = {"metavar": each.value, "action": "append" if each.many else "store"}
-        if isinstance(each.default, bool):
-            more = {"action": argparse.BooleanOptionalAction}
-        default = shown.get(each.field, each.shown)
-        if default is None and each.default is not None:
-            default = "no" if each.default is False else str(each.default)
-        help = f"{each.help} (default: {default})" if default else each.help
-        groups[each.group].add_argument(
-            each.option, dest=each.field, help=help.replace("%", "%%"), **more
-        )
-    return made
+def flag_parser(
+    flags: Sequence[Flag], helps: Mapping[str, str], groups: Mapping[str, str], **about: Any
+) -> CommandParser:
+    """A parser that knows the flags, and leaves values as text.
+
+    helps: texts by field; a text without "Default:" gets the default of the field, and a field
+        without a text is missing in --help
+    groups: titles by the first field of each group
+    """
+    parser = CommandParser(argument_default=argparse.SUPPRESS, allow_abbrev=False, **about)
+    config_help = "YAML file with values of any of the flags below."
+    parser.add_argument("--config", metavar="FILE.yaml", help=config_help)
+    add = parser.add_argument
+    for flag in flags:
+        if flag.field in groups:
+            add = parser.add_argument_group(groups[flag.field]).add_argument
+        how: dict[str, Any] = {"action": "append" if flag.repeatable else "store"}
+        how["metavar"] = flag.metavar
+        if isinstance(flag.default, bool):
+            how = {"action": argparse.BooleanOptionalAction}
+        help = helps.get(flag.field, argparse.SUPPRESS).replace("%", "%%")
+        if flag.default is not None and help != argparse.SUPPRESS and "Default:" not in help:
+            help += f" Default: {_describe(flag.default)}."
+        add(flag.option, dest=flag.field, help=help, **how)
+    return parser
 
 
-def from_argv(
-    made: argparse.ArgumentParser, argv: Sequence[str], flags: Sequence[Flag]
+def _describe(default: Any) -> str:
+    if default is False:
+        return "no"
+    return f"{default:g}" if isinstance(default, float) else str(default)
+
+
+def parse_argv(
+    parser: CommandParser, argv: Sequence[str], flags: Sequence[Flag]
 ) -> tuple[dict[str, Any], str]:
-    """The values that a command line gives, by field, and the YAML file that it names, if any."""
-    namespace, left = made.parse_known_args(argv)
-    if left:
-        wrong = next((part for part in left if part.startswith("-")), left[0]).partition("=")[0]
-        if not wrong.startswith("-"):
-            raise ValueError(
-                f"'{wrong}' stands alone; every value follows its flag, as in --limit 200"
-            )
-        known = [each.option for each in flags] + ["--config", "--help"]
-        raise ValueError(f"there is no flag {wrong}{instead(wrong, known)}")
-    given = vars(namespace)
-    file = given.pop("config", "")
-    return {
-        each.field: _value(each, given[each.field], each.option)
-        for each in flags
-        if each.field in given
-    }, file
+    """The values that a command line gives, by field, and the YAML file it names, if any."""
+    texts = vars(parser.parse(argv))
+    file = texts.pop("config", "")
+    given = [flag for flag in flags if flag.field in texts]
+    return {flag.field: _parse(flag, texts[flag.field], flag.option) for flag in given}, file
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """What a file of keys and values holds."""
+    """The keys and values of a YAML file."""
     import yaml
 
     try:
-        read = yaml.safe_load(path.expanduser().read_text(encoding="utf-8")) or {}
+        content = yaml.safe_load(path.expanduser().read_text(encoding="utf-8")) or {}
     except FileNotFoundError:
-        raise ValueError(f"--config {path}: there is no such file") from None
+        raise ValueError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"--config {path}: cannot be read: {error}") from None
+        raise ValueError(f"{path}: cannot read the file: {error}") from None
     except yaml.YAMLError as error:
-        raise ValueError(f"--config {path}: is no YAML: {error}") from None
-    if not isinstance(read, dict):
-        raise ValueError(
-            f"--config {path}: holds no keys and values; write lines such as 'budget: 64'"
-        )
-    return read
+        raise ValueError(f"{path}: not valid YAML: {one_line(error)}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected keys and values, e.g. a line 'budget: 64'")
+    return content
 
 
-def from_yaml(path: Path, kind: Kind, flags: Sequence[Flag]) -> dict[str, Any]:
-    """The values that a file gives, by field."""
-    read = read_yaml(path)
-    if (other := read.pop("kind", kind)) != kind:
-        raise ValueError(
-            f"--config {path}: is for kind '{other}', and this job for {kind}s; use the other job"
-        )
-    return from_mapping(read, flags, str(path))
-
-
-def from_mapping(read: Mapping[str, Any], flags: Sequence[Flag], where: str) -> dict[str, Any]:
-    """The values that keys give, by field. Keys are names of fields or of flags; null is the default."""
-    known = {name: each for each in flags for name in (each.field, each.key)}
-    given: dict[str, Any] = {}
-    for key, value in read.items():
-        each = known.get(str(key).replace("-", "_"))
-        if each is None:
-            raise ValueError(f"{where}: there is no key '{key}'{instead(str(key), known)}")
-        if each.field in given:
-            raise ValueError(f"{where}: '{key}' is there twice, under two names; give it once")
+def parse_mapping(content: Mapping[str, Any], flags: Sequence[Flag], where: str) -> dict[str, Any]:
+    """The values of a YAML mapping, by field. Keys are fields or flags; null means the default."""
+    known = {name: flag for flag in flags for name in (flag.field, flag.key)}
+    values: dict[str, Any] = {}
+    for key, value in content.items():
+        name = str(key).replace("-", "_")
+        if name not in known:
+            hint = did_you_mean(name, known) or "; --help lists all flags"
+            raise ValueError(f"{where}: unknown key '{key}'{hint}")
+        flag = known[name]
+        if flag.field in values:
+            raise ValueError(f"{where}: '{key}' is given twice, under two names; keep one")
         if value is not None and value != []:
-            given[each.field] = _value(each, value, f"{where}: {key}")
-    return given
+            values[flag.field] = _parse(flag, value, f"{where}: {key}")
+    return values
 
 
-def instead(given: str, known: Iterable[str]) -> str:
-    """What to write for an unknown name: our flag for one of the release, the nearest, or where to look."""
-    name = given.lstrip("-").replace("-", "_")
-    if name in NOTHING:
-        return f"; leave it out: {NOTHING[name]} (docs/flags.md)"
-    ours = INSTEAD.get(name)
-    dashes = "-" if given.startswith("-") else "_"
-    form = given.replace("_" if dashes == "-" else "-", dashes)
-    return f"; use {ours}" if ours else did_you_mean(form, known) or "; --help lists all"
-
-
-def _value(flag: Flag, given: Any, where: str) -> Any:
-    """What texts or YAML's scalars say; `where` they stand begins the message if one is wrong."""
-    several = list(given) if isinstance(given, list | tuple) else [given]
-    if (len(several) > 1 and not flag.many) or any(isinstance(one, dict | list) for one in several):
-        raise ValueError(f"{where}: give one value, not {json.dumps(given, default=str)}")
-    texts = [str(one).lower() if isinstance(one, bool) else str(one) for one in several]
-    if flag.listed:
+def _parse(flag: Flag, given: Any, where: str) -> Any:
+    """Parse the texts of a flag or the scalars of a key; `where` begins the message of an error."""
+    items = list(given) if isinstance(given, list | tuple) else [given]
+    too_many = len(items) > 1 and not flag.repeatable
+    if too_many or any(isinstance(item, dict | list) for item in items):
+        raise ValueError(f"{where}: expected one value, not {json.dumps(given, default=str)}")
+    texts = [str(item).lower() if isinstance(item, bool) else str(item) for item in items]
+    if flag.comma_separated:
         texts = [part.strip() for text in texts for part in text.split(",")]
     try:
-        read = tuple(flag.read(one) for one in texts)
+        values = tuple(flag.parse(text) for text in texts)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
-    return read if flag.many else read[0]
+    return values if flag.repeatable else values[0]

@@ -1,11 +1,11 @@
-"""A point: one way of compressing, as a user names it. Every method at every budget is one.
+"""A compression method with its options and budget, as a user writes it.
 
-    apet                        with each --budget
+    apet                        runs with each --budget
     apet:basis=5,sampling=dpc   options of the method
     fastv:budget=128            a budget of its own
     apet:schedule=encoder=96,16=32
 
-Nothing here imports torch until a point is built.
+Nothing here imports torch until a method is built.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 from importlib.util import find_spec
@@ -24,16 +24,17 @@ from pipelines.config.parsers import budget, scalar, schedule
 from pipelines.text import did_you_mean
 
 if TYPE_CHECKING:
-    from apet.methods.base import Method, Model
+    from apet.methods.base import Method, ModelLayout
 
 Option = str | int | float | bool
-MANY = 1024  # visual tokens, of which any share is a whole number or nearly
-LONGEST = 80  # characters of a name: it becomes part of a folder's
+# Stands for an unknown number of visual tokens: any share of it is a whole number, or nearly.
+MANY_TOKENS = 1024
+MAX_NAME = 80  # characters of a name, which becomes part of a folder's name
 
 
 @dataclass(frozen=True)
 class MethodSpec:
-    """A method and its options, its budget or schedule among them. Equal points have the same answers."""
+    """A method with its options, also budget or schedule. Equal specs give equal answers."""
 
     method: str
     options: tuple[tuple[str, Option], ...] = ()  # sorted by name
@@ -44,152 +45,144 @@ class MethodSpec:
 
     @property
     def name(self) -> str:
-        """Short and always the same, for people, folders and filters: `apet-10pct-basis5`."""
+        """A short and stable name for people, folders and filters: `apet-10pct-basis5`."""
         options = dict(self.options)
         spent = "-".join(str(options.pop(key)) for key in ("budget", "schedule") if key in options)
-        exact = [key + _shown(value) for key, value in options.items()]
-        plain = [re.sub(r"[^A-Za-z0-9_.=]", "_", part) for part in exact]
-        name = "-".join(
-            [self.method, *filter(None, [spent.replace("%", "pct").replace(",", "_")]), *plain]
-        )
-        if plain != exact or len(name) > LONGEST:  # another point could look like it
-            return f"{name[: LONGEST - 9]}-{hashlib.sha256(json.dumps(self.options).encode()).hexdigest()[:8]}"
+        exact = [key + _suffix(value) for key, value in options.items()]
+        plain = [re.sub(r"[^A-Za-z0-9_.=]", "_", text) for text in exact]
+        spent = spent.replace("%", "pct").replace(",", "_")
+        name = "-".join([self.method, *filter(None, [spent]), *plain])
+        if plain != exact or len(name) > MAX_NAME:  # another spec could get the same name
+            digest = hashlib.sha256(json.dumps(self.options).encode()).hexdigest()[:8]
+            return f"{name[: MAX_NAME - 9]}-{digest}"
         return name
 
     @property
-    def _is_share(self) -> bool:
-        """Does what it keeps grow with the image?"""
-        given = dict(self.options)
-        sites = str(given.get("schedule", given.get("budget", ""))).split(",")
+    def _keeps_shares(self) -> bool:
+        """Are all budgets shares of the visual tokens?"""
+        options = dict(self.options)
+        sites = str(options.get("schedule", options.get("budget", ""))).split(",")
         return all(site.endswith("%") for site in sites)
 
-    def build(self, model: Model | None = None, visual_tokens: int | None = None) -> Method:
-        """The method itself, from `apet`; a ValueError says which option is wrong, or out of the model's reach.
+    def build(self, model: ModelLayout | None = None, visual_tokens: int | None = None) -> Method:
+        """The method from `apet`; a ValueError names a wrong option or an impossible budget.
 
-        model, visual_tokens: what is known of the model and of an image or video in it (`pipelines.config.model_info`)
+        model, visual_tokens: if known, the budget is checked (`pipelines.config.model_info`)
         """
-        from apet.methods import METHODS, build  # torch comes with it
+        from apet.methods import METHODS, build  # imports torch
 
-        hints = get_type_hints(METHODS[self.method])
-        known = {field.name: hints[field.name] for field in fields(METHODS[self.method])}
+        types = get_type_hints(METHODS[self.method])
+        types = {field.name: types[field.name] for field in fields(METHODS[self.method])}
         for key, value in self.options:
-            if key in known and not _fits(value, known[key]):
-                near_by = did_you_mean(str(value), _words(known[key]))
+            if key in types and not _has_type(value, types[key]):
+                words = get_args(types[key]) if get_origin(types[key]) is Literal else ()
                 raise ValueError(
-                    f"{self.method} has no {key} {value!r}; it takes {_said(known[key])}{near_by}"
+                    f"{self.method}: {value!r} is not a valid {key}: expected"
+                    f" {_describe(types[key])}{did_you_mean(str(value), map(str, words))}"
                 )
         method = build(self.method, **dict(self.options))
-        if model is not None and (visual_tokens or self._is_share):
+        if model is not None and (visual_tokens or self._keeps_shares):
             try:
-                method.plan(visual_tokens or MANY, model)
+                method.plan(visual_tokens or MANY_TOKENS, model)
             except ValueError as error:
                 raise ValueError(f"{self.name}: {error}") from None
         return method
 
 
-def parse_method(given: str) -> MethodSpec:
-    """A method as a user types it: `apet`, `apet:basis=5,sampling=dpc`."""
-    method, _, rest = given.strip().partition(":")
+def parse_method(text: str) -> MethodSpec:
+    """Parse a method as a user types it: `apet`, `apet:basis=5,sampling=dpc`."""
+    method, _, listed = text.strip().partition(":")
     if method not in known_methods():
+        hint = did_you_mean(method, known_methods())
         raise ValueError(
-            f"there is no method '{method}'{did_you_mean(method, known_methods())} (there are {', '.join(known_methods())})"
+            f"unknown method '{method}'{hint} (available: {', '.join(known_methods())})"
         )
     options: dict[str, Option] = {}
-    # a comma starts a new option, but not the next site of a schedule
-    for item in re.split(r",(?=\s*(?!encoder\s*=)[a-z_]+\s*=)", rest) if rest else ():
-        key, mark, value = (part.strip() for part in item.partition("="))
-        if not (mark and key and value):
+    # A comma starts a new option, unless it starts the next site of a schedule.
+    for item in re.split(r",(?=\s*(?!encoder\s*=)[a-z_]+\s*=)", listed) if listed else ():
+        key, equals, value = (part.strip() for part in item.partition("="))
+        if not (equals and key and value):
             raise ValueError(
-                f"cannot read '{item}' in '{given}'; options are key=value: {method}:budget=64,basis=5"
+                f"cannot read '{item}' in '{text}': expected key=value, e.g."
+                f" {method}:budget=64,basis=5"
             )
         if key in options:
-            raise ValueError(f"'{given}' gives {key} twice; give it once")
-        readers = {"budget": budget, "schedule": schedule}
+            raise ValueError(f"'{text}' sets {key} twice; set it once")
+        parse = {"budget": budget, "schedule": schedule}.get(key, scalar)
         try:
-            options[key] = readers.get(key, scalar)(value)
+            options[key] = parse(value)
         except ValueError as error:
-            raise ValueError(f"{key} in '{given}': {error}") from None
+            raise ValueError(f"{key} in '{text}': {error}") from None
     if method == "vanilla" and options:
         raise ValueError(
-            f"'{given}': vanilla is the unmodified model and has no options; write --method vanilla"
+            f"'{text}': vanilla is the unmodified model and has no options; use --method vanilla"
         )
     if {"budget", "schedule"} <= set(options):
-        raise ValueError(f"'{given}' gives a budget and a schedule; give one of the two")
+        raise ValueError(f"'{text}' sets a budget and a schedule; set only one of them")
     return MethodSpec.of(method, **options)
 
 
 def expand_methods(
     methods: Sequence[str], budgets: Sequence[str], plan: str | None
 ) -> tuple[MethodSpec, ...]:
-    """Every method with every budget, or with the schedule; vanilla once, and what has a budget of its own once."""
-    found: list[MethodSpec] = []
-    for given in methods:
-        point = parse_method(given)
-        options = dict(point.options)
-        if point.method == "vanilla" or {"budget", "schedule"} & set(options):
-            found.append(point)
+    """Each method with each budget, or with the schedule `plan`.
+
+    vanilla, and methods with a budget of their own, appear once.
+    """
+    specs: list[MethodSpec] = []
+    for text in methods:
+        spec = parse_method(text)
+        options = dict(spec.options)
+        if spec.method == "vanilla" or {"budget", "schedule"} & set(options):
+            specs.append(spec)
         elif plan is not None:
-            found.append(MethodSpec.of(point.method, schedule=plan, **options))
+            specs.append(MethodSpec.of(spec.method, schedule=plan, **options))
         elif not budgets:
             raise ValueError(
-                f"{given} has no budget; give --budget 64, --budget 10% or --schedule encoder=96,16=32"
+                f"{text} has no budget; give --budget 64, --budget 10%, or"
+                " --schedule encoder=96,16=32"
             )
         else:
-            found += [MethodSpec.of(point.method, budget=each, **options) for each in budgets]
-    _once(point.name for point in found)
-    return tuple(found)
-
-
-def _once(names: Iterable[str]) -> None:
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            raise ValueError(
-                f"{name} is asked for twice; name each method with its options and each budget once"
-            )
-        seen.add(name)
+            specs += [MethodSpec.of(spec.method, budget=amount, **options) for amount in budgets]
+    names = [spec.name for spec in specs]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"{twice} is requested twice; give each method and each budget once")
+    return tuple(specs)
 
 
 @cache
 def known_methods() -> tuple[str, ...]:
-    """The names in `apet.METHODS`, read from its files, one a method: importing them would take torch's seconds."""
-    found = find_spec("apet")
-    assert found is not None
-    assert found.submodule_search_locations is not None
-    files = sorted((Path(found.submodule_search_locations[0]) / "methods").glob("*.py"))
-    named = (
-        re.search(r'^    name: ClassVar\[str\] = "(\w+)"', file.read_text(encoding="utf-8"), re.M)
-        for file in files
-    )
-    names = {match[1] for match in named if match}
+    """The names in `apet.METHODS`, read from its source files: an import would import torch."""
+    package = find_spec("apet")
+    assert package is not None
+    assert package.submodule_search_locations is not None
+    names = set()
+    for file in (Path(package.submodule_search_locations[0]) / "methods").glob("*.py"):
+        source = file.read_text(encoding="utf-8")
+        names |= set(re.findall(r'^    name: ClassVar\[str\] = "(\w+)"', source, re.M))
     return tuple(
         sorted(names, key=lambda name: (name != "vanilla", not name.startswith("apet"), name))
     )
 
 
-def _shown(value: Option) -> str:
-    """After an option's name: numbers follow it, words after a sign."""
+def _suffix(value: Option) -> str:
+    """The value of an option in a name: a number directly after the key, a word after =."""
     if isinstance(value, bool):
         return f"={str(value).lower()}"
     return f"={value}" if isinstance(value, str) else str(value)
 
 
-def _fits(value: Option, hint: object) -> bool:
+def _has_type(value: Option, hint: object) -> bool:
     if get_origin(hint) is Literal:
         return value in get_args(hint)
-    kinds = get_args(hint) or (hint,)
+    types = get_args(hint) or (hint,)
     if isinstance(value, bool):
-        return bool in kinds
-    return isinstance(value, tuple(kind for kind in kinds if isinstance(kind, type))) or (
-        float in kinds and isinstance(value, int)
-    )
+        return bool in types
+    classes = tuple(item for item in types if isinstance(item, type))
+    return isinstance(value, classes) or (float in types and isinstance(value, int))
 
 
-def _words(hint: object) -> list[str]:
-    return [str(word) for word in get_args(hint)] if get_origin(hint) is Literal else []
-
-
-def _said(hint: object) -> str:
+def _describe(hint: object) -> str:
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    kinds = [kind for kind in get_args(hint) or (hint,) if kind is not type(None)]
-    return " or ".join(names.get(kind, str(kind)) for kind in kinds)
+    types = [item for item in get_args(hint) or (hint,) if item is not type(None)]
+    return " or ".join(names.get(item, str(item)) for item in types)

@@ -1,8 +1,8 @@
-"""What a user types, as values: each reader takes the text of one flag or YAML scalar, and says what is wrong with it.
+"""Parsers of single values: each takes the text of a flag or a YAML scalar and checks it.
 
-    whole(1)("x")   ValueError: 'x' is no whole number from 1; give one such as 16
+    integer(1)("x")   ValueError: 'x' is not a valid number: expected a whole number from 1, e.g. 16
 
-Nothing here knows a flag: whoever asks says where the text stood.
+The parsers do not know the flag: callers add its name to the message.
 """
 
 from __future__ import annotations
@@ -10,168 +10,154 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from fractions import Fraction
-from typing import Any, TypeVar
+from typing import Any
 
 from pipelines.text import did_you_mean
 
-Reader = Callable[[str], Any]
-Value = TypeVar("Value")
+TextParser = Callable[[str], Any]
 
 _AMOUNT = r"([0-9]+(?:\.[0-9]+)?)\s*(%?)"
 _SITE = re.compile(rf"(encoder|(?:vision\.)?[0-9]+)\s*=\s*{_AMOUNT}")
 
 
-def text(given: str) -> str:
-    if not given.strip():
-        raise ValueError("it is empty; give a value, or leave it out")
-    return given.strip()
+def invalid(value: str, noun: str, expected: str) -> ValueError:
+    return ValueError(f"'{value}' is not a valid {noun}: expected {expected}")
 
 
-def choice(*allowed: str) -> Reader:
-    def read(given: str) -> str:
-        if given not in allowed:
-            raise ValueError(
-                f"'{given}' is none of {', '.join(allowed)}{did_you_mean(given.lower(), allowed, 0.5)}"
-            )
-        return given
-
-    return read
+def text(value: str) -> str:
+    if not value.strip():
+        raise ValueError("the value is empty; give one, or leave the option out")
+    return value.strip()
 
 
-def whole(low: int, example: int = 16) -> Reader:
-    def read(given: str) -> int:
-        if not re.fullmatch(r"-?[0-9][0-9_]*", given) or int(given) < low:
-            raise ValueError(f"'{given}' is no whole number from {low}; give one such as {example}")
-        return int(given)
+def choice(*allowed: str) -> TextParser:
+    def parse(value: str) -> str:
+        if value not in allowed:
+            hint = did_you_mean(value.lower(), allowed, 0.5)
+            raise ValueError(f"'{value}' is not one of {', '.join(allowed)}{hint}")
+        return value
 
-    return read
+    return parse
 
 
-def tokens(given: str) -> int | None:
-    """Of a batch; None for as many as fit."""
-    if given.lower() == "auto":
-        return None
+def yes_no(value: str) -> bool:
+    return bool(choice("true", "false")(value.lower()) == "true")
+
+
+def integer(minimum: int, example: int = 16) -> TextParser:
+    def parse(value: str) -> int:
+        if not re.fullmatch(r"-?[0-9][0-9_]*", value) or int(value) < minimum:
+            raise invalid(value, "number", f"a whole number from {minimum}, e.g. {example}")
+        return int(value)
+
+    return parse
+
+
+def count_or(word: str, noun: str, example: int) -> TextParser:
+    """A number from 1, or the word, which becomes None."""
+
+    def parse(value: str) -> int | None:
+        if value.lower() == word:
+            return None
+        try:
+            return int(integer(1)(value))
+        except ValueError:
+            expected = f"a whole number from 1, e.g. {example}, or '{word}'"
+            raise invalid(value, f"number of {noun}", expected) from None
+
+    return parse
+
+
+def non_negative(value: str) -> float:
     try:
-        return int(whole(1)(given))
+        number = float(value)
     except ValueError:
-        raise ValueError(
-            f"'{given}' is no number of tokens; give one from 1, such as 32768, or 'auto'"
-        ) from None
+        number = -1.0
+    if not 0 <= number < float("inf"):
+        raise invalid(value, "number", "0 or more, e.g. 0.5")
+    return number
 
 
-def number(given: str) -> float:
-    """0 or more."""
-    try:
-        value = float(given)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise ValueError(f"'{given}' is no number from 0; give one such as 0.5")
-    return value
+def positive(value: str) -> float:
+    if not (number := non_negative(value)):
+        raise invalid(value, "number", "more than 0, e.g. 0.5")
+    return number
 
 
-def above_zero(given: str) -> float:
-    if not (value := number(given)):
-        raise ValueError("0 is too little; give more, such as 0.5")
-    return value
+def gpus(value: str) -> float:
+    """As Ray counts GPUs: several whole ones, or a fraction of one."""
+    number = non_negative(value)
+    if number > 1 and number != int(number):
+        expected = "a whole number, or a fraction of one GPU, e.g. 0.5"
+        raise invalid(value, "number of GPUs for one actor", expected)
+    return number
 
 
-def gpus(given: str) -> float:
-    """As Ray counts them: several whole ones, or a part of one."""
-    value = number(given)
-    if value > 1 and value != int(value):
-        raise ValueError(
-            f"'{given}' GPUs cannot be given to one actor; give a whole number, or a part of one such as 0.5"
-        )
-    return value
+def error_rate(value: str) -> float:
+    share = non_negative(value[:-1]) / 100 if value.endswith("%") else non_negative(value)
+    if share > 1:
+        raise invalid(value, "share of the rows", "0 to 1, or a percentage, e.g. 1%")
+    return share
 
 
-def rate(given: str) -> float:
-    value = number(given[:-1]) / 100 if given.endswith("%") else number(given)
-    if value > 1:
-        raise ValueError(
-            f"'{given}' is no share of the rows; give 0 to 1, or a percentage such as 1%"
-        )
-    return value
-
-
-def yes_no(given: str) -> bool:
-    return bool(choice("true", "false")(given.lower()) == "true")
-
-
-def limit(given: str) -> int | None:
-    """Rows; None for all."""
-    if given.lower() == "all":
-        return None
-    try:
-        return int(whole(1)(given))
-    except ValueError:
-        raise ValueError(
-            f"'{given}' is no number of rows; give one from 1, such as 200, or 'all'"
-        ) from None
-
-
-def actors(given: str) -> tuple[int, int]:
-    """The fewest and the most."""
-    parts = [part.strip() for part in given.split(",")]
-    if not 1 <= len(parts) <= 2 or not all(re.fullmatch("[1-9][0-9]*", part) for part in parts):
-        raise ValueError(
-            f"'{given}' is no number of actors; give one from 1, such as 4, or the fewest and most: 1,4"
-        )
-    least, most = int(parts[0]), int(parts[-1])
-    if least > most:
-        raise ValueError(
-            f"'{given}' has the most before the fewest; did you mean '{most},{least}'?"
-        )
-    return least, most
+def actors(value: str) -> tuple[int, int]:
+    """Minimum and maximum."""
+    numbers = [part.strip() for part in value.split(",")]
+    if not 1 <= len(numbers) <= 2 or not all(re.fullmatch("[1-9][0-9]*", n) for n in numbers):
+        expected = "a whole number from 1, e.g. 4, or minimum and maximum, e.g. 1,4"
+        raise invalid(value, "number of actors", expected)
+    minimum, maximum = int(numbers[0]), int(numbers[-1])
+    if minimum > maximum:
+        raise ValueError(f"'{value}': the minimum comes first; did you mean '{maximum},{minimum}'?")
+    return minimum, maximum
 
 
 def _amount(value: str, percent: str) -> str | None:
-    """A count or a share in its shortest form, as `apet.Budget` writes it; None if it is neither."""
+    """A count or a share in its shortest form, as `apet.Budget` writes it; None if invalid."""
     amount = Fraction(value)
     if not amount or (amount > 100 if percent else amount.denominator > 1):
         return None
     return f"{float(amount):.12g}%" if percent else str(amount)
 
 
-def budget(given: str) -> str:
-    """Visual tokens, or a share of those a row has."""
-    match = re.fullmatch(_AMOUNT, given.strip())
-    read = _amount(match[1], match[2]) if match else None
-    if read is None:
-        share = match and not match[2] and 0 < Fraction(match[1]) < 1
-        hint = f"; did you mean '{float(100 * Fraction(match[1])):g}%'?" if match and share else ""
-        raise ValueError(
-            f"'{given}' is no budget; give a whole number of visual tokens from 1, such as 64, or a share, such as 10%"
-            + hint
-        )
-    return read
+def budget(value: str) -> str:
+    """Visual tokens to keep, or a share of those that a row has."""
+    match = re.fullmatch(_AMOUNT, value.strip())
+    amount = _amount(match[1], match[2]) if match else None
+    if amount is None:
+        hint = ""
+        if match and not match[2] and 0 < Fraction(match[1]) < 1:
+            hint = f"; did you mean '{float(100 * Fraction(match[1])):g}%'?"
+        expected = "a whole number of visual tokens, e.g. 64, or a share, e.g. 10%"
+        raise invalid(value, "budget", expected + hint)
+    return amount
 
 
-def schedule(given: str) -> str:
-    """Sites and what each keeps, without spaces. Whether the model has such layers is seen when it is known."""
-    if given.strip() == "full":
+def schedule(value: str) -> str:
+    """Sites and what each keeps, without spaces. The layers are checked once the model is known."""
+    if value.strip() == "full":
         return "full"
     sites = []
-    for item in given.split(","):
-        match = _SITE.fullmatch(item.strip())
+    for site in map(str.strip, value.split(",")):
+        match = _SITE.fullmatch(site)
         amount = _amount(match[2], match[3]) if match else None
         if match is None or amount is None:
             raise ValueError(
-                f"cannot read '{item.strip()}' in '{given}'; sites are 'encoder', a decoder layer such as '16' or"
-                " 'vision.6', and what each keeps: encoder=96,16=32 or encoder=30%,14=10%"
+                f"cannot read '{site}' in '{value}': expected a site (encoder, a decoder layer such"
+                " as 16, or vision.6) and what it keeps, e.g. encoder=96,16=32 or"
+                " encoder=30%,14=10%"
             )
         sites.append(f"{match[1]}={amount}")
     return ",".join(sites)
 
 
-def scalar(given: str) -> str | int | float | bool:
-    """An option of a method: a number or true/false where it reads as one."""
-    if given in ("true", "false"):
-        return given == "true"
-    for kind in (int, float):
+def scalar(value: str) -> str | int | float | bool:
+    """An option of a method: a number or true/false if it reads as one, else text."""
+    if value in ("true", "false"):
+        return value == "true"
+    for number in (int, float):
         try:
-            return kind(given)
+            return number(value)
         except ValueError:
             continue
-    return given
+    return value

@@ -1,4 +1,4 @@
-"""What a method and its budget are asked as, what such a point is called, and which a model can do."""
+"""Methods with their options and budgets: parsing, names, and what a model supports."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apet import METHODS, Budget, attach
-from apet.methods.base import Model
+from apet.methods.base import ModelLayout
 from apet.models import FAMILIES
 from pipelines.config import parsers
 from pipelines.config.method_spec import (
-    LONGEST,
+    MAX_NAME,
     MethodSpec,
     expand_methods,
     known_methods,
@@ -27,7 +27,7 @@ from pipelines.config.model_info import model_info
 from tests.support import tiny
 
 
-def test_the_methods_are_known_without_importing_them() -> None:
+def test_known_methods_are_the_methods_of_apet() -> None:
     assert set(known_methods()) == set(METHODS)
 
 
@@ -46,11 +46,11 @@ def test_the_methods_are_known_without_importing_them() -> None:
         ("apet:schedule=encoder=96,16=32,basis=5", "apet-encoder=96_16=32-basis5"),
     ],
 )
-def test_names_of_points(given: str, name: str) -> None:
+def test_name_of_a_method_spec(given: str, name: str) -> None:
     assert parse_method(given).name == name
 
 
-def test_options_are_numbers_where_they_read_as_such() -> None:
+def test_options_that_read_as_numbers_are_numbers() -> None:
     assert dict(parse_method("apet:basis=5,merge=true,sampling=dpc").options) == {
         "basis": 5,
         "merge": True,
@@ -59,11 +59,11 @@ def test_options_are_numbers_where_they_read_as_such() -> None:
     assert parse_method("apet:basis=5,seed=1") == parse_method("apet:seed=1,basis=5")
 
 
-def test_every_method_meets_every_budget_once() -> None:
-    found = expand_methods(
+def test_every_method_gets_every_budget_once() -> None:
+    specs = expand_methods(
         ["vanilla", "apet", "fastv:budget=128", "apet:basis=5"], ["64", "10%"], None
     )
-    assert [point.name for point in found] == [
+    assert [spec.name for spec in specs] == [
         "vanilla",
         "apet-64",
         "apet-10pct",
@@ -94,17 +94,17 @@ SPENT = st.sampled_from(
         st.tuples(st.sampled_from(["apet", "apet_greedy", "dart"]), SPENT, OPTIONS), max_size=6
     )
 )
-def test_names_are_safe_short_and_unique(made: list[tuple[str, str, dict[str, Any]]]) -> None:
-    found = {
+def test_names_are_safe_short_and_unique(drawn: list[tuple[str, str, dict[str, Any]]]) -> None:
+    specs = {
         MethodSpec.of(method, **{"schedule" if "=" in spent else "budget": spent}, **options)
-        for method, spent, options in made
+        for method, spent, options in drawn
     }
-    names = {point.name for point in found}
-    assert all(re.fullmatch(r"[A-Za-z0-9_.=-]+", name) and len(name) <= LONGEST for name in names)
-    assert len(names) == len({json.dumps([point.method, point.options]) for point in found})
+    names = {spec.name for spec in specs}
+    assert all(re.fullmatch(r"[A-Za-z0-9_.=-]+", name) and len(name) <= MAX_NAME for name in names)
+    assert len(names) == len({json.dumps([spec.method, spec.options]) for spec in specs})
 
 
-def test_a_point_becomes_the_method() -> None:
+def test_method_spec_builds_the_method() -> None:
     assert parse_method("apet:basis=5,sampling=dpc,budget=10%").build() == METHODS["apet"](
         budget="10%",
         basis=5,
@@ -117,43 +117,43 @@ def test_a_point_becomes_the_method() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("text", "expected"),
     [
         ("apet:bassi=5,budget=64", "did you mean 'basis'?"),
-        ("apet:basis=five,budget=64", "takes a whole number"),
-        ("apet:basis=5.5,budget=64", "takes a whole number"),
-        ("apet:merge=1,budget=64", "takes true or false"),
+        ("apet:basis=five,budget=64", "expected a whole number"),
+        ("apet:basis=5.5,budget=64", "expected a whole number"),
+        ("apet:merge=1,budget=64", "expected true or false"),
         ("apet:sampling=dcp,budget=64", "did you mean 'dpc'?"),
         ("sparsevlm:tau=2,budget=64", "from 0 to 1"),
-        ("visionzip:contextual=half,budget=64", "takes a number"),
+        ("visionzip:contextual=half,budget=64", "expected a number"),
     ],
 )
-def test_wrong_options_of_a_method_are_refused(given: str, said: str) -> None:
-    with pytest.raises(ValueError, match=r"^[^\n]+$") as refusal:
-        parse_method(given).build()
-    assert said in str(refusal.value)
+def test_wrong_option_of_a_method_is_an_error(text: str, expected: str) -> None:
+    with pytest.raises(ValueError, match=r"^[^\n]+$") as error:
+        parse_method(text).build()
+    assert expected in str(error.value)
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_a_model_is_known_without_its_weights(family: str, tmp_path: Path) -> None:
+def test_model_info_needs_no_weights(family: str, tmp_path: Path) -> None:
     model = tiny.model(family)
     model.config.save_pretrained(tmp_path)  # config.json alone
-    known = model_info(str(tmp_path), frames=4)
-    assert known.model == attach(model, METHODS["vanilla"]())._model
-    assert known.visual_tokens == {"llava": 4 * 36, "video_llava": 4 * 36}.get(family)
+    info = model_info(str(tmp_path), frames=4)
+    assert info.model == attach(model, METHODS["vanilla"]())._model
+    assert info.visual_tokens == {"llava": 4 * 36, "video_llava": 4 * 36}.get(family)
 
 
-def test_a_budget_out_of_reach_is_refused_with_the_smallest_possible() -> None:
-    model = Model(layers=32, tower_layers=23, first_decoder_site=0, encoder_only=False)
-    with pytest.raises(ValueError, match=r"fastv-10: .* the smallest possible is \d+") as refusal:
+def test_error_of_an_impossible_budget_names_the_smallest_possible_one() -> None:
+    model = ModelLayout(layers=32, tower_layers=23, first_decoder_site=0, encoder_only=False)
+    with pytest.raises(ValueError, match=r"fastv-10: .* the smallest possible is \d+") as error:
         parse_method("fastv:budget=10").build(model, 576)
-    least = str(refusal.value).rpartition(" ")[2]
+    least = str(error.value).rpartition(" ")[2]
     parse_method(f"fastv:budget={least}").build(model, 576)
     with pytest.raises(ValueError, match="smallest possible"):
         parse_method(f"fastv:budget={int(least) - 1}").build(model, 576)
     with pytest.raises(ValueError, match="smallest possible"):
-        parse_method("fastv:budget=1%").build(model)  # a share is out of reach whatever the size
-    parse_method("fastv:budget=10").build(model)  # a count depends on it
+        parse_method("fastv:budget=1%").build(model)  # impossible at any size
+    parse_method("fastv:budget=10").build(model)  # depends on the size
     with pytest.raises(ValueError, match="its layers are 0 to 31"):
         parse_method("apet:schedule=encoder=96,32=32").build(model, 576)
     with pytest.raises(ValueError, match="tokens only drop"):
@@ -166,11 +166,11 @@ def test_a_budget_out_of_reach_is_refused_with_the_smallest_possible() -> None:
         st.text(string.printable, max_size=6),
     )
 )
-def test_a_budget_is_what_apet_takes_for_one(text: str) -> None:
+def test_budget_parser_agrees_with_apet(text: str) -> None:
     try:
         expected = Budget.parse(text)
     except ValueError:
-        with pytest.raises(ValueError, match="is no budget"):
+        with pytest.raises(ValueError, match="not a valid budget"):
             parsers.budget(text)
     else:
         assert parsers.budget(text) == str(expected)

@@ -1,4 +1,4 @@
-"""What the user's paths mean in this process, and what a model's files are."""
+"""Resolved paths of a config."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from pipelines.config import paths
 from pipelines.config.eval_config import EvalConfig
-from pipelines.config.paths import model_fingerprint, resolve_paths
+from pipelines.config.paths import resolve_paths
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def resolved(kind: Any = "image", **given: Any) -> EvalConfig:
     return resolve_paths(EvalConfig.of(kind, **given))
 
 
-def test_paths_are_relative_to_the_user(here: Path) -> None:
+def test_paths_are_relative_to_the_working_directory(here: Path) -> None:
     config = resolved(data="../project/q.jsonl", media_root="s3://b/photos", output="out/")
     assert config.data == f"{here}/project/q.jsonl"
     assert config.media_root == "s3://b/photos"
@@ -43,7 +43,7 @@ def test_paths_are_relative_to_the_user(here: Path) -> None:
     assert resolve_paths(config) == config
 
 
-def test_models_are_folders_or_names(here: Path) -> None:
+def test_model_is_a_folder_or_a_name_on_the_hub(here: Path) -> None:
     (here / "project/mine").mkdir()
     assert resolved(model="mine").model == f"{here}/project/mine"
     assert resolved(model="org/name").model == "org/name"
@@ -55,7 +55,7 @@ def test_models_are_folders_or_names(here: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "environment", "found"),
+    ("given", "environment", "expected"),
     [
         (None, None, "sqlite:///{here}/project/results/mlflow.db"),
         (None, "http://host:5000", "http://host:5000"),
@@ -66,19 +66,19 @@ def test_models_are_folders_or_names(here: Path) -> None:
         ("databricks", None, "databricks"),
     ],
 )
-def test_where_tracking_goes(
+def test_tracking_uri_comes_from_flag_environment_or_output(
     given: str | None,
     environment: str | None,
-    found: str,
+    expected: str,
     here: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if environment:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", environment)
-    assert resolved(tracking_uri=given).tracking_uri == found.format(here=here)
+    assert resolved(tracking_uri=given).tracking_uri == expected.format(here=here)
 
 
-def test_tracking_beside_remote_answers_is_at_home(here: Path) -> None:
+def test_tracking_of_remote_answers_is_in_the_home_folder(here: Path) -> None:
     assert (
         resolved(output="s3://b/o").tracking_uri == f"sqlite:///{here}/home/apet-results/mlflow.db"
     )
@@ -88,7 +88,7 @@ def test_tracking_beside_remote_answers_is_at_home(here: Path) -> None:
 
 
 @pytest.mark.parametrize("by", ["environment", "directory"])
-def test_a_submitted_job_writes_nothing_where_it_vanishes(
+def test_submitted_job_writes_nothing_to_its_working_directory(
     by: str, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if by == "environment":
@@ -110,29 +110,3 @@ def test_a_submitted_job_writes_nothing_where_it_vanishes(
     ):
         with pytest.raises(ValueError, match=r"absolute path.*\$PWD/"):
             resolved(**wrong)
-
-
-def test_a_model_is_its_files_wherever_they_are(tmp_path: Path) -> None:
-    folder = tmp_path / "model"
-    (folder / "part").mkdir(parents=True)
-    (folder / "config.json").write_text("{}")
-    (folder / "part/weights.safetensors").write_bytes(bytes(5 * 2**20))
-    first = model_fingerprint(str(folder))
-    assert model_fingerprint(str(shutil.copytree(folder, tmp_path / "copy"))) == first
-    (folder / "README.md").write_text("words")
-    (folder / ".cache").mkdir()
-    (folder / ".cache/x").touch()
-    assert model_fingerprint(str(folder)) == first
-    seen = {first}
-    for place in (0, 5 * 2**19, 5 * 2**20 - 2**17):  # a layer somewhere
-        with (folder / "part/weights.safetensors").open("r+b") as file:
-            file.seek(place)
-            file.write(b"1" * 2**17)
-        seen.add(model_fingerprint(str(folder)))
-    (folder / "config.json").write_text("{ }")
-    seen.add(model_fingerprint(str(folder)))
-    (folder / "config.json").rename(folder / "other.json")
-    seen.add(model_fingerprint(str(folder)))
-    assert len(seen) == 6
-    assert model_fingerprint("org/name", "v1") == "org/name@v1"
-    assert model_fingerprint("org/name") == "org/name@main"
