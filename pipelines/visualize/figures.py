@@ -1,9 +1,9 @@
-"""The paper's Figure 2, what tokens could be ranked by, and its Figure 4, which tokens are left, for one row."""
+"""Figures 2 and 4 of the paper for one row: scores of the tokens, and which tokens are kept."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,186 +11,190 @@ from matplotlib import colormaps
 from numpy.typing import NDArray
 
 from pipelines.data.media.content import Pixels
-from pipelines.visualize.page import GREY, INK, RIGHT, WRONG, Line, Panel, drawn, room, scaled
-from pipelines.visualize.rankings import Ranking
-from pipelines.visualize.seen import Came, Prompt, Shown
+from pipelines.visualize.layout import (
+    GREY,
+    INK,
+    RIGHT,
+    WRONG,
+    Line,
+    Panel,
+    picture_width,
+    render,
+    scaled)
+from pipelines.visualize.model_probe import Generation, Prompt, TokenGroup
+from pipelines.visualize.token_scores import TokenScores
 
-HEAT = "viridis"  # perceptually uniform, and readable without telling red from green
-VEIL, LINE, AMBER = (
-    255,
-    70,
-    np.array([240, 150, 40]),
-)  # dropped patches fade into the paper; swatches are amber
-FAINT = 0.13  # of a patch shines through the veil where its token is dropped first
-CLIP = 98  # percentile that is the end of a colour scale: attention has a few patches far above the rest
-SEEN = "what the model sees"
-WELL = "✓", "✗"
+Values = NDArray[np.floating[Any]]
+COLOURMAP = "viridis"  # perceptually uniform, readable without telling red from green
+VEIL, EDGE = 255, 70  # grey levels: dropped patches fade to white; edges are dark
+SWATCH_COLOUR = np.array([240, 150, 40])
+SWATCH_SIZE, BAR_SIZE = (16, 26), (14, 96)
+MIN_CLARITY = 0.13  # how much of a patch remains visible if its token is dropped first
+CLIP_PERCENTILE = 98  # end of a colour scale: a few patches have far more attention than the rest
 
 
 @dataclass(frozen=True)
-class Told:
-    """A method's panel: what became of the tokens, and what the run has of the answer."""
+class Outcome:
+    """A method's answer: the one stored in the run, and the one generated here."""
 
     name: str
-    row: dict[str, Any]  # the run's answer
-    came: Came
+    stored: dict[str, Any]
+    generation: Generation
 
     @property
-    def same(self) -> bool:
-        return bool(self.row["prediction"] == self.came.answer)
+    def is_reproduced(self) -> bool:
+        return bool(self.stored["prediction"] == self.generation.answer)
 
     @property
     def verdict(self) -> str:
-        if self.row["correct"] is not None:
-            return "right" if self.row["correct"] else "wrong"
-        return "" if self.row["score"] is None else f"scored {self.row['score']:g}"
+        if self.stored["correct"] is not None:
+            return "right" if self.stored["correct"] else "wrong"
+        return "" if self.stored["score"] is None else f"scored {self.stored['score']:g}"
 
     def lines(self) -> list[Line]:
-        correct = self.row["correct"]
-        mark = "" if correct is None else WELL[0] + " " if correct else WELL[1] + " "
-        colour = INK if correct is None else RIGHT if correct else WRONG
+        marks = {None: ("", INK), True: ("✓ ", RIGHT), False: ("✗ ", WRONG)}
+        mark, colour = marks[self.stored["correct"]]
         verdict = f" ({self.verdict})" if self.verdict else ""
-        found = [
-            Line(f"{mark}{_said(self.row['prediction'], 200)}{verdict}", 19, colour, bold=True)
-        ]
-        if not self.same:
-            found.append(Line(f"! alone it answers {_said(self.came.answer, 120)} here", 15, WRONG))
-        return found
+        answer = f"{mark}{quoted(self.stored['prediction'])}{verdict}"
+        lines = [Line(answer, 19, colour, bold=True)]
+        if not self.is_reproduced:
+            here = f"! answered alone, here: {quoted(self.generation.answer, 120)}"
+            lines.append(Line(here, colour=WRONG))
+        return lines
 
 
-def kept(prompt: Prompt, told: Sequence[Told], head: Sequence[Line]) -> bytes:
-    """Figure 4: the picture, then for each method the patches whose tokens are left, and its answer."""
-    plain = all(
-        each.came.sites for each in told
-    )  # then there is no method that shows the picture itself
-    width = room(len(told) + plain, len(prompt.shown))
-    names = [shown.name for shown in prompt.shown]
-    pictures = [scaled(shown.pixels, width) for shown in prompt.shown]
-    panels = [Panel(SEEN, f"{prompt.tokens:,} tokens", pictures, names, [])] if plain else []
-    for each in told:
-        came, drawn_as = each.came, pictures
-        note, legend = f"all {prompt.tokens:,} tokens", []
-        if came.sites:
-            groups = zip(
-                pictures, prompt.by_group(came.passed / len(came.sites)), prompt.shown, strict=True
-            )
-            drawn_as = [veiled(picture, share, shown) for picture, share, shown in groups]
-            note = f"{each.row['budget']:g} of {prompt.tokens:,} tokens in the average layer"
-            legend = _legend(came)
-        panels.append(Panel(each.name, note, drawn_as, names, [*each.lines(), *legend]))
-    return drawn(head, panels)
+def kept_figure(prompt: Prompt, outcomes: Sequence[Outcome], head: Sequence[Line]) -> bytes:
+    """Figure 4: the picture, then per method the patches whose tokens are kept, and its answer."""
+    # a method that drops nothing shows the picture itself
+    add_original = all(outcome.generation.sites for outcome in outcomes)
+    original = _original(prompt, len(outcomes) + add_original)
+    panels = [original] if add_original else []
+    for outcome in outcomes:
+        generation, pictures = outcome.generation, original.pictures
+        note, legend = f"all {prompt.visual_tokens:,} tokens", []
+        if generation.sites:
+            shares = prompt.by_group(generation.sites_passed / len(generation.sites))
+            pictures = list(map(veiled, pictures, shares, prompt.groups))
+            budget = f"{outcome.stored['budget']:g} of {prompt.visual_tokens:,}"
+            note, legend = f"{budget} tokens in the average layer", _legend(generation)
+        lines = [*_title(outcome.name, note), *outcome.lines(), *legend]
+        panels.append(replace(original, pictures=pictures, lines=lines))
+    return render(head, panels)
 
 
-def _legend(came: Came) -> list[Line]:
-    steps, left = len(came.sites), came.sites[-1][1]
-    found = [Line(f"kept to the end: {left:,}", 15, swatch=_swatch(1.0))]
-    before = [len(came.passed), *(count for _, count in came.sites)]
-    for place in reversed(range(steps)):
-        gone = before[place] - before[place + 1]
-        found.append(
-            Line(
-                f"dropped {_where(came.sites[place][0])}: {gone:,}",
-                15,
-                swatch=_swatch(place / steps),
-            )
-        )
-    return found
+def scores_figure(prompt: Prompt, scores: Sequence[TokenScores], head: Sequence[Line]) -> bytes:
+    """Figure 2: the picture, and per score a map over it with its colour scale."""
+    original = _original(prompt, len(scores) + 1)
+    panels = [original]
+    bar = _heat(np.broadcast_to(np.linspace(0, 1, BAR_SIZE[1]), BAR_SIZE)).astype(np.uint8)
+    for score in scores:
+        values = score.values[~np.isnan(score.values)]
+        low, high = float(values.min()), float(np.percentile(values, CLIP_PERCENTILE))
+        shares = ((score.values - low) / max(high - low, 1e-30)).clip(0, 1)
+        maps = list(map(heatmap, original.pictures, prompt.by_group(shares), prompt.groups))
+        above = " or more" if values.max() > high else ""
+        scale = Line(f"{low:.2g} to {high:.2g}{above}", colour=GREY, swatch=bar)
+        lines = [*_title(score.name, score.used_by), scale]
+        if excluded := len(score.values) - len(values):
+            blank = _framed(np.full((*SWATCH_SIZE, 3), VEIL, np.uint8))
+            lines.append(Line(f"{score.excluded}: {excluded:,}", colour=GREY, swatch=blank))
+        panels.append(replace(original, pictures=maps, lines=lines))
+    return render(head, panels)
 
 
-def _where(site: str) -> str:
-    return {"vision": "in the vision tower", "encoder": "at the encoder"}.get(
-        site, f"at the decoder's layer {site}"
-    )
+def _original(prompt: Prompt, panels: int) -> Panel:
+    """The row's pictures as the model sees them, sized for a page of this many panels."""
+    width = picture_width(panels, len(prompt.groups))
+    pictures = [scaled(group.pixels, width) for group in prompt.groups]
+    lines = _title("what the model sees", f"{prompt.visual_tokens:,} tokens")
+    return Panel(pictures, [group.name for group in prompt.groups], lines)
+
+
+def _title(title: str, note: str) -> list[Line]:
+    return [Line(title, 18, bold=True), Line(note, colour=GREY)]
+
+
+def _legend(generation: Generation) -> list[Line]:
+    """The clarity and number of tokens that are kept, then of those dropped, last site first."""
+    counts = [len(generation.sites_passed), *(count for _, count in generation.sites)]
+    lines = [Line(f"kept to the end: {counts[-1]:,}", swatch=_swatch(1.0))]
+    for passed, (site, count) in reversed(list(enumerate(generation.sites))):
+        known = {"vision": "in the vision tower", "encoder": "at the encoder"}
+        where = known.get(site, f"at the decoder's layer {site}")
+        swatch = _swatch(passed / len(generation.sites))
+        lines.append(Line(f"dropped {where}: {counts[passed] - count:,}", swatch=swatch))
+    return lines
 
 
 def _swatch(share: float) -> Pixels:
-    return _framed(_faded(np.broadcast_to(AMBER, (16, 26, 3)), np.full((16, 26), share)))
+    colour = np.broadcast_to(SWATCH_COLOUR, (*SWATCH_SIZE, 3))
+    return _framed(_faded(colour, np.full(SWATCH_SIZE, share)))
 
 
 def _framed(swatch: Pixels) -> Pixels:
-    framed = np.full_like(swatch, LINE)
-    framed[1:-1, 1:-1] = swatch[1:-1, 1:-1]
-    return framed
+    return np.pad(swatch[1:-1, 1:-1], ((1, 1), (1, 1), (0, 0)), constant_values=EDGE)
 
 
-def veiled(picture: Pixels, share: NDArray[np.floating[Any]], shown: Shown) -> Pixels:
-    """A picture of any size whose patches show as far as their tokens came: `share` (N,), from 0 to 1.
+def veiled(picture: Pixels, shares: Values, group: TokenGroup) -> Pixels:
+    """Fade each patch by the share of sites that its token passed: `shares` (N,), from 0 to 1.
 
-    Patches without a token are as those that were dropped first. A thin line runs where neighbours differ.
+    Patches without a token look like those dropped first. Thin lines separate different shares.
     """
-    wide = _spread(share, 0.0, shown, picture)
-    faded = _faded(picture, wide)
-    faded[_edges(wide)] = LINE
+    by_pixel = _by_pixel(shares, 0.0, group, picture)
+    faded = _faded(picture, by_pixel)
+    faded[_edges(by_pixel)] = EDGE
     return faded
 
 
-def _faded(picture: NDArray[Any], share: NDArray[np.floating[Any]]) -> Pixels:
-    clear = FAINT + (1 - FAINT) * share[..., None]
-    return np.where(share[..., None] == 1, picture, clear * picture + (1 - clear) * VEIL).astype(
-        np.uint8
-    )
+def _faded(picture: NDArray[Any], shares: Values) -> Pixels:
+    clarity = MIN_CLARITY + (1 - MIN_CLARITY) * shares[..., None]
+    mixed = clarity * picture + (1 - clarity) * VEIL
+    return np.where(clarity == 1, picture, mixed).astype(np.uint8)
 
 
-def ranked(prompt: Prompt, rankings: Sequence[Ranking], head: Sequence[Line]) -> bytes:
-    """Figure 2: the picture, and for each ranking a map over it with its scale."""
-    width = room(len(rankings) + 1, len(prompt.shown))
-    names = [shown.name for shown in prompt.shown]
-    pictures = [scaled(shown.pixels, width) for shown in prompt.shown]
-    panels = [Panel(SEEN, f"{prompt.tokens:,} tokens", pictures, names, [])]
-    for ranking in rankings:
-        values = ranking.values[~np.isnan(ranking.values)]
-        low, high = float(values.min()), float(np.percentile(values, CLIP))
-        share = ((ranking.values - low) / max(high - low, 1e-30)).clip(0, 1)
-        groups = zip(pictures, prompt.by_group(share), prompt.shown, strict=True)
-        maps = [heated(picture, each, shown) for picture, each, shown in groups]
-        more = "≥ " if values.max() > high else ""
-        lines = [Line(f"{more}{high:.2g}", 15, GREY, swatch=_bar(), before=f"{low:.2g}", most=1)]
-        if apart := len(ranking.values) - len(values):
-            swatch = _framed(np.full((16, 26, 3), 255, np.uint8))
-            lines.append(Line(f"{ranking.apart}: {apart:,}", 15, GREY, swatch=swatch))
-        panels.append(Panel(ranking.name, ranking.like, maps, names, lines))
-    return drawn(head, panels)
+def heatmap(picture: Pixels, shares: Values, group: TokenGroup) -> Pixels:
+    """Colour each patch by `shares` (N,), from 0 to 1, over a picture's shades of grey.
 
-
-def heated(picture: Pixels, share: NDArray[np.floating[Any]], shown: Shown) -> Pixels:
-    """A map of `share` (N,), from 0 to 1, over the shades of a picture; patches without a number are framed."""
-    wide = _spread(share, np.nan, shown, picture)
+    Patches without a number are framed and keep their colours.
+    """
+    by_pixel = _by_pixel(shares, np.nan, group, picture)
     grey = picture.mean(axis=2, keepdims=True)
-    colour = 255 * colormaps[HEAT](np.nan_to_num(wide))[..., :3]
-    mixed: Pixels = (0.8 * colour + 0.2 * grey).astype(np.uint8)
-    without = np.isnan(wide)
-    mixed[without] = picture[without]
-    mixed[_edges(without)] = 255
+    mixed: Pixels = (0.8 * _heat(np.nan_to_num(by_pixel)) + 0.2 * grey).astype(np.uint8)
+    missing = np.isnan(by_pixel)
+    mixed[missing] = picture[missing]
+    mixed[_edges(missing)] = VEIL
     return mixed
 
 
-def _spread(
-    values: NDArray[Any], others: float, shown: Shown, picture: Pixels
+def _heat(shares: Values) -> NDArray[np.float64]:
+    colours: NDArray[np.float64] = 255 * colormaps[COLOURMAP](shares)[..., :3]
+    return colours
+
+
+def _by_pixel(
+    values: Values, missing: float, group: TokenGroup, picture: Pixels
 ) -> NDArray[np.float64]:
-    """What each pixel's patch has of `values` (N,), and `others` where it has no token."""
-    cells = np.full(shown.grid[0] * shown.grid[1], others)
-    cells[shown.cells] = values
-    down, right = (
+    """The value of each pixel's patch; `missing` where the patch has no token."""
+    cells = np.full(group.grid[0] * group.grid[1], missing)
+    cells[group.cells] = values
+    rows, columns = (
         np.arange(size) * patches // size
-        for size, patches in zip(picture.shape, shown.grid, strict=False)
+        for size, patches in zip(picture.shape[:2], group.grid, strict=True)
     )
-    wide: NDArray[np.float64] = cells.reshape(shown.grid)[down][:, right]
-    return wide
+    by_pixel: NDArray[np.float64] = cells.reshape(group.grid)[rows][:, columns]
+    return by_pixel
 
 
 def _edges(values: NDArray[Any]) -> NDArray[np.bool_]:
     """Pixels that differ from the one above or to the left."""
-    edge = np.zeros(values.shape, bool)
-    edge[1:] |= values[1:] != values[:-1]
-    edge[:, 1:] |= values[:, 1:] != values[:, :-1]
-    return edge
+    edges = np.zeros(values.shape, bool)
+    edges[1:] |= values[1:] != values[:-1]
+    edges[:, 1:] |= values[:, 1:] != values[:, :-1]
+    return edges
 
 
-def _bar() -> Pixels:
-    ramp = np.broadcast_to(np.linspace(0, 1, 96), (14, 96))
-    return (255 * colormaps[HEAT](ramp)[..., :3]).astype(np.uint8)
-
-
-def _said(words: str | None, most: int) -> str:
-    text = " ".join((words or "").split())
-    return f"“{text[:most]}{'…' if len(text) > most else ''}”" if text else "nothing"
+def quoted(text: str | None, max_characters: int = 200) -> str:
+    """The text on one line in quotation marks; "nothing" if it is empty."""
+    line = " ".join((text or "").split())
+    ellipsis = "…" if len(line) > max_characters else ""
+    return f"“{line[:max_characters]}{ellipsis}”" if line else "nothing"

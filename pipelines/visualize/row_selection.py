@@ -1,0 +1,233 @@
+"""Selects the rows to draw: those named by the user, or those on which methods disagree.
+
+Two runs of the same budget disagree where one is right and the other wrong or, where correctness
+is unknown, where their answers differ. Rows of both directions alternate, so that the pictures
+favour neither method. How often each happens is counted over all rows, because a picture is only
+an anecdote.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations, zip_longest
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.config.method_spec import MethodSpec
+from pipelines.results import answers
+from pipelines.results.run_record import RunRecord
+from pipelines.results.storage import Folder, run_concurrently
+from pipelines.text import did_you_mean, redacted
+
+MAX_RUNS = 4  # drawn per row; of more, only vanilla and the two that disagree
+MAX_CANDIDATES = 100  # rows searched per requested row, for pictures that are not drawn yet
+COLUMNS = ("row_id", "media", "prediction", "correct", "status")
+METHOD_KEYS = ("method", "options")  # may differ between the identities of runs
+
+
+@dataclass(frozen=True, eq=False)
+class StoredRun:
+    """A finished or unfinished run: its record and its answers."""
+
+    folder: Folder
+    record: RunRecord
+    spec: MethodSpec
+    table: pa.Table  # COLUMNS of the rows without an error, sorted by row_id
+
+    @classmethod
+    def load(cls, uri: str) -> StoredRun:
+        folder = Folder.of(uri)
+        name = redacted(folder.uri)
+        try:
+            record = RunRecord.load(folder)
+        except FileNotFoundError:
+            raise ValueError(f"{name} is not a run: it has no record.json") from None
+        if not record.identity:
+            raise ValueError(
+                f"{name} is the record of a job; give the folders of its runs, which hold answers"
+            )
+        table = answers.read(folder, COLUMNS)
+        if not len(table):
+            raise ValueError(f"{name} holds no answers yet")
+        spec = MethodSpec.of(record.identity["method"], **record.identity["options"])
+        return cls(folder, record, spec, table.filter(pc.equal(table["status"], "ok")))
+
+    @property
+    def is_vanilla(self) -> bool:
+        return self.spec.method == "vanilla"
+
+    @property
+    def budget(self) -> object:
+        """The budget or schedule as the user gave it."""
+        options = dict(self.spec.options)
+        return options.get("budget", options.get("schedule"))
+
+    def media(self, row_ids: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        """The names of these rows' media."""
+        rows = _with_ids(self.table, row_ids).select(["row_id", "media"]).to_pylist()
+        return {row["row_id"]: tuple(row["media"]) for row in rows}
+
+    def answers(self, row_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """All columns of these rows, by id."""
+        batches = (_with_ids(batch, row_ids) for batch in answers.batches(self.folder))
+        rows = (row for batch in batches for row in batch.to_pylist())
+        return {row["row_id"]: row for row in rows if row["status"] == "ok"}
+
+
+def _with_ids(table: Any, row_ids: Sequence[str]) -> Any:
+    return table.filter(pc.is_in(table["row_id"], value_set=pa.array(row_ids, pa.string())))
+
+
+def load_runs(uris: Sequence[str]) -> list[StoredRun]:
+    """Load runs of one model and one benchmark, vanilla first and ApET next."""
+    runs = run_concurrently(StoredRun.load, uris)
+    first = runs[0].record
+    for other in (run.record for run in runs[1:]):
+        for key, value in first.identity.items():
+            if key not in METHOD_KEYS and other.identity.get(key) != value:
+                raise ValueError(
+                    f"{first.name} and {other.name} cannot be compared: their {key} differs"
+                    f" ({value} and {other.identity.get(key)}); give runs of one model and one benchmark"
+                )
+    names = [run.spec.name for run in runs]
+    if repeated := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"{', '.join(sorted(repeated))} is given twice; name each run once")
+    return sorted(
+        runs, key=lambda run: (not run.is_vanilla, not run.spec.method.startswith("apet"))
+    )
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """Two runs, and the row ids on which they disagree, in pseudo-random order."""
+
+    first: StoredRun
+    second: StoredRun
+    rows: int  # answered by both
+    only_first_right: list[str]
+    only_second_right: list[str]
+    different: list[str]  # different answers, correctness unknown
+
+    @classmethod
+    def between(cls, first: StoredRun, second: StoredRun) -> Disagreement:
+        ids = second.table["row_id"].combine_chunks()
+        one = first.table.filter(pc.is_in(first.table["row_id"], value_set=ids))
+        other = second.table.take(pc.index_in(one["row_id"], value_set=ids))
+        right, other_right = (pc.fill_null(table["correct"], False) for table in (one, other))
+        scored = pc.and_(pc.is_valid(one["correct"]), pc.is_valid(other["correct"]))
+        differ = pc.and_not(pc.not_equal(one["prediction"], other["prediction"]), scored)
+        masks = (
+            pc.and_(scored, pc.and_not(right, other_right)),
+            pc.and_(scored, pc.and_not(other_right, right)),
+            pc.fill_null(differ, False),
+        )
+        row_ids = (_shuffled(one["row_id"].filter(mask).to_pylist()) for mask in masks)
+        return cls(first, second, len(one), *row_ids)
+
+    @property
+    def summary(self) -> str:
+        first, second = self.first.spec.name, self.second.spec.name
+        right = len(self.only_first_right), len(self.only_second_right)
+        if self.different and not any(right):
+            return (
+                f"{first} and {second} answer {len(self.different):,} of {self.rows:,} rows"
+                " differently."
+            )
+        return (
+            f"Of {self.rows:,} rows, only {first} is right on {right[0]:,} and only {second} on"
+            f" {right[1]:,}."
+        )
+
+
+def _shuffled(row_ids: list[str]) -> list[str]:
+    """Always the same order; the first rows of a benchmark tend to show the same picture."""
+    return sorted(row_ids, key=lambda row_id: hashlib.sha256(row_id.encode()).digest())
+
+
+@dataclass(frozen=True)
+class SelectedRow:
+    """One row, and the runs to draw side by side."""
+
+    row_id: str
+    runs: tuple[StoredRun, ...]
+    reason: str  # empty where the user named a row on which the runs agree
+
+
+def select_rows(
+    runs: Sequence[StoredRun], row_ids: Sequence[str] | None, count: int
+) -> list[SelectedRow]:
+    """Select the rows of these ids or, for None, `count` rows on which runs disagree."""
+    pairs = [Disagreement.between(*pair) for pair in _comparable(runs)]
+    if row_ids is not None:
+        return [_select_named(runs, pairs, row_id) for row_id in _check_answered(runs, row_ids)]
+    if not pairs:
+        raise ValueError(
+            "a single run has nothing to disagree with: give two or more, or name rows with --rows"
+            " ID,ID"
+        )
+    right = [
+        [(pair, row_id) for row_id in queue[: MAX_CANDIDATES * count]]
+        for pair in pairs
+        for queue in (pair.only_first_right, pair.only_second_right)
+    ]
+    different = [
+        [(pair, row_id) for row_id in pair.different[: MAX_CANDIDATES * count]] for pair in pairs
+    ]
+    selected: dict[str, SelectedRow] = {}
+    drawn: set[tuple[str, ...]] = set()
+    for queues in (right, different):
+        candidates = [item for turn in zip_longest(*queues) for item in turn if item]
+        ids = [row_id for _, row_id in candidates]
+        media = {row_id: names for run in runs for row_id, names in run.media(ids).items()}
+        for repeat_media in (False, True):  # rows about media not drawn yet come first
+            for pair, row_id in candidates:
+                if len(selected) == count or row_id in selected:
+                    continue
+                if repeat_media or media[row_id] not in drawn:
+                    drawn.add(media[row_id])
+                    selected[row_id] = _select(runs, pair, row_id)
+    if not selected:
+        raise ValueError("these runs disagree on no row; name the rows to draw with --rows ID,ID")
+    return list(selected.values())
+
+
+def _comparable(runs: Sequence[StoredRun]) -> list[tuple[StoredRun, StoredRun]]:
+    """Pairs of the same budget, ApET's first; without any, all methods; else those with vanilla."""
+    compressed = list(combinations([run for run in runs if not run.is_vanilla], 2))
+    same_budget = [pair for pair in compressed if pair[0].budget == pair[1].budget]
+    return same_budget or compressed or list(combinations(runs, 2))
+
+
+def _select_named(
+    runs: Sequence[StoredRun], pairs: Sequence[Disagreement], row_id: str
+) -> SelectedRow:
+    for pair in pairs:
+        if row_id in {*pair.only_first_right, *pair.only_second_right, *pair.different}:
+            return _select(runs, pair, row_id)
+    return SelectedRow(row_id, _drawn_runs(runs, pairs[0] if pairs else None), "")
+
+
+def _select(runs: Sequence[StoredRun], pair: Disagreement, row_id: str) -> SelectedRow:
+    return SelectedRow(row_id, _drawn_runs(runs, pair), f"They disagree here. {pair.summary}")
+
+
+def _drawn_runs(runs: Sequence[StoredRun], pair: Disagreement | None) -> tuple[StoredRun, ...]:
+    if len(runs) <= MAX_RUNS or pair is None:
+        return tuple(runs)
+    return (*(run for run in runs if run.is_vanilla), pair.first, pair.second)
+
+
+def _check_answered(runs: Sequence[StoredRun], row_ids: Sequence[str]) -> list[str]:
+    """The ids without repetition; raises a ValueError if a run has not answered one of them."""
+    for run in runs:
+        ids = run.table["row_id"]
+        for row_id in row_ids:
+            if not pc.any(pc.equal(ids, row_id)).as_py():
+                hint = did_you_mean(row_id, ids.slice(0, 5000).to_pylist())
+                hint = hint or f"; its ids look like {ids[0].as_py()!r}"
+                raise ValueError(f"{run.record.name} has no answer to a row {row_id!r}{hint}")
+    return list(dict.fromkeys(row_ids))
