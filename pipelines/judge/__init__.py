@@ -1,8 +1,8 @@
-"""Judges of open answers, one file each: who says whether an answer means what the correct one does.
+"""Judges of open answers: each decides whether an answer means the same as the correct one.
 
     from pipelines.judge import Item, judge
-    with_whom = judge("endpoint", url="http://localhost:8000/v1", model="my-model")
-    for verdict in with_whom.judge([Item("What is he doing?", ("cook",), "He is preparing food.")]):
+    grader = judge("endpoint", url="http://localhost:8000/v1", model="my-model")
+    for verdict in grader.judge([Item("What is he doing?", ("cook",), "He is preparing food.")]):
         verdict.correct, verdict.score
 
 `pipelines.judge.run_verdicts` does this for the answers of a run.
@@ -16,16 +16,18 @@ from typing import Any
 from pipelines.metrics.verdicts import Item, Judge, Unavailable, Verdict
 
 __all__ = ["JUDGES", "Item", "Judge", "Unavailable", "Verdict", "judge"]
+# Imported when used: `local` needs Ray and torch.
 JUDGES = {
-    "offline": "Offline",
-    "endpoint": "Endpoint",
-    "local": "Local",
-}  # modules here, imported when asked for
+    "offline": ("pipelines.metrics.word_match", "Offline"),
+    "endpoint": ("pipelines.judge.endpoint", "Endpoint"),
+    "local": ("pipelines.judge.local", "Local"),
+}
 
 
 def judge(kind: str, **options: Any) -> Judge:
-    """The judge of that kind, with its own options."""
+    """Create the judge of this kind with its options."""
     if kind not in JUDGES:
-        raise ValueError(f"there is no judge '{kind}'; there are {', '.join(JUDGES)}")
-    found: Judge = getattr(import_module(f"pipelines.judge.{kind}"), JUDGES[kind])(**options)
-    return found
+        raise ValueError(f"not a judge: {kind!r}; choose one of {', '.join(JUDGES)}")
+    module, name = JUDGES[kind]
+    created: Judge = getattr(import_module(module), name)(**options)
+    return created

@@ -1,45 +1,49 @@
-"""Replies on disk by what was asked, so that no reply is paid for twice and an interrupted judging goes on.
+"""Stores a judge's replies, so that none is paid for twice and interrupted judging can resume.
 
-One small file a reply, written whole as soon as it is there: who is killed loses the requests under way and no more.
+One small file per reply, written as soon as the reply arrives: a killed process loses only the
+requests in flight.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from functools import cache
 from typing import Any
 
+from pipelines.judge import protocol
+from pipelines.metrics.verdicts import Verdict
 from pipelines.results.storage import Folder
 
 
 class Cache:
-    """Replies below one folder, on any file system; nothing is kept if there is none. For any number of threads."""
+    """Replies of one judge below a folder on any file system; without one, nothing is stored.
 
-    def __init__(self, folder: Folder | None) -> None:
-        self.folder = folder
-        self._shelves = (
-            {shelf: folder.child(shelf) for shelf in map("{:02x}".format, range(256))}
-            if folder
-            else {}
-        )
+    Safe to use from any number of threads.
+    """
 
-    @staticmethod
-    def key(**asked: Any) -> str:
-        """What stands for a question: equal for equal content, in every process."""
-        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+    def __init__(self, folder: Folder | None, **judge: Any) -> None:
+        self._judge = judge  # all that its replies depend on, apart from the question
+        # 256 subfolders, each opened once: on an object store, opening is slow
+        self._subfolder = cache(folder.child) if folder else None
 
-    def get(self, key: str) -> dict[str, Any] | None:
-        if not self._shelves:
+    def key(self, messages: protocol.Messages) -> str:
+        """A digest of the judge and the question, the same in every process."""
+        content = json.dumps({**self._judge, "messages": messages}, sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def get(self, key: str) -> tuple[Verdict, str] | None:
+        """The stored verdict and the model's name, if the present rules can read the reply."""
+        if self._subfolder is None:
             return None
         try:
-            found = json.loads(self._shelves[key[:2]].read(f"{key}.json"))
-        except (FileNotFoundError, ValueError):  # not there, or torn by a machine that went down
-            return None
-        return found if isinstance(found, dict) and isinstance(found.get("reply"), str) else None
+            stored = json.loads(self._subfolder(key[:2]).read(f"{key}.json"))
+            return protocol.parse(stored["reply"]), stored.get("model") or ""
+        except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError):
+            return None  # missing, torn by a machine that went down, or written by other rules
 
-    def put(self, key: str, kept: dict[str, Any]) -> None:
-        """Keep it, or fail: who cannot keep replies would pay for all of them again."""
-        if self._shelves:
-            self._shelves[key[:2]].write(
-                f"{key}.json", json.dumps(kept, ensure_ascii=False).encode()
-            )
+    def put(self, key: str, reply: str, model: str = "") -> None:
+        """Store a reply; raises if that fails, because all replies would be paid for again."""
+        if self._subfolder is not None:
+            data = json.dumps({"reply": reply, "model": model}, ensure_ascii=False).encode()
+            self._subfolder(key[:2]).write(f"{key}.json", data)

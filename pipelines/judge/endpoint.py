@@ -1,24 +1,23 @@
-"""A model behind an OpenAI-compatible address: a vendor's, or one of your own (vLLM, llama.cpp, Ollama, ...).
+"""A model behind an OpenAI-compatible server: a vendor's, or your own (vLLM, llama.cpp, Ollama).
 
-What goes wrong on the way is tried again, each time after a longer and slightly random wait; a server that says how
-long to wait is obeyed by all requests. What no second attempt can mend (a refused key, an unknown model, no credit)
-ends it at once. Redirects are not followed: they would carry the key to somewhere else.
+Failed requests are repeated, each time after a longer and slightly random wait. If the server says
+how long to wait, all requests do. Errors that no repetition can fix (a refused key, an unknown
+model, no credit) stop the judging at once. Redirects are not followed: they would carry the key to
+another server.
 
-The key comes from the environment alone, goes into one header, and is blotted out of everything that comes back.
+The key comes from the environment only, is sent in one header, and is removed from all that the
+server returns.
 """
 
 from __future__ import annotations
 
-import contextlib
 import email.utils
 import http.client
-import itertools
 import json
 import os
 import random
 import threading
 import time
-import urllib.error
 import urllib.request
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -34,27 +33,27 @@ from pipelines.results.storage import Folder
 from pipelines.text import redacted
 
 KEY = "APET_JUDGE_API_KEY"
-AHEAD = 32  # items taken before the oldest has its verdict, times `concurrency`
-SECRET = (
-    8  # characters from which on a key is one: "none" and "EMPTY" are words that a reply may hold
+MAX_ITEMS_AHEAD = 32  # per concurrent request: items taken before the oldest has its verdict
+MIN_SECRET_LENGTH = (
+    8  # shorter keys, such as "none" and "EMPTY", are words that replies may contain
 )
-LONGEST_REPLY = 2**20  # bytes
-LONGEST_PAUSE = 60.0  # seconds between two attempts, where the server does not say
-PATIENCE = 600.0  # seconds that a server's own requests to wait may add up to, for one item
-_HOPELESS = (401, 402, 403, 404, 405)
-_PASSING = (408, 409, 425, 429)  # and all from 500
+MAX_RESPONSE_BYTES = 2**20
+MAX_BACKOFF_S = 60.0  # between two attempts, if the server does not say how long
+MAX_SERVER_WAIT_S = 600.0  # in total for one item, where the server asks for it
+_FATAL_STATUS = (401, 402, 403, 404, 405)
+_RETRYABLE_STATUS = (408, 409, 425, 429)  # and all from 500
 
 
 class Endpoint(Judge):
-    """Asks `url`/chat/completions.
+    """Posts to `url`/chat/completions.
 
-    key         None: what the environment says, or no key
-    cache       where replies are kept; None: nowhere
-    concurrency requests at once, never more
+    key         None: from the environment, or no key
+    cache       folder of stored replies; None: nothing is stored
+    concurrency maximum number of simultaneous requests
     timeout     seconds for one request, from its start to its last byte
-    tries       of one request that fails on the way
-    backoff     seconds before the second one; it doubles with each
-    request     fields to add to every request, or with None to leave out: {"max_completion_tokens": 50}
+    tries       maximum number of attempts at one request
+    backoff     seconds before the second attempt; doubles with each further one
+    request     fields to add to each request, or None to omit one: {"max_completion_tokens": 50}
     """
 
     prompt_hash = protocol.PROMPT_HASH
@@ -72,187 +71,176 @@ class Endpoint(Judge):
         backoff: float = 1.0,
         request: Mapping[str, Any] | None = None,
     ) -> None:
-        self._key = _checked((os.environ.get(KEY, "") if key is None else key).strip())
-        self._target, self.shown, query = _address(url)
-        self._secrets = [
-            form
-            for secret in (self._key, query)
-            if len(secret) >= SECRET
-            for form in _forms(secret)
-        ]
+        self._key = _check_key((os.environ.get(KEY, "") if key is None else key).strip())
+        self._target, self.address, query = _parse_url(url)
+        secrets = [secret for secret in (self._key, query) if len(secret) >= MIN_SECRET_LENGTH]
+        self._secrets = [form for secret in secrets for form in _encodings(secret)]
         self.name = f"endpoint/{model}"
-        self.concurrency, self.timeout, self.tries, self.backoff = (
-            concurrency,
-            timeout,
-            tries,
-            backoff,
-        )
-        taken = {"model", "messages", "stream", "n"} & set(request or {})
-        if taken:
+        self.concurrency, self.timeout = concurrency, timeout
+        self.tries, self.backoff = tries, backoff
+        if reserved := {"model", "messages", "stream", "n"} & set(request or {}):
             raise ValueError(
-                f"--request sets {', '.join(sorted(taken))}, which is not its to set; leave it out"
+                f"--request cannot set {', '.join(sorted(reserved))}; leave out these fields"
             )
         fields = {"model": model, "temperature": 0, **(request or {})}
         self._fields = {name: value for name, value in fields.items() if value is not None}
-        self._cache = Cache(cache)
-        self._opener = urllib.request.build_opener(_NoRedirect)
+        self._cache = Cache(cache, url=self.address, fields=self._fields, prompt=self.prompt_hash)
+        self._opener = urllib.request.build_opener(_AnyStatus)
         self._models: set[str] = set()  # as the server names them
         self._stop = threading.Event()
         self._lock = threading.Lock()
-        self._not_before = 0.0  # by time.monotonic: the server wants to be left alone until then
+        self._not_before = 0.0  # by time.monotonic: the server accepts no request until then
 
     @property
     def version(self) -> str:
-        return " ".join([protocol.VERSION, *sorted(self._models)])
+        return " ".join([protocol.VERSION, *sorted(self._models - {""})])
 
     def judge(self, items: Iterable[Item]) -> Iterator[Verdict]:
         self._stop.clear()
-        window: deque[Future[Verdict]] = deque()
-        under_way: WeakValueDictionary[str, Future[Verdict]] = (
-            WeakValueDictionary()
-        )  # equal items ask once
+        pending: deque[Future[Verdict]] = deque()
+        # equal items share one request
+        shared: WeakValueDictionary[str, Future[Verdict]] = WeakValueDictionary()
         with ThreadPoolExecutor(self.concurrency, thread_name_prefix="judge") as pool:
             try:
                 for item in items:
-                    asked = protocol.messages(item)
-                    key = Cache.key(
-                        url=self.shown, fields=self._fields, prompt=self.prompt_hash, messages=asked
-                    )
-                    future = under_way.get(key)
+                    messages = protocol.messages(item)
+                    key = self._cache.key(messages)
+                    future = shared.get(key)
                     if future is None:
-                        future = under_way[key] = pool.submit(self._verdict, asked, key)
-                    window.append(future)
-                    if len(window) >= self.concurrency * AHEAD:
-                        yield window.popleft().result()
-                while window:
-                    yield window.popleft().result()
-            finally:  # replies to requests under way are paid for: they are awaited and kept, and nothing else is asked
+                        future = shared[key] = pool.submit(self._verdict, messages, key)
+                    pending.append(future)
+                    if len(pending) >= self.concurrency * MAX_ITEMS_AHEAD:
+                        yield pending.popleft().result()
+                while pending:
+                    yield pending.popleft().result()
+            finally:
+                # requests in flight are paid for: wait for their replies, but send no others
                 self._stop.set()
                 pool.shutdown(wait=False, cancel_futures=True)
 
-    def _verdict(self, asked: protocol.Messages, key: str) -> Verdict:
-        kept = self._cache.get(key)
-        if kept is not None:
-            with contextlib.suppress(ValueError):  # read by an older rule
-                verdict = protocol.parse(kept["reply"])
-                self._models.update(filter(None, [kept.get("model")]))
-                return verdict
-        reply, problem, turn = "", "", asked
-        for _ in range(protocol.REPLIES):
+    def _verdict(self, messages: protocol.Messages, key: str) -> Verdict:
+        if stored := self._cache.get(key):
+            self._models.add(stored[1])
+            return stored[0]
+        verdict, conversation = Verdict(None, None), messages
+        for _ in range(protocol.MAX_REPLIES):
             try:
                 self._pause(0)
-                reply, model = self._reply(turn)
+                reply, model = self._complete(conversation)
+            except _ItemError as error:
+                return verdict._replace(error=str(error))
+            try:
                 verdict = protocol.parse(reply)
-            except _Failed as error:
-                return Verdict(None, None, reply[: protocol.KEPT], str(error))
             except ValueError as error:
-                problem, turn = str(error), protocol.again(asked, reply)
+                verdict = protocol.malformed(reply, error)
+                conversation = protocol.follow_up(messages, reply)
                 continue
-            self._models.update(filter(None, [model]))
-            self._cache.put(key, {"reply": reply, "model": model})
-            return verdict
-        return Verdict(None, None, reply[: protocol.KEPT], f"malformed: {problem}")
+            self._models.add(model)
+            self._cache.put(key, reply, model)
+            break
+        return verdict
 
-    def _reply(self, asked: protocol.Messages) -> tuple[str, str]:
-        """What the model says and what the server calls it, after as many attempts as it takes."""
-        body = json.dumps({**self._fields, "messages": asked}).encode()
-        failures, waited = 0, 0.0
-        for attempt in itertools.count():
-            pause = min(LONGEST_PAUSE, self.backoff * 2 ** min(attempt, 20)) * random.uniform(
-                0.5, 1
-            )
+    def _complete(self, messages: protocol.Messages) -> tuple[str, str]:
+        """The reply and the server's name for the model, after as many attempts as needed."""
+        body = json.dumps({**self._fields, "messages": messages}).encode()
+        failures, waited, backoff = 0, 0.0, self.backoff
+        while True:
+            pause = min(MAX_BACKOFF_S, backoff) * random.uniform(0.5, 1)
             try:
                 return self._post(body)
-            except _Passing as error:
+            except _RetryableError as error:
                 if error.wait is None:
                     failures += 1
                     if failures >= self.tries:
-                        raise _Failed(f"unreachable: {error}; tried {failures} times") from None
-                else:  # no failure: the server works, and says when it has time
+                        raise _ItemError(f"unreachable: {error}; tried {failures} times") from None
+                else:
+                    # not a failure: the server works, and says when it has time
                     pause = max(pause, error.wait)
                     waited += pause
-                    if waited > PATIENCE:
+                    if waited > MAX_SERVER_WAIT_S:
                         raise Unavailable(
-                            f"{self.shown} wants to be left alone for {waited:.0f} s: {error}"
+                            f"{self.address} asks to wait {waited:.0f} s: {error}"
                         ) from None
                     with self._lock:
                         self._not_before = max(self._not_before, time.monotonic() + error.wait)
             self._pause(pause)
-        raise AssertionError
+            backoff = min(MAX_BACKOFF_S, 2 * backoff)
 
     def _pause(self, seconds: float) -> None:
-        """Wait, and at least as long as the server wants; not all come back at the same moment."""
+        """Wait for these seconds and as long as the server wants, with jitter between threads."""
         until = time.monotonic() + seconds
         while True:
-            left = max(until, self._not_before) - time.monotonic()
-            if self._stop.wait(max(0.0, left) * random.uniform(1, 1.1)):
+            remaining = max(until, self._not_before) - time.monotonic()
+            if self._stop.wait(max(0.0, remaining) * random.uniform(1, 1.1)):
                 raise Unavailable("the judging was stopped")
-            if left <= 0:
+            if remaining <= 0:
                 return
 
     def _post(self, body: bytes) -> tuple[str, str]:
-        request = urllib.request.Request(
-            self._target, body, {"Content-Type": "application/json"}, method="POST"
-        )
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(self._target, body, headers, method="POST")
         if self._key:
             request.add_unredirected_header("Authorization", f"Bearer {self._key}")
+        status, retry_after, data = 200, None, b""
         deadline = time.monotonic() + self.timeout
         try:
             with self._opener.open(request, timeout=self.timeout) as response:
+                status, retry_after = response.status, response.headers.get("Retry-After")
                 data = _read(response, deadline)
-        except urllib.error.HTTPError as error:
-            with error:
-                said = b""
-                with contextlib.suppress(OSError, http.client.HTTPException, _Passing):
-                    said = _read(error, deadline)
-            raise self._refusal(error.code, error.headers, said) from None
         except (OSError, http.client.HTTPException) as error:
-            reason = getattr(error, "reason", None) or error
-            raise _Passing(self._clean(f"{type(reason).__name__} {reason}".strip())) from None
+            if status == 200:  # of an error, the status is enough
+                reason = getattr(error, "reason", None) or error
+                message = self._scrubbed(f"{type(reason).__name__} {reason}".strip())
+                raise _RetryableError(message) from None
+        if status != 200:
+            raise self._refusal(status, retry_after, data)
         try:
-            answer = json.loads(data)
-            reply = answer["choices"][0]["message"]["content"]
+            completion = json.loads(data)
+            reply = completion["choices"][0]["message"]["content"]
         except (ValueError, LookupError, TypeError, RecursionError):
-            raise _Passing(
-                f"a reply that is no chat completion: {self._clean(_text(data))[:100]!r}"
-            ) from None
-        return self._clean(reply if isinstance(reply, str) else ""), self._clean(
-            str(answer.get("model") or "")
-        )[:100]
+            start = self._one_line(data)[:100]
+            raise _RetryableError(f"not a chat completion: {start!r}") from None
+        model = self._scrubbed(str(completion.get("model") or ""))[:100]
+        return self._scrubbed(reply if isinstance(reply, str) else ""), model
 
-    def _refusal(self, status: int, headers: Any, said: bytes) -> Exception:
-        """What an answer other than 200 means for what to do next."""
-        text = f"HTTP {status} {self._clean(_text(said))[:300]}".strip()
-        if (
-            status in _HOPELESS
-            or 300 <= status < 400
-            or (status == 429 and b"insufficient_quota" in said)
-        ):
-            hint = f"; check --url, --model and {KEY}, which is {'set' if self._key else 'not set'}"
-            return Unavailable(f"{self.shown} answers {text}{hint}")
-        if status in _PASSING or status >= 500:
-            return _Passing(text, _seconds(headers.get("Retry-After")))
-        return _Failed(f"refused: {text}")
+    def _refusal(self, status: int, retry_after: str | None, content: bytes) -> Exception:
+        """The exception for a status other than 200: end all, try again, or give up the item."""
+        text = f"HTTP {status} {self._one_line(content)[:300]}".strip()
+        no_credit = status == 429 and b"insufficient_quota" in content
+        if status in _FATAL_STATUS or 300 <= status < 400 or no_credit:
+            hint = f"check --url, --model and {KEY}, which is {'set' if self._key else 'not set'}"
+            return Unavailable(f"{self.address} answers {text}; {hint}")
+        if status in _RETRYABLE_STATUS or status >= 500:
+            return _RetryableError(text, _parse_retry_after(retry_after))
+        return _ItemError(f"refused: {text}")
 
-    def _clean(self, text: str) -> str:
-        """A text of the server's, without what it must not repeat and what no file could hold."""
-        text = text.encode(errors="replace").decode()  # JSON may spell halves of characters
+    def _one_line(self, data: bytes) -> str:
+        return self._scrubbed(" ".join(data.decode(errors="replace").split()))
+
+    def _scrubbed(self, text: str) -> str:
+        """A text of the server without secrets, and without lone surrogates, which JSON may spell
+        but no file can hold."""
+        text = text.encode(errors="replace").decode()
         for secret in self._secrets:
             text = text.replace(secret, "***")
         return text
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *args: Any) -> None:
-        return None
+class _AnyStatus(urllib.request.HTTPErrorProcessor):
+    """Returns responses of every status: raises no error and follows no redirect."""
+
+    def http_response(self, request: Any, response: Any) -> Any:
+        return response
+
+    https_response = http_response
 
 
-class _Failed(Exception):
-    """Nothing more to be done for this item."""
+class _ItemError(Exception):
+    """Nothing more can be done for this item."""
 
 
-class _Passing(Exception):
-    """It may go well the next time; `wait`: seconds that the server wants to be left alone for."""
+class _RetryableError(Exception):
+    """The request may succeed next time; `wait`: seconds that the server asks for."""
 
     def __init__(self, message: str, wait: float | None = None) -> None:
         super().__init__(message)
@@ -260,67 +248,61 @@ class _Passing(Exception):
 
 
 def _read(response: Any, deadline: float) -> bytes:
-    """A body, but neither for ever nor without end: a timeout of a socket is one of each of its pieces."""
+    """A body, limited in size and in time: a socket's timeout limits each of its pieces only."""
     data = bytearray()
     while chunk := response.read1(2**16):
         data += chunk
-        if len(data) > LONGEST_REPLY:
-            raise _Passing(f"a reply of more than {LONGEST_REPLY} bytes")
+        if len(data) > MAX_RESPONSE_BYTES:
+            raise OSError(f"a response of more than {MAX_RESPONSE_BYTES} bytes")
         if time.monotonic() > deadline:
-            raise TimeoutError("timed out in the middle of the reply")
+            raise TimeoutError("timed out in the middle of the response")
     return bytes(data)
 
 
-def _text(data: bytes) -> str:
-    return " ".join(data.decode(errors="replace").split())
-
-
-def _seconds(retry_after: str | None) -> float | None:
-    """A Retry-After header, in seconds or as a date."""
-    if retry_after is None:
-        return None
+def _parse_retry_after(header: str | None) -> float | None:
+    """Seconds from a Retry-After header, which holds seconds or a date."""
     try:
-        seconds = float(retry_after)
+        seconds = float(header or "")
     except ValueError:
         try:
-            seconds = email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time()
+            date = email.utils.parsedate_to_datetime(header or "")
         except (ValueError, TypeError):
             return None
+        seconds = date.timestamp() - time.time()
     return min(max(0.1, seconds), 1e9) if seconds == seconds else None
 
 
-def _address(url: str) -> tuple[str, str, str]:
-    """Where to post, how that may be shown, and the part that may not."""
+def _parse_url(url: str) -> tuple[str, str, str]:
+    """The address to post to, the same without its query, and the query, which may be a secret."""
     try:
         parts = urlsplit(url)
-        known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        is_valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
-        known = False
-    if not known or any(not "!" <= sign <= "~" for sign in url):
-        shown = (
-            "" if "@" in url else f" {redacted(url)}"
-        )  # a broken address is no guide to where its password ends
-        raise ValueError(f"--url{shown} is no address; give one such as http://localhost:8000/v1")
+        is_valid = False
+    if not (is_valid and _is_printable_ascii(url)):
+        # in a malformed address, nobody can tell where a password ends
+        shown = "" if "@" in url else f": {redacted(url)}"
+        raise ValueError(f"--url is not a valid address{shown}; try http://localhost:8000/v1")
     if parts.username is not None or parts.password is not None:
-        raise ValueError(
-            f"--url holds a name or password before the @; give the key in {KEY} instead"
-        )
-    path = parts.path.rstrip("/")
-    if not path.endswith("/chat/completions"):
-        path += "/chat/completions"
+        raise ValueError(f"--url has a name or password before the @; put the key in {KEY} instead")
+    path = parts.path.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
     target = parts._replace(path=path, fragment="")
     return urlunsplit(target), urlunsplit(target._replace(query="")), parts.query
 
 
-def _forms(secret: str) -> set[str]:
-    """How a server may repeat it: as it is, as in an address, and as in JSON."""
+def _encodings(secret: str) -> set[str]:
+    """The forms in which a server may repeat it: as it is, in an address, and in JSON."""
     return {secret, quote(secret, safe=""), json.dumps(secret)[1:-1], secret.replace("/", "\\/")}
 
 
-def _checked(key: str) -> str:
-    """A key that fits into a header. The message must not say it, as that of a broken header would."""
-    if any(not "!" <= sign <= "~" for sign in key):
+def _check_key(key: str) -> str:
+    """The key, if it fits into a header; the error must not contain it."""
+    if not _is_printable_ascii(key):
         raise ValueError(
-            f"{KEY} holds a space, a line break or a sign that is not ASCII; set it to the key alone"
+            f"{KEY} has a space, line break or non-ASCII character; set it to the key only"
         )
     return key
+
+
+def _is_printable_ascii(text: str) -> bool:
+    return all("!" <= character <= "~" for character in text)

@@ -1,13 +1,12 @@
-"""The answers of one run before a judge: verdicts beside them on disk, and what they come to in the run's record.
+"""Judges the answers of one run: writes verdicts beside them and metrics into the run's record.
 
-What counts: rows that ended in an error and rows without a correct answer are not judged; of the judged ones, accuracy
-is yes / (yes + no) and the score their mean, 0 to 5, both with 95 % intervals over media (pipelines.metrics.statistics). Rows
-that the judge gave no verdict on are counted and in neither.
+Rows that ended in an error and rows without a correct answer are not judged. Accuracy is
+yes / (yes + no) over the judged rows and the score their mean, 0 to 5, both with 95 % intervals
+over media (pipelines.metrics.intervals). Rows without a verdict are counted, but are in neither.
 """
 
 from __future__ import annotations
 
-import io
 import re
 import time
 from collections import Counter
@@ -18,8 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.metrics import statistics
-from pipelines.metrics.statistics import Interval
+from pipelines.metrics import intervals
+from pipelines.metrics.intervals import Interval
 from pipelines.metrics.verdicts import BEST, Item, Judge, Unavailable, Verdict
 from pipelines.results import answers
 from pipelines.results.lock import Lock
@@ -27,9 +26,9 @@ from pipelines.results.run_record import RunRecord
 from pipelines.results.storage import Folder
 from pipelines.text import redacted
 
-HOPELESS = 20  # items in a row without a verdict, after which the rest is not tried
-_SAY = 10.0  # seconds between two lines about the progress
-_READ = ("row_id", "media", "question", "reference", "prediction", "status")
+MAX_CONSECUTIVE_FAILURES = 20  # items without a verdict, after which the judging is given up
+PROGRESS_INTERVAL_S = 10.0
+_COLUMNS = ("row_id", "media", "question", "reference", "prediction", "status")
 SCHEMA = pa.schema(
     [
         ("row_id", pa.string()),  # of the answer
@@ -43,7 +42,7 @@ SCHEMA = pa.schema(
 
 @dataclass
 class Outcome:
-    """What a judge makes of one run."""
+    """A judge's results for one run."""
 
     judge: str
     label: str
@@ -61,138 +60,137 @@ class Outcome:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """By the names they have in MLflow."""
-        found: dict[str, float] = {"rows": self.rows, "unjudged": self.unjudged}
-        found |= {f"unjudged_{kind}": count for kind, count in sorted(self.errors.items())}
+        """Metrics by their names in MLflow."""
+        metrics: dict[str, float] = {"rows": self.rows, "unjudged": self.unjudged}
+        metrics |= {f"unjudged_{kind}": count for kind, count in sorted(self.errors.items())}
         for name, interval in (("accuracy", self.accuracy), ("score", self.score)):
             if interval is not None:
-                found |= {
-                    name: interval.value,
-                    f"{name}_ci_low": interval.low,
-                    f"{name}_ci_high": interval.high,
-                }
-        return {f"{self.label}/{name}": float(value) for name, value in found.items()}
+                names = (name, f"{name}_ci_low", f"{name}_ci_high")
+                metrics |= dict(zip(names, interval, strict=True))
+        return {f"{self.label}/{name}": float(value) for name, value in metrics.items()}
 
     @property
     def tags(self) -> dict[str, str]:
-        found = {"name": self.judge, "prompt_hash": self.prompt_hash, "version": self.version}
-        return {f"{self.label}/{name}": text for name, text in found.items()}
+        tags = {"name": self.judge, "prompt_hash": self.prompt_hash, "version": self.version}
+        return {f"{self.label}/{name}": text for name, text in tags.items()}
 
 
 def judge_run(folder: Folder, judge: Judge, say: Callable[[str], None] | None = None) -> Outcome:
-    """Judge a run's answers, write the verdicts beside them and the numbers into its record.
+    """Judge a run's answers, write the verdicts beside them and the metrics into its record.
 
-    Nothing of the run is touched before all is judged; what an interrupted judging has learned is in the judge's cache.
+    The run is changed only after all rows are judged. Replies of an interrupted judging are in
+    the judge's cache.
     """
     with Lock(folder):
         answers.compact(folder)
-        table = answers.read(folder, _READ)
-        good = table.filter(pc.equal(table["status"], "ok"))
-        asked = good.filter(pc.greater(pc.coalesce(pc.list_value_length(good["reference"]), 0), 0))
-        verdicts = list(_judged(asked, judge, say))
-        outcome = _outcome(asked, verdicts, judge)
-        outcome.unanswered, outcome.unreferenced = len(table) - len(good), len(good) - len(asked)
-        outcome.file = _write(folder, asked, verdicts, outcome)
-        _note(folder, outcome)
+        table = answers.read(folder, _COLUMNS)
+        answered = table.filter(pc.equal(table["status"], "ok"))
+        references = pc.coalesce(pc.list_value_length(answered["reference"]), 0)
+        judged = answered.filter(pc.greater(references, 0))
+        verdicts = list(_verdicts(judged, judge, say))
+        outcome = _outcome(judged, verdicts, judge)
+        outcome.unanswered = len(table) - len(answered)
+        outcome.unreferenced = len(answered) - len(judged)
+        outcome.file = _write(folder, judged, verdicts, outcome)
+        _update_record(folder, outcome)
     return outcome
 
 
 def _items(table: pa.Table) -> Iterator[Item]:
-    for batch in table.select(["question", "reference", "prediction"]).to_batches(
-        max_chunksize=1000
-    ):
+    columns = table.select(["question", "reference", "prediction"])
+    for batch in columns.to_batches(max_chunksize=1000):
         for row in batch.to_pylist():
             yield Item(row["question"] or "", tuple(row["reference"]), row["prediction"] or "")
 
 
-def _judged(table: pa.Table, judge: Judge, say: Callable[[str], None] | None) -> Iterator[Verdict]:
-    """The verdicts, unless the judge fails with everything."""
-    barren, failed, began = 0, 0, time.monotonic()
-    told = began
+def _verdicts(
+    table: pa.Table, judge: Judge, say: Callable[[str], None] | None
+) -> Iterator[Verdict]:
+    """The verdicts; raises Unavailable if the judge fails on many items in a row."""
+    consecutive, failed = 0, 0
+    start = reported = time.monotonic()
     for done, verdict in enumerate(judge.judge(_items(table)), 1):
-        barren = barren + 1 if verdict.error else 0
+        consecutive = consecutive + 1 if verdict.error else 0
         failed += bool(verdict.error)
-        if barren >= HOPELESS:
+        if consecutive >= MAX_CONSECUTIVE_FAILURES:
             raise Unavailable(
-                f"{judge.name} gave no verdict {barren} times in a row; the last time {verdict.error}"
+                f"{judge.name} gave no verdict {consecutive} times in a row; the last time"
+                f" {verdict.error}"
             )
-        if say and time.monotonic() - told > _SAY:
-            told = time.monotonic()
+        if say and time.monotonic() - reported > PROGRESS_INTERVAL_S:
+            reported = time.monotonic()
             say(
-                f"judged {done:,} of {len(table):,}, {done / (told - began):.1f} a second, {failed} without a verdict"
+                f"judged {done:,} of {len(table):,}, {done / (reported - start):.1f}/s,"
+                f" {failed} without a verdict"
             )
         yield verdict
 
 
 def _outcome(table: pa.Table, verdicts: list[Verdict], judge: Judge) -> Outcome:
-    outcome = Outcome(judge.name, judge.label, judge.prompt_hash, judge.version)
     judged = np.array([verdict.error is None for verdict in verdicts], dtype=bool)
+    outcome = Outcome(judge.name, judge.label, judge.prompt_hash, judge.version)
     outcome.rows, outcome.unjudged = int(judged.sum()), int((~judged).sum())
     for error in (verdict.error for verdict in verdicts if verdict.error):
         outcome.errors[re.sub(r"\W+", "_", error.partition(":")[0])] += 1
         outcome.example = outcome.example or error
     if outcome.rows:
-        cluster = statistics.clusters(table["media"].filter(pa.array(judged)))
-        right = np.array(
-            [verdict.correct for verdict in verdicts if verdict.error is None], dtype=np.float64
-        )
-        score = np.array(
-            [verdict.score for verdict in verdicts if verdict.error is None], dtype=np.float64
-        )
-        outcome.accuracy = statistics.mean(right, cluster)
-        outcome.score = Interval(*(BEST * part for part in statistics.mean(score / BEST, cluster)))
+        cluster = intervals.clusters(table["media"].filter(pa.array(judged)))
+        decided = [(v.correct, v.score) for v in verdicts if v.error is None]
+        correct, score = np.array(decided, dtype=np.float64).T
+        outcome.accuracy = intervals.mean(correct, cluster)
+        outcome.score = Interval(*(BEST * bound for bound in intervals.mean(score / BEST, cluster)))
     return outcome
 
 
 def _write(folder: Folder, table: pa.Table, verdicts: list[Verdict], outcome: Outcome) -> str:
-    """One Arrow file a judge, over that of the last time. Not Parquet: of that, there are only answers in a run."""
+    """Write one Arrow file per judge, over the last one; returns its name.
+
+    Not Parquet: all Parquet files in a run's folder are answers.
+    """
     columns = {name: [getattr(verdict, name) for verdict in verdicts] for name in SCHEMA.names[1:]}
-    kept = pa.table(
-        {"row_id": table["row_id"], **columns}, schema=SCHEMA.with_metadata(outcome.tags)
-    )
-    name = re.sub(
-        r"[^A-Za-z0-9_.-]+", "-", f"verdicts-{outcome.judge}-{outcome.prompt_hash}"
-    ).removesuffix("-none")
-    sink = io.BytesIO()
-    with pa.ipc.new_file(sink, kept.schema) as file:
-        file.write_table(kept)
-    folder.write(f"{name}.arrow", sink.getvalue())
-    return f"{name}.arrow"
+    schema = SCHEMA.with_metadata(outcome.tags)
+    stored = pa.table({"row_id": table["row_id"], **columns}, schema=schema)
+    judge = f"verdicts-{outcome.judge}-{outcome.prompt_hash}".removesuffix("-none")
+    name = f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', judge)}.arrow"
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, schema) as file:
+        file.write_table(stored)
+    folder.write(name, sink.getvalue().to_pybytes())
+    return name
 
 
-def _note(folder: Folder, outcome: Outcome) -> None:
-    """The numbers in the run's record, in the place of an earlier judging's; answers without a record stay without."""
+def _update_record(folder: Folder, outcome: Outcome) -> None:
+    """Replace the metrics of an earlier judging in the run's record, if there is a record."""
     try:
         record = RunRecord.load(folder)
     except FileNotFoundError:
         return
-    gone = {name: 0.0 for name in record.metrics if name.startswith(f"{outcome.label}/unjudged")}
-    before = {
-        name: value
-        for name, value in record.metrics.items()
-        if not name.startswith(f"{outcome.label}/")
-    }
-    record.metrics = {**before, **outcome.metrics}
+    prefix = f"{outcome.label}/"
+    obsolete = {name: 0.0 for name in record.metrics if name.startswith(f"{prefix}unjudged")}
+    others = {name: v for name, v in record.metrics.items() if not name.startswith(prefix)}
+    record.metrics = {**others, **outcome.metrics}
     record.tags = {**record.tags, **outcome.tags}
     # MLflow shows a metric's latest value, and the final ones have the time at which the run ended
-    record.log(0, {**gone, **outcome.metrics}, force=True)
+    record.log(0, {**obsolete, **outcome.metrics}, force=True)
     record.save(folder)
 
 
-def line(name: str, outcome: Outcome) -> str:
-    """What a person reads of it."""
-    what = "" if outcome.label == "judge" else "  (a metric, NOT the judge)"
-    lines = [f"{name}: {outcome.judge}{what}"]
-    if outcome.accuracy and outcome.score:
-        share = [100 * part for part in outcome.accuracy]
-        lines += [
-            f"  accuracy  {share[0]:.1f} % [{share[1]:.1f}, {share[2]:.1f}]",
-            f"  score     {outcome.score.value:.2f} of {BEST} [{outcome.score.low:.2f}, {outcome.score.high:.2f}]",
-        ]
+def summarize(name: str, outcome: Outcome) -> str:
+    """A few lines for a person to read."""
+    accuracy, score = outcome.accuracy, outcome.score
     kinds = ", ".join(f"{count} {kind}" for kind, count in outcome.errors.most_common())
+    warning = "" if outcome.label == "judge" else "  (a metric, NOT the judge)"
+    lines = [f"{name}: {outcome.judge}{warning}"]
+    if accuracy and score:
+        value, low, high = (100 * bound for bound in accuracy)
+        lines += [
+            f"  accuracy  {value:.1f} % [{low:.1f}, {high:.1f}]",
+            f"  score     {score.value:.2f} of {BEST} [{score.low:.2f}, {score.high:.2f}]",
+        ]
     lines += [
-        f"  rows      {outcome.rows} judged, {outcome.unjudged} unjudged{f' ({kinds})' if kinds else ''},"
-        f" {outcome.unanswered} without an answer, {outcome.unreferenced} without a correct answer",
+        f"  rows      {outcome.rows} judged, {outcome.unjudged} unjudged"
+        f"{f' ({kinds})' if kinds else ''}, {outcome.unanswered} without an answer,"
+        f" {outcome.unreferenced} without a correct answer",
         f"  prompt    {outcome.prompt_hash}, version {outcome.version}",
         f"  verdicts  {outcome.file}",
     ]
@@ -201,13 +199,13 @@ def line(name: str, outcome: Outcome) -> str:
     return "\n".join(lines)
 
 
-def runs(uris: list[str]) -> list[Folder]:
-    """The folders, if all of them hold answers: found before anything is paid for."""
+def run_folders(uris: list[str]) -> list[Folder]:
+    """The folders; raises a ValueError, before anything is paid for, if one has no answers."""
     folders = [Folder.of(uri) for uri in uris]
     for folder in folders:
-        if not answers.parts_of(folder):
+        if not answers.answer_files(folder):
             raise ValueError(
-                f"{redacted(folder.uri)} holds no answers; give the folders of runs, in which the *.parquet files are,"
-                " such as results/msvd-*"
+                f"{redacted(folder.uri)} holds no answers; give the folders of runs, in which the"
+                " *.parquet files are, such as results/msvd-*"
             )
     return folders
