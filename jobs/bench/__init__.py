@@ -1,1 +1,1 @@
-"""Benchmarks of speed: each prints a table for people and one JSON line for machines."""
+"""Speed benchmarks. Each script prints a table for people, and one JSON line for machines last."""

@@ -1,30 +1,22 @@
-"""How fast is `apet.compress`? Against the textbook sequence of steps, on the shapes that models have.
+"""Compare `apet.compress` with the textbook sequence of steps, on the shapes that models have.
 
-    python jobs/bench/compress.py            # a table, and one JSON line last
+    python jobs/bench/compress.py
     python jobs/bench/compress.py --repeat 20
 
-The textbook is ApET written step by step in batched torch, as one would after reading the paper: per-step
-distances, a solve, top-k, and the cosine of every dropped with every kept token, either broadcast to
-N x K x D as the authors' release does it, or as a product of normalised matrices. It computes in the input's
-dtype; ours accumulates in float64. All three must keep the same tokens.
+The textbook is ApET written step by step in batched torch, as one would after reading the paper:
+distances per step, a solve, top-k, and the cosine of every dropped with every kept token, either
+broadcast to N x K x D as in the authors' release, or as a product of normalised matrices. It
+computes in the input's dtype; ours accumulates in float64. All three must keep the same tokens.
 
-On a GPU ours are Triton kernels. A second table sets them beside our own torch path and the textbook in bfloat16, on
-batches as large as a GPU takes: launched one by one, replayed as a CUDA graph, and of pictures that all differ in size.
+On a GPU ours are Triton kernels. A second table compares them with our own torch path and the
+textbook in bfloat16, on batches as large as a GPU takes: launched one by one, replayed as a CUDA
+graph, and with pictures that all differ in size.
 """
 
 from __future__ import annotations
 
-import argparse
-import ctypes
-import json
-import math
-import os
-import statistics
-import threading
-import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,9 +24,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from apet import compress
-from apet.core.fused import usable
+from apet.core.triton_launch import kernels_usable
+from jobs.bench.common import argument_parser, print_json
+from jobs.bench.timing import describe, median_ms, peak_mib
 
-SHAPES = [  # groups, tokens, width, kept
+Shape = tuple[int, int, int, int]  # groups, tokens, width, kept
+
+SHAPES: list[Shape] = [
     (1, 576, 1024, 64),
     (8, 576, 1024, 64),
     (5, 576, 1024, 32),
@@ -42,14 +38,16 @@ SHAPES = [  # groups, tokens, width, kept
     (1, 2880, 1024, 160),
     (1, 96, 4096, 32),
 ]
-LONG = [(2048, 512), (4096, 512), (8192, 512), (16_384, 1024)]  # tokens, kept
-BATCHES = [  # groups, tokens, width, kept: both sites of LLaVA-1.5, Video-LLaVA's frames, Qwen2.5-VL's pictures
+# Both sites of LLaVA-1.5, the frames of Video-LLaVA, the pictures of Qwen2.5-VL.
+GPU_SHAPES: list[Shape] = [
     (64, 576, 1024, 96),
     (64, 96, 4096, 32),
     (256, 256, 4096, 32),
     (32, 740, 3584, 111),
     (8, 2048, 4096, 205),
 ]
+LONG_GROUPS = [(2048, 512), (4096, 512), (8192, 512), (16_384, 1024)]  # tokens, kept
+LONG_WIDTH = 1024
 BASIS = 10
 
 
@@ -68,102 +66,42 @@ def textbook(tokens: Tensor, keep: int, broadcast: bool) -> tuple[Tensor, Tensor
     weights = torch.linalg.solve(anchor @ anchor.mT, anchor @ tokens.mT).mT
     error = (tokens - weights @ anchor).norm(dim=-1)
     index = error.scatter(1, basis, torch.inf).topk(keep).indices.sort(1).values
-    dropped = torch.ones(batch, count, dtype=torch.bool, device=tokens.device).scatter(
-        1, index, False
-    )
-    others = tokens[dropped].view(batch, count - keep, width)
+    is_dropped = torch.ones(batch, count, dtype=torch.bool, device=tokens.device)
+    is_dropped = is_dropped.scatter(1, index, False)
+    dropped = tokens[is_dropped].view(batch, count - keep, width)
     kept = tokens.gather(1, index[..., None].expand(-1, -1, width))
     if broadcast:
-        cosine = F.cosine_similarity(others[:, :, None], kept[:, None], dim=-1)
+        cosine = F.cosine_similarity(dropped[:, :, None], kept[:, None], dim=-1)
     else:
-        cosine = F.normalize(others, dim=-1) @ F.normalize(kept, dim=-1).mT
+        cosine = F.normalize(dropped, dim=-1) @ F.normalize(kept, dim=-1).mT
     target = cosine.argmax(2)
-    members = torch.ones(batch, keep, device=tokens.device).scatter_add(
-        1, target, torch.ones(target.shape, device=tokens.device)
-    )
-    total = kept.scatter_add(1, target[..., None].expand(-1, -1, width), others)
+    ones = torch.ones(target.shape, device=tokens.device)
+    members = torch.ones(batch, keep, device=tokens.device).scatter_add(1, target, ones)
+    total = kept.scatter_add(1, target[..., None].expand(-1, -1, width), dropped)
     return total / members[..., None], index
 
 
-def time_ms(call: Callable[[], object], device: torch.device) -> float:
-    """Wall time of one call; on a GPU between device events."""
-    if device.type == "cuda":
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        call()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end)
-    before = time.perf_counter()
-    call()
-    return 1e3 * (time.perf_counter() - before)
+def normal(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
 
-def median_ms(
-    ways: dict[str, Callable[[], object]], repeat: int, device: torch.device
-) -> dict[str, float]:
-    """Median times of several ways to do a thing, taken in turn so that a busy moment hits all alike."""
-    for way in ways.values():
-        way()
-    times = [{name: time_ms(way, device) for name, way in ways.items()} for _ in range(repeat)]
-    return {name: statistics.median(turn[name] for turn in times) for name in ways}
-
-
-def resident_mib() -> float:
-    """Memory of this process; Linux says, elsewhere it is unknown."""
-    statm = Path("/proc/self/statm")
-    return (
-        int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
-        if statm.exists()
-        else math.nan
-    )
-
-
-def peak_mib(call: Callable[[], object], device: torch.device, interval: float = 0.0005) -> float:
-    """The most memory that `call` held beside what there was before it; on a CPU looked up every `interval` s."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        call()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    trim = getattr(
-        ctypes.CDLL(None), "malloc_trim", None
-    )  # glibc: memory freed earlier would hide what we need
-    if trim:
-        trim(0)
-    seen, done = [resident_mib()], threading.Event()
-
-    def watch() -> None:
-        while not done.wait(interval):
-            seen.append(resident_mib())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        call()
-    finally:
-        done.set()
-        watcher.join()
-    return max(seen) - seen[0]
-
-
-def compare(shape: tuple[int, int, int, int], device: torch.device, repeat: int) -> dict[str, Any]:
-    """Ours and both textbooks on one shape."""
+def compare(shape: Shape, device: torch.device, repeat: int) -> dict[str, Any]:
+    """Time and memory of ours and of both textbooks on one shape."""
     groups, count, width, keep = shape
     tokens = normal(groups, count, width).to(device)
-    ways: dict[str, Callable[[], object]] = {
+    calls: dict[str, Callable[[], object]] = {
         "ours": lambda: compress(tokens, keep, BASIS),
         "broadcast": lambda: textbook(tokens, keep, broadcast=True),
         "matmul": lambda: textbook(tokens, keep, broadcast=False),
     }
-    ms = median_ms(ways, repeat, device)
+    ms = median_ms(calls, repeat, device)
     ours = compress(tokens, keep, BASIS)
     merged, index = textbook(tokens, keep, broadcast=True)
     return {
         "device": device.type,
         "shape": shape,
         "ms": ms,
-        "peak_mib": {name: peak_mib(way, device) for name, way in ways.items()},
+        "peak_mib": {name: peak_mib(call, device) for name, call in calls.items()},
         "ratio": ms["broadcast"] / ms["ours"],
         "ratio_matmul": ms["matmul"] / ms["ours"],
         "same_tokens": torch.equal(ours.index, index),
@@ -171,130 +109,135 @@ def compare(shape: tuple[int, int, int, int], device: torch.device, repeat: int)
     }
 
 
-def grow(device: torch.device, repeat: int) -> list[dict[str, Any]]:
-    """Ours on single groups of growing length, width 1,024, timed in turns so that all meet the same disturbance."""
-    groups = {(count, keep): normal(1, count, 1024).to(device) for count, keep in LONG}
-    ways = {
-        f"{count}": partial(compress, group, keep, BASIS) for (count, keep), group in groups.items()
+def measure_growth(device: torch.device, repeat: int) -> list[dict[str, Any]]:
+    """Time and memory of ours on single groups of growing length."""
+    calls = {
+        f"{count}": partial(compress, normal(1, count, LONG_WIDTH).to(device), keep, BASIS)
+        for count, keep in LONG_GROUPS
     }
-    ms = median_ms(ways, repeat, device)
+    ms = median_ms(calls, repeat, device)
     return [
         {
             "device": device.type,
             "count": count,
             "keep": keep,
             "ms": ms[f"{count}"],
-            "peak_mib": peak_mib(ways[f"{count}"], device),
+            "peak_mib": peak_mib(calls[f"{count}"], device),
         }
-        for count, keep in LONG
+        for count, keep in LONG_GROUPS
     ]
 
 
-def replayed(tokens: Tensor, keep: int) -> Callable[[], object]:
-    """The same compression as a CUDA graph."""
-    compress(tokens, keep, BASIS, check=False)  # what compiles must do so before
+def cuda_graph(tokens: Tensor, keep: int) -> Callable[[], object]:
+    """The compression captured as a CUDA graph: a call replays it."""
+    compress(tokens, keep, BASIS, check=False)  # compiles what a capture must not
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         compress(tokens, keep, BASIS, check=False)
     return graph.replay
 
 
-def fuse(shape: tuple[int, int, int, int], device: torch.device, repeat: int) -> dict[str, Any]:
-    """The Triton kernels against our torch path and the textbook, in bfloat16; `device` is a GPU."""
+def compare_kernels(shape: Shape, device: torch.device, repeat: int) -> dict[str, Any]:
+    """Time the Triton kernels, our torch path and the textbook in bfloat16 on a GPU."""
     groups, count, width, keep = shape
     tokens = normal(groups, count, width).to(device, torch.bfloat16)
-    uneven = [tokens[place, : max(keep + 1, count - place)] for place in range(groups)]
-    ways: dict[str, Callable[[], object]] = {
+    uneven = [tokens[group, : max(keep + 1, count - group)] for group in range(groups)]
+    calls: dict[str, Callable[[], object]] = {
         "kernels": lambda: compress(tokens, keep, BASIS, check=False),
         "torch": lambda: compress(tokens, keep, BASIS, check=False, kernels=False),
         "textbook": lambda: textbook(tokens.float(), keep, broadcast=False),
         "uneven": lambda: compress(uneven, keep, BASIS, check=False),
         "uneven_torch": lambda: compress(uneven, keep, BASIS, check=False, kernels=False),
     }
-    fused = usable(tokens)
+    fused = kernels_usable(tokens)
     if fused:
-        ways["graph"] = replayed(tokens, keep)
-    ms = median_ms(ways, repeat, device)
-    one, other = compress(tokens, keep, BASIS), compress(tokens, keep, BASIS, kernels=False)
+        calls["graph"] = cuda_graph(tokens, keep)
+    ms = median_ms(calls, repeat, device)
+    kernels, plain = compress(tokens, keep, BASIS), compress(tokens, keep, BASIS, kernels=False)
     return {
         "shape": shape,
         "ms": ms,
         "fused": fused,
-        "same_tokens": torch.equal(one.index, other.index),
+        "same_tokens": torch.equal(kernels.index, plain.index),
     }
 
 
-def print_fused(found: list[dict[str, Any]]) -> None:
+def label(shape: Shape) -> str:
+    return "{} x {} x {} -> {}".format(*shape)
+
+
+def yes_or_no(value: bool) -> str:
+    return "yes" if value else "NO"
+
+
+COMPARISON_HEAD = """\
+                                       ours   broadcast textbook     matmul textbook       same     peak MiB
+groups x tokens x width -> kept          ms        ms    ratio        ms     ratio   tokens  ours/broadcast/mm"""  # noqa: E501
+KERNELS_HEAD = """
+bfloat16                            kernels  as graph     torch  textbook |  uneven     torch    same
+groups x tokens x width -> kept          ms        ms        ms        ms |      ms        ms  tokens"""  # noqa: E501
+
+
+def print_comparison(row: dict[str, Any]) -> None:
+    ms, peak = row["ms"], row["peak_mib"]
+    name = label(row["shape"]) + (" gpu" if row["device"] == "cuda" else "")
     print(
-        "\nbfloat16                            kernels  as graph     torch  textbook |  uneven     torch    same"
+        f"{name:31} {ms['ours']:11.1f} {ms['broadcast']:9.1f} {row['ratio']:7.1f}x"
+        f" {ms['matmul']:9.1f} {row['ratio_matmul']:8.2f}x {yes_or_no(row['same_tokens']):>8}"
+        f"  {peak['ours']:.0f} / {peak['broadcast']:.0f} / {peak['matmul']:.0f}"
     )
-    print(
-        "groups x tokens x width -> kept          ms        ms        ms        ms |      ms        ms  tokens"
-    )
-    for one in found:
-        ms = one["ms"]
-        graph = f"{ms['graph']:9.2f}" if one["fused"] else f"{'no':>9}"
+
+
+def print_growth(rows: list[dict[str, Any]]) -> None:
+    previous = None
+    for row in rows:
+        is_comparable = previous is not None and previous["keep"] == row["keep"]
+        factor = f"{row['ms'] / previous['ms']:17.2f}x" if previous and is_comparable else " " * 18
+        name = f"{row['count']} -> {row['keep']}" + (" gpu" if row["device"] == "cuda" else "")
+        print(f"{name:31} {row['ms']:11.1f} {factor} {row['peak_mib']:10.0f}")
+        previous = row
+
+
+def print_kernels(rows: list[dict[str, Any]]) -> None:
+    print(KERNELS_HEAD)
+    for row in rows:
+        ms = row["ms"]
+        graph = f"{ms['graph']:9.2f}" if row["fused"] else f"{'no':>9}"
         print(
-            f"{'{} x {} x {} -> {}'.format(*one['shape']):31} {ms['kernels']:11.2f} {graph} {ms['torch']:9.2f}"
+            f"{label(row['shape']):31} {ms['kernels']:11.2f} {graph} {ms['torch']:9.2f}"
             f" {ms['textbook']:9.2f} | {ms['uneven']:7.2f} {ms['uneven_torch']:9.2f}"
-            f" {'yes' if one['same_tokens'] else 'NO':>7}"
+            f" {yes_or_no(row['same_tokens']):>7}"
         )
-    if not all(one["fused"] for one in found):
+    if not all(row["fused"] for row in rows):
         print("Triton does not work here: 'kernels' are the torch path")
 
 
-def normal(*shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argument_parser(__doc__)
     parser.add_argument(
-        "--repeat", type=int, default=5, help="timed calls of which the median counts (default 5)"
+        "--repeat", type=int, default=5, help="timed calls, of which the median counts (default 5)"
     )
     repeat = parser.parse_args().repeat
-    devices = [torch.device("cpu")] + [torch.device("cuda")] * torch.cuda.is_available()
-    where = f"{torch.get_num_threads()} CPU threads" + (
-        f", {torch.cuda.get_device_name()}" if devices[1:] else ""
-    )
+    gpus = [torch.device("cuda")] if torch.cuda.is_available() else []
+    devices = [torch.device("cpu"), *gpus]
+    where = ", ".join(map(describe, devices))
     print(f"torch {torch.__version__}, {where}; float32, basis {BASIS}, median of {repeat}\n")
-    print(
-        "                                       ours   broadcast textbook     matmul textbook       same     peak MiB"
-    )
-    print(
-        "groups x tokens x width -> kept          ms        ms    ratio        ms     ratio   tokens  ours/broadcast/mm"
-    )
+    print(COMPARISON_HEAD)
     compared, grown = [], []
     for device in devices:
         for shape in SHAPES:
-            found = compare(shape, device, repeat)
-            compared.append(found)
-            ms, peak = found["ms"], found["peak_mib"]
-            name = "{} x {} x {} -> {}".format(*shape) + (" gpu" if device.type == "cuda" else "")
-            print(
-                f"{name:31} {ms['ours']:11.1f} {ms['broadcast']:9.1f} {found['ratio']:7.1f}x"
-                f" {ms['matmul']:9.1f} {found['ratio_matmul']:8.2f}x {'yes' if found['same_tokens'] else 'NO':>8}"
-                f"  {peak['ours']:.0f} / {peak['broadcast']:.0f} / {peak['matmul']:.0f}"
-            )
+            compared.append(compare(shape, device, repeat))
+            print_comparison(compared[-1])
     print("\none long group, width 1024             ms   x the one before   peak MiB")
     for device in devices:
-        for found in grow(device, repeat):
-            same = (
-                grown and grown[-1]["keep"] == found["keep"] and grown[-1]["device"] == device.type
-            )
-            factor = f"{found['ms'] / grown[-1]['ms']:17.2f}x" if same else " " * 18
-            grown.append(found)
-            name = f"{found['count']} -> {found['keep']}" + (
-                " gpu" if device.type == "cuda" else ""
-            )
-            print(f"{name:31} {found['ms']:11.1f} {factor} {found['peak_mib']:10.0f}")
-    fused = [fuse(shape, device, repeat) for device in devices[1:] for shape in BATCHES]
+        rows = measure_growth(device, repeat)
+        print_growth(rows)
+        grown += rows
+    fused = [compare_kernels(shape, device, repeat) for device in gpus for shape in GPU_SHAPES]
     if fused:
-        print_fused(fused)
-    found = {"bench": "compress", "torch": torch.__version__, "where": where}
-    print(json.dumps({**found, "shapes": compared, "long": grown, "fused": fused}))
+        print_kernels(fused)
+    versions = {"torch": torch.__version__, "where": where}
+    print_json("compress", **versions, shapes=compared, long=grown, fused=fused)
 
 
 if __name__ == "__main__":

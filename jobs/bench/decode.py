@@ -1,15 +1,14 @@
-"""How long do answers take, with `apet.Decode` and with transformers' own loop? And do both say the same?
+"""Compare `apet.Decode` with transformers' own loop: how long answers take, and whether they agree.
 
-    python jobs/bench/decode.py               # 200 questions to the demo model: a table, and one JSON line last
-    python jobs/bench/decode.py --batch 64 --model llava-hf/llava-1.5-7b-hf    # where there is a GPU
+    python jobs/bench/decode.py    # 200 questions to the demo model
+    python jobs/bench/decode.py --batch 64 --model llava-hf/llava-1.5-7b-hf    # on a GPU
 
-Every batch is answered in both ways, one after the other and each first in turn, so that a busy moment hits both. Shown
-are medians over the batches: of the whole answer, and of what comes after its first token.
+Each batch is answered in both ways, in alternating order, so that other load hits both. The table
+has medians over the batches: of the whole answer, and of the part after its first token.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
@@ -27,131 +26,75 @@ from transformers import StoppingCriteriaList
 from apet import Decode, attach
 from apet.methods import build
 from apet.models import load
+from jobs.bench.common import DEMO, argument_parser, print_json
+from jobs.bench.timing import default_device
 from pipelines.benchmarks.synthetic import shapes
 from pipelines.inference.engines.generation import GenerationTimer
 
-DEMO = Path(__file__).parents[2] / "demo" / "demo-llava"
-Way = Callable[[dict[str, Tensor], StoppingCriteriaList], Tensor]
+Decoder = Callable[[Any, StoppingCriteriaList], Tensor]
+
+HEAD = (
+    f"{'':20}{'batch':>6}{'tokens':>8}{'generate':>10}{'decode':>9}{'ratio':>7}"
+    f"{'steps':>10}{'':>9}{'ratio':>7}{'same':>9}"
+)
 
 
 def batches(processor: Any, folder: Path, questions: int, size: int) -> Iterator[Any]:
-    """Questions of like lengths share a batch, as in a job."""
+    """Model inputs. Questions of similar length share a batch, as in a job."""
     manifest = shapes.make(folder, "test", questions)
-    rows = [
-        json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines()[:questions]
-    ]
-    rows.sort(key=lambda row: len(row["question"]))
+    lines = manifest.read_text(encoding="utf-8").splitlines()[:questions]
+    rows = sorted(map(json.loads, lines), key=lambda row: len(row["question"]))
     for start in range(0, len(rows), size):
-        part = rows[start : start + size]
-        talks = [
-            [
-                {
-                    "role": "user",
-                    "content": [{"type": "image"}, {"type": "text", "text": row["question"]}],
-                }
-            ]
-            for row in part
-        ]
+        batch = rows[start : start + size]
+        messages = [[{"type": "image"}, {"type": "text", "text": row["question"]}] for row in batch]
         yield processor(
             text=[
-                processor.apply_chat_template(talk, add_generation_prompt=True) for talk in talks
+                processor.apply_chat_template(
+                    [{"role": "user", "content": content}], add_generation_prompt=True
+                )
+                for content in messages
             ],
-            images=[[Image.open(manifest.parent / row["media"])] for row in part],
+            images=[[Image.open(manifest.parent / row["media"])] for row in batch],
             padding=True,
             return_tensors="pt",
         )
 
 
-def timed(way: Way, inputs: Any, device: torch.device) -> tuple[Tensor, float, float]:
-    """The answers, and ms of all of it and behind the first token."""
-    clock, began = GenerationTimer(device), perf_counter()
-    clock.mark()
-    ids = way(inputs, StoppingCriteriaList([clock]))
-    _, after = clock.read()
-    return ids.cpu(), 1000 * (perf_counter() - began), after
+def timed(decoder: Decoder, inputs: Any, device: torch.device) -> tuple[Tensor, float, float]:
+    """The answers' tokens, ms of everything, and ms after the first token."""
+    timer, began = GenerationTimer(device), perf_counter()
+    timer.mark()
+    ids = decoder(inputs, StoppingCriteriaList([timer]))
+    _, steps_ms = timer.read()
+    return ids.cpu(), 1000 * (perf_counter() - began), steps_ms
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--model", default=str(DEMO), help="a folder or a name on the hub (default: the demo model)"
-    )
-    parser.add_argument("--questions", type=int, default=200, help="default 200")
-    parser.add_argument("--batch", default="1,16", help="rows, a list (default 1,16)")
-    parser.add_argument("--methods", default="vanilla,apet", help="default vanilla,apet")
-    parser.add_argument("--budget", default="64", help="visual tokens (default 64)")
-    parser.add_argument("--tokens", type=int, default=8, help="of an answer at most (default 8)")
-    parser.add_argument("--passes", type=int, default=1, help="over the questions (default 1)")
-    args = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model, processor = load(args.model, device=device)
-    decode, width = Decode(model), lambda inputs: inputs["input_ids"].shape[1]
-    ways: dict[str, Way] = {
-        "generate": lambda inputs, rules: model.generate(
-            **inputs, do_sample=False, max_new_tokens=args.tokens, stopping_criteria=rules
-        )[:, width(inputs) :],
-        "decode": lambda inputs, rules: decode.answer(inputs, args.tokens, stopping_criteria=rules),
-    }
-    found: list[dict[str, Any]] = []
-    print(
-        f"{'':20}{'batch':>6}{'tokens':>8}{'generate':>10}{'decode':>9}{'ratio':>7}{'steps':>10}{'':>9}{'ratio':>7}{'same':>9}"
-    )
-    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
-        for size in map(int, args.batch.split(",")):
-            prepared = [
-                inputs.to(device)
-                for inputs in batches(processor, Path(folder), args.questions, size)
-            ]
-            for name in args.methods.split(","):
-                with attach(model, build(name, budget=args.budget)):
-                    found.append(
-                        {
-                            "method": name,
-                            "batch": size,
-                            **compared(ways, prepared, device, args.passes),
-                        }
-                    )
-                one = found[-1]
-                print(
-                    f"{name:20}{size:6}{one['tokens']:8.1f}{one['generate_ms']:8.1f}ms{one['decode_ms']:7.1f}ms"
-                    f"{one['ratio']:7.2f}{one['generate_steps_ms']:8.1f}ms{one['decode_steps_ms']:7.1f}ms"
-                    f"{one['steps_ratio']:7.2f}{one['same']:4}/{one['of']}"
-                )
-    print(
-        json.dumps(
-            {"bench": "decode", "device": str(device), "cores": os.cpu_count(), "found": found}
-        )
-    )
-
-
-def compared(
-    ways: dict[str, Way], prepared: list[Any], device: torch.device, passes: int
+def compare(
+    decoders: dict[str, Decoder], prepared: list[Any], device: torch.device, passes: int
 ) -> dict[str, Any]:
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    """Time both decoders on all batches, and count answers that agree."""
+    is_gpu = device.type == "cuda"
+    for decoder in decoders.values():
+        # The CUDA graph of a shape is captured when the shape comes again.
+        for _ in range(3 if is_gpu else 1):
+            for inputs in prepared if is_gpu else prepared[:1]:
+                timed(decoder, inputs, device)
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in decoders}
     same = total = steps = 0
-    for way in ways.values():
-        for _ in range(
-            3 if device.type == "cuda" else 1
-        ):  # a shape's graph is made when it comes again
-            for inputs in prepared if device.type == "cuda" else prepared[:1]:
-                timed(way, inputs, device)
     for number, inputs in enumerate(prepared * passes):
-        said = {}
-        for name in list(ways) if number % 2 else [*ways][::-1]:
-            said[name], *ms = timed(ways[name], inputs, device)
-            times[name].append((ms[0], ms[1]))
-        generated, decoded = said["generate"], said["decode"]
-        same += (
-            int((generated == decoded).all(dim=1).sum()) if generated.shape == decoded.shape else 0
-        )
+        answers = {}
+        for name in list(decoders) if number % 2 else [*decoders][::-1]:
+            answers[name], whole_ms, steps_ms = timed(decoders[name], inputs, device)
+            times[name].append((whole_ms, steps_ms))
+        generated, decoded = answers["generate"], answers["decode"]
+        if generated.shape == decoded.shape:
+            same += int((generated == decoded).all(dim=1).sum())
         total, steps = total + len(generated), steps + generated.shape[1]
     pairs = list(zip(times["generate"], times["decode"], strict=True))
     medians = {
-        f"{name}{kind}_ms": statistics.median(pair[place] for pair in times[name])
-        for name in ways
-        for place, kind in enumerate(("", "_steps"))
+        f"{name}{suffix}_ms": statistics.median(pair[column] for pair in times[name])
+        for name in decoders
+        for column, suffix in enumerate(("", "_steps"))
     }
     return medians | {
         "ratio": statistics.median(theirs[0] / ours[0] for theirs, ours in pairs),
@@ -160,6 +103,60 @@ def compared(
         "same": same,
         "of": total,
     }
+
+
+def format_row(row: dict[str, Any]) -> str:
+    return (
+        f"{row['method']:20}{row['batch']:6}{row['tokens']:8.1f}"
+        f"{row['generate_ms']:8.1f}ms{row['decode_ms']:7.1f}ms{row['ratio']:7.2f}"
+        f"{row['generate_steps_ms']:8.1f}ms{row['decode_steps_ms']:7.1f}ms"
+        f"{row['steps_ratio']:7.2f}{row['same']:4}/{row['of']}"
+    )
+
+
+def main() -> None:
+    parser = argument_parser(__doc__)
+    add = parser.add_argument
+    add(
+        "--model",
+        default=str(DEMO / "demo-llava"),
+        help="a folder or a name on the hub (default: the demo model)",
+    )
+    add("--questions", type=int, default=200, help="default 200")
+    add("--batch", default="1,16", help="batch sizes, comma-separated (default 1,16)")
+    add("--methods", default="vanilla,apet", help="default vanilla,apet")
+    add("--budget", default="64", help="visual tokens (default 64)")
+    add("--tokens", type=int, default=8, help="maximum length of an answer (default 8)")
+    add("--passes", type=int, default=1, help="over the questions (default 1)")
+    args = parser.parse_args()
+    device = default_device()
+    model, processor = load(args.model, device=device)
+    decode = Decode(model)
+
+    def generate(inputs: Any, stop: StoppingCriteriaList) -> Tensor:
+        out: Tensor = model.generate(
+            **inputs, do_sample=False, max_new_tokens=args.tokens, stopping_criteria=stop
+        )
+        return out[:, inputs["input_ids"].shape[1] :]
+
+    decoders: dict[str, Decoder] = {
+        "generate": generate,
+        "decode": lambda inputs, stop: decode.answer(inputs, args.tokens, stopping_criteria=stop),
+    }
+    rows: list[dict[str, Any]] = []
+    print(HEAD)
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+        for size in map(int, args.batch.split(",")):
+            prepared = [
+                inputs.to(device)
+                for inputs in batches(processor, Path(folder), args.questions, size)
+            ]
+            for name in args.methods.split(","):
+                with attach(model, build(name, budget=args.budget)):
+                    result = compare(decoders, prepared, device, args.passes)
+                rows.append({"method": name, "batch": size, **result})
+                print(format_row(rows[-1]))
+    print_json("decode", device=str(device), cores=os.cpu_count(), found=rows)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Where the time of a prefill goes, for bench_speed.py: torch's profiler, summed up in a few groups of operations."""
+"""Where the time of a prefill goes, for speed.py: torch's profiler, summed up in a few groups."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from apet.methods.base import Method
 from apet.stopwatch import Stopwatch
 
 COMPRESSION = "apet: compression"
-GROUPS = {  # of what is not compression, the first whose pattern is found in an operation's name
+GROUPS = ("matmul", "attention", "compression", "copy", "other")
+
+# An operation outside compression belongs to the first group whose pattern its name matches.
+PATTERNS = {
     "attention": r"attention|flash|fmha|softmax|varlen",
     "matmul": r"mm$|mm_|matmul|linear|gemm|conv|nvjet|cutlass",
     "copy": r"copy|cat$|clone|index|gather|scatter|memcpy|memset|fill|zero|_to_|embedding",
@@ -29,50 +32,47 @@ def shares(model: Any, method: Method, inputs: dict[str, Tensor]) -> tuple[float
     """Milliseconds of all operations of one prefill on its device, and the share of each group."""
     gpu = model.device.type == "cuda"
     attached = nullcontext() if method.name == "vanilla" else attach(model, method)
-    with attached, named_compression():
-        model(**inputs, use_cache=True, logits_to_keep=1)  # the first is slower
-        with profile(activities=[ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * gpu]) as seen:
+    with attached, recorded_compression():
+        model(**inputs, use_cache=True, logits_to_keep=1)  # the first call is slower
+        activities = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * gpu]
+        with profile(activities=activities) as profiler:
             model(**inputs, use_cache=True, logits_to_keep=1)
             if gpu:
                 torch.cuda.synchronize()
-    spent: Counter[str] = Counter()
-    for event in seen.events():
-        if (
-            str(event.device_type) == "DeviceType.CPU"
-        ):  # what a kernel took is counted to the operation it is of
-            spent[group(event)] += (
+    times: Counter[str] = Counter()
+    for event in profiler.events():
+        # The time of a GPU kernel counts for the operation on the CPU that launched it.
+        if str(event.device_type) == "DeviceType.CPU":
+            times[group_of(event)] += (
                 event.self_device_time_total if gpu else event.self_cpu_time_total
             )
-    whole = sum(spent.values())
-    return whole / 1e3, {
-        name: spent[name] / whole
-        for name in ("matmul", "attention", "compression", "copy", "other")
-    }
+    total = sum(times.values())
+    return total / 1e3, {name: times[name] / total for name in GROUPS}
 
 
-def group(event: Any) -> str:
-    above = event
-    while above is not None:
-        if above.name == COMPRESSION:
+def group_of(event: Any) -> str:
+    parent = event
+    while parent is not None:
+        if parent.name == COMPRESSION:
             return "compression"
-        above = above.cpu_parent
-    return next(
-        (name for name, known in GROUPS.items() if re.search(known, event.name.lower())), "other"
-    )
+        parent = parent.cpu_parent
+    name = event.name.lower()
+    matches = (group for group, pattern in PATTERNS.items() if re.search(pattern, name))
+    return next(matches, "other")
 
 
 @contextmanager
-def named_compression() -> Iterator[None]:
-    """What runs under a stopwatch is compression: so the profile shall call it."""
-    plain = Stopwatch.running
+def recorded_compression() -> Iterator[None]:
+    """Record all that runs under a stopwatch as compression in the profile."""
+    original = Stopwatch.running
 
     @contextmanager
     def running(self: Stopwatch) -> Iterator[None]:
-        with plain(self), record_function(COMPRESSION):
+        with original(self), record_function(COMPRESSION):
             yield
 
     Stopwatch.running = running  # type: ignore[method-assign]
     try:
         yield
     finally:
-        Stopwatch.running = plain  # type: ignore[method-assign]
+        Stopwatch.running = original  # type: ignore[method-assign]

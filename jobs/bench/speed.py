@@ -1,21 +1,24 @@
-"""How fast is it, against what is possible? One command for the whole table; every line says its bar.
+"""Measure speed against what is possible: one command for the whole table of docs/speed.md.
 
-    python jobs/bench/speed.py                      # everything: on a GPU about 20 minutes, on two CPU cores five
-    python jobs/bench/speed.py --only prefill,job   # in pieces
-    python jobs/bench/speed.py --profile            # and where the time of a prefill goes
+    python jobs/bench/speed.py    # on a GPU about 20 minutes, on two CPU cores five
+    python jobs/bench/speed.py --only prefill,job
+    python jobs/bench/speed.py --profile    # and where the time of a prefill goes
 
-  prefill   pixels to first logits, and the decoder alone: ApET against vanilla on LLaVA-1.5 (64 tokens), Qwen2.5-VL
-            (10 %) and Video-LLaVA (256 of 2,048); beside each what the floating-point operations allow over the same
-            span; the share of compression; operations a second against a large matrix product's, the mean of one before
-            and one after; bytes of the KV cache
-  rivals    every other method's prefill on LLaVA-1.5 at the same budget
-  job       whole jobs on image files with questions like POPE's and answers of two tokens, through the pipeline:
-            rows a second, ApET against vanilla, and against `generate` on one row after the other; how busy the GPU was
+  prefill   pixels to first logits, and the decoder alone: ApET against vanilla on LLaVA-1.5 (64
+            tokens), Qwen2.5-VL (10 %) and Video-LLaVA (256 of 2,048); beside each the limit that
+            the floating-point operations set over the same span; the share of compression;
+            operations a second against a large matrix product's, the mean of one before and one
+            after; bytes of the KV cache
+  rivals    the prefill of every other method on LLaVA-1.5 at the same budget
+  job       whole jobs on image files with questions like POPE's and answers of two tokens, through
+            the pipeline: rows a second, ApET against vanilla, and against `generate` on one row
+            after the other; how busy the GPU was
   video     the same on video files: how busy the GPU was
 
-Real shapes on a GPU, in bfloat16 with random weights; small ones in float32 on a CPU, for which the bars are not meant.
-Ways are timed in turn in one process; jobs have a process each, on the same device. A JSON line comes behind each part,
-and one of all parts last. A part that fails says why and ends alone; the exit status is then 1.
+On a GPU the models have real shapes and random weights in bfloat16. On a CPU they are small, in
+float32, and the bars do not apply. Methods are timed in turn in one process. Jobs have their own
+processes on the same device. A JSON line follows each part, and one of all parts comes last. A part
+that fails is reported without ending the others; the exit status is then 1.
 """
 
 from __future__ import annotations
@@ -23,8 +26,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
-import json
-import os
 import sys
 import tempfile
 import traceback
@@ -36,254 +37,251 @@ import torch
 
 from apet import METHODS
 from apet.methods import build
-from jobs.bench.compress import median_ms
-from jobs.bench.models import HEAD, SUBJECTS, Point, line, measure, report
+from jobs.bench.common import argument_parser, print_json
+from jobs.bench.prefill_models import (
+    HEAD,
+    SUBJECTS,
+    Measurement,
+    format_row,
+    measure,
+    summarise,
+)
+from jobs.bench.timing import default_device, describe, median_ms, title
 
 Row = dict[str, Any]
-BARS = {  # budget, prefill to reach, and the paper's
+
+TARGETS = {  # budget, speed-up of the prefill to reach, and the paper's
     "llava-1.5-7b": ("64", 3.5, 1.38),
     "qwen2.5-vl-7b": ("10%", 2.2, 1.51),
     "video-llava-7b": ("256", 4.4, None),
 }
-PARTS = ("prefill", "rivals", "job", "video")
+TABLE_HEAD = f"{'':60}{'found':>10}{'bar':>11}{'limit':>9}{'paper':>9}  reached"
+LARGE_GPU_BYTES = 100e9
 
 
 def bar(
     what: str,
     found: float,
     sign: str = ">=",
-    wanted: float | None = None,
+    target: float | None = None,
     unit: str = "x",
-    **more: Any,
+    **columns: Any,
 ) -> Row:
-    """A line of the table; without `wanted` a figure that stands beside the others."""
-    reached = (
-        None
-        if wanted is None
-        else {">=": found >= wanted, "<=": found <= wanted, "=": found == wanted}[sign]
-    )
+    """A line of the table: a number and the bar that it should reach, if there is one."""
+    reached = None
+    if target is not None:
+        reached = {">=": found >= target, "<=": found <= target, "=": found == target}[sign]
     return {
         "what": what,
         "found": found,
         "sign": sign,
-        "bar": wanted,
+        "bar": target,
         "unit": unit,
         "reached": reached,
-        **more,
+        **columns,
     }
 
 
-TITLE = f"{'':60}{'found':>10}{'bar':>11}{'limit':>9}{'paper':>9}  reached"
+def format_bar(row: Row, gpu: bool) -> str:
+    """A line of the table as text. Without a GPU no bar counts as reached or missed."""
+    digits = 1 if row["unit"] == "%" else 2
 
-
-def shown(row: Row, gpu: bool) -> str:
     def number(value: float | None, sign: str = "") -> str:
-        return (
-            "-"
-            if value is None
-            else f"{sign}{value:.{1 if row['unit'] == '%' else 2}f} {row['unit']}".rstrip()
-        )
+        return "-" if value is None else f"{sign}{value:.{digits}f} {row['unit']}".rstrip()
 
-    wanted = number(row["bar"], f"{row['sign']} ")
+    target = number(row["bar"], f"{row['sign']} ")
     verdict = "-" if row["reached"] is None or not gpu else "yes" if row["reached"] else "NO"
-    cells = f"{number(row['found']):>10}{wanted:>11}{number(row.get('limit')):>9}{number(row.get('paper')):>9}"
+    limit, paper = number(row.get("limit")), number(row.get("paper"))
+    cells = f"{number(row['found']):>10}{target:>11}{limit:>9}{paper:>9}"
     return f"{row['what']:60}{cells}  {verdict}"
 
 
-def prefill(given: argparse.Namespace, device: torch.device) -> Iterator[Row]:
+def prefill(args: argparse.Namespace, device: torch.device) -> Iterator[Row]:
     failed: list[str] = []
     for name in SUBJECTS:
-        with ended(name, failed):
-            yield from _prefill(name, given, device)
-        forget(device.type == "cuda")
+        with reported_failure(name, failed):
+            yield from prefill_of(name, args, device)
+        free_memory(device)
     if failed:
-        raise RuntimeError(f"without {', '.join(failed)}")
+        raise RuntimeError(f"failed: {', '.join(failed)}")
 
 
-def _prefill(name: str, given: argparse.Namespace, device: torch.device) -> Iterator[Row]:
-    subject, (budget, wanted, paper) = SUBJECTS[name], BARS[name]
+def prefill_of(name: str, args: argparse.Namespace, device: torch.device) -> Iterator[Row]:
+    subject, (budget, target, paper) = SUBJECTS[name], TARGETS[name]
     before = matmul_flops(device)
-    model = subject.make(given.size, device, given.attn)
-    batch = given.batch if name != "video-llava-7b" else max(1, given.batch // 4)
-    points = [Point(build("vanilla"), "full"), Point(build("apet", budget=budget), budget)]
-    measure(model, points, subject.prompts(batch, model), given.repeat)
+    model = subject.make(args.size, device, args.attn)
+    batch = args.batch if name != "video-llava-7b" else max(1, args.batch // 4)
+    measurements = [
+        Measurement(build("vanilla"), "full"),
+        Measurement(build("apet", budget=budget), budget),
+    ]
+    measure(model, measurements, subject.prompts(batch, model), args.repeat)
     after = matmul_flops(device)
-    vanilla, ours = report(subject, model, points)
-    print(
-        f"\n{name}, {batch} rows, {given.attn}\n{HEAD}\n{line(vanilla)}\n{line(ours)}",
-        file=sys.stderr,
-    )
-    title = f"{name} at {budget}"
+    vanilla, ours = summarise(subject, model, measurements)
+    lines = [f"\n{name}, {batch} rows, {args.attn}", HEAD, format_row(vanilla), format_row(ours)]
+    print("\n".join(lines), file=sys.stderr)
+    label = f"{name} at {budget}"
     if "refused" in ours:
-        raise RuntimeError(f"{title}: {ours['refused']}")
-    for when, flops in (("before", before), ("after", after)):
-        yield bar(f"a large matrix product {when} {name}, TFLOP/s", flops / 1e12, unit="")
-    fast = (before + after) / 2
-    spans = ours["prefill"], ours["decoder"]
-    yield bar(
-        f"{title}, prefill", spans[0]["speedup"], ">=", wanted, limit=spans[0]["limit"], paper=paper
-    )
-    yield bar(f"{title}, decoder alone", spans[1]["speedup"], limit=spans[1]["limit"])
-    yield bar(f"{title}, compression of the prefill", ours["compress_share"], "<=", 1.0, "%")
-    for who, row, least in (("vanilla", vanilla, 75.0), ("compressed", ours, 60.0)):
-        rate = 1e3 * batch * row["flops"] / row["prefill"]["ms"]
-        yield bar(f"{title}, {who}, of that product's rate", 100 * rate / fast, ">=", least, "%")
-    planned = subject.kv_bytes(model, points[1].method, batch)
-    yield bar(
-        f"{title}, KV bytes, of the schedule's", 100 * ours["kv_bytes"] / planned, "=", 100.0, "%"
-    )
-    yield bar(
-        f"{title}, KV bytes, of vanilla's", 100 * ours["kv_bytes"] / vanilla["kv_bytes"], unit="%"
-    )
+        raise RuntimeError(f"{label}: {ours['refused']}")
+    for moment, flops in (("before", before), ("after", after)):
+        yield bar(f"a large matrix product {moment} {name}, TFLOP/s", flops / 1e12, unit="")
+    whole, decoder = ours["prefill"], ours["decoder"]
+    limits = {"limit": whole["limit"], "paper": paper}
+    yield bar(f"{label}, prefill", whole["speedup"], ">=", target, **limits)
+    yield bar(f"{label}, decoder alone", decoder["speedup"], limit=decoder["limit"])
+    yield bar(f"{label}, compression of the prefill", ours["compress_share"], "<=", 1.0, "%")
+    for variant, row, least in (("vanilla", vanilla, 75.0), ("compressed", ours, 60.0)):
+        flops = 1e3 * batch * row["flops"] / row["prefill"]["ms"]
+        share = 100 * flops / ((before + after) / 2)
+        yield bar(f"{label}, {variant}, of that product's rate", share, ">=", least, "%")
+    planned = subject.kv_bytes(model, measurements[1].method, batch)
+    share = 100 * ours["kv_bytes"] / planned
+    yield bar(f"{label}, KV bytes, of the schedule's", share, "=", 100.0, "%")
+    share = 100 * ours["kv_bytes"] / vanilla["kv_bytes"]
+    yield bar(f"{label}, KV bytes, of vanilla's", share, unit="%")
 
 
-def rivals(given: argparse.Namespace, device: torch.device) -> Iterator[Row]:
-    subject, (budget, *_) = SUBJECTS["llava-1.5-7b"], BARS["llava-1.5-7b"]
-    model = subject.make(given.size, device, given.attn)
-    points = [Point(build("vanilla"), "full")]
-    points += [Point(build(name, budget=budget), budget) for name in METHODS if name != "vanilla"]
-    measure(model, points, subject.prompts(given.batch, model), given.repeat)
-    rows = report(subject, model, points)
-    print("\n".join(["", HEAD, *map(line, rows)]), file=sys.stderr)
+def rivals(args: argparse.Namespace, device: torch.device) -> Iterator[Row]:
+    subject, (budget, *_) = SUBJECTS["llava-1.5-7b"], TARGETS["llava-1.5-7b"]
+    model = subject.make(args.size, device, args.attn)
+    measurements = [Measurement(build("vanilla"), "full")]
+    measurements += [
+        Measurement(build(name, budget=budget), budget) for name in METHODS if name != "vanilla"
+    ]
+    measure(model, measurements, subject.prompts(args.batch, model), args.repeat)
+    rows = summarise(subject, model, measurements)
+    print("\n".join(["", HEAD, *map(format_row, rows)]), file=sys.stderr)
     for row in rows[1:]:
         if "refused" not in row:
-            span = row["prefill"]
-            yield bar(
-                f"{subject.name} at {budget}, {row['method']}, prefill",
-                span["speedup"],
-                limit=span["limit"],
-            )
+            span, label = row["prefill"], f"{subject.name} at {budget}, {row['method']}, prefill"
+            yield bar(label, span["speedup"], limit=span["limit"])
 
 
-def job(given: argparse.Namespace, device: torch.device) -> Iterator[Row]:
-    from jobs.bench.whole_job import checkpoint, one_by_one, questions
-    from jobs.bench.whole_job import job as answered
+def job(args: argparse.Namespace, device: torch.device) -> Iterator[Row]:
+    # Jobs import Ray and av, which the other parts do without.
+    from jobs.bench.generated_jobs import (
+        rows_per_s_one_by_one,
+        run_job,
+        write_checkpoint,
+        write_questions,
+    )
 
-    with tempfile.TemporaryDirectory(dir=given.folder) as place:
-        here = Path(place)
-        model = checkpoint("image", given.job_size, here / "model", device)
-        data = questions("image", given.rows, here / "files")
-        ways: dict[str, Row] = {}
+    with tempfile.TemporaryDirectory(dir=args.folder) as temporary:
+        folder = Path(temporary)
+        model = write_checkpoint("image", args.job_size, folder / "model", device)
+        data = write_questions("image", args.rows, folder / "files")
+        results: dict[str, Row] = {}
         for name in ("vanilla", "apet"):
-            found = ways[name] = answered("image", model, data, name, "64", given.attn, here / name)
-            yield bar(
-                f"images, {name}, rows/s, batches of {found['batch_rows']}",
-                found["rows_per_s"],
-                unit="",
-                **found,
-            )
-        alone = one_by_one(model, data, min(given.rows, given.alone), device)
-    yield bar("images, transformers' generate at batch 1, rows/s", alone, unit="")
-    ours = ways["apet"]["rows_per_s"]
-    yield bar(
-        "images, whole job, ApET at 64 against vanilla",
-        ours / ways["vanilla"]["rows_per_s"],
-        ">=",
-        3.0,
-        paper=1.46,
-    )
-    yield bar("images, whole job, against generate at batch 1", ours / alone, ">=", 15.0)
-    yield busy("images, apet", ways["apet"], 95.0)
+            result = run_job("image", model, data, name, "64", args.attn, folder / name)
+            results[name] = result
+            yield rows_per_s(f"images, {name}", result)
+        one_by_one = rows_per_s_one_by_one(model, data, min(args.rows, args.alone), device)
+    yield bar("images, transformers' generate at batch 1, rows/s", one_by_one, unit="")
+    ours, vanilla = results["apet"]["rows_per_s"], results["vanilla"]["rows_per_s"]
+    label = "images, whole job, ApET at 64 against vanilla"
+    yield bar(label, ours / vanilla, ">=", 3.0, paper=1.46)
+    yield bar("images, whole job, against generate at batch 1", ours / one_by_one, ">=", 15.0)
+    yield busy("images, apet", results["apet"], 95.0)
 
 
-def video(given: argparse.Namespace, device: torch.device) -> Iterator[Row]:
-    from jobs.bench.whole_job import checkpoint, questions
-    from jobs.bench.whole_job import job as answered
+def video(args: argparse.Namespace, device: torch.device) -> Iterator[Row]:
+    from jobs.bench.generated_jobs import run_job, write_checkpoint, write_questions
 
-    with tempfile.TemporaryDirectory(dir=given.folder) as place:
-        here = Path(place)
-        model = checkpoint("video", given.job_size, here / "model", device)
-        data = questions("video", given.clips, here / "files")
-        found = answered("video", model, data, "apet", "256", given.attn, here / "out")
-    yield bar(
-        f"videos, apet, rows/s, batches of {found['batch_rows']}",
-        found["rows_per_s"],
-        unit="",
-        **found,
-    )
-    yield busy("videos, apet", found, 90.0)
+    with tempfile.TemporaryDirectory(dir=args.folder) as temporary:
+        folder = Path(temporary)
+        model = write_checkpoint("video", args.job_size, folder / "model", device)
+        data = write_questions("video", args.clips, folder / "files")
+        result = run_job("video", model, data, "apet", "256", args.attn, folder / "out")
+    yield rows_per_s("videos, apet", result)
+    yield busy("videos, apet", result, 90.0)
 
 
-def busy(title: str, found: Row, least: float) -> Row:
-    who = "GPU" if "gpu_busy" in found else "worker"
-    return bar(
-        f"{title}, {who} busy",
-        100 * found.get("gpu_busy", found.get("worker_busy", 0.0)),
-        ">=",
-        least,
-        "%",
-    )
+PARTS: dict[str, Callable[[argparse.Namespace, torch.device], Iterator[Row]]] = {
+    "prefill": prefill,
+    "rivals": rivals,
+    "job": job,
+    "video": video,
+}
+
+
+def rows_per_s(label: str, result: Row) -> Row:
+    label = f"{label}, rows/s, batches of {result['batch_rows']}"
+    return bar(label, result["rows_per_s"], unit="", **result)
+
+
+def busy(label: str, result: Row, least: float) -> Row:
+    device = "GPU" if "gpu_busy" in result else "worker"
+    share = result.get("gpu_busy", result.get("worker_busy", 0.0))
+    return bar(f"{label}, {device} busy", 100 * share, ">=", least, "%")
 
 
 def matmul_flops(device: torch.device) -> float:
-    """Operations a second of one large matrix product, on a GPU at the clock that long work leaves it."""
-    gpu = device.type == "cuda"
-    side, dtype, warm, turns = (
-        (8192, torch.bfloat16, 50, 200) if gpu else (2048, torch.float32, 0, 10)
-    )
-    one = torch.randn(side, side, device=device, dtype=dtype)
-    for _ in range(warm):
-        one @ one
-    took = median_ms({"product": lambda: one @ one}, turns, device)["product"]
-    return 2 * side**3 / (took / 1e3)
+    """Operations a second of one large matrix product, on a GPU at its clock under long work."""
+    if device.type == "cuda":
+        side, dtype, warm_up, repeat = 8192, torch.bfloat16, 50, 200
+    else:
+        side, dtype, warm_up, repeat = 2048, torch.float32, 0, 10
+    matrix = torch.randn(side, side, device=device, dtype=dtype)
+    for _ in range(warm_up):
+        matrix @ matrix
+    ms = median_ms({"product": lambda: matrix @ matrix}, repeat, device)["product"]
+    return 2 * side**3 / (ms / 1e3)
 
 
-def profiled(given: argparse.Namespace, device: torch.device) -> list[Row]:
-    from jobs.bench.profile import shares
+def profile(args: argparse.Namespace, device: torch.device) -> list[Row]:
+    from jobs.bench.profile_prefill import shares
 
-    subject, (budget, *_) = SUBJECTS["llava-1.5-7b"], BARS["llava-1.5-7b"]
-    model = subject.make(given.size, device, given.attn)
-    inputs, rows = subject.prompts(given.batch, model), []
+    subject, (budget, *_) = SUBJECTS["llava-1.5-7b"], TARGETS["llava-1.5-7b"]
+    model = subject.make(args.size, device, args.attn)
+    inputs, rows = subject.prompts(args.batch, model), []
     print(
         f"\n{'operations of a prefill':28}{'ms':>9}   matmul  attention  compression   copy   other"
     )
     for method in (build("vanilla"), build("apet", budget=budget)):
-        took, parts = shares(model, method, inputs)
+        ms, groups = shares(model, method, inputs)
         cells = "".join(
-            f"{100 * parts[name]:{wide}.1f} %"
-            for name, wide in zip(parts, (7, 9, 11, 5, 6), strict=True)
+            f"{100 * groups[name]:{width}.1f} %"
+            for name, width in zip(groups, (7, 9, 11, 5, 6), strict=True)
         )
-        print(f"{subject.name + ', ' + method.name:28}{took:9.1f}{cells}")
-        rows.append({"method": method.name, "ms": took, **parts})
+        print(f"{subject.name + ', ' + method.name:28}{ms:9.1f}{cells}")
+        rows.append({"method": method.name, "ms": ms, **groups})
     return rows
 
 
-def forget(gpu: bool) -> None:
-    """Give the memory of models that are gone back to the device: the next one, or a job's worker, wants it."""
+def free_memory(device: torch.device) -> None:
+    """Return the memory of deleted models to the device, for the next model or a job's worker."""
     gc.collect()
-    if gpu:
-        with contextlib.suppress(
-            RuntimeError
-        ):  # of a device that has failed; who comes next says so
+    if device.type == "cuda":
+        # After an error of the device this fails, too; the next call on it reports that.
+        with contextlib.suppress(RuntimeError):
             torch.cuda.empty_cache()
 
 
-def most_rows() -> int:
-    """Of a prefill: as many as fill the first GPU's kernels and still fit beside a model of 14 GB, caches and all."""
-    return 128 if torch.cuda.get_device_properties(0).total_memory > 100e9 else 64
+def max_prefill_rows() -> int:
+    """Rows that fill the first GPU's kernels and fit beside a model of 14 GB, caches included."""
+    memory = torch.cuda.get_device_properties(0).total_memory
+    return 128 if memory > LARGE_GPU_BYTES else 64
 
 
-def arguments(gpu: bool) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def parse_arguments(gpu: bool) -> argparse.Namespace:
+    parser = argument_parser(__doc__)
     add = parser.add_argument
     add("--only", help=f"of {','.join(PARTS)} (default: all)")
-    add("--attn", default="packed", help="attention kernel, of all ways (default %(default)s)")
+    add("--attn", default="packed", help="attention kernel of all methods (default %(default)s)")
     add(
         "--size",
         default="7b" if gpu else "small",
-        help="of the models that are prefilled: 7b, small (%(default)s)",
+        help="of the models in prefills: 7b, small (%(default)s)",
     )
     add(
         "--job-size",
         default="7b" if gpu else "tiny",
-        help="of those that answer: 7b, small, tiny (%(default)s)",
+        help="of the models in jobs: 7b, small, tiny (%(default)s)",
     )
     add(
         "--batch",
         type=int,
-        default=most_rows() if gpu else 1,
+        default=max_prefill_rows() if gpu else 1,
         help="rows of a prefill; videos a quarter (%(default)s)",
     )
     add(
@@ -297,68 +295,58 @@ def arguments(gpu: bool) -> argparse.Namespace:
         "--alone",
         type=int,
         default=96 if gpu else 8,
-        help="of them answered one by one (%(default)s)",
+        help="questions answered one by one (%(default)s)",
     )
     add("--clips", type=int, default=512 if gpu else 40, help="videos of a job (%(default)s)")
-    add(
-        "--folder",
-        help="where checkpoints of 14 GB and files lie for a while (default: the system's)",
-    )
-    add("--profile", action="store_true", help="where the time goes; with --only '' that alone")
-    given = parser.parse_args()
-    given.parts = PARTS if given.only is None else tuple(filter(None, given.only.split(",")))
-    if wrong := set(given.parts) - set(PARTS):
+    add("--folder", help="for checkpoints of 14 GB and media files (default: the system's)")
+    add("--profile", action="store_true", help="where the time goes; with --only '' only that")
+    args = parser.parse_args()
+    args.parts = list(PARTS) if args.only is None else list(filter(None, args.only.split(",")))
+    if unknown := sorted(set(args.parts) - set(PARTS)):
         parser.error(
-            f"--only {given.only}: {', '.join(sorted(wrong))} is none of {', '.join(PARTS)}"
+            f"--only {args.only}: unknown {', '.join(unknown)}; expected some of {', '.join(PARTS)}"
         )
-    return given
+    return args
 
 
 def main() -> None:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     gpu = device.type == "cuda"
-    given = arguments(gpu)
-    where = torch.cuda.get_device_name() if gpu else f"{torch.get_num_threads()} CPU threads"
-    print(f"torch {torch.__version__}, {where}, load {os.getloadavg()[0]:.1f}\n{TITLE}")
-    parts: dict[str, Callable[..., Iterator[Row]]] = {
-        "prefill": prefill,
-        "rivals": rivals,
-        "job": job,
-        "video": video,
-    }
-    about = {
-        "bench": "speed",
+    args = parse_arguments(gpu)
+    print(f"{title(device)}\n{TABLE_HEAD}")
+    settings = {
         "torch": torch.__version__,
-        "where": where,
-        "size": given.size,
-        "batch": given.batch,
+        "where": describe(device),
+        "size": args.size,
+        "batch": args.batch,
+        "attn": args.attn,
     }
-    about["attn"] = given.attn
-    rows, failed = [], []
-    for name in given.parts:
-        made: list[Row] = []
-        with ended(name, failed):
-            for row in parts[name](given, device):
-                made.append({"part": name, **row})
-                print(shown(row, gpu), flush=True)
-        print(json.dumps({**about, "part": name, "rows": made}), flush=True)
-        rows += made
-        forget(gpu)
-    profile: list[Row] = []
-    if given.profile:
-        with ended("profile", failed):
-            profile = profiled(given, device)
-    print(json.dumps({**about, "rows": rows, "profile": profile, "failed": failed}))
+    rows: list[Row] = []
+    failed: list[str] = []
+    for name in args.parts:
+        part: list[Row] = []
+        with reported_failure(name, failed):
+            for row in PARTS[name](args, device):
+                part.append({"part": name, **row})
+                print(format_bar(row, gpu), flush=True)
+        print_json("speed", **settings, part=name, rows=part)
+        rows += part
+        free_memory(device)
+    profile_rows: list[Row] = []
+    if args.profile:
+        with reported_failure("profile", failed):
+            profile_rows = profile(args, device)
+    print_json("speed", **settings, rows=rows, profile=profile_rows, failed=failed)
     if failed:
         raise SystemExit(1)
 
 
 @contextlib.contextmanager
-def ended(name: str, failed: list[str]) -> Iterator[None]:
-    """Whatever ends a part ends it alone: what was measured before and what comes after it is worth a GPU's hour."""
+def reported_failure(name: str, failed: list[str]) -> Iterator[None]:
+    """Report what ends a part, and go on: the other measurements cost an hour of a GPU."""
     try:
         yield
-    except (Exception, SystemExit):  # a job that fails exits
+    except (Exception, SystemExit):  # a failed job exits
         traceback.print_exc()
         print(f"{name} failed; see above", file=sys.stderr, flush=True)
         failed.append(name)

@@ -1,30 +1,32 @@
-"""What does a sweep save? Points that share their work, against each point as a run of its own.
+"""Measure what a sweep saves: methods that share their work, against one run for each method.
 
-    python jobs/bench/sweep.py                     # 6 methods x 3 budgets on 1,000 questions: an hour on two CPU cores
-    python jobs/bench/sweep.py --rows 100          # a few minutes
-    python jobs/bench/sweep.py --model llava-hf/llava-1.5-7b-hf --data pope.jsonl   # on a GPU
+    python jobs/bench/sweep.py    # 6 methods x 3 budgets, 1,000 questions: an hour on two cores
+    python jobs/bench/sweep.py --rows 100    # a few minutes
+    python jobs/bench/sweep.py --model llava-hf/llava-1.5-7b-hf --data pope.jsonl    # on a GPU
 
-Both ways call the same functions, without Ray: rows are read and prepared, a worker answers them, answers go to disk.
-Block by block they take turns, so that a busy moment hits both alike. Start-up is apart: each separate run would load
-the model anew, a sweep loads it once. What else can be shared is reading, decoding, preprocessing and the encoder.
+Both ways call the same functions, without Ray: rows are read and prepared, a worker answers them,
+answers go to disk. They take turns block by block, so that other load hits both alike. Loading is
+shown apart: each separate run would load the model again, a sweep loads it once. A sweep also
+shares reading, decoding, preprocessing and the encoder.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-METHODS = ("apet", "visionzip", "divprune", "random", "uniform", "downsample")
-BUDGETS = ("192", "128", "64")
+from jobs.bench.common import argument_parser, print_json
+
+METHODS = "apet,visionzip,divprune,random,uniform,downsample"
+BUDGETS = "192,128,64"
 
 
-class Spent:
-    """Seconds, by what they went into."""
+class Seconds:
+    """Seconds by what they were spent on. `encoding` is a part of `answering`."""
 
     def __init__(self) -> None:
         self.reading = self.answering = self.encoding = 0.0
@@ -33,46 +35,52 @@ class Spent:
     def total(self) -> float:
         return self.reading + self.answering
 
+    @property
+    def shareable(self) -> float:
+        return self.reading + self.encoding
+
     @contextmanager
-    def on(self, what: str) -> Iterator[None]:
+    def spent_on(self, activity: str) -> Iterator[None]:
         began = time.perf_counter()
         yield
-        setattr(self, what, getattr(self, what) + time.perf_counter() - began)
+        self.add(activity, time.perf_counter() - began)
+
+    def add(self, activity: str, seconds: float) -> None:
+        setattr(self, activity, getattr(self, activity) + seconds)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rows", type=int, default=1000, help="questions (default 1000)")
-    parser.add_argument("--model", default="demo", help="(default: demo)")
-    parser.add_argument("--data", help="a manifest (default: the benchmark shapes)")
-    parser.add_argument(
-        "--methods", default=",".join(METHODS), help=f"(default: {','.join(METHODS)})"
-    )
-    parser.add_argument(
-        "--budgets", default=",".join(BUDGETS), help=f"(default: {','.join(BUDGETS)})"
-    )
-    parser.add_argument("--batch-size", type=int, default=32, help="(default 32)")
+    parser = argument_parser(__doc__)
+    add = parser.add_argument
+    add("--rows", type=int, default=1000, help="questions (default 1000)")
+    add("--model", default="demo", help="(default: demo)")
+    add("--data", help="a manifest (default: the benchmark shapes)")
+    add("--methods", default=METHODS, help="(default: %(default)s)")
+    add("--budgets", default=BUDGETS, help="(default: %(default)s)")
+    add("--batch-size", type=int, default=32, help="(default 32)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        found = measured(args, folder)
-    points, once, sweep, runs = (found[key] for key in ("points", "once", "sweep", "runs"))
+        result = measure(args, folder)
+    points, loading = result["points"], result["once"]["loading"]
+    sweep, runs = result["sweep"], result["runs"]
     print(f"\n{args.rows} questions, {points} points     {'sweep':>10}{'separate runs':>16}")
     for name in ("reading", "encoding", "answering", "total"):
-        title = {"answering": "answering, encoder and all"}.get(name, name)
-        print(f"{title + ', s':34}{sweep[name]:>10.1f}{runs[name]:>16.1f}")
-    print(f"{'loading, s':34}{once['loading']:>10.1f}{points * once['loading']:>16.1f}")
+        label = {"answering": "answering, with encoding"}.get(name, name)
+        print(f"{label + ', s':34}{sweep[name]:>10.1f}{runs[name]:>16.1f}")
+    print(f"{'loading, s':34}{loading:>10.1f}{points * loading:>16.1f}")
     print(
-        f"\nthe sweep takes {100 * found['cost']:.0f} % of the time of separate runs (to reach: 50 %; loading apart)"
+        f"\nthe sweep takes {100 * result['cost']:.0f} % of the time of separate runs"
+        " (to reach: 50 %; without loading)"
     )
     print(
-        f"it saves {100 * found['saved']:.0f} % of what can be shared (to reach: 90 %; loading apart)"
+        f"it saves {100 * result['saved']:.0f} % of what can be shared"
+        " (to reach: 90 %; without loading)"
     )
-    print(json.dumps({"bench": "sweep", "rows": args.rows, **found}))
+    print_json("sweep", rows=args.rows, **result)
 
 
-def measured(args: argparse.Namespace, folder: str) -> dict[str, Any]:
+def measure(args: argparse.Namespace, folder: str) -> dict[str, Any]:
+    """Answer all blocks of rows as a sweep and as separate runs, and compare the times."""
     from pipelines.config.eval_config import EvalConfig
     from pipelines.inference.benchmark_job import BenchmarkJob
     from pipelines.inference.failure_tracker import FailureTracker
@@ -82,8 +90,8 @@ def measured(args: argparse.Namespace, folder: str) -> dict[str, Any]:
     from pipelines.inference.worker import InferenceWorker
     from pipelines.results.run_record import RunRecord
 
-    def works(output: str) -> BenchmarkJob:
-        given = {"data": args.data} if args.data else {"benchmark": "shapes"}
+    def begin_job(output: str) -> BenchmarkJob:
+        source = {"data": args.data} if args.data else {"benchmark": "shapes"}
         config = EvalConfig.of(
             "image",
             model=args.model,
@@ -92,65 +100,71 @@ def measured(args: argparse.Namespace, folder: str) -> dict[str, Any]:
             limit=args.rows,
             batch_size=args.batch_size,
             output=f"{folder}/{output}",
-            **given,
+            **source,
         )
-        work = BenchmarkJob.of(config)
-        work.begin(RunRecord(output))
-        return work
+        job = BenchmarkJob.of(config)
+        job.begin(RunRecord(output))
+        return job
 
     began = time.perf_counter()
-    sweep = works("sweep")
-    job = job_spec([sweep], threads=None)
-    together = InferenceWorker(job, FailureTracker())
-    preprocessor_for(job.config)
+    sweep = begin_job("sweep")
+    sweep_spec = job_spec([sweep], threads=None)
+    worker = InferenceWorker(sweep_spec, FailureTracker())
+    preprocessor_for(sweep_spec.config)
     loading = time.perf_counter() - began
-    alone = []
-    for place, unit in enumerate(sweep.runs):
-        single = works(f"run-{place}")
-        single.open_runs = [run for run in single.open_runs if run.method == unit.method]
-        alone.append((job_spec([single], threads=None), single))
+    separate = []
+    for number, run in enumerate(sweep.runs):
+        single = begin_job(f"run-{number}")
+        single.open_runs = [other for other in single.open_runs if other.method == run.method]
+        separate.append((job_spec([single], threads=None), single))
     rows = sweep.missing().append_column("benchmark", [[0] * args.rows])
-    spent, apart = Spent(), Spent()
+    sweep_s, separate_s = Seconds(), Seconds()
     size = args.batch_size * BATCHES_PER_BLOCK
     for start in range(0, len(rows), size):
-        answer(together, job, rows.slice(start, size), spent)
-        for one, single in alone:
-            together.job = one  # a worker of its own, but for loading it again
-            mine = single.missing().append_column("benchmark", [[0] * args.rows])
-            together.engine.towers.forget()
-            answer(together, one, mine.slice(start, size), apart)
-        together.job = job
+        answer(worker, sweep_spec, rows.slice(start, size), sweep_s)
+        for spec, single in separate:
+            # The same worker as if it were a new one: without the outputs that methods share.
+            worker.job = spec
+            single_rows = single.missing().append_column("benchmark", [[0] * args.rows])
+            worker.engine.towers.forget()
+            answer(worker, spec, single_rows.slice(start, size), separate_s)
+        worker.job = sweep_spec
         print(f"{min(start + size, len(rows))}/{len(rows)}", end="\r", flush=True)
     points = len(sweep.runs)
-    shared = (apart.reading + apart.encoding) * (points - 1) / points
+    most_to_save = separate_s.shareable * (points - 1) / points
     return {
         "points": points,
         "once": {"loading": loading},
-        "sweep": {**vars(spent), "total": spent.total},
-        "runs": {**vars(apart), "total": apart.total},
-        "cost": spent.total / apart.total,
-        "cost_with_loading": (spent.total + loading) / (apart.total + points * loading),
-        "saved": (apart.reading + apart.encoding - spent.reading - spent.encoding) / shared,
+        "sweep": {**vars(sweep_s), "total": sweep_s.total},
+        "runs": {**vars(separate_s), "total": separate_s.total},
+        "cost": sweep_s.total / separate_s.total,
+        "cost_with_loading": (sweep_s.total + loading) / (separate_s.total + points * loading),
+        "saved": (separate_s.shareable - sweep_s.shareable) / most_to_save,
     }
 
 
-def answer(worker: Any, job: Any, rows: Any, spent: Spent) -> None:
-    """Prepare a block of rows and answer it, under all points of the job."""
+def answer(worker: Any, spec: Any, rows: Any, seconds: Seconds) -> None:
+    """Prepare a block of rows and answer it under all methods of the job."""
     from pipelines.inference.failure_tracker import FailureTracker
     from pipelines.inference.plan import BATCHES_PER_BLOCK, prepare_rows
 
-    with spent.on("reading"):
-        [block] = prepare_rows(rows, job, FailureTracker(), len(rows) or BATCHES_PER_BLOCK)
-    towers = worker.engine.model.model.vision_tower
-    clock = [0.0]
-    before = towers.register_forward_pre_hook(lambda *_: clock.__setitem__(0, time.perf_counter()))
-    after = towers.register_forward_hook(
-        lambda *_: setattr(spent, "encoding", spent.encoding + time.perf_counter() - clock[0])
-    )
-    with spent.on("answering"):
+    with seconds.spent_on("reading"):
+        [block] = prepare_rows(rows, spec, FailureTracker(), len(rows) or BATCHES_PER_BLOCK)
+    tower = worker.engine.model.model.vision_tower
+    began = 0.0
+
+    def start(*_: Any) -> None:
+        nonlocal began
+        began = time.perf_counter()
+
+    def stop(*_: Any) -> None:
+        seconds.add("encoding", time.perf_counter() - began)
+
+    hooks = [tower.register_forward_pre_hook(start), tower.register_forward_hook(stop)]
+    with seconds.spent_on("answering"):
         worker(block)
-    before.remove()
-    after.remove()
+    for hook in hooks:
+        hook.remove()
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""The benchmark of speed: its models are the real shapes, its sums are right, and its table says what was reached."""
+"""The speed benchmark: models of real shapes, correct sums, and a table that reports every bar."""
 
 from __future__ import annotations
 
 import json
+import runpy
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,208 +16,194 @@ import torch
 from apet import SHAPES
 from apet.flops import shape_of
 from apet.methods import build
+from jobs.bench import generated_jobs, prefill_models, profile_prefill, speed
+from jobs.bench.prefill_models import SUBJECTS, Measurement, measure, summarise
+from pipelines.config.eval_config import EvalConfig
+from pipelines.inference.benchmark_job import manifest_of
+from pipelines.inference.preprocess import Preprocessor
+from tests.support import ROOT
 
-JOBS = str(Path(__file__).parents[2] / "jobs" / "bench")
 CPU = torch.device("cpu")
+SCRIPTS = ("compress", "decode", "pipeline", "prefill", "speed", "sweep")
 
 
-@pytest.fixture(scope="module")
-def bench() -> Iterator[Any]:
-    """The scripts, as their own folder's imports find them."""
-    sys.path.insert(0, JOBS)
-    from jobs.bench import speed
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_script_prints_its_help(
+    script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As started by its path, with its own folder first on the path of imports."""
+    path = ROOT / "jobs" / "bench" / f"{script}.py"
+    monkeypatch.setattr(sys, "argv", [str(path), "--help"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(path), run_name="__main__")
+    assert end.value.code == 0
+    assert f"python jobs/bench/{script}.py" in capsys.readouterr().out
 
-    yield speed
-    sys.path.remove(JOBS)
 
-
-@pytest.mark.parametrize("name", ["llava-1.5-7b", "qwen2.5-vl-7b", "video-llava-7b"])
-def test_the_models_are_of_the_real_shapes(name: str, bench: Any) -> None:
-    assert shape_of(bench.SUBJECTS[name].config("7b")) == SHAPES[name]
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_models_have_the_real_shapes(name: str) -> None:
+    assert shape_of(SUBJECTS[name].config("7b")) == SHAPES[name]
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize(("name", "kept"), [("llava-1.5-7b", 64.0), ("video-llava-7b", 256.0)])
-def test_a_prefill_keeps_what_the_schedule_says(name: str, kept: float, bench: Any) -> None:
-    subject, point = (
-        bench.SUBJECTS[name],
-        bench.Point(build("apet", budget=int(kept)), str(int(kept))),
-    )
+def test_prefill_keeps_the_tokens_of_the_schedule(name: str, kept: float) -> None:
+    subject = SUBJECTS[name]
     model = subject.make("tiny", CPU, "sdpa")
     inputs = subject.prompts(1, model)
-    assert (inputs["input_ids"] == subject.placeholder).sum() == subject.visual + subject.inside
+    placeholders = (inputs["input_ids"] == subject.placeholder).sum()
+    assert placeholders == subject.visual + subject.uncounted
     assert inputs["input_ids"].shape[1] == subject.visual + subject.text
-    points = [bench.Point(build("vanilla"), "full"), point]
-    bench.measure(model, points, inputs, 1)
-    assert [each.kv_bytes for each in points] == [
-        subject.kv_bytes(model, each.method, 1) for each in points
-    ]
-    assert point.kept == str(subject.schedule(model, point.method))
-    assert subject.schedule(model, point.method).average == kept
-    vanilla, ours = bench.report(subject, model, points)
+    apet = Measurement(build("apet", budget=int(kept)), str(int(kept)))
+    measurements = [Measurement(build("vanilla"), "full"), apet]
+    measure(model, measurements, inputs, 1)
+    for measurement in measurements:
+        assert measurement.kv_bytes == subject.kv_bytes(model, measurement.method, 1)
+    assert apet.kept == str(subject.schedule(model, apet.method))
+    assert subject.schedule(model, apet.method).average == kept
+    vanilla, ours = summarise(subject, model, measurements)
     assert vanilla["prefill"]["speedup"] == 1.0
     assert ours["prefill"]["limit"] == pytest.approx(vanilla["flops"] / ours["flops"])
     assert ours["decoder"]["limit"] > ours["prefill"]["limit"] > 1
 
 
-def test_a_rival_that_does_not_fit_ends_no_table(
-    bench: Any, monkeypatch: pytest.MonkeyPatch
+def test_method_without_enough_memory_is_marked_as_refused(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def run(model: Any, point: Any, inputs: Any) -> None:
-        if point.method.name == starved:
+    def run_prefill(model: Any, measurement: Measurement, inputs: Any) -> None:
+        if measurement.method.name == too_large:
             raise torch.OutOfMemoryError("tried to allocate 20 GiB")
-        point.prefill.append(1.0)
+        measurement.prefill.append(1.0)
 
-    monkeypatch.setattr(sys.modules["jobs.bench.models"], "run", run)
+    monkeypatch.setattr(prefill_models, "run_prefill", run_prefill)
     model = SimpleNamespace(device=CPU)
-    points = [
-        bench.Point(build(name, budget="50%"), "50%") for name in ("vanilla", "fastv", "uniform")
+    measurements = [
+        Measurement(build(name, budget="50%"), "50%") for name in ("vanilla", "fastv", "uniform")
     ]
-    starved = "fastv"
-    bench.measure(model, points, {}, 2)
-    assert [point.refused for point in points] == [
-        None,
-        "out of memory: tried to allocate 20 GiB",
-        None,
-    ]
-    assert [len(point.prefill) for point in points] == [2, 0, 2]
-    starved = "vanilla"  # which all others are measured against
+    too_large = "fastv"
+    measure(model, measurements, {}, 2)
+    refused = "out of memory: tried to allocate 20 GiB"
+    assert [measurement.refused for measurement in measurements] == [None, refused, None]
+    assert [len(measurement.prefill) for measurement in measurements] == [2, 0, 2]
+    # All others are compared with vanilla.
+    too_large = "vanilla"
     with pytest.raises(torch.OutOfMemoryError):
-        bench.measure(model, points, {}, 1)
+        measure(model, measurements, {}, 1)
 
 
-def test_a_model_that_fails_costs_no_other(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def one(name: str, given: Any, device: Any) -> Iterator[Any]:
+def test_model_that_fails_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    def prefill_of(name: str, args: Any, device: Any) -> Iterator[Any]:
         yield f"{name} began"
         if name == "qwen2.5-vl-7b":
             raise torch.OutOfMemoryError("tried to allocate 20 GiB")
         yield f"{name} ended"
 
-    monkeypatch.setattr(bench, "_prefill", one)
-    found: list[str] = []
-    with pytest.raises(RuntimeError, match=r"without qwen2.5-vl-7b$"):
-        found.extend(bench.prefill(SimpleNamespace(), CPU))
-    assert found[-2:] == ["video-llava-7b began", "video-llava-7b ended"]
-    assert len(found) == 5
+    monkeypatch.setattr(speed, "prefill_of", prefill_of)
+    rows: list[Any] = []
+    with pytest.raises(RuntimeError, match=r"failed: qwen2.5-vl-7b$"):
+        rows.extend(speed.prefill(SimpleNamespace(), CPU))  # type: ignore[arg-type]
+    assert rows[-2:] == ["video-llava-7b began", "video-llava-7b ended"]
+    assert len(rows) == 5
 
 
 @torch.inference_mode()
-def test_a_profile_tells_compression_from_the_rest(bench: Any) -> None:
-    from jobs.bench import profile_prefill
-
-    subject = bench.SUBJECTS["llava-1.5-7b"]
+def test_profile_separates_compression() -> None:
+    subject = SUBJECTS["llava-1.5-7b"]
     model = subject.make("tiny", CPU, "sdpa")
     inputs = subject.prompts(1, model)
     for method in (build("vanilla"), build("apet", budget=64)):
-        took, parts = profile_prefill.shares(model, method, inputs)
-        assert took > 0
-        assert sum(parts.values()) == pytest.approx(1)
-        assert parts["matmul"] > 0.1
-        assert (parts["compression"] > 0) == (method.name == "apet")
+        ms, groups = profile_prefill.shares(model, method, inputs)
+        assert ms > 0
+        assert sum(groups.values()) == pytest.approx(1)
+        assert groups["matmul"] > 0.1
+        assert (groups["compression"] > 0) == (method.name == "apet")
 
 
-def test_the_table_says_what_was_reached(bench: Any) -> None:
+def test_table_reports_whether_each_bar_was_reached() -> None:
     rows = [
-        bench.bar("faster", 3.6, ">=", 3.5, limit=4.2, paper=1.38),
-        bench.bar("slower", 3.4, ">=", 3.5),
-        bench.bar("little", 0.7, "<=", 1.0, "%"),
-        bench.bar("much", 1.2, "<=", 1.0, "%"),
-        bench.bar("equal", 100.0, "=", 100.0, "%"),
-        bench.bar("without a bar", 5.0, unit=""),
+        speed.bar("faster", 3.6, ">=", 3.5, limit=4.2, paper=1.38),
+        speed.bar("slower", 3.4, ">=", 3.5),
+        speed.bar("little", 0.7, "<=", 1.0, "%"),
+        speed.bar("much", 1.2, "<=", 1.0, "%"),
+        speed.bar("equal", 100.0, "=", 100.0, "%"),
+        speed.bar("without a bar", 5.0, unit=""),
     ]
     assert [row["reached"] for row in rows] == [True, False, True, False, True, None]
-    lines = [bench.shown(row, gpu=True) for row in rows]
+    lines = [speed.format_bar(row, gpu=True) for row in rows]
     assert lines[0].split() == [
-        "faster",
-        "3.60",
-        "x",
-        ">=",
-        "3.50",
-        "x",
-        "4.20",
-        "x",
-        "1.38",
-        "x",
-        "yes",
+        *("faster", "3.60", "x", ">=", "3.50", "x", "4.20", "x", "1.38", "x", "yes")
     ]
     assert [line.split()[-1] for line in lines] == ["yes", "NO", "yes", "NO", "yes", "-"]
-    assert {bench.shown(row, gpu=False).split()[-1] for row in rows} == {
-        "-"
-    }  # the bars are for a GPU
-    assert all(len(line) <= len(bench.TITLE) for line in lines)
+    # The bars are for a GPU.
+    assert {speed.format_bar(row, gpu=False).split()[-1] for row in rows} == {"-"}
+    assert all(len(line) <= len(speed.TABLE_HEAD) for line in lines)
 
 
 @pytest.mark.parametrize(("gigabytes", "rows"), [(80, 64), (141, 128)])
-def test_a_large_gpu_is_given_more_rows(
-    gigabytes: int, rows: int, bench: Any, monkeypatch: pytest.MonkeyPatch
+def test_batch_is_larger_on_a_large_gpu(
+    gigabytes: int, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    about = SimpleNamespace(total_memory=gigabytes * 10**9)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda gpu: about)
-    monkeypatch.setattr(sys, "argv", ["bench_speed.py"])
-    assert bench.arguments(gpu=True).batch == rows
-    assert bench.arguments(gpu=False).batch == 1
+    properties = SimpleNamespace(total_memory=gigabytes * 10**9)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda gpu: properties)
+    monkeypatch.setattr(sys, "argv", ["speed.py"])
+    assert speed.parse_arguments(gpu=True).batch == rows
+    assert speed.parse_arguments(gpu=False).batch == 1
 
 
-def test_few_clips_are_encoded(bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from jobs.bench import whole_job as whole
-
-    monkeypatch.setattr(whole, "clip", lambda path, seed: path.write_text(str(seed)))
-    data = whole.questions("video", 20, tmp_path / "video")
+def test_only_sixteen_clips_are_encoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generated_jobs, "write_clip", lambda path, seed: path.write_text(f"{seed}"))
+    data = generated_jobs.write_questions("video", 20, tmp_path / "video")
     names = [json.loads(line)["media"] for line in data.read_text().splitlines()]
     assert len(set(names)) == 20
     assert [int((data.parent / name).read_text()) for name in names] == [*range(16), *range(4)]
 
 
-def test_a_part_that_fails_ends_alone(
-    bench: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_part_that_fails_does_not_stop_the_others(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fine(*_: object) -> Iterator[dict[str, Any]]:
-        yield bench.bar("fine", 2.0)
+    def working(*_: object) -> Iterator[dict[str, Any]]:
+        yield speed.bar("works", 2.0)
 
-    def broken(error: BaseException) -> Any:
+    def failing(error: BaseException) -> Any:
         def part(*_: object) -> Iterator[dict[str, Any]]:
-            yield bench.bar("first", 1.0)
+            yield speed.bar("first", 1.0)
             raise error
 
         return part
 
-    monkeypatch.setattr(bench, "prefill", broken(ValueError("no such thing")))
-    monkeypatch.setattr(bench, "job", broken(SystemExit("the job failed")))
-    monkeypatch.setattr(bench, "video", fine)
-    monkeypatch.setattr(sys, "argv", ["bench_speed.py", "--only", "prefill,job,video"])
+    monkeypatch.setitem(speed.PARTS, "prefill", failing(ValueError("no such thing")))
+    monkeypatch.setitem(speed.PARTS, "job", failing(SystemExit("the job failed")))
+    monkeypatch.setitem(speed.PARTS, "video", working)
+    monkeypatch.setattr(sys, "argv", ["speed.py", "--only", "prefill,job,video"])
     with pytest.raises(SystemExit) as end:
-        bench.main()
+        speed.main()
     assert end.value.code == 1
     out, err = capsys.readouterr()
-    *each, whole = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+    *parts, total = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
     assert out.splitlines()[-1].startswith("{")
-    assert [part["part"] for part in each] == ["prefill", "job", "video"]
-    assert [row["what"] for part in each for row in part["rows"]] == ["first", "first", "fine"]
-    assert whole["rows"] == [row for part in each for row in part["rows"]]
-    assert whole["failed"] == ["prefill", "job"]
+    assert [part["part"] for part in parts] == ["prefill", "job", "video"]
+    assert [row["what"] for part in parts for row in part["rows"]] == ["first", "first", "works"]
+    assert total["rows"] == [row for part in parts for row in part["rows"]]
+    assert total["failed"] == ["prefill", "job"]
     assert "ValueError: no such thing" in err
     assert "the job failed" in err
-    monkeypatch.setattr(sys, "argv", ["bench_speed.py", "--only", "video"])
-    bench.main()
+    monkeypatch.setattr(sys, "argv", ["speed.py", "--only", "video"])
+    speed.main()
 
 
-def test_files_and_checkpoints(bench: Any, tmp_path: Path) -> None:
-    """What the jobs are given: a folder that loads, pictures and clips that decode, questions six a picture."""
-    from jobs.bench import whole_job as whole
-    from pipelines.benchmarks import benchmark
-    from pipelines.config.eval_config import EvalConfig
-    from pipelines.inference.preprocess import Preprocessor
-
-    for kind, tokens in (("image", 576), ("video", 8 * 257)):
-        model = whole.checkpoint(kind, "tiny", tmp_path / f"{kind}-model", CPU)
-        data = whole.questions(kind, 7 if kind == "image" else 1, tmp_path / kind)
-        manifest = benchmark("manifest").rows(str(data), "test", kind=kind).ready()
-        rows = manifest.read(manifest.index())
-        config = EvalConfig.of(kind, model=str(model), data=str(data), max_new_tokens=2)
-        _, inputs = Preprocessor(config)(rows[0], manifest)
-        found, _ = whole.load(str(model))
-        placeholder = (
-            found.config.video_token_index if kind == "video" else found.config.image_token_index
-        )
-        assert (inputs["input_ids"] == placeholder).sum() == tokens
-        assert len({row.media[0].path for row in rows}) == (2 if kind == "image" else 1)
+@pytest.mark.parametrize(("kind", "tokens"), [("image", 576), ("video", 8 * 257)])
+def test_generated_files_and_checkpoints_can_be_read(
+    kind: Any, tokens: int, tmp_path: Path
+) -> None:
+    """The checkpoint loads, pictures and clips decode, and each picture has six questions."""
+    model = generated_jobs.write_checkpoint(kind, "tiny", tmp_path / "model", CPU)
+    count = 7 if kind == "image" else 1
+    data = generated_jobs.write_questions(kind, count, tmp_path / "files")
+    config = EvalConfig.of(kind, model=str(model), data=str(data))
+    manifest = manifest_of(config)
+    rows = manifest.read(manifest.index())
+    _, inputs = Preprocessor(config)(rows[0], manifest)
+    loaded, _ = generated_jobs.load(str(model))
+    index = {"image": "image_token_index", "video": "video_token_index"}[kind]
+    assert (inputs["input_ids"] == getattr(loaded.config, index)).sum() == tokens
+    assert len({row.media[0].path for row in rows}) == (2 if kind == "image" else 1)
