@@ -70,7 +70,9 @@ def field_docs(config: type) -> dict[str, str]:
     docs = {}
     for statements in pairwise(ast.iter_child_nodes(tree)):
         match statements:
-            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=doc)):
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(
+                value=ast.Constant(value=str(doc))
+            ):
                 docs[name] = " ".join(doc.split())
     return docs
 

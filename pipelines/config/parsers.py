@@ -7,6 +7,7 @@ The parsers do not know the flag: callers add its name to the message.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from fractions import Fraction
@@ -68,36 +69,34 @@ def count_or(word: str, noun: str, example: int) -> TextParser:
     return parse
 
 
-def non_negative(value: str) -> float:
-    try:
-        number = float(value)
-    except ValueError:
-        number = -1.0
-    if not 0 <= number < float("inf"):
-        raise invalid(value, "number", "0 or more, e.g. 0.5")
-    return number
+def number(noun: str, expected: str, allowed: Callable[[float], bool]) -> TextParser:
+    """A finite number from 0 that is also `allowed`."""
+
+    def parse(value: str) -> float:
+        try:
+            parsed = float(value)
+        except ValueError:
+            parsed = math.nan
+        if not (0 <= parsed < math.inf and allowed(parsed)):
+            raise invalid(value, noun, expected)
+        return parsed
+
+    return parse
 
 
-def positive(value: str) -> float:
-    if not (number := non_negative(value)):
-        raise invalid(value, "number", "more than 0, e.g. 0.5")
-    return number
-
-
-def gpus(value: str) -> float:
-    """As Ray counts GPUs: several whole ones, or a fraction of one."""
-    number = non_negative(value)
-    if number > 1 and number != int(number):
-        expected = "a whole number, or a fraction of one GPU, e.g. 0.5"
-        raise invalid(value, "number of GPUs for one actor", expected)
-    return number
+non_negative = number("number", "0 or more, e.g. 0.5", lambda n: True)
+positive = number("number", "more than 0, e.g. 0.5", lambda n: n > 0)
+gpus = number(  # as Ray counts them
+    "number of GPUs for one actor",
+    "a whole number, or a fraction of one GPU, e.g. 0.5",
+    lambda n: n <= 1 or n.is_integer(),
+)
 
 
 def error_rate(value: str) -> float:
-    share = non_negative(value[:-1]) / 100 if value.endswith("%") else non_negative(value)
-    if share > 1:
-        raise invalid(value, "share of the rows", "0 to 1, or a percentage, e.g. 1%")
-    return share
+    text, scale = (value[:-1], 100) if value.endswith("%") else (value, 1)
+    expected = "0 to 1, or a percentage, e.g. 1%"
+    return float(number("share of the rows", expected, lambda n: n <= scale)(text)) / scale
 
 
 def actors(value: str) -> tuple[int, int]:

@@ -161,7 +161,7 @@ def _kind(values: Mapping[str, Any]) -> Kind:
     kind = values.get("kind")
     if kind not in (None, "image", "video"):
         raise ValueError(f"kind: '{kind}' is not one of image, video")
-    return benchmark(str(name)).kind or cast(Kind, kind) or "image"
+    return benchmark(str(name)).kind or cast("Kind | None", kind) or "image"
 
 
 def _flags() -> list[Flag]:

@@ -1,4 +1,4 @@
-"""`jobs/score.py`: runs again from their Parquet, answers from elsewhere in every format, and files for the servers."""
+"""jobs/score.py: stored runs, external answers in every format, and files for the servers."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import os
 import random
 import subprocess
 import sys
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import openpyxl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from jobs import score
 from pipelines.benchmarks import benchmark
-from pipelines.benchmarks.rescoring import elsewhere
+from pipelines.benchmarks.rescoring import read_answers
 from pipelines.data import spreadsheet
 from pipelines.results.answer_schema import ANSWER_SCHEMA
 from tests.support import ROOT
@@ -29,16 +29,16 @@ from tests.support.official.rows import CLIPS, GQA, MME, SHORT, TEXT, VIZ, VQA
 def scored(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *given: str
 ) -> dict[str, Any]:
-    """The JSON of the last line."""
+    """The JSON of the last line, and the complete output as `out`."""
     monkeypatch.setattr(sys, "argv", ["score.py", *given])
     status = score.main()
-    said = capsys.readouterr()
-    assert status == 0, said.err
-    found: dict[str, Any] = json.loads(said.out.splitlines()[-1])
-    return {**found, "out": said.out}
+    printed = capsys.readouterr()
+    assert status == 0, printed.err
+    result: dict[str, Any] = json.loads(printed.out.splitlines()[-1])
+    return {**result, "out": printed.out}
 
 
-def refused(
+def error_of(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *given: str
 ) -> str:
     monkeypatch.setattr(sys, "argv", ["score.py", *given])
@@ -48,12 +48,12 @@ def refused(
     return error
 
 
-def llava(name: str, folder: Path, said: Mapping[str, str] | None = None) -> Path:
-    """Answers as LLaVA's scripts write them: the reference, or what `said` has, in a shuffled order."""
+def llava_file(name: str, folder: Path, answers: Mapping[str, str] | None = None) -> Path:
+    """Answers in the format of LLaVA's scripts, shuffled: the references, or `answers` by row."""
     bench, split, write = LAYOUTS[name]
     if not folder.exists():
         write(folder)
-    manifest = benchmark(bench).rows(str(folder), split)
+    manifest = benchmark(bench).load(str(folder), split)
     lines = []
     for row in manifest.read(manifest.index()):
         ids: Any = row.meta.get("question_id", row.row_id)
@@ -61,7 +61,7 @@ def llava(name: str, folder: Path, said: Mapping[str, str] | None = None) -> Pat
             ids = "/".join(row.row_id.split("/")[:2]) + ".jpg"
         if name == "textvqa":
             ids = row.row_id.partition("/")[0]
-        text = (said or {}).get(row.row_id, row.answers[0] if row.answers else "a thing")
+        text = (answers or {}).get(row.row_id, row.answers[0] if row.answers else "a thing")
         more = {"prompt": benchmark(bench).prompt(row)} if bench in ("mme", "textvqa") else {}
         if name == "pope of the hub":
             _, ids, question = row.row_id.split("/")
@@ -82,12 +82,12 @@ def llava(name: str, folder: Path, said: Mapping[str, str] | None = None) -> Pat
 
 
 @pytest.mark.parametrize("name", [name for name in LAYOUTS if "test" not in name])
-def test_right_answers_get_all_points(
+def test_correct_answers_get_all_points(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench, split, _ = LAYOUTS[name]
     folder = tmp_path / "data"
-    file = llava(name, folder)
+    file = llava_file(name, folder)
     given = ["--answers", str(file), "--benchmark", bench, "--data", str(folder), "--split", split]
     found = scored(capsys, monkeypatch, *given)
     assert (found["missing"], found["duplicate"], found["unknown"]) == (0, 0, 0)
@@ -98,21 +98,21 @@ def test_right_answers_get_all_points(
         assert [
             "mme.artwork.points",
             "200.00",
-        ] in lines  # points are no percentages, and rows are whole
+        ] in lines
         assert ["mme.artwork.acc_plus", "100.00", "%"] in lines
         assert ["mme.artwork.rows", f"{found['metrics']['mme.artwork.rows']}"] in lines
     elif bench in ("textvqa", "vizwiz", "vqav2"):
-        assert found["value"] > 0.7  # people disagree
+        assert found["value"] > 0.7  # the references disagree
     else:
         assert found["value"] == 1
     assert "the headline" in found["out"]
 
 
-def test_what_does_not_match_is_counted_and_never_shifted(
+def test_unmatched_answers_are_counted_and_never_shifted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "data"
-    file = llava("pope", folder)
+    file = llava_file("pope", folder)
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     lines.sort(key=lambda line: int(line["question_id"]))
     gone, *rest = lines
@@ -122,7 +122,7 @@ def test_what_does_not_match_is_counted_and_never_shifted(
     found = scored(capsys, monkeypatch, *given)
     assert (found["rows"], found["matched"], found["missing"]) == (6, 5, 1)
     assert (found["duplicate"], found["unknown"]) == (1, 1)
-    assert found["metrics"]["pope.accuracy"] == 1  # a shift by one would make it 0
+    assert found["metrics"]["pope.accuracy"] == 1  # a shift by one row would make it 0
     assert (
         "1 rows have no answer and are in no number: adversarial/COCO_val2014_000000310196"
         in found["out"]
@@ -134,15 +134,15 @@ def test_what_does_not_match_is_counted_and_never_shifted(
 
 
 @pytest.mark.parametrize(("name", "value"), [("mmbench", 1), ("mme", 500)])
-def test_what_counts_together_is_missing_together(
+def test_missing_answer_makes_its_whole_group_an_error(
     name: str,
     value: float,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """One of two rotations, and one of an image's two questions: neither is right by what is left of it."""
-    file = llava(name, tmp_path / "data")
+    """One of two rotations, or of an image's two questions: the other one alone is not correct."""
+    file = llava_file(name, tmp_path / "data")
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     gone = next(
         line
@@ -168,15 +168,17 @@ def test_what_counts_together_is_missing_together(
         assert found["metrics"]["mmbench.reasoning.plain"] == 1
 
 
-def run_of(name: str, folder: Path, output: Path, predictions: Sequence[str], **more: Any) -> Path:
-    """A run's folder as the job writes it."""
+def run_folder(
+    name: str, folder: Path, output: Path, predictions: Sequence[str], **more: Any
+) -> Path:
+    """The folder of a run, as a job writes it."""
     bench, split, write = LAYOUTS[name]
     if not folder.exists():
         write(folder)
-    manifest = benchmark(bench).rows(str(folder), split)
+    manifest = benchmark(bench).load(str(folder), split)
     rows = []
-    for row, said in zip(manifest.read(manifest.index()), predictions, strict=True):
-        worth, correct = benchmark(bench).score(row, said)
+    for row, prediction in zip(manifest.read(manifest.index()), predictions, strict=True):
+        worth, correct = benchmark(bench).score(row, prediction)
         fields = {
             "row_id": row.row_id,
             "benchmark": bench,
@@ -191,33 +193,33 @@ def run_of(name: str, folder: Path, output: Path, predictions: Sequence[str], **
         }
         fields |= {
             "meta": list(row.meta.items()),
-            "prediction": said,
+            "prediction": prediction,
             "score": worth,
             "correct": correct,
         }
         rows.append({**fields, "status": "ok", **more})
     output.mkdir(parents=True)
-    for place in range(0, len(rows), 2):
-        table = pa.Table.from_pylist(rows[place : place + 2], schema=ANSWER_SCHEMA)
-        pq.write_table(table, output / f"answers-{place}.parquet")
+    for start in range(0, len(rows), 2):
+        table = pa.Table.from_pylist(rows[start : start + 2], schema=ANSWER_SCHEMA)
+        pq.write_table(table, output / f"answers-{start}.parquet")
     return output
 
 
 @pytest.mark.parametrize(
     "name", ["mmbench", "mme", "gqa of the hub", "scienceqa", "vqav2 val", "msvd"]
 )
-def test_a_run_is_scored_again_from_its_parquet_alone(
+def test_run_is_scored_from_its_parquet_alone(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench, split, write = LAYOUTS[name]
     write(tmp_path / "data")
-    manifest = benchmark(bench).rows(str(tmp_path / "data"), split)
-    said = [
-        row.answers[0] if place else "wrong"
-        for place, row in enumerate(manifest.read(manifest.index()))
+    manifest = benchmark(bench).load(str(tmp_path / "data"), split)
+    predictions = [
+        row.answers[0] if number else "wrong"
+        for number, row in enumerate(manifest.read(manifest.index()))
     ]
-    run = run_of(name, tmp_path / "data", tmp_path / "run", said)
-    file = llava(name, tmp_path / "data", {manifest.read(manifest.index())[0].row_id: "wrong"})
+    run = run_folder(name, tmp_path / "data", tmp_path / "run", predictions)
+    file = llava_file(name, tmp_path / "data", {manifest.read(manifest.index())[0].row_id: "wrong"})
     given = [
         "--answers",
         str(file),
@@ -234,56 +236,60 @@ def test_a_run_is_scored_again_from_its_parquet_alone(
     assert found["changed"] == 0
     assert found["value"] == expected["value"]
     assert found["metrics"] == expected["metrics"]
-    # and with other scores in the files the answers still say the same
+    # Other scores in the files change nothing: the answers are scored again.
     for path in run.glob("*.parquet"):
         table = pq.read_table(path)
-        place = table.column_names.index("score")
-        pq.write_table(table.set_column(place, "score", pa.nulls(len(table), pa.float64())), path)
+        position = table.column_names.index("score")
+        pq.write_table(
+            table.set_column(position, "score", pa.nulls(len(table), pa.float64())), path
+        )
     again = scored(capsys, monkeypatch, str(run))
     assert again["metrics"] == found["metrics"]
     assert again["changed"] == again["rows"]
     assert "have another score than when they were answered" in again["out"]
 
 
-def test_a_run_of_an_older_version(
+def test_run_without_columns_of_newer_versions_is_scored(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = run_of("gqa", tmp_path / "data", tmp_path / "run", ["no", "man", "red"])
+    run = run_folder("gqa", tmp_path / "data", tmp_path / "run", ["no", "man", "red"])
     for path in run.glob("*.parquet"):
         pq.write_table(pq.read_table(path).drop_columns(["options", "meta"]), path)
     assert scored(capsys, monkeypatch, str(run))["value"] == pytest.approx(2 / 3)
 
 
-def test_submissions(
+def test_submission_has_the_format_of_the_server(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = run_of(
+    run = run_folder(
         "vqav2 test", tmp_path / "vqa", tmp_path / "1", ["Two dogs.", "Yes, it is", "The end"]
     )
     made = tmp_path / "made.json"
     found = scored(
         capsys, monkeypatch, str(run), "--submission", str(made), "--data", str(tmp_path / "vqa")
     )
-    assert "there is nothing to compare these answers with" in found["out"]
+    assert "no references to compare with" in found["out"]
     assert json.loads(made.read_text()) == [
         {"question_id": 7, "answer": ""},
         {"question_id": 262148000, "answer": "2 dogs"},
         {"question_id": 262148001, "answer": "yes it is"},
         {"question_id": 393225000, "answer": "end"},
     ]
-    assert "needs --data" in refused(capsys, monkeypatch, str(run), "--submission", str(made))
-    run = run_of("vizwiz test", tmp_path / "viz", tmp_path / "2", ["Unanswerable", "Basil-Leaves"])
+    assert "needs --data" in error_of(capsys, monkeypatch, str(run), "--submission", str(made))
+    run = run_folder(
+        "vizwiz test", tmp_path / "viz", tmp_path / "2", ["Unanswerable", "Basil-Leaves"]
+    )
     scored(capsys, monkeypatch, str(run), "--submission", str(made))
     assert json.loads(made.read_text()) == [
         {"image": "VizWiz_test_00000000.jpg", "answer": "unanswerable"},
         {"image": "VizWiz_test_00000001.jpg", "answer": "basil leaves"},
     ]
-    run = run_of(
+    run = run_folder(
         "mmbench", tmp_path / "bench", tmp_path / "3", ["B", "A. <thin> & thick", "\x00\ud7ff 狗"]
     )
     sheet = tmp_path / "made.xlsx"
     scored(capsys, monkeypatch, str(run), "--submission", str(sheet))
-    rows = list(spreadsheet.read(sheet.read_bytes()))
+    rows = list(spreadsheet.read_xlsx(sheet.read_bytes()))
     assert list(rows[0]) == [
         "index",
         "question",
@@ -303,8 +309,10 @@ def test_submissions(
     files.jsonl(tmp_path / "some.jsonl", [{"question_id": 241, "text": "B"}])
     given = ["--answers", str(tmp_path / "some.jsonl"), *given[2:], "--submission", str(sheet)]
     assert "made.xlsx: 1 answers for the server" in scored(capsys, monkeypatch, *given)["out"]
-    run = run_of("pope", tmp_path / "pope", tmp_path / "4", ["Yes"] * 6)
-    assert "pope has no server" in refused(capsys, monkeypatch, str(run), "--submission", str(made))
+    run = run_folder("pope", tmp_path / "pope", tmp_path / "4", ["Yes"] * 6)
+    assert "pope has no server" in error_of(
+        capsys, monkeypatch, str(run), "--submission", str(made)
+    )
 
 
 FORMATS: dict[str, tuple[str, Any]] = {
@@ -320,7 +328,7 @@ FORMATS: dict[str, tuple[str, Any]] = {
 
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("lines", [True, False], ids=["lines", "list"])
-def test_each_benchmarks_own_format(
+def test_format_of_each_benchmark_is_read(
     name: str,
     lines: bool,
     tmp_path: Path,
@@ -344,14 +352,14 @@ def test_each_benchmarks_own_format(
     assert scored(capsys, monkeypatch, *given)["matched"] == len(answers)
 
 
-def test_an_id_of_several_rows_is_refused(
+def test_id_of_several_rows_is_an_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The hub's ids of POPE begin anew in each split."""
     hub.pope(tmp_path)
     files.jsonl(tmp_path / "a.jsonl", [{"question_id": "1", "text": "yes"}])
     given = ["--answers", str(tmp_path / "a.jsonl"), "--benchmark", "pope", "--data", str(tmp_path)]
-    assert "none of the answers is to a row" in refused(capsys, monkeypatch, *given)
+    assert "no answer belongs to a row" in error_of(capsys, monkeypatch, *given)
     folders.vizwiz(tmp_path / "v")
     lines = [
         {**json.loads(line), "question_id": 0}
@@ -367,10 +375,10 @@ def test_an_id_of_several_rows_is_refused(
         "--data",
         str(tmp_path / "v"),
     ]
-    assert "the answer to '0' could be to several rows" in refused(capsys, monkeypatch, *given)
+    assert "the answer to '0' could be to several rows" in error_of(capsys, monkeypatch, *given)
 
 
-def test_mmes_own_format(
+def test_format_of_mme_is_read(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folders.mme(tmp_path)
@@ -384,7 +392,7 @@ def test_mmes_own_format(
     assert scored(capsys, monkeypatch, *given)["value"] == 600
 
 
-def test_old_prompts_of_textvqa(
+def test_old_prompts_of_textvqa_are_matched(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folders.textvqa(tmp_path)
@@ -414,18 +422,18 @@ def test_old_prompts_of_textvqa(
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "expected"),
     [
         ([], "give the folders of runs, or --answers FILE"),
         (["--answers", "x.jsonl"], "--answers needs --benchmark NAME and --data FOLDER"),
-        (["a", "b", "--submission", "x"], "is one file; give one run"),
-        (["nowhere"], "holds no answers"),
-        (["a", "--benchmark", "pope"], "--benchmark is of --answers: a run says itself"),
-        (["a", "--split", "val"], "--split is of --answers: a run says itself"),
-        (["a", "--data", "b"], "--data is not read for a run without --submission"),
+        (["a", "b", "--submission", "x"], "is one file; give only one run"),
+        (["nowhere"], "no answers in"),
+        (["a", "--benchmark", "pope"], "--benchmark is only for --answers: a run records its own"),
+        (["a", "--split", "val"], "--split is only for --answers: a run records its own"),
+        (["a", "--data", "b"], "--data with a run is only for --submission"),
         (
             ["--answers", "x", "--benchmark", "gqa", "--data", "y", "--against", "z"],
-            "--against is for RUN",
+            "--against is only for runs",
         ),
         (
             ["--answers", "x", "--benchmark", "gqa", "--data", "nowhere"],
@@ -433,19 +441,19 @@ def test_old_prompts_of_textvqa(
         ),
     ],
 )
-def test_wrong_commands(
+def test_wrong_command_is_an_error(
     given: list[str],
-    said: str,
+    expected: str,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert said in refused(capsys, monkeypatch, *given)
+    assert expected in error_of(capsys, monkeypatch, *given)
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "expected"),
     [
         (
             "a.jsonl",
@@ -453,17 +461,17 @@ def test_wrong_commands(
             "an answer needs text or prediction or pred or answer; it has question_id",
         ),
         ("a.jsonl", b'{"text": "x"}', "an answer needs question_id or"),
-        ("a.jsonl", b"[1]", "answer 1 is no object"),
-        ("a.jsonl", b"nothing", "is no JSON"),
-        ("a.xlsx", b"nothing", "is no readable .xlsx file"),
+        ("a.jsonl", b"[1]", "answer 1 is not a JSON object"),
+        ("a.jsonl", b"nothing", "is not valid JSON"),
+        ("a.xlsx", b"nothing", "not a readable .xlsx file"),
         ("a.csv", b"", "answers are a .jsonl or .json file"),
-        ("a.jsonl", b'{"question_id": 5, "text": "x"}', "none of the answers is to a row"),
+        ("a.jsonl", b'{"question_id": 5, "text": "x"}', "no answer belongs to a row"),
     ],
 )
-def test_answers_that_cannot_be_read(
+def test_unreadable_answers_are_an_error(
     name: str,
     content: bytes,
-    said: str,
+    expected: str,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -471,37 +479,32 @@ def test_answers_that_cannot_be_read(
     folders.pope(tmp_path)
     (tmp_path / name).write_bytes(content)
     given = ["--answers", str(tmp_path / name), "--benchmark", "pope", "--data", str(tmp_path)]
-    assert said in refused(capsys, monkeypatch, *given)
+    assert expected in error_of(capsys, monkeypatch, *given)
 
 
-def test_spreadsheets_of_others(tmp_path: Path) -> None:
-    """With shared texts, gaps and styles, as other programs write them."""
-    main = 'xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"'
+def test_spreadsheets_of_other_programs_are_read(tmp_path: Path) -> None:
+    """With gaps, numbers as floats, and shared strings."""
+    workbook = openpyxl.Workbook()
+    sheet = workbook.active
+    for cell, value in {"A1": "index", "AB1": "text", "A2": 3.0, "AB2": "ab"}.items():
+        sheet[cell] = value
     file = tmp_path / "a.xlsx"
-    with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr(
-            "xl/sharedStrings.xml",
-            f"<sst {main}><si><t>index</t></si><si><r><t>a</t></r><r><t>b</t></r></si></sst>",
-        )
-        cells = '<row r="1"><c r="A1" t="s"><v>0</v></c><c r="AB1" t="inlineStr"><is><t>text</t></is></c></row>'
-        cells += '<row r="2"><c r="A2"><v>3.0</v></c><c r="AB2" s="1" t="s"><v>1</v></c></row>'
-        archive.writestr(
-            "xl/worksheets/sheet1.xml",
-            f"<worksheet {main}><sheetData>{cells}</sheetData></worksheet>",
-        )
-    [row] = elsewhere(file)
+    workbook.save(file)
+    [row] = read_answers(file)
     assert (row["index"], row["text"]) == (3, "ab")
-    data = spreadsheet.written(["a", "b"], [[1, None], [0.5, "x" * 40_000]])
-    assert data == spreadsheet.written(["a", "b"], [[1, None], [0.5, "x" * 40_000]])
-    assert list(spreadsheet.read(data)) == [{"a": 1, "b": None}, {"a": 0.5, "b": "x" * 32_767}]
+    data = spreadsheet.to_xlsx(["a", "b"], [[1, None], [0.5, "x" * 40_000]])
+    assert data == spreadsheet.to_xlsx(["a", "b"], [[1, None], [0.5, "x" * 40_000]])
+    assert list(spreadsheet.read_xlsx(data)) == [{"a": 1, "b": None}, {"a": 0.5, "b": "x" * 32_767}]
 
 
-def test_it_runs_without_torch_and_ray(tmp_path: Path) -> None:
-    run = run_of("gqa", tmp_path / "data", tmp_path / "run", ["no", "man", "red"])
+@pytest.mark.usefixtures("subprocesses")
+def test_score_imports_neither_torch_nor_ray_nor_mlflow(tmp_path: Path) -> None:
+    run = run_folder("gqa", tmp_path / "data", tmp_path / "run", ["no", "man", "red"])
     code = (
         "import sys, runpy; sys.argv = ['score.py', sys.argv[1]]\n"
         "try: runpy.run_path('jobs/score.py', run_name='__main__')\n"
-        "except SystemExit as end: print([each for each in ('torch', 'ray', 'mlflow') if each in sys.modules], end)"
+        "except SystemExit as end:\n"
+        "    print([name for name in ('torch', 'ray', 'mlflow') if name in sys.modules], end)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(run)], capture_output=True, text=True, cwd=ROOT, check=True
@@ -509,9 +512,10 @@ def test_it_runs_without_torch_and_ray(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-1] == "[] 0"
 
 
-def test_who_reads_no_further_is_no_error(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("subprocesses")
+def test_closed_pipe_prints_no_error(tmp_path: Path) -> None:
     """As in `python jobs/score.py RUN | head`."""
-    run = run_of("gqa", tmp_path / "data", tmp_path / "run", ["no", "man", "red"])
+    run = run_folder("gqa", tmp_path / "data", tmp_path / "run", ["no", "man", "red"])
     read, write = os.pipe()
     os.close(read)
     done = subprocess.run(

@@ -200,7 +200,7 @@ def test_resolved_config_hides_passwords() -> None:
         ("--actors 4,1", "did you mean '1,4'?"),
         ("--actors 0", "e.g. 4"),
         ("--gpus-per-actor 1.5", "a fraction of one GPU"),
-        ("--gpus-per-actor -1", "expected 0 or more"),
+        ("--gpus-per-actor -1", "expected a whole number"),
         ("--cpus-per-actor 0", "expected more than 0"),
         ("--max-error-rate 5", "0 to 1"),
         ("--temperature nan", "expected 0 or more"),
@@ -303,9 +303,7 @@ def test_table_of_the_releases_flags_names_existing_flags() -> None:
     "argv", [["--help"], ["--bugdet", "64"], ["--method", "apet:basis=5", "--actors", "0"]]
 )
 @pytest.mark.parametrize("kind", ["image", "video"])
-def test_job_reports_a_wrong_command_before_heavy_imports(
-    kind: str, argv: list[str], subprocesses: None
-) -> None:
+def test_job_reports_a_wrong_command_before_heavy_imports(kind: str, argv: list[str]) -> None:
     code = (
         "import atexit, runpy, sys\n"
         f"atexit.register(lambda: print('heavy:', sorted({HEAVY} & set(sys.modules))))\n"
@@ -322,7 +320,7 @@ def test_job_reports_a_wrong_command_before_heavy_imports(
 
 
 @pytest.mark.usefixtures("subprocesses")
-def test_config_and_identity_need_no_heavy_imports(tmp_path: Path, subprocesses: None) -> None:
+def test_config_and_identity_need_no_heavy_imports(tmp_path: Path) -> None:
     code = (
         "import sys\n"
         "from pipelines.config.eval_config import parse, to_yaml\n"
