@@ -1,4 +1,4 @@
-"""A ceiling on memory where files from outside are unpacked: a few bytes of them may stand for any number of values."""
+"""A memory limit for decoding untrusted files, of which a few bytes may expand to any size."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _STATM = Path("/proc/self/statm")
-_one = threading.RLock()  # the ceiling is the process's
+_one_at_a_time = threading.RLock()  # the limit applies to the whole process
 
 
 @contextlib.contextmanager
 def bounded(limit: int) -> Iterator[None]:
-    """Who takes more than `limit` bytes in here, beside what the process has, gets a MemoryError. Linux only."""
+    """Raise MemoryError if the process needs over `limit` bytes more than now. Linux only."""
     if not _STATM.exists():
         yield
         return
-    with _one:
-        before, most = resource.getrlimit(resource.RLIMIT_AS)
+    with _one_at_a_time:
+        soft, hard = resource.getrlimit(resource.RLIMIT_AS)
         ceiling = int(_STATM.read_text().split()[0]) * resource.getpagesize() + limit
-        lower = ceiling if before == resource.RLIM_INFINITY else min(before, ceiling)
-        resource.setrlimit(resource.RLIMIT_AS, (lower, most))
+        lower = ceiling if soft == resource.RLIM_INFINITY else min(soft, ceiling)
+        resource.setrlimit(resource.RLIMIT_AS, (lower, hard))
         try:
             yield
         finally:
-            resource.setrlimit(resource.RLIMIT_AS, (before, most))
+            resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

@@ -1,4 +1,4 @@
-"""What comes in and what goes out: a question about media, and its answer. The contract of all of `pipelines`."""
+"""A question about media, the input of everything in `pipelines`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Kind = Literal["image", "video"]
 
 @dataclass(frozen=True)
 class Medium:
-    """An image or a video: where it lies, or its bytes where the manifest carries them."""
+    """An image or a video: its path, or its bytes if the manifest contains them."""
 
     kind: Kind
     path: str | None = None
@@ -22,7 +22,7 @@ class Medium:
 
     @property
     def name(self) -> str:
-        """What the `media` column says: the path as the manifest has it, but for keys, else a digest of the bytes."""
+        """The name in the `media` column: the path without secrets, else a digest of the bytes."""
         if self.path:
             return redacted(self.path)
         return f"sha256:{hashlib.sha256(self.data or b'').hexdigest()[:16]}"
@@ -38,7 +38,6 @@ class Row:
     answers: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
     type: str = ""
-    meta: Mapping[str, str] = field(
-        default_factory=dict
-    )  # what the benchmark's score and sub-metrics need besides
-    error: str | None = None  # why the row could not be read, as "Class: message"
+    # Everything else that the benchmark's score and metrics need.
+    meta: Mapping[str, str] = field(default_factory=dict)
+    error: str | None = None  # why the row could not be read: "Class: message"

@@ -1,4 +1,4 @@
-"""Where rows come from: one file a layout, one line here."""
+"""The formats of data sets, one file each."""
 
 from pipelines.data.formats.base import Format
 from pipelines.data.formats.folder import FOLDER
@@ -8,11 +8,12 @@ from pipelines.data.formats.parquet import PARQUET
 from pipelines.data.formats.table import CSV
 from pipelines.data.formats.webdataset import WEBDATASET
 
+# The names are part of data set digests.
 FORMATS: dict[str, Format] = {
     "JSON": JSONL,
     "CSV": CSV,
     "Parquet": PARQUET,
     "WebDataset": WEBDATASET,
-    "folder": FOLDER,  # what is left when there is none of the others
-    "pairs": PAIRS,  # what a benchmark asks for by name
+    "folder": FOLDER,  # if a folder has none of the formats above
+    "pairs": PAIRS,  # only for benchmarks, which ask for it by name
 }

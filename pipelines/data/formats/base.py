@@ -1,4 +1,4 @@
-"""What every layout of a data set shares: a file, where a row lies in it, and reading ranges instead of files."""
+"""Shared by all formats: a data file, the position of a row in it, and reading ranges of bytes."""
 
 from __future__ import annotations
 
@@ -12,74 +12,41 @@ from pyarrow import NativeFile, fs
 from pipelines.data.rows import Kind
 from pipelines.results.storage import split
 
+_IMAGES = ".jpg .jpeg .png .webp .gif .bmp .tif .tiff .avif .jp2 .ppm"
+_VIDEOS = ".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .ts .flv .wmv .3gp .gif"
+_MEDIA_COLUMNS = "media image images video videos image_path video_path file_name"
 SUFFIXES: Mapping[Kind, tuple[str, ...]] = {
-    "image": (
-        ".jpg",
-        ".jpeg",
-        ".png",
-        ".webp",
-        ".gif",
-        ".bmp",
-        ".tif",
-        ".tiff",
-        ".avif",
-        ".jp2",
-        ".ppm",
-    ),
-    "video": (
-        ".mp4",
-        ".m4v",
-        ".mov",
-        ".mkv",
-        ".webm",
-        ".avi",
-        ".mpg",
-        ".mpeg",
-        ".ts",
-        ".flv",
-        ".wmv",
-        ".3gp",
-        ".gif",
-    ),
+    "image": tuple(_IMAGES.split()),
+    "video": tuple(_VIDEOS.split()),
 }
-CHUNK = 1 << 20  # bytes that a scan reads at once
-NEAR = 4 << 10  # spans this close are read in one go
-MERGED = 16 << 20  # and no more than this in one go
-
-NUMBER = "row number"  # in `File.keys`: of a table whose rows have no ids
-RawRecord = Mapping[str, Any]  # one row as its file has it, under the file's own column names
-
-
-ALIASES: Mapping[str, tuple[str, ...]] = {  # the first of them that a row has counts
+# Names under which a record may have a field. The first one that a record has counts.
+ALIASES: Mapping[str, tuple[str, ...]] = {
     "id": ("id", "question_id"),
-    "media": (
-        "media",
-        "image",
-        "images",
-        "video",
-        "videos",
-        "image_path",
-        "video_path",
-        "file_name",
-    ),
+    "media": tuple(_MEDIA_COLUMNS.split()),
     "question": ("question", "text"),
     "answers": ("answers", "answer"),
     "options": ("options", "choices"),
     "type": ("type", "category"),
 }
+ROW_NUMBER = "row number"  # in `DataFile.keys`, for tables whose rows have no ids
+CHUNK = 1 << 20  # bytes that a scan reads at once
+MAX_GAP = 4 << 10  # bytes between two spans that are read together
+MAX_MERGED = 16 << 20  # bytes of spans that are read together
+
+RawRecord = Mapping[str, Any]  # one row under the column names of its file
 
 
 def identity(record: RawRecord) -> str | None:
-    """The row's own id; None if it has none that can be written down."""
+    """The row's own id; None if it has none that can be stored."""
     for name in ALIASES["id"]:
         value = record.get(name)
         if isinstance(value, str | int) and not isinstance(value, bool) and value != "":
-            return str(value) if encodable(str(value)) else None
+            return str(value) if is_encodable(str(value)) else None
     return None
 
 
-def encodable(text: str) -> bool:
-    """Half a surrogate pair is JSON, and can be neither stored nor tokenised."""
+def is_encodable(text: str) -> bool:
+    """Whether a text can be stored. Half a surrogate pair cannot, although it is valid JSON."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -88,7 +55,7 @@ def encodable(text: str) -> bool:
 
 
 class Span(NamedTuple):
-    """Where one row lies in its file: bytes from `start`, or the row's number where files have rows."""
+    """Position of one row in its file: bytes from `start`, or the row's number in a table."""
 
     row_id: str
     start: int
@@ -97,20 +64,17 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True)
 class DataFile:
-    """One file of a data set, or the folder itself where the files are the rows."""
+    """One file of a data set, or the folder itself where every file is a row."""
 
-    uri: str = field(repr=False)  # of the data set: says the file system, and may hold a password
+    uri: str = field(repr=False)  # of the data set: names the file system, may contain a password
     path: str  # within the file system
     kind: Kind
-    prefix: str = (
-        ""  # before the ids of rows that have none of their own, where there are several files
-    )
-    under: str = ""  # of JSON: the key that the list of rows is under; "*": the rows are the values of one object
+    prefix: str = ""  # of ids that are made up, if there are several files
+    # For JSON: the key of the list of rows; "*": the rows are the values of one object.
+    json_key: str = ""
     identity: Callable[[RawRecord], str | None] = identity
-    keys: tuple[
-        str, ...
-    ] = ()  # the columns `identity` reads; none: the first of ALIASES["id"] that is there
-    columns: tuple[str, ...] = ()  # that rows are made of beside those of ALIASES
+    keys: tuple[str, ...] = ()  # columns that `identity` reads; empty: the first of ALIASES["id"]
+    columns: tuple[str, ...] = ()  # columns that rows need, apart from ALIASES
 
     @property
     def name(self) -> str:
@@ -134,87 +98,88 @@ class DataFile:
 
 @dataclass(frozen=True)
 class Format:
-    """How one kind of file holds rows. A new one is a file here and a line in `LAYOUTS`."""
+    """A file format. To add one, write a file in this package and add it to `FORMATS`.
+
+    columns     the columns of a file's rows; None if the format itself defines them
+    index       yields the span of every row; holds one row at a time
+    read        yields the record of every span, in the order of the file, or what is wrong with it
+    digest      yields bytes that change when the rows do
+    """
 
     suffixes: tuple[str, ...]
-    columns: Callable[
-        [DataFile], list[str] | None
-    ]  # what its rows can hold; None: whatever the layout itself gives them
-    index: Callable[[DataFile], Iterator[Span]]  # streams: holds one row at a time
-    read: Callable[
-        [DataFile, Sequence[Span]], Iterator[RawRecord | Exception]
-    ]  # spans by position; one result each
-    digest: Callable[[DataFile], Iterator[bytes]]  # what must change when the rows do
+    columns: Callable[[DataFile], list[str] | None]
+    index: Callable[[DataFile], Iterator[Span]]
+    read: Callable[[DataFile, Sequence[Span]], Iterator[RawRecord | Exception]]
+    digest: Callable[[DataFile], Iterator[bytes]]
 
 
 @lru_cache(maxsize=64)
 def locate(uri: str) -> tuple[fs.FileSystem, str]:
-    """`storage.split`, once a process: connecting to an object store takes longer than reading a row."""
+    """`storage.split`, cached: connecting to an object store takes longer than reading a row."""
     return split(uri)
 
 
-def lines(file: DataFile, longest: int) -> Iterator[tuple[int, int, bytes]]:
-    """Start, length with its line end, and text of each line; the text of one over `longest` is left out."""
+def read_lines(file: DataFile, max_bytes: int) -> Iterator[tuple[int, int, bytes]]:
+    """Start, length with line end, and text of each line; no text if over `max_bytes`."""
     start, rest, dropped = 0, b"", 0
     for chunk in file.chunks():
-        *whole, rest = (rest + chunk).split(b"\n")
-        for line in whole:
+        *complete, rest = (rest + chunk).split(b"\n")
+        for line in complete:
             length = dropped + len(line) + 1
-            yield start, length, b"" if length > longest else line
+            yield start, length, b"" if length > max_bytes else line
             start, dropped = start + length, 0
-        if len(rest) + dropped > longest:
+        if len(rest) + dropped > max_bytes:
             dropped, rest = dropped + len(rest), b""
     if rest or dropped:
         yield start, dropped + len(rest), b"" if dropped else rest
 
 
-def ranges(file: DataFile, spans: Sequence[Span], largest: int) -> Iterator[bytes | ValueError]:
-    """The bytes of each span, neighbours read together; an error in place of one over `largest`."""
+def read_ranges(
+    file: DataFile, spans: Sequence[Span], max_bytes: int
+) -> Iterator[bytes | ValueError]:
+    """The bytes of each span, or an error if over `max_bytes`. Neighbors are read together."""
     with file.open() as stream:
         first = 0
         while first < len(spans):
-            if spans[first].length > largest:
+            start, length = spans[first].start, spans[first].length
+            if length > max_bytes:
                 yield ValueError(
-                    f"it has {spans[first].length:,} bytes in {file.name}; at most {largest:,} are read"
+                    f"it has {length:,} bytes in {file.name}; at most {max_bytes:,} are read"
                 )
                 first += 1
                 continue
-            last, end = first, spans[first].start + spans[first].length
-            while last + 1 < len(spans):
-                after = spans[last + 1]
-                if (
-                    after.start - end > NEAR
-                    or after.start + after.length - spans[first].start > MERGED
-                ):
+            last, end = first + 1, start + length
+            while last < len(spans) and spans[last].start - end <= MAX_GAP:
+                next_end = spans[last].start + spans[last].length
+                if next_end - start > MAX_MERGED:
                     break
-                last, end = last + 1, after.start + after.length
-            stream.seek(spans[first].start)
-            block = memoryview(stream.read(end - spans[first].start))
-            for span in spans[first : last + 1]:
-                begin = span.start - spans[first].start
-                yield bytes(block[begin : begin + span.length])
-            first = last + 1
+                last, end = last + 1, next_end
+            stream.seek(start)
+            block = memoryview(stream.read(end - start))
+            for span in spans[first:last]:
+                yield bytes(block[span.start - start : span.start - start + span.length])
+            first = last
 
 
-def digest(file: DataFile) -> Iterator[bytes]:
-    """All of it: what a manifest says is what the run answers."""
+def content_digest(file: DataFile) -> Iterator[bytes]:
+    """The complete content: every change of a manifest changes the rows."""
     return file.chunks()
 
 
-def size(file: DataFile) -> Iterator[bytes]:
-    """Name and size: media are too many bytes to be read once more than needed."""
+def size_digest(file: DataFile) -> Iterator[bytes]:
+    """Name and size: reading all media once more would take too long."""
     yield f"{file.name} {file.info().size}".encode()
 
 
-def attempt(parse: Callable[[bytes], RawRecord], data: bytes | ValueError) -> RawRecord | Exception:
-    """A bad row is data: what goes wrong with one is returned, so that its neighbours are read."""
+def try_parse(
+    parse: Callable[[bytes], RawRecord], data: bytes | ValueError
+) -> RawRecord | Exception:
+    """The record, or what is wrong with it: a bad row must not stop the rows after it."""
     if isinstance(data, ValueError):
         return data
     try:
         return parse(data)
-    except (ValueError, RecursionError) as error:
-        return (
-            error
-            if isinstance(error, ValueError)
-            else ValueError("it is nested too deeply to be read")
-        )
+    except ValueError as error:
+        return error
+    except RecursionError:
+        return ValueError("it is nested too deeply to be read")

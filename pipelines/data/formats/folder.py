@@ -1,4 +1,4 @@
-"""A folder of images or videos, with the same question for all. A row's id is its path within the folder."""
+"""A folder of images or videos with one question for all. A row's id is its path in the folder."""
 
 from __future__ import annotations
 
@@ -11,44 +11,42 @@ from pyarrow import fs
 from pipelines.data.formats.base import SUFFIXES, DataFile, Format, RawRecord, Span
 
 
-def listing(file: DataFile) -> list[tuple[str, int]]:
-    """Path within the folder, and size, of each file in it or below; hidden ones are not listed."""
+def list_files(file: DataFile) -> list[tuple[str, int]]:
+    """Path within the folder and size of every file in it and below; hidden ones are left out."""
     if isinstance(file.system, fs.LocalFileSystem):
-        found = _local(Path(file.path))
+        files = _walk(Path(file.path))
     else:
         base = file.path.rstrip("/") + "/"
         infos = file.system.get_file_info(fs.FileSelector(file.path, recursive=True))
-        found = (
+        files = (
             (info.path.removeprefix(base), info.size or 0)
             for info in infos
             if info.type == fs.FileType.File
         )
-    return sorted(
-        (name, size)
-        for name, size in found
-        if not any(part.startswith(".") for part in name.split("/"))
-    )
+    return sorted((name, size) for name, size in files if "/." not in f"/{name}")
 
 
-def _local(base: Path) -> Iterator[tuple[str, int]]:
-    """Links are followed, each folder once: two links in a circle would otherwise be a million million folders."""
-    seen = set()
-    for folder, inner, names in os.walk(base, followlinks=True):
-        inner[:] = [name for name in sorted(inner) if not name.startswith(".")]
-        if (real := os.path.realpath(folder)) in seen:
-            inner.clear()
+def _walk(base: Path) -> Iterator[tuple[str, int]]:
+    """Files below a local folder. Links are followed, but each folder is visited only once.
+
+    Two links in a circle would otherwise be an endless number of folders.
+    """
+    visited = set()
+    for folder, subfolders, names in os.walk(base, followlinks=True):
+        subfolders[:] = [name for name in sorted(subfolders) if not name.startswith(".")]
+        if (real := os.path.realpath(folder)) in visited:
+            subfolders.clear()
             continue
-        seen.add(real)
+        visited.add(real)
         for path in (Path(folder, name) for name in names):
             if path.is_file():
                 yield path.relative_to(base).as_posix(), path.stat().st_size
 
 
 def index(file: DataFile) -> Iterator[Span]:
+    suffixes = SUFFIXES[file.kind]
     return (
-        Span(name, 0, size)
-        for name, size in listing(file)
-        if name.lower().endswith(SUFFIXES[file.kind])
+        Span(name, 0, size) for name, size in list_files(file) if name.lower().endswith(suffixes)
     )
 
 

@@ -1,4 +1,8 @@
-"""JSON: one object a line, or one array of objects. A row's place is the bytes of its object."""
+"""JSON Lines, one object a line, or one JSON array of objects. A row's position is its bytes.
+
+JSON Lines is the format for large files: they are indexed line by line. An array is read completely
+once, to index it; its rows are then read by their position as well.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +18,18 @@ from pipelines.data.formats.base import (
     Format,
     RawRecord,
     Span,
-    attempt,
-    digest,
-    lines,
-    ranges,
+    content_digest,
+    read_lines,
+    read_ranges,
+    try_parse,
 )
 
-LONGEST = 64 << 20  # bytes of one object: a file without line ends must not fill the memory
-SPACE = re.compile(r"[\s:\ufeff]*")  # what may stand before a value
-BETWEEN = re.compile(r"[\s,\[\ufeff]*")  # what may stand before a value of an array
-ENTRY = re.compile(r"[\s,{\ufeff]*")  # what may stand before a key of an object
-LOOK = 100  # objects whose keys are the columns: not every line has to have every key
+MAX_ROW = 64 << 20  # bytes of one object: a file without line ends must not fill the memory
+MAX_HEADER_ROWS = 100  # rows whose keys are the columns: not every row has to have every key
+SEPARATORS = re.compile(r"[\s:,\ufeff]*")  # between the values of an array or object
+IndexedRow = tuple[
+    str, int, int, RawRecord | Exception
+]  # name if it has no id, start, length, record
 
 
 def parse(data: bytes) -> RawRecord:
@@ -34,146 +39,135 @@ def parse(data: bytes) -> RawRecord:
         raise ValueError(f"the line is not UTF-8: {error.reason} at byte {error.start}") from error
     except json.JSONDecodeError as error:
         raise ValueError(
-            f"the line is no JSON: {error.msg} at character {error.pos + 1}"
+            f"the line is not valid JSON: {error.msg} at character {error.pos + 1}"
         ) from error
     if not isinstance(value, dict):
-        raise ValueError(
-            f"a row has to be a JSON object {{...}}; this line is a {type(value).__name__}"
-        )
+        raise ValueError(f"a row must be a JSON object {{...}}; this line is a {_type(value)}")
     return value
 
 
-def _entry(data: bytes) -> RawRecord:
-    """`"7": {...}`, an entry of an object whose keys are the ids."""
+def _type(value: object) -> str:
+    return type(value).__name__
+
+
+def _parse_entry(data: bytes) -> RawRecord:
+    """Parse `"7": {...}`, an entry of an object whose keys are the ids."""
     [(key, value)] = parse(b"{" + data + b"}").items()
     return {**value, "id": key}
 
 
-def objects(file: DataFile) -> Iterator[tuple[str, int, int, RawRecord | Exception]]:
-    """Name, start, length and content of each row."""
-    if file.under:
-        yield from _elements(file)
+def rows(file: DataFile) -> Iterator[IndexedRow]:
+    if file.json_key or _is_array(file):
+        yield from array_rows(file)
         return
-    array = None
-    for number, (start, length, line) in enumerate(lines(file, LONGEST), 1):
-        if array is None and (begin := line.removeprefix(codecs.BOM_UTF8).lstrip()):
-            array = begin.startswith(b"[")
-            if array:
-                yield from _elements(file)
-                return
-        if line.strip() or length > LONGEST:
-            content = attempt(parse, line) if line else ValueError("the line is too long")
-            yield f"{file.prefix}line-{number}", start, length, content
+    for number, (start, length, line) in enumerate(read_lines(file, MAX_ROW), 1):
+        if line.strip() or length > MAX_ROW:
+            record = try_parse(parse, line) if line else ValueError("the line is too long")
+            yield f"{file.prefix}line-{number}", start, length, record
 
 
-class _Text:
-    """JSON text that is read forward, as far as it is needed; `start` is the byte it has come to."""
+def _is_array(file: DataFile) -> bool:
+    texts = (chunk.removeprefix(codecs.BOM_UTF8).lstrip() for chunk in file.chunks())
+    return next(filter(None, texts), b"").startswith(b"[")
 
-    def __init__(self, file: DataFile) -> None:
-        self.chunks = file.chunks()
-        self.decode = codecs.getincrementaldecoder("utf-8")().decode
-        self.scan = json.JSONDecoder().raw_decode
-        self.text, self.at, self.start = "", 0, 0
 
-    def skip(self, among: re.Pattern[str]) -> str:
-        """The next character that is none of these; nothing at the end."""
-        while True:
-            found = among.match(self.text, self.at)
-            self._go(found.end() if found else self.at)
-            if self.at < len(self.text) or not self._more():
-                return self.text[self.at : self.at + 1]
+class Scanner:
+    """A position in JSON text, in characters and bytes, that moves forward value by value."""
+
+    def __init__(self, text: str) -> None:
+        self.text, self.position, self.offset = text, 0, 0
+        self._decode = json.JSONDecoder().raw_decode
+
+    def next(self) -> str:
+        """The next character of a value or bracket; empty at the end."""
+        match = SEPARATORS.match(self.text, self.position)
+        self._move(match.end() if match else self.position)
+        return self.text[self.position : self.position + 1]
+
+    def enter(self) -> None:
+        """Step into the array or object that begins here."""
+        self._move(self.position + 1)
 
     def value(self) -> Any:
-        """The value that begins here. ValueError if there is none."""
-        while True:
-            try:
-                value, end = self.scan(self.text, self.at)
-            except (json.JSONDecodeError, RecursionError) as error:
-                if len(self.text) - self.at < LONGEST and self._more():
-                    continue  # the rest of it is in the next chunk
-                raise ValueError(str(error)) from error
-            if end == len(self.text) and not isinstance(value, dict) and self._more():
-                continue  # a number may go on
-            self._go(end)
-            return value
-
-    def _go(self, end: int) -> None:
-        self.start += len(self.text[self.at : end].encode())
-        self.at = end
-
-    def _more(self) -> bool:
-        chunk = next(self.chunks, b"")
-        self.text, self.at = self.text[self.at :] + self.decode(chunk, not chunk), 0
-        return bool(chunk)
-
-
-def _elements(file: DataFile) -> Iterator[tuple[str, int, int, RawRecord | Exception]]:
-    """The objects of one JSON array, or of one object, without holding all of it."""
-    text, number, keys = _Text(file), 0, []
-    if file.under and text.skip(SPACE) != "{":
-        raise ValueError(
-            f"{file.name} has to be a JSON object {{...}}; it begins with {text.skip(SPACE)!r}"
-        )
-    while file.under and text.skip(ENTRY) not in ("}", ""):
-        begin = text.start
+        """Decode the next value. ValueError if it is not valid JSON."""
+        self.next()
         try:
-            keys.append(text.value())
-            text.skip(SPACE)
-            if file.under == keys[-1]:
-                break
-            value = text.value()
-        except ValueError as error:
+            value, end = self._decode(self.text, self.position)
+        except RecursionError as error:
+            raise ValueError("it is nested too deeply to be read") from error
+        self._move(end)
+        return value
+
+    def _move(self, end: int) -> None:
+        self.offset += len(self.text[self.position : end].encode())
+        self.position = end
+
+
+def array_rows(file: DataFile) -> Iterator[IndexedRow]:
+    """The objects of a JSON array, or the values of an object, as `DataFile.json_key` says."""
+    try:
+        scanner = Scanner(b"".join(file.chunks()).decode())
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file.name} is not UTF-8: {error.reason} at {error.start:,}") from error
+    if file.json_key:
+        if scanner.next() != "{":
             raise ValueError(
-                f"{file.name}: what follows byte {begin:,} is no JSON ({error})"
-            ) from error
-        if file.under == "*":
-            number += 1
-            if not isinstance(value, dict):
-                raise ValueError(
-                    f"{file.name}: the value of '{keys[-1]}' is no object {{...}}: {value!r:.40}"
-                )
-            yield (
-                f"{file.prefix}row-{number}",
-                begin,
-                text.start - begin,
-                {**value, "id": keys.pop()},
+                f"{file.name} must be a JSON object {{...}}; it begins with {scanner.next()!r}"
             )
-    if file.under == "*":
-        return
-    if file.under and (not keys or keys[-1] != file.under or text.skip(SPACE) != "["):
-        raise ValueError(
-            f"{file.name} has no list '{file.under}'; it has {', '.join(map(str, keys)) or 'nothing'}"
-        )
-    while text.skip(BETWEEN) != "]":
-        begin = text.start
+        scanner.enter()
+        if file.json_key != "*":
+            _find_key(scanner, file)
+    is_object = file.json_key == "*"
+    if not is_object:
+        scanner.enter()
+    number = 0
+    while scanner.next() != ("}" if is_object else "]"):
+        number += 1
+        start, key = scanner.offset, None
         try:
-            value = text.value()
+            if is_object:
+                key = scanner.value()
+            value = scanner.value()
         except ValueError as error:
             raise ValueError(
-                f"{file.name}: row {number + 1} of its array is no JSON ({error})"
+                f"{file.name}: row {number} (byte {start:,}) is not valid JSON: {error}"
             ) from error
         if not isinstance(value, dict):
-            raise ValueError(
-                f"{file.name}: row {number + 1} of its array is no object {{...}}: {str(value)[:40]}"
-            )
-        number += 1
-        yield f"{file.prefix}row-{number}", begin, text.start - begin, value
+            raise ValueError(f"{file.name}: row {number} is not an object {{...}}: {value!r:.40}")
+        record = {**value, "id": key} if is_object else value
+        yield f"{file.prefix}row-{number}", start, scanner.offset - start, record
+
+
+def _find_key(scanner: Scanner, file: DataFile) -> None:
+    """Move to the list of rows, which is a value of the object that the scanner is in."""
+    keys = []
+    while scanner.next() not in ("}", ""):
+        start = scanner.offset
+        try:
+            keys.append(scanner.value())
+            if keys[-1] == file.json_key and scanner.next() == "[":
+                return
+            scanner.value()
+        except ValueError as error:
+            raise ValueError(f"{file.name}: not valid JSON at byte {start:,}: {error}") from error
+    found = ", ".join(map(str, keys)) or "nothing"
+    raise ValueError(f"{file.name} has no list '{file.json_key}'; it has {found}")
 
 
 def columns(file: DataFile) -> list[str]:
-    found = islice((row for *_, row in objects(file) if not isinstance(row, Exception)), LOOK)
-    return list(dict.fromkeys(name for row in found for name in row))
+    records = (record for *_, record in rows(file) if not isinstance(record, Exception))
+    return list(dict.fromkeys(name for row in islice(records, MAX_HEADER_ROWS) for name in row))
 
 
 def index(file: DataFile) -> Iterator[Span]:
-    for name, start, length, row in objects(file):
-        row_id = None if isinstance(row, Exception) else file.identity(row)
+    for name, start, length, record in rows(file):
+        row_id = None if isinstance(record, Exception) else file.identity(record)
         yield Span(row_id or name, start, length)
 
 
 def read(file: DataFile, spans: Sequence[Span]) -> Iterator[RawRecord | Exception]:
-    form = _entry if file.under == "*" else parse
-    return (attempt(form, data) for data in ranges(file, spans, LONGEST))
+    parser = _parse_entry if file.json_key == "*" else parse
+    return (try_parse(parser, data) for data in read_ranges(file, spans, MAX_ROW))
 
 
-JSONL = Format((".jsonl", ".ndjson", ".json"), columns, index, read, digest)
+JSONL = Format((".jsonl", ".ndjson", ".json"), columns, index, read, content_digest)

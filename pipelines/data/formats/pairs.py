@@ -1,6 +1,8 @@
-"""A folder of small text files, with a row a line: a question, a tab, its answer. A row's place is its number.
+"""A folder of small text files with a question, a tab and its answer per line.
 
-The files are many and tiny, so all of them are read at once and kept: a benchmark's, not anybody's."""
+A row's position is its number. The files are small and belong to a benchmark, so all of them are
+read at once and kept.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +10,14 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 from pipelines.data.formats.base import DataFile, Format, RawRecord, Span
-from pipelines.data.formats.folder import listing
+from pipelines.data.formats.folder import list_files
 
 
 @lru_cache(maxsize=4)
-def _rows(file: DataFile) -> tuple[RawRecord, ...]:
-    found = []
+def _records(file: DataFile) -> tuple[RawRecord, ...]:
+    records = []
     base = file.path.rstrip("/")
-    for name, _ in listing(file):
+    for name, _ in list_files(file):
         if not name.endswith(".txt"):
             continue
         with file.system.open_input_file(f"{base}/{name}") as stream:
@@ -24,23 +26,21 @@ def _rows(file: DataFile) -> tuple[RawRecord, ...]:
             question, _, answer = line.strip().partition("\t")
             record = {"file": name, "question": question, "answer": answer}
             if question and file.identity(record) is not None:
-                found.append(record)
-    return tuple(found)
+                records.append(record)
+    return tuple(records)
 
 
 def index(file: DataFile) -> Iterator[Span]:
-    return (
-        Span(file.identity(record) or "", number, 1) for number, record in enumerate(_rows(file))
-    )
+    for number, record in enumerate(_records(file)):
+        yield Span(file.identity(record) or "", number, 1)
 
 
 def read(file: DataFile, spans: Sequence[Span]) -> Iterator[RawRecord | Exception]:
-    rows = _rows(file)
-    return (rows[span.start] for span in spans)
+    return (_records(file)[span.start] for span in spans)
 
 
 def digest(file: DataFile) -> Iterator[bytes]:
-    return ("\t".join(map(str, record.values())).encode() for record in _rows(file))
+    return ("\t".join(map(str, record.values())).encode() for record in _records(file))
 
 
 PAIRS = Format((), lambda file: None, index, read, digest)

@@ -1,8 +1,8 @@
-"""Parquet, with paths or with the media themselves in {bytes, path} structs, as data sets on the hub have them.
+"""Parquet with paths or with the media themselves in {bytes, path} structs, as on the hub.
 
-A row's place is its number. The index reads the column of the ids. Rows are read through a cursor that stays open
-between calls: a row group can only be read from its start, and a worker that is handed one part of a group after the
-other must not start over each time.
+A row's position is its number. The index reads only the id column. Rows are read with a cursor that
+stays open between calls: a row group can only be read from its start, and a worker that gets one
+part of a group after another must not start over each time.
 """
 
 from __future__ import annotations
@@ -11,98 +11,101 @@ import hashlib
 import threading
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from functools import partial
 from itertools import accumulate
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.data.formats.base import ALIASES, NUMBER, DataFile, Format, RawRecord, Span, digest
+from pipelines.data.formats.base import (
+    ALIASES,
+    ROW_NUMBER,
+    DataFile,
+    Format,
+    RawRecord,
+    Span,
+    content_digest)
 from pipelines.data.memory_limit import bounded
 
-BATCH = 4 << 20  # bytes of rows decoded at once, if what the file says of itself is true
-MOST = (
-    4 << 30
-)  # bytes that one row may take while it is decoded; an eighth of it for several at once
-WHOLE = (
+BATCH = 4 << 20  # bytes of rows to decode at once, according to the file's metadata
+# Bytes that one row may take while it is decoded; several at once may take an eighth of it.
+MAX_MEMORY = 4 << 30
+MAX_HASHED = (
     64 << 20
-)  # files up to this size are hashed whole; of larger ones the end, which describes all pages
-_KNOWN = {name for names in ALIASES.values() for name in names}
-_open = threading.local()
+)  # bytes; of a larger file only the footer is hashed, which describes all pages
+INDEX_ROWS = 8192  # rows whose ids are read at once
+_FIELDS = {name for names in ALIASES.values() for name in names}
+_open = threading.local()  # the cursor of this thread and the version of its file
 
 
-def _parquet(file: DataFile) -> pq.ParquetFile:
-    """The file, with its pages read as they are needed; refused if loading its types could run code."""
+def _open_file(file: DataFile) -> pq.ParquetFile:
+    """Open a file so that pages are read when needed; refuse types that could run code."""
     stream = file.open()
     try:
-        with bounded(MOST // 8):
+        with bounded(MAX_MEMORY // 8):
             parquet = pq.ParquetFile(stream, buffer_size=1 << 20, pre_buffer=False)
     except (pa.ArrowException, OSError, MemoryError) as error:
-        raise ValueError(f"{file.name} is no readable Parquet file: {error}") from error
+        raise ValueError(f"{file.name} is not a readable Parquet file: {error}") from error
     for field in parquet.schema_arrow:
-        if field.name in _KNOWN and _extended(field.type):
+        if field.name in _FIELDS and _has_extension(field.type):
             raise ValueError(
-                f"{file.name}: column '{field.name}' is a {field.type}, whose values may be pickled objects"
+                f"{file.name}: column '{field.name}' is of type {field.type}, whose values may be"
+                " pickled objects"
             )
     return parquet
 
 
-def _extended(kind: pa.DataType) -> bool:
-    inner = [kind.field(place).type for place in range(kind.num_fields)]
-    return isinstance(kind, pa.BaseExtensionType) or any(map(_extended, inner))
+def _has_extension(kind: pa.DataType) -> bool:
+    inner = [kind.field(number).type for number in range(kind.num_fields)]
+    return isinstance(kind, pa.BaseExtensionType) or any(map(_has_extension, inner))
 
 
 def columns(file: DataFile) -> list[str]:
-    with _parquet(file) as parquet:
+    with _open_file(file) as parquet:
         return list(parquet.schema_arrow.names)
 
 
 def index(file: DataFile) -> Iterator[Span]:
-    with _parquet(file) as parquet:
-        if NUMBER in file.keys:
-            numbers = range(parquet.metadata.num_rows)
-            yield from (
-                Span(file.identity(_numbered(file, number)) or "", number, 1) for number in numbers
-            )
+    with _open_file(file) as parquet:
+        if ROW_NUMBER in file.keys:
+            for number in range(parquet.metadata.num_rows):
+                yield Span(file.identity(_number_column(file, number)) or "", number, 1)
             return
         names = parquet.schema_arrow.names
         keys = list(file.keys) or [name for name in ALIASES["id"] if name in names][:1]
         if not keys or set(keys) - set(names):
-            wanted = " and ".join(f"'{key}'" for key in keys) or "'id'"
-            raise ValueError(f"{file.name} has no column {wanted}; it has {', '.join(names)}")
+            required = " and ".join(f"'{key}'" for key in keys) or "'id'"
+            raise ValueError(f"{file.name} has no column {required}; it has {', '.join(names)}")
         number = 0
-        for records in iter(
-            partial(_next, file, parquet.iter_batches(batch_size=8192, columns=keys)), None
-        ):
+        batches = parquet.iter_batches(batch_size=INDEX_ROWS, columns=keys)
+        while (records := _next_ids(file, batches)) is not None:
             for record in records:
                 yield Span(file.identity(record) or f"{file.prefix}row-{number + 1}", number, 1)
                 number += 1
 
 
-def _next(file: DataFile, batches: Iterator[pa.RecordBatch]) -> list[RawRecord] | None:
+def _next_ids(file: DataFile, batches: Iterator[pa.RecordBatch]) -> list[RawRecord] | None:
     try:
-        with bounded(MOST // 8):
-            found: list[RawRecord] = next(batches).to_pylist()
-            return found
+        with bounded(MAX_MEMORY // 8):
+            records: list[RawRecord] = next(batches).to_pylist()
+            return records
     except StopIteration:
         return None
     except (pa.ArrowException, OSError, MemoryError) as error:
-        raise ValueError(f"the ids of {file.name} cannot be read: {error}") from error
+        raise ValueError(f"cannot read the ids of {file.name}: {error}") from error
 
 
 class Cursor:
-    """Rows of one file by number; cheap as long as the numbers grow."""
+    """Rows of one file by number; fast as long as the numbers increase."""
 
     def __init__(self, file: DataFile) -> None:
-        self.parquet = _parquet(file)
-        groups = [
-            self.parquet.metadata.row_group(each) for each in range(self.parquet.num_row_groups)
-        ]
+        self.parquet = _open_file(file)
+        metadata = self.parquet.metadata
+        groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
         self.starts = list(accumulate((group.num_rows for group in groups), initial=0))
         sizes = (BATCH * group.num_rows // max(1, group.total_byte_size) for group in groups)
-        self.sizes = [min(max(1, size), 65536) for size in sizes]
-        wanted = _KNOWN | {*file.keys, *file.columns}
-        self.columns = [name for name in self.parquet.schema_arrow.names if name in wanted]
+        self.sizes = [min(max(1, size), 65536) for size in sizes]  # rows of a batch, by group
+        fields = _FIELDS | {*file.keys, *file.columns}
+        self.columns = [name for name in self.parquet.schema_arrow.names if name in fields]
         self.group, self.first, self.batch = -1, 0, pa.RecordBatch.from_pylist([])
         self.batches: Iterator[pa.RecordBatch] = iter(())
 
@@ -115,28 +118,26 @@ class Cursor:
         while True:
             size = self.sizes[group]
             try:
-                with bounded(MOST if size == 1 else MOST // 8):
-                    return self._row(group, number)
-            except (
-                MemoryError
-            ):  # values that repeat are written once and take their room when they are read
+                with bounded(MAX_MEMORY if size == 1 else MAX_MEMORY // 8):
+                    return self._read(group, number)
+            except MemoryError:
+                # Repeated values are stored once and take their space only when they are read.
                 self.group = -1
                 if size == 1:
                     raise
                 self.sizes[group] = max(1, size // 16)
 
-    def _row(self, group: int, number: int) -> RawRecord:
+    def _read(self, group: int, number: int) -> RawRecord:
         if group != self.group or number < self.first:
-            size = self.sizes[group]
             self.batches = self.parquet.iter_batches(
-                batch_size=size, row_groups=[group], columns=self.columns
+                batch_size=self.sizes[group], row_groups=[group], columns=self.columns
             )
             self.group, self.first, self.batch = group, self.starts[group], next(self.batches)
         while number >= self.first + self.batch.num_rows:
-            after = next(self.batches)
-            self.first, self.batch = self.first + self.batch.num_rows, after
-        found: RawRecord = self.batch.slice(number - self.first, 1).to_pylist()[0]
-        return found
+            batch = next(self.batches)
+            self.first, self.batch = self.first + self.batch.num_rows, batch
+        record: RawRecord = self.batch.slice(number - self.first, 1).to_pylist()[0]
+        return record
 
 
 def read(file: DataFile, spans: Sequence[Span]) -> Iterator[RawRecord | Exception]:
@@ -147,27 +148,27 @@ def read(file: DataFile, spans: Sequence[Span]) -> Iterator[RawRecord | Exceptio
     for span in spans:
         try:
             record = _open.cursor.row(span.start)
-            yield {**record, **_numbered(file, span.start)} if NUMBER in file.keys else record
+            has_number = ROW_NUMBER in file.keys
+            yield {**record, **_number_column(file, span.start)} if has_number else record
         except (pa.ArrowException, OSError, ValueError, MemoryError, StopIteration) as error:
-            _open.version = None  # a reader that failed is not read on
-            yield ValueError(f"row {span.start + 1} of {file.name} cannot be read: {error}")
+            _open.version = None  # a reader that failed must not be used again
+            yield ValueError(f"cannot read row {span.start + 1} of {file.name}: {error}")
 
 
-def _numbered(file: DataFile, number: int) -> RawRecord:
-    return {NUMBER: f"{file.prefix}{number}"}
+def _number_column(file: DataFile, number: int) -> RawRecord:
+    return {ROW_NUMBER: f"{file.prefix}{number}"}
 
 
-def contents(file: DataFile) -> Iterator[bytes]:
+def digest(file: DataFile) -> Iterator[bytes]:
     size = file.info().size
-    if size <= WHOLE:
-        yield from digest(file)
+    if size <= MAX_HASHED:
+        yield from content_digest(file)
         return
     with file.open() as stream:
         stream.seek(size - 8)
-        tail = stream.read(8)
-        footer = min(size, int.from_bytes(tail[:4], "little") + 8)
+        footer = min(size, int.from_bytes(stream.read(8)[:4], "little") + 8)
         stream.seek(size - footer)
         yield f"{size} {hashlib.sha256(stream.read(footer)).hexdigest()}".encode()
 
 
-PARQUET = Format((".parquet",), columns, index, read, contents)
+PARQUET = Format((".parquet",), columns, index, read, digest)

@@ -1,6 +1,7 @@
-"""CSV and TSV with a header line. A row's place is the bytes of its record, which may go over several lines.
+"""CSV and TSV with a header line. A row's position is the bytes of its record, maybe several lines.
 
-A cell that holds a JSON list is a list: `["a.jpg", "b.jpg"]` are two images, `["cat", "a cat"]` two right answers.
+A cell that holds a JSON list is a list: `["a.jpg", "b.jpg"]` are two images, `["cat", "a cat"]` two
+correct answers.
 """
 
 from __future__ import annotations
@@ -15,14 +16,13 @@ from pipelines.data.formats.base import (
     Format,
     RawRecord,
     Span,
-    attempt,
-    digest,
-    lines,
-    ranges,
-)
+    content_digest,
+    read_lines,
+    read_ranges,
+    try_parse)
 
-LONGEST = 16 << 20  # bytes of one record
-csv.field_size_limit(LONGEST)  # the default refuses texts over 128 KiB
+MAX_RECORD = 16 << 20  # bytes
+csv.field_size_limit(MAX_RECORD)  # by default texts over 128 KiB are refused
 
 
 def _delimiter(file: DataFile) -> str:
@@ -30,48 +30,47 @@ def _delimiter(file: DataFile) -> str:
 
 
 def records(file: DataFile) -> Iterator[tuple[int, int, list[str]]]:
-    """Start, length and fields of each record; the header is the first."""
-    position = 0
+    """Start, length and cells of each record. The first one is the header."""
+    end = 0
 
-    def texts() -> Iterator[str]:
-        nonlocal position
-        for start, length, line in lines(file, LONGEST):
-            if length > LONGEST:
+    def lines() -> Iterator[str]:
+        nonlocal end
+        for start, length, line in read_lines(file, MAX_RECORD):
+            if length > MAX_RECORD:
                 raise ValueError(
-                    f"{file.name}: the line at byte {start:,} has {length:,} bytes; at most {LONGEST:,}"
+                    f"{file.name}: the line at byte {start:,} has {length:,} bytes; at most"
+                    f" {MAX_RECORD:,} are read"
                 )
-            position = start + length
-            yield (
-                line.decode("utf-8", "replace").removeprefix("\ufeff" if start == 0 else "") + "\n"
-            )
+            end = start + length
+            byte_order_mark = "\ufeff" if start == 0 else ""
+            yield line.decode("utf-8", "replace").removeprefix(byte_order_mark) + "\n"
 
     start = 0
-    reader = csv.reader(texts(), delimiter=_delimiter(file), strict=True)
+    reader = csv.reader(lines(), delimiter=_delimiter(file), strict=True)
     try:
-        for fields in reader:
-            if fields:
-                yield start, position - start, fields
-            start = position
-    except (
-        csv.Error
-    ) as error:  # where the next record starts is not known: no row after this one could be trusted
+        for cells in reader:
+            if cells:
+                yield start, end - start, cells
+            start = end
+    except csv.Error as error:
+        # Where the next record starts is unknown, so no later row could be trusted.
         raise ValueError(
-            f"{file.name}: the record at byte {start:,} (line {reader.line_num}) is no CSV: {error}; a quote within a"
-            ' quoted cell is written twice ("")'
+            f"{file.name}: the record at byte {start:,} (line {reader.line_num}) is not valid CSV:"
+            f' {error}; write a quote within a quoted cell twice ("")'
         ) from error
 
 
 def columns(file: DataFile) -> list[str]:
-    return next((fields for *_, fields in records(file)), [])
+    return next((cells for *_, cells in records(file)), [])
 
 
 def index(file: DataFile) -> Iterator[Span]:
     header: list[str] | None = None
-    for number, (start, length, fields) in enumerate(records(file)):
+    for number, (start, length, cells) in enumerate(records(file)):
         if header is None:
-            header = fields
+            header = cells
         else:
-            row_id = file.identity(dict(zip(header, fields, strict=False)))
+            row_id = file.identity(dict(zip(header, cells, strict=False)))
             yield Span(row_id or f"{file.prefix}row-{number}", start, length)
 
 
@@ -79,16 +78,15 @@ def read(file: DataFile, spans: Sequence[Span]) -> Iterator[RawRecord | Exceptio
     header, delimiter = columns(file), _delimiter(file)
 
     def parse(data: bytes) -> RawRecord:
-        fields = next(
-            csv.reader(io.StringIO(data.decode(), newline=""), delimiter=delimiter, strict=True)
-        )
-        if len(fields) != len(header):
+        lines = io.StringIO(data.decode(), newline="")
+        cells = next(csv.reader(lines, delimiter=delimiter, strict=True))
+        if len(cells) != len(header):
             raise ValueError(
-                f"the record has {len(fields)} cells, the header {len(header)}: {', '.join(header)}"
+                f"the record has {len(cells)} cells, the header {len(header)}: {', '.join(header)}"
             )
-        return {name: _value(cell) for name, cell in zip(header, fields, strict=True)}
+        return {name: _value(cell) for name, cell in zip(header, cells, strict=True)}
 
-    return (attempt(parse, data) for data in ranges(file, spans, LONGEST))
+    return (try_parse(parse, data) for data in read_ranges(file, spans, MAX_RECORD))
 
 
 def _value(cell: str) -> str | list[object]:
@@ -101,4 +99,4 @@ def _value(cell: str) -> str | list[object]:
     return cell
 
 
-CSV = Format((".csv", ".tsv"), columns, index, read, digest)
+CSV = Format((".csv", ".tsv"), columns, index, read, content_digest)

@@ -1,6 +1,7 @@
-"""WebDataset: tar files whose neighbouring members of one stem are a row: `7.jpg`, `7.json`, or `7.txt` for a question.
+"""WebDataset: tar files in which neighboring members with the same stem are one row.
 
-A row's place is the bytes from its first member's header to its last member's end. Its id is the tar's name and the
+Members are media, `.json` and `.txt` (a question), e.g. `7.jpg` and `7.json`. A row's position is
+the bytes from its first member's header to its last member's end. Its id is the tar's name and the
 stem, because stems repeat from tar to tar: `shard-0003/7`.
 """
 
@@ -18,21 +19,18 @@ from pipelines.data.formats.base import (
     Format,
     RawRecord,
     Span,
-    attempt,
-    ranges,
-    size,
-)
+    read_ranges,
+    size_digest,
+    try_parse)
 from pipelines.data.formats.jsonl import parse as parse_json
 
-LARGEST = 2 << 30  # bytes of one row, all its members together
-CUT = "cut-at-"  # the row that stands for what a damaged tar has lost
-WINDOW = (
-    256 << 10
-)  # headers are found by reading this much at a time and seeking over media that are longer
+MAX_ROW = 2 << 30  # bytes of all members of a row together
+DAMAGED = "cut-at-"  # in the id of the row that stands for what a damaged tar has lost
+READ_AHEAD = 256 << 10  # bytes read to find headers; longer media are skipped
 
 
 def _stem(name: str) -> str:
-    """What the members of one row share; empty for hidden files."""
+    """The name that members of one row share; empty for hidden files."""
     folder, slash, base = name.removeprefix("./").rpartition("/")
     stem = base.partition(".")[0]
     return stem and folder + slash + stem
@@ -40,50 +38,48 @@ def _stem(name: str) -> str:
 
 def index(file: DataFile) -> Iterator[Span]:
     shard = file.name.partition(".")[0]
-    stem, start, end = None, 0, 0
-    with file.open() as raw, io.BufferedReader(raw, WINDOW) as stream:
+    row, start, end = None, 0, 0
+    with file.open() as raw, io.BufferedReader(raw, READ_AHEAD) as stream:
         size = raw.size()
         try:
-            archive = tarfile.open(fileobj=stream, mode="r:")  # noqa: SIM115 - the stream is what is closed
+            archive = tarfile.open(fileobj=stream, mode="r:")  # noqa: SIM115  closed with `stream`
         except tarfile.TarError as error:
             raise ValueError(
-                f"{file.name} is no plain tar file ({error}); compressed ones have to be unpacked"
+                f"{file.name} is not a plain tar file ({error}); unpack compressed ones"
             ) from error
         try:
             while member := archive.next():
-                archive.members = []  # type: ignore[attr-defined]  # tarfile keeps all it has seen
-                found = _stem(member.name)
-                if not member.isreg() or not found:
+                archive.members = []  # type: ignore[attr-defined]  # else tarfile keeps them all
+                stem = _stem(member.name)
+                if not member.isreg() or not stem:
                     continue
-                if found != stem:
-                    if stem is not None:
-                        yield Span(f"{shard}/{stem}", start, end - start)
-                    stem, start = found, member.offset
+                if stem != row:
+                    if row is not None:
+                        yield Span(f"{shard}/{row}", start, end - start)
+                    row, start = stem, member.offset
                 end = archive.offset
+            # tarfile takes anything that it cannot read for the end of the archive.
             stream.seek(archive.offset)
-            if stream.read(tarfile.BLOCKSIZE) != bytes(
-                tarfile.BLOCKSIZE
-            ):  # tarfile takes what it cannot read for the end
+            if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError("no end mark")
-            if stem is not None:
-                yield Span(f"{shard}/{stem}", start, end - start)
-        except (
-            tarfile.TarError
-        ):  # what follows is lost: one row stands for it, so that it is counted
-            yield Span(f"{shard}/{CUT}{start}", start, size - start)
+            if row is not None:
+                yield Span(f"{shard}/{row}", start, end - start)
+        except tarfile.TarError:
+            # The rest is lost: one row stands for it, so that it is counted.
+            yield Span(f"{shard}/{DAMAGED}{start}", start, size - start)
 
 
 def read(file: DataFile, spans: Sequence[Span]) -> Iterator[RawRecord | Exception]:
-    for span, data in zip(spans, ranges(file, spans, LARGEST), strict=True):
-        if span.row_id.rpartition("/")[2].startswith(CUT):
+    for span, data in zip(spans, read_ranges(file, spans, MAX_ROW), strict=True):
+        if span.row_id.rpartition("/")[2].startswith(DAMAGED):
             yield ValueError(
-                f"{file.name} is cut or damaged from byte {span.start:,} on: what follows there is lost"
+                f"{file.name} is cut or damaged from byte {span.start:,} on: the rest is lost"
             )
         else:
-            yield attempt(lambda data: _row(file, data), data)
+            yield try_parse(lambda data: _record(file, data), data)
 
 
-def _row(file: DataFile, data: bytes) -> RawRecord:
+def _record(file: DataFile, data: bytes) -> RawRecord:
     record: dict[str, Any] = {}
     media, question, stem = [], None, ""
     try:
@@ -94,13 +90,14 @@ def _row(file: DataFile, data: bytes) -> RawRecord:
                 stem = _stem(member.name)
                 if member.issparse():
                     raise ValueError(
-                        f"{member.name} is a sparse file, which can say any size; pack it as an ordinary one"
+                        f"{member.name} is a sparse file, which can claim any size; store it as an"
+                        " ordinary one"
                     )
                 suffix = f".{member.name.rpartition('.')[2].lower()}"
                 if suffix not in (".json", ".txt", *SUFFIXES[file.kind]):
                     continue
-                opened = archive.extractfile(member)
-                content = opened.read() if opened else b""
+                stream = archive.extractfile(member)
+                content = stream.read() if stream else b""
                 if suffix == ".json":
                     record = dict(parse_json(content))
                 elif suffix == ".txt":
@@ -108,15 +105,13 @@ def _row(file: DataFile, data: bytes) -> RawRecord:
                 else:
                     media.append({"bytes": content, "path": f"{file.name}/{member.name}"})
     except tarfile.TarError as error:
-        raise ValueError(f"{file.name} is damaged here: {error}") from error
-    record = {
-        name: value
-        for name, value in record.items()
-        if name not in (*ALIASES["id"], *ALIASES["media"])
-    }
+        raise ValueError(f"{file.name} is damaged: {error}") from error
+    # The id and the media are the tar's own.
+    for name in (*ALIASES["id"], *ALIASES["media"]):
+        record.pop(name, None)
     if question is not None and not any(record.get(name) for name in ALIASES["question"]):
         record["question"] = question
     return record | {"id": f"{file.name.partition('.')[0]}/{stem}", "media": media}
 
 
-WEBDATASET = Format((".tar",), lambda file: None, index, read, size)
+WEBDATASET = Format((".tar",), lambda file: None, index, read, size_digest)

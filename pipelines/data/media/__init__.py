@@ -1,4 +1,4 @@
-"""From what a row names to pixels: found within the media root (`root`), decoded as an image or a video.
+"""From a name in a row to pixels: found within the media root (`root`), decoded as image or video.
 
-What comes in is not trusted: whatever is wrong with it is an error of that row which says so.
+Input is not trusted: whatever is wrong with it becomes an error of its row.
 """

@@ -1,4 +1,4 @@
-"""What is handed in as a medium, looked at before a decoder sees it: often it is evidently something else."""
+"""A check of media before a decoder sees them: often they are obviously something else."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-Content = bytes | Path  # or the local file that holds them
+Content = bytes | Path  # the bytes, or the local file that contains them
 Pixels = NDArray[np.uint8]
 
 
-def check(data: Content) -> None:
-    """A ValueError for what servers and git send in the place of a file."""
+def check_is_media(data: Content) -> None:
+    """Raise ValueError for what servers and git send instead of a file."""
     head = _head(data)
     if not head:
         raise ValueError("it has no bytes")
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<svg", b"<error")):
-        raise ValueError(f"it is a web page or XML; {start(data)}")
+        raise ValueError(f"it is a web page or XML; {first_bytes(data)}")
     if text.startswith(b"version https://git-lfs"):
-        raise ValueError("it is a Git LFS pointer and not the file itself; `git lfs pull` gets it")
+        raise ValueError("it is a Git LFS pointer, not the file itself; run `git lfs pull`")
 
 
 def _head(data: Content) -> bytes:
@@ -30,6 +30,6 @@ def _head(data: Content) -> bytes:
         return file.read(256)
 
 
-def start(data: Content) -> str:
-    """Its first bytes, for messages."""
+def first_bytes(data: Content) -> str:
+    """The first bytes, for error messages."""
     return f"it starts with {_head(data)[:48]!r}"

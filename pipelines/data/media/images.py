@@ -1,4 +1,4 @@
-"""Images as pixels: known formats alone, whatever a file is called, and their size before memory is asked for."""
+"""Images to pixels. Only known formats are decoded, and sizes are checked before memory is used."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import warnings
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from pipelines.data.media.content import Content, Pixels, check, start
+from pipelines.data.media.content import Content, Pixels, check_is_media, first_bytes
 from pipelines.data.memory_limit import bounded
 
-MOST = (
-    4 << 30
-)  # bytes that decoding may take: 100 million pixels in all the forms that they go through
+MAX_PIXELS = 100_000_000
+MAX_MEMORY = 4 << 30  # bytes for decoding: so many pixels in all the forms they go through
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
-UPRIGHT = {  # EXIF orientation: how to turn the pixels
+EXIF_ORIENTATION = 0x0112
+UPRIGHT = {  # by EXIF orientation: how to turn the pixels
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -26,55 +26,56 @@ UPRIGHT = {  # EXIF orientation: how to turn the pixels
 }
 
 
-def decode(data: Content, max_pixels: int = 100_000_000) -> Pixels:
-    """An image as (H, W, 3): upright, transparency over white, 16 bits as 8; of an animation the first picture."""
-    check(data)
+def decode(data: Content, max_pixels: int = MAX_PIXELS) -> Pixels:
+    """Decode an image to (H, W, 3), upright.
+
+    Transparency becomes white, 16 bits become 8, and an animation becomes its first frame.
+    """
+    check_is_media(data)
+    source = io.BytesIO(data) if isinstance(data, bytes) else data
     try:
-        with bounded(MOST), warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", module=r"PIL\."
-            )  # on metadata, and on sizes, which are checked here
-            with Image.open(
-                io.BytesIO(data) if isinstance(data, bytes) else data, formats=FORMATS
-            ) as picture:
-                width, height = picture.size
+        with bounded(MAX_MEMORY), warnings.catch_warnings():
+            # Pillow warns about metadata, and about sizes, which are checked here.
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            with Image.open(source, formats=FORMATS) as image:
+                width, height = image.size
                 if width * height > max_pixels:
                     raise ValueError(
                         f"it has {width} x {height} pixels; at most {max_pixels:,} are decoded"
                     )
-                picture.load()
-                return _pixels(picture)
+                image.load()
+                return _pixels(image)
     except UnidentifiedImageError:
         raise ValueError(
-            f"it is no image of a known format ({', '.join(FORMATS)}); {start(data)}"
+            f"it is not an image of a known format ({', '.join(FORMATS)}); {first_bytes(data)}"
         ) from None
     except Image.DecompressionBombError as error:
         raise ValueError(f"it has too many pixels: {error}") from error
     except MemoryError as error:
-        raise ValueError(f"it takes over {MOST >> 30} GiB to decode") from error
+        raise ValueError(f"it takes over {MAX_MEMORY >> 30} GiB to decode") from error
     except ValueError:
         raise
-    except Exception as error:  # decoders raise nearly anything on bytes that were made up
+    except Exception as error:  # decoders raise nearly anything on made-up bytes
         raise ValueError(f"the image is cut or damaged: {error}") from error
 
 
-def _pixels(picture: Image.Image) -> Pixels:
+def _pixels(image: Image.Image) -> Pixels:
     try:
-        turn = UPRIGHT.get(picture.getexif().get(0x0112, 1))
-    except Exception:  # damaged metadata says nothing about the pixels
+        turn = UPRIGHT.get(image.getexif().get(EXIF_ORIENTATION, 1))
+    except Exception:  # damaged metadata does not make the pixels wrong
         turn = None
     if turn is not None:
-        picture = picture.transpose(turn)
-    if picture.mode.startswith("I;16"):
-        return np.repeat((np.array(picture) >> 8).astype(np.uint8)[..., None], 3, axis=2)
-    if picture.mode in ("I", "F"):  # no scale is written down: 0 to 1, 0 to 255 or 0 to 65535
-        values = np.array(picture, dtype=np.float32)
+        image = image.transpose(turn)
+    if image.mode.startswith("I;16"):
+        return np.repeat((np.array(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
+    if image.mode in ("I", "F"):  # the file does not say whether the scale is 1, 255 or 65535
+        values = np.array(image, dtype=np.float32)
         top = np.nanmax(values, initial=0.0)
-        values *= 255.0 if picture.mode == "F" and top <= 1 else 1.0 if top <= 255 else 1 / 256
-        grey = np.nan_to_num(values, copy=False).clip(0, 255).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=2)
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        picture = Image.alpha_composite(white, picture)
-    return np.array(picture.convert("RGB"))
+        values *= 255.0 if image.mode == "F" and top <= 1 else 1.0 if top <= 255 else 1 / 256
+        gray = np.nan_to_num(values, copy=False).clip(0, 255).astype(np.uint8)
+        return np.repeat(gray[..., None], 3, axis=2)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return np.array(image.convert("RGB"))

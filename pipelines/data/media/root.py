@@ -1,7 +1,8 @@
-"""The bytes behind a name in a manifest, which is not trusted: nothing outside the media root is read.
+"""Files that an untrusted manifest names: nothing outside the media root is read.
 
-Local names are followed through links and `..` to where they really lead; of an object store the key counts. Nothing is
-ever fetched over http, so that no row makes a worker ask an address of your network.
+Local names are followed through links and `..` to where they lead; in an object store the key
+counts. Nothing is ever fetched over http, so that no row makes a worker send requests into your
+network.
 """
 
 from __future__ import annotations
@@ -17,68 +18,66 @@ from pipelines.data.formats.base import locate
 from pipelines.data.media.content import Content
 from pipelines.text import redacted
 
-LARGEST = 4 << 30  # bytes of one medium from an object store
-REMOTE = {"s3": ("s3",), "gcs": ("gs", "gcs")}  # the schemes of pyarrow's file systems
+MAX_BYTES = 4 << 30  # of one medium from an object store
+URI_SCHEMES = {"s3": ("s3",), "gcs": ("gs", "gcs")}  # by type of pyarrow's file system
 
 
 @dataclass(frozen=True)
-class Root:
-    """A folder that media are in."""
+class MediaRoot:
+    """The folder that contains the media."""
 
-    uri: str = field(repr=False)  # can hold a password
-    allow_outside: bool = False  # a manifest that is trusted may name any file
+    uri: str = field(repr=False)  # may contain a password
+    allow_outside: bool = False  # a trusted manifest may name any file
 
     def fetch(self, name: str) -> Content:
-        """The bytes of a file, or the local file itself. PermissionError for what lies outside."""
+        """The bytes of a file, or the local file itself. PermissionError if it is outside."""
         if not name or "\0" in name:
-            raise ValueError(f"{name!r} is no path")
-        (system, root), path, shown = locate(self.uri), name, redacted(name)
+            raise ValueError(f"{name!r} is not a valid path")
+        (system, root), path, label = locate(self.uri), name, redacted(name)
         if "://" in name:
-            system, path = self._elsewhere(system, name)
+            system, path = self._locate_uri(system, name, label)
         if isinstance(system, fs.LocalFileSystem):
-            base = os.path.realpath(root)
-            target = Path(
-                os.path.realpath(os.path.join(base, path))
-            )  # whatever links it goes through
-            if not self.allow_outside and not target.is_relative_to(base):
-                raise self._outside(shown)
-            if not target.exists():
-                raise FileNotFoundError(f"there is no {shown} in {base}")
-            if not target.is_file():
-                raise ValueError(f"{shown} is no file")  # a pipe would never end
-            return target
+            return self._local_file(Path(os.path.realpath(root)), path, label)
         key = posixpath.normpath(path if "://" in name else posixpath.join(root, path))
         if not self.allow_outside and not key.startswith(root.rstrip("/") + "/"):
-            raise self._outside(shown)
+            raise self._outside(label)
         with system.open_input_file(key) as stream:
             size = stream.size()
-            if size > LARGEST:
-                raise ValueError(f"{shown} has {size:,} bytes; at most {LARGEST:,} are read")
+            if size > MAX_BYTES:
+                raise ValueError(f"{label} has {size:,} bytes; at most {MAX_BYTES:,} are read")
             data = bytes(stream.read())
         if len(data) != size:
-            raise OSError(f"{shown} has {size:,} bytes and {len(data):,} came")
+            raise OSError(f"{label} has {size:,} bytes, of which only {len(data):,} arrived")
         return data
 
-    def _elsewhere(self, system: fs.FileSystem, uri: str) -> tuple[fs.FileSystem, str]:
-        """The file system and path of a URI in a manifest; its options, which could name a server, are not followed."""
-        scheme, _, rest = uri.partition("://")
+    def _local_file(self, root: Path, path: str, label: str) -> Path:
+        target = Path(os.path.realpath(root / path))  # through any links
+        if not self.allow_outside and not target.is_relative_to(root):
+            raise self._outside(label)
+        if not target.exists():
+            raise FileNotFoundError(f"there is no {label} in {root}")
+        if not target.is_file():  # reading a pipe would never end
+            raise ValueError(f"{label} is not a file")
+        return target
+
+    def _locate_uri(self, system: fs.FileSystem, uri: str, label: str) -> tuple[fs.FileSystem, str]:
+        """The file system and path of a URI without options, which could name a server."""
+        scheme, _, path = uri.partition("://")
         scheme = scheme.lower()
         if scheme in ("http", "https", "ftp"):
             raise ValueError(
-                f"{redacted(uri)}: nothing is fetched over {scheme}; download it and name the file"
+                f"{label}: nothing is fetched over {scheme}; download it and name the file"
             )
-        if "?" in rest:
-            raise ValueError(
-                f"{redacted(uri)}: a URI in a manifest has no options after a question mark"
-            )
-        if scheme in REMOTE.get(system.type_name, ()):
-            return system, rest
+        if "?" in path:
+            raise ValueError(f"{label}: a URI in a manifest must not have options after a ?")
+        if scheme in URI_SCHEMES.get(system.type_name, ()):
+            return system, path
         if not self.allow_outside:
-            raise self._outside(redacted(uri))
+            raise self._outside(label)
         return locate(uri)
 
-    def _outside(self, name: str) -> PermissionError:
+    def _outside(self, label: str) -> PermissionError:
         return PermissionError(
-            f"{name} is outside the media root {redacted(self.uri)}; --media-root names another root,"
-            " --allow-outside lets a manifest that you trust name any file"
+            f"{label} is outside the media root {redacted(self.uri)}; --media-root names another"
+            " root, --allow-outside lets a trusted manifest name any file"
         )

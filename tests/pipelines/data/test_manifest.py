@@ -254,7 +254,7 @@ def test_a_tar_that_was_cut_says_so(tmp_path: Path) -> None:
     assert [row.error is None for row in rows] == [True, True, False]
     assert "cut or damaged" in str(rows[-1].error)
     (tmp_path / "a.tar").write_bytes(b"\x1f\x8b" + bytes(2000))
-    with pytest.raises(ValueError, match="no plain tar"):
+    with pytest.raises(ValueError, match="not a plain tar"):
         manifest.index()
 
 
@@ -282,9 +282,9 @@ def test_bad_rows_are_data(tmp_path: Path) -> None:
     assert len(found) == len(lines)
     assert found.pop("good") is None
     for row_id, text in {
-        "line-1": "ValueError: the line is no JSON: Expecting value at character 1",
+        "line-1": "ValueError: the line is not valid JSON: Expecting value at character 1",
         "line-3": "this line is a list",
-        "line-4": "no JSON",
+        "line-4": "not valid JSON",
         "line-5": "not UTF-8",
         "half": "half a character",
         "line-7": "no id",
@@ -302,7 +302,7 @@ def test_bad_rows_are_data(tmp_path: Path) -> None:
 
 
 def test_a_line_too_long_to_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jsonl, "LONGEST", 1000)
+    monkeypatch.setattr(jsonl, "MAX_ROW", 1000)
     monkeypatch.setattr(base, "CHUNK", 300)
     rows = [
         {"id": name, "image": "a.jpg", "question": text}
@@ -328,21 +328,23 @@ def test_errors_before_anything_starts(tmp_path: Path) -> None:
     refused(
         "a.csv",
         "name,image,question\nx,y,z\n",
-        r"no column for id; it has name, image, question; read are id as id or",
+        r"no column for id; it has name, image, question; expected: id as id or",
     )
     refused("a.jsonl", '{"id": 1, "pic": "a"}', "no column for media and question; it has id, pic")
     refused("b.jsonl", "", "no column for")
-    refused("b.csv", "id,image,question\n", "holds no rows")
+    refused("b.csv", "id,image,question\n", "has no rows")
     refused(
-        "c.csv", 'id,image,question\n1,a,"q\n2,b,q\n', r"record at byte 18 \(line 3\) is no CSV"
+        "c.csv",
+        'id,image,question\n1,a,"q\n2,b,q\n',
+        r"record at byte 18 \(line 3\) is not valid CSV",
     )
     refused(
         "a.json",
         '[{"id": 1, "image": "a", "question": "q"}, {"id"',
-        "row 2 of its array is no JSON",
+        "row 2 .* is not valid JSON",
     )
-    refused("a.parquet", b"PAR1 no", "no readable Parquet")
-    refused("a.txt", "x", "is no data set; a file ends in .jsonl")
+    refused("a.parquet", b"PAR1 no", "not a readable Parquet")
+    refused("a.txt", "x", "is not a data set: expected a file that ends in .jsonl")
     same = '{"id": "x", "image": "a", "question": "q"}\n'
     refused(
         "d.jsonl",
@@ -352,7 +354,7 @@ def test_errors_before_anything_starts(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no file or folder"):
         Manifest.of(str(tmp_path / "nowhere"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="holds nothing that fits"):
+    with pytest.raises(ValueError, match="has nothing that matches"):
         Manifest.of(str(tmp_path / "empty"))
 
 
@@ -433,7 +435,7 @@ def test_nothing_leads_out_of_the_root(tmp_path: Path) -> None:
             with pytest.raises(error):
                 manifest.fetch(Medium("image", path))
         for path in ("pipe.jpg", ".", "a\0b", "", "s3://bucket/key?endpoint_override=evil.example"):
-            with pytest.raises(ValueError, match=r"is no|after a question mark"):
+            with pytest.raises(ValueError, match=r"is not|after a \?"):
                 manifest.fetch(Medium("image", path))
     moved = Manifest.of(str(root / "m.jsonl"), media_root=str(outside))
     assert moved.fetch(Medium("image", "out.jpg")) == outside / "out.jpg"
@@ -457,7 +459,7 @@ def test_pickled_values_are_refused(tmp_path: Path) -> None:
         pq.write_table(
             pa.table({"id": ["1"], "image": image, "question": ["q"]}), tmp_path / "m.parquet"
         )
-        with pytest.raises(ValueError, match=r"column 'image' is a .* pickled"):
+        with pytest.raises(ValueError, match=r"column 'image' is of type .* pickled"):
             Manifest.of(str(tmp_path / "m.parquet")).index()
     finally:
         pa.unregister_extension_type("tests.hostile")
@@ -472,9 +474,9 @@ def test_another_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     remote = pa.fs.SubTreeFileSystem(str(tmp_path), pa.fs.LocalFileSystem())
     for module in (base, manifests, roots):
         monkeypatch.setattr(
-            module, "place", lambda uri: (remote, uri.removeprefix("s3://").split("?")[0])
+            module, "locate", lambda uri: (remote, uri.removeprefix("s3://").split("?")[0])
         )
-    monkeypatch.setattr(roots, "REMOTE", {remote.type_name: ("s3",)})
+    monkeypatch.setattr(roots, "URI_SCHEMES", {remote.type_name: ("s3",)})
     manifest = Manifest.of("s3://bucket/set/m.jsonl?region=x")
     assert manifest.read(manifest.index()) == EXPECTED
     for path in ("a.jpg", "s3://bucket/set/a.jpg", "b/../a.jpg"):
@@ -492,7 +494,7 @@ def test_another_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     whole = Manifest.of("s3://bucket/set", media_root="s3://bucket")
     assert whole.read(whole.index()) == EXPECTED
     assert whole.fetch(Medium("image", "other.jpg")) == b"other"
-    monkeypatch.setattr(roots, "LARGEST", 5)
+    monkeypatch.setattr(roots, "MAX_BYTES", 5)
     with pytest.raises(ValueError, match="6 bytes; at most 5"):
         manifest.fetch(Medium("image", "a.jpg"))
 

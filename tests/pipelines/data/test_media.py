@@ -139,12 +139,12 @@ NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), d
         (b"", "no bytes"),
         (b"\n<!DOCTYPE html><title>404", r"web page or XML; it starts with b'\\n<!DOCTYPE html>"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no image of a known format"),
-        (b"\0" * 100, "no image of a known format"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image of a known format"),
+        (b"\0" * 100, "not an image of a known format"),
         (saved(NOISE, "JPEG")[:600], "cut or damaged"),
         (saved(NOISE, "PNG")[:-900], "cut or damaged"),
-        (saved(NOISE, "WEBP")[:300], "cut or damaged|no image"),
-        (saved(NOISE, "TIFF")[:900], "cut or damaged|no image"),
+        (saved(NOISE, "WEBP")[:300], "cut or damaged|not an image"),
+        (saved(NOISE, "TIFF")[:900], "cut or damaged|not an image"),
     ],
 )
 def test_what_is_no_image(data: bytes, text: str) -> None:
@@ -218,12 +218,12 @@ def test_few_frames_are_found_without_decoding_the_rest(
 ) -> None:
     path = encode(tmp_path / "long.mp4", frames=400, keys=20)
     taken = []
-    due = videos._due
-    monkeypatch.setattr(videos, "_due", lambda frame, time: taken.append(1) or due(frame, time))
+    due = videos._is_at
+    monkeypatch.setattr(videos, "_is_at", lambda frame, time: taken.append(1) or due(frame, time))
     clip = videos.decode(path, 8)
     assert [number(frame) for frame in clip.frames] == clip.indices
     assert len(taken) < 100  # a full pass decodes 400
-    monkeypatch.setattr(videos, "SEEK", 10_000)
+    monkeypatch.setattr(videos, "FRAMES_PER_SEEK", 10_000)
     assert np.array_equal(videos.decode(path, 8).frames, clip.frames)
 
 
