@@ -42,81 +42,6 @@ from pipelines.text import one_line, redacted
 KEY = "APET_JUDGE_API_KEY"
 RESUME = "replies so far are stored; repeat the command to resume"
 REQUIRED = {"endpoint": ("url", "model"), "local": ("model",), "offline": ()}
-ALLOWED = {
-    "endpoint": ("url", "model", "cache", "concurrency", "timeout", "tries", "request"),
-    "local": ("model", "revision", "cache", "actors", "gpus_per_actor", "batch_size", "address"),
-    "offline": (),
-}
-
-
-def _parser() -> CommandParser:
-    parser = CommandParser("judge.py", __doc__)
-
-    def flag(
-        group: Any, option: str, metavar: str, help: str, parse: parsers.TextParser = parsers.text
-    ) -> None:
-        group.add_argument(option, metavar=metavar, help=help, type=argument_type(parse))
-
-    parser.add_argument(
-        "runs", nargs="+", metavar="RUN", help="Folder of answers: a path, s3:// or gs://."
-    )
-    parser.add_argument(
-        "--judge", choices=list(JUDGES), help=f"Default: endpoint if {KEY} is set, else offline."
-    )
-    flag(
-        parser,
-        "--model",
-        "NAME",
-        "endpoint: the server's name of the model; local: a folder or a name on the hub.",
-    )
-    flag(
-        parser,
-        "--tracking-uri",
-        "URI",
-        "MLflow server or database. Default: that of the run, if a file, or MLFLOW_TRACKING_URI.",
-    )
-    flag(
-        parser,
-        "--cache",
-        "FOLDER",
-        "Folder of the replies, or none. Default: judge-cache beside the first run.",
-    )
-    endpoint = parser.add_argument_group("endpoint")
-    flag(endpoint, "--url", "URL", "Address up to and including /v1.")
-    flag(endpoint, "--concurrency", "N", "Parallel requests. Default: 8.", parsers.integer(1, 8))
-    flag(
-        endpoint, "--timeout", "SECONDS", "Time limit of a request. Default: 60.", parsers.positive
-    )
-    flag(
-        endpoint, "--tries", "N", "Attempts if a request fails. Default: 6.", parsers.integer(1, 6)
-    )
-    flag(
-        endpoint,
-        "--request",
-        "JSON",
-        "Fields of every request; null removes one:"
-        ' \'{"temperature": null, "max_completion_tokens": 99}\'.',
-        _json_object,
-    )
-    local = parser.add_argument_group("local")
-    flag(local, "--revision", "REV", "Hub revision: branch, tag or commit.")
-    flag(
-        local,
-        "--actors",
-        "N",
-        "Number of actors that hold the model. Default: as many as fit.",
-        parsers.actors,
-    )
-    flag(
-        local,
-        "--gpus-per-actor",
-        "X",
-        "GPUs per actor. Default: 1 if the cluster has GPUs, else 0.",
-        parsers.gpus,
-    )
-    flag(local, "--batch-size", "N", "Answers per batch. Default: 16.", parsers.integer(1, 16))
-    flag(local, "--address", "ADDRESS", "Ray cluster. Default: RAY_ADDRESS, else this machine.")
-    return parser
 
 
 def _json_object(text: str) -> dict[str, Any]:
@@ -129,17 +54,79 @@ def _json_object(text: str) -> dict[str, Any]:
     return content
 
 
+# Flags by the judges that take them: name, metavar, parser, help.
+FLAGS: dict[tuple[str, ...], tuple[tuple[str, str, parsers.TextParser, str], ...]] = {
+    ("endpoint", "local"): (
+        (
+            "model",
+            "NAME",
+            parsers.text,
+            "endpoint: the model's name on the server; local: a folder, or a name on the hub.",
+        ),
+        (
+            "cache",
+            "FOLDER",
+            parsers.text,
+            "Folder of the replies, or none. Default: judge-cache beside the first run.",
+        ),
+    ),
+    ("endpoint",): (
+        ("url", "URL", parsers.text, "Address up to and including /v1."),
+        ("concurrency", "N", parsers.integer(1, 8), "Parallel requests. Default: 8."),
+        ("timeout", "SECONDS", parsers.positive, "Time limit of a request. Default: 60."),
+        ("tries", "N", parsers.integer(1, 6), "Attempts if a request fails. Default: 6."),
+        (
+            "request",
+            "JSON",
+            _json_object,
+            "Fields of every request; null removes one:"
+            ' \'{"temperature": null, "max_completion_tokens": 99}\'.',
+        ),
+    ),
+    ("local",): (
+        ("revision", "REV", parsers.text, "Hub revision: branch, tag or commit."),
+        ("actors", "N", parsers.actors, "Actors with the model. Default: as many as fit."),
+        ("gpus-per-actor", "X", parsers.gpus, "Default: 1 if the cluster has GPUs, else 0."),
+        ("batch-size", "N", parsers.integer(1, 16), "Answers per batch. Default: 16."),
+        ("address", "ADDRESS", parsers.text, "Default: RAY_ADDRESS, else this machine."),
+    ),
+}
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser("judge.py", __doc__)
+    add = parser.add_argument
+    add("runs", nargs="+", metavar="RUN", help="Folder of answers: a path, s3:// or gs://.")
+    default = f"Default: endpoint if {KEY} is set, else offline."
+    add("--judge", choices=list(JUDGES), help=default)
+    add(
+        "--tracking-uri",
+        metavar="URI",
+        help="MLflow server or database. Default: the file of the run's record, or the server of"
+        " MLFLOW_TRACKING_URI.",
+    )
+    for judges, flags in FLAGS.items():
+        group = parser.add_argument_group(" and ".join(judges))
+        for name, metavar, parse, help in flags:
+            group.add_argument(f"--{name}", metavar=metavar, type=argument_type(parse), help=help)
+    return parser
+
+
 def _judge(options: argparse.Namespace, first_run: Folder) -> Judge:
     """The requested judge; a ValueError if an option is missing or belongs to another judge."""
     kind = options.judge or ("endpoint" if os.environ.get(KEY, "").strip() else "offline")
-    names = {name for allowed in ALLOWED.values() for name in allowed}
-    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    for name in sorted(given.keys() - set(ALLOWED[kind])):
-        why = f"; {KEY} is {'set' if kind == 'endpoint' else 'not set, so the judge is offline'}"
-        raise ValueError(
-            f"--{name.replace('_', '-')} is not for --judge {kind}{'' if options.judge else why};"
-            " give the --judge that you mean"
-        )
+    given = {}
+    for judges, flags in FLAGS.items():
+        for name, *_ in flags:
+            value = getattr(options, name.replace("-", "_"))
+            if value is not None and kind not in judges:
+                why = f"; {KEY} is {'' if kind == 'endpoint' else 'not '}set"
+                raise ValueError(
+                    f"--{name} is not for --judge {kind}{'' if options.judge else why}; give the"
+                    " --judge that you mean"
+                )
+            if value is not None:
+                given[name.replace("-", "_")] = value
     for name in REQUIRED[kind]:
         if name not in given:
             raise ValueError(
@@ -149,10 +136,9 @@ def _judge(options: argparse.Namespace, first_run: Folder) -> Judge:
     if kind == "offline":
         return judge(kind)
     cache = given.pop("cache", None)
-    if cache is None:
-        folder: Folder | None = first_run.parent.child("judge-cache")
-    else:
-        folder = None if cache == "none" else Folder.of(to_write(cache, "cache"))
+    folder = None if cache == "none" else first_run.parent.child("judge-cache")
+    if cache not in (None, "none"):
+        folder = Folder.of(to_write(cache, "cache"))
     return judge(kind, cache=folder, **given)
 
 
