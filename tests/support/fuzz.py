@@ -117,7 +117,7 @@ def video(data: bytes) -> None:
 
 
 def sheet(data: bytes) -> None:
-    assert all(isinstance(line, dict) for line in spreadsheet.read(data))
+    assert all(isinstance(line, dict) for line in spreadsheet.read_xlsx(data))
 
 
 def manifest(rng: random.Random, folder: Path) -> None:

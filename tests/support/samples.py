@@ -157,7 +157,7 @@ def manifests() -> list[tuple[str, bytes]]:
 
 def spreadsheets() -> list[bytes]:
     return [
-        spreadsheet.written(
+        spreadsheet.to_xlsx(
             ("index", "A", "prediction"), [(number, 0.5, "a dog") for number in range(6)]
         )
     ]
