@@ -1,106 +1,103 @@
-"""The encoder's site: where vision meets the decoder, before the model's projector or behind it."""
-
-from __future__ import annotations
+"""The encoder's site: between the vision side and the decoder, before or after the projector."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from apet.attach.prefill import Batch, Chosen, Prefill
-from apet.attach.vision import Vision
+from apet.attach.prefill import Prefill
+from apet.attach.token_groups import GroupBatch, Selection
+from apet.attach.vision_hooks import VisionHooks
 from apet.methods.base import Method
-from apet.models.base import VisionRecord
+from apet.towers.vision_record import VisionRecord
 from apet.view import TowerView, View
 
-Write = tuple[Tensor, Tensor, Tensor]  # rows, columns, and the vectors that go there
+EmbedWrite = tuple[Tensor, Tensor, Tensor]  # rows, columns, and the vectors to write there
 
 
 @dataclass(frozen=True)
 class EncoderSite:
-    """A prompt's groups at the encoder's output. `seen` is what the vision side showed of them."""
+    """The encoder's site of one prompt. `record`: what the vision side did for its media."""
 
     method: Method
-    vision: Vision
+    vision: VisionHooks
     prefill: Prefill
-    seen: VisionRecord
+    record: VisionRecord
 
-    def choose(self, embeds: Tensor) -> tuple[Tensor, list[Chosen], list[Write]]:
-        """What enters the decoder, `embeds` (B, S, D), what is chosen of it, and what is then to be written there."""
-        if self.seen.features and not self.method.after_projector:
-            return embeds, *self._before_projector()
-        if self.seen.features:
+    def select(self, embeds: Tensor) -> tuple[Tensor, list[Selection], list[EmbedWrite]]:
+        """The decoder's input, from `embeds` (B, S, D); selected tokens; and vectors to write."""
+        if self.record.features and not self.method.after_projector:
+            return embeds, *self._select_before_projector()
+        if self.record.features:
             embeds = embeds.clone()
-            row, column, vectors = self._project(self.seen.labels)
+            row, column, vectors = self._project(self.record.labels)
             embeds[row, column] = vectors.to(embeds)
-        chosen = self.prefill.choose(
-            self.prefill.encoder_work(), lambda batch: self._view(batch, embeds=embeds)
+        selections = self.prefill.select(
+            self.prefill.encoder_targets(), lambda batch: self._view(batch, embeds=embeds)
         )
-        return embeds, chosen, [(one.batch.rows, one.columns, one.tokens) for one in chosen]
+        return embeds, selections, [(s.batch.rows, s.columns, s.tokens) for s in selections]
 
-    def _before_projector(self) -> tuple[list[Chosen], list[Write]]:
-        """The projector then sees only what is kept."""
-        prefill, seen = self.prefill, self.seen
-        flat = torch.cat([features.flatten(0, 1) for features in seen.features]).to(prefill.device)
-        work = prefill.encoder_work()
-        rest = (
-            seen.labels.clone()
-        )  # what no group loses: whole groups, and CLS where a model keeps it
-        if prefill.lost is not None:
-            rest[prefill.lost] = -1
-        for part, keep in work:
-            if keep < len(part.columns) and part.group:
-                rest[part.row, part.group.columns] = -1
-        chosen = prefill.choose(work, lambda batch: self._view(batch, flat=flat))
-        if not chosen and prefill.lost is None:
-            return [], [self._project(rest)]
-        row, column = (rest >= 0).nonzero(as_tuple=True)
-        stay, row, column = (prefill.to_device(part) for part in (rest[row, column], row, column))
+    def _select_before_projector(self) -> tuple[list[Selection], list[EmbedWrite]]:
+        """Select among withheld features; only selected ones go through the projector."""
+        prefill, features = self.prefill, self.record.features
+        flat = torch.cat([tiles.flatten(0, 1) for tiles in features]).to(prefill.device)
+        targets = prefill.encoder_targets()
+        # Features that no group drops: complete groups, and CLS where a model keeps it.
+        unchanged = self.record.labels.clone()
+        if prefill.marked is not None:
+            unchanged[prefill.marked] = -1
+        for group, keep in targets:
+            if keep < len(group.columns) and group.vision_group:
+                unchanged[group.row, group.vision_group.columns] = -1
+        selections = prefill.select(targets, lambda batch: self._view(batch, flat=flat))
+        if not selections and prefill.marked is None:
+            return [], [self._project(unchanged)]
+        feature, row, column = self._labelled(unchanged)
         with self.vision.projector() as project:
-            values = [one.tokens.flatten(0, 1).to(flat.dtype) for one in chosen]
-            projected = project(torch.cat([*values, flat[stay]])[None])[0]
-        *kept, others = torch.split(projected, [*map(len, values), len(stay)])
+            values = [selection.tokens.flatten(0, 1).to(flat.dtype) for selection in selections]
+            projected = project(torch.cat([*values, flat[feature]])[None])[0]
+        *selected, rest = torch.split(projected, [*map(len, values), len(feature)])
         writes = [
-            (one.batch.rows, one.columns, vectors.view(*one.columns.shape, -1))
-            for one, vectors in zip(chosen, kept, strict=True)
+            (batch.rows, columns, vectors.view(*columns.shape, -1))
+            for (batch, _, columns), vectors in zip(selections, selected, strict=True)
         ]
-        return chosen, [*writes, (row, column, others)]
+        return selections, [*writes, (row, column, rest)]
 
-    def _project(self, labels: Tensor) -> Write:
-        """What `labels` (B, S) say, exactly as the unmodified model would: tile by tile."""
+    def _project(self, labels: Tensor) -> EmbedWrite:
+        """The features of `labels` (B, S), projected tile by tile as in the unmodified model."""
         with self.vision.projector() as project:
-            projected = torch.cat(
-                [project(features).flatten(0, 1) for features in self.seen.features]
-            )
-        row, column = (labels >= 0).nonzero(as_tuple=True)
-        which, row, column = (
-            self.prefill.to_device(part) for part in (labels[row, column], row, column)
-        )
-        return row, column, projected.to(self.prefill.device)[which]
+            tiles = [project(features).flatten(0, 1) for features in self.record.features]
+        feature, row, column = self._labelled(labels)
+        return row, column, torch.cat(tiles).to(self.prefill.device)[feature]
 
-    def _view(self, batch: Batch, flat: Tensor | None = None, embeds: Tensor | None = None) -> View:
-        """What a method sees of alike groups: features `flat` (P, D), or vectors that enter the decoder."""
-        seen = self.seen
-        known = [part.cells for part in batch.parts if part.cells is not None]
+    def _labelled(self, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The feature numbers in `labels` (B, S), and their rows and columns, on the device."""
+        row, column = (labels >= 0).nonzero(as_tuple=True)
+        feature, row, column = map(self.prefill.to_device, (labels[row, column], row, column))
+        return feature, row, column
+
+    def _view(
+        self, batch: GroupBatch, flat: Tensor | None = None, embeds: Tensor | None = None
+    ) -> View:
+        """The method's view of a batch: of features `flat` (P, D), or of the decoder's input."""
+        record = self.record
+        known = [group.cells for group in batch.groups if group.cells is not None]
         cells = self.prefill.to_device(torch.stack(known)) if known else None
         if flat is not None and cells is not None:
             tokens = flat[cells]
         else:
             assert embeds is not None
             tokens = embeds[batch.rows, batch.columns]
-        if cells is None or not seen.runs:
+        if cells is None or not record.calls:
             return batch.view("encoder", 0, tokens)
-        attention = None
+        tower = None
         if self.method.needs_tower:
-            received, metric = seen.patches("received", cells), seen.patches("metric", cells)
-            cls = (
-                seen.patches("cls", cells[:, 0]) if flat is not None else None
-            )  # else it has a place of its own
-            attention = (
-                None if received is None or metric is None else TowerView(received, metric, cls)
-            )
-        keys = seen.patches("keys", cells) if self.method.inside_tower else None
-        memory = {
-            name: seen.patches(name, cells) for name in seen.runs[0].memory
-        }  # sizes of merged tokens, say
-        return batch.view("encoder", 0, tokens, tower=attention, keys=keys, memory=memory)
+            received, metric = record.patches("received", cells), record.patches("metric", cells)
+            # After the projector, CLS has a column of its own in the decoder's input.
+            cls = record.patches("cls", cells[:, 0]) if flat is not None else None
+            if received is not None and metric is not None:
+                tower = TowerView(received, metric, cls)
+        keys = record.patches("keys", cells) if self.method.inside_tower else None
+        # What the method left at its last site in the tower, e.g. sizes of merged tokens.
+        memory = {name: record.patches(name, cells) for name in record.calls[0].memory}
+        return batch.view("encoder", 0, tokens, tower=tower, keys=keys, memory=memory)

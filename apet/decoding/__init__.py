@@ -1,1 +1,1 @@
-"""Short answers after the prompt: the same tokens as `generate`, without copying caches."""
+"""Greedy answers over caches of different lengths: the loop, its steps, and their CUDA graphs."""

@@ -1,12 +1,13 @@
-"""Short answers: what `generate` says, in steps that copy no cache, with rows that leave when they are done.
+"""Short answers: the same as from `generate`, without copying caches, and finished rows leave.
 
     decode = Decode(model)                                   # once
     with attach(model, ApET(budget=64)):                     # or without
-        ids = decode.answer(inputs, max_new_tokens=8)        # (B, n), as `generate` would have them
+        ids = decode.answer(inputs, max_new_tokens=8)        # (B, n), the same as from `generate`
 
-`generate` prepares the prompt, the processors of logits and the rules for stopping, by its own seam for a loop of
-one's own; the prompt goes through the model. From then on only the decoder is needed, over caches of each layer's own
-length with room for the answer (`apet/decoding/step.py`), and where there is CUDA as a graph (`apet/decoding/graph.py`).
+`generate` prepares the prompt, the logits processors and the stopping criteria, and calls the loop
+here through its `custom_generate` hook. The prompt goes through the model. After that only the
+decoder is needed, over caches that have a length for each layer and free columns for the answer
+(`apet/decoding/growing_steps.py`), and with CUDA as a graph (`apet/decoding/cuda_graphs.py`).
 """
 
 from __future__ import annotations
@@ -26,24 +27,25 @@ from transformers import (
 )
 from transformers.generation.configuration_utils import GenerationMode
 
-from apet.attach.prefill import Left
-from apet.attach.session import attached_to
-from apet.attention.masks import window_of
-from apet.decoding.graph import Fixed, Graphs
-from apet.decoding.step import Past, Rooms, single_queries
+from apet.attach.attachment import attached_to
+from apet.attach.token_groups import TokenMask
+from apet.attention.masks import sliding_window
+from apet.decoding.cuda_graphs import FixedSteps, GraphStore
+from apet.decoding.decode_step import DecodeState, sdpa_attention
+from apet.decoding.growing_steps import GrowingSteps
 from apet.models import family_of
 
 
 class Decode:
-    """Answers of one model, on the device where it stays, whatever is attached to it at the time.
+    """Answers of one model, which stays on its device, with or without an attached method.
 
-    The likeliest token is taken each time; for sampling, a processor of logits adds noise, as Gumbel's trick has it.
+    Decoding is greedy. To sample, give a logits processor that adds Gumbel noise.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model: Any = model
         self.family = family_of(model)
-        self.graphs = Graphs(self.family) if model.device.type == "cuda" else None
+        self.graphs = GraphStore(self.family) if model.device.type == "cuda" else None
 
     def answer(
         self,
@@ -52,39 +54,33 @@ class Decode:
         logits_processor: LogitsProcessorList | None = None,
         stopping_criteria: StoppingCriteriaList | None = None,
     ) -> Tensor:
-        """The new tokens (B, n) of a padded batch, up to the last row's end; behind a row's own end is padding.
-
-        inputs: what the processor made: `input_ids` (B, S) among them
-        """
-        own = (
-            {"custom_generate": self._loop, "use_cache": True}
-            if self._fits(inputs, max_new_tokens)
-            else {}
-        )
+        """The new tokens (B, n) after a processor's output; shorter answers are padded."""
+        own_loop = {"custom_generate": self._loop, "use_cache": True}
         out = self.model.generate(
             **inputs,
             do_sample=False,
             max_new_tokens=max_new_tokens,
             logits_processor=logits_processor,
             stopping_criteria=stopping_criteria,
-            **own,
+            **(own_loop if self._supports(inputs, max_new_tokens) else {}),
         )
         answers: Tensor = out[:, inputs["input_ids"].shape[1] :]
         return answers
 
     def forget(self) -> bool:
-        """Memory is short: give back what graphs hold, and make no more of them. Were there any?"""
-        there, self.graphs = self.graphs is not None, None
-        return there
+        """Free the memory of graphs and make no more of them. Returns whether there were any."""
+        had_graphs, self.graphs = self.graphs is not None, None
+        return had_graphs
 
-    def _fits(self, inputs: Mapping[str, Any], max_new_tokens: int) -> bool:
-        """Is this plain greedy choice, on one device, over caches that keep all columns? If not, `generate` does it."""
+    def _supports(self, inputs: Mapping[str, Any], max_new_tokens: int) -> bool:
+        """Whether this is greedy search on one device over caches that keep all columns.
+
+        Everything else is left to `generate`.
+        """
         config = deepcopy(self.model.generation_config)
         config.do_sample = False
         total = inputs["input_ids"].shape[1] + max_new_tokens
-        windows = [
-            window for layer in self.family.layers if (window := window_of(layer)) is not None
-        ]
+        windows = filter(None, map(sliding_window, self.family.layers))
         return (
             config.get_generation_mode() == GenerationMode.GREEDY_SEARCH
             and config.cache_implementation in (None, "dynamic")
@@ -102,48 +98,52 @@ class Decode:
         generation_config: GenerationConfig,
         **model_kwargs: Any,
     ) -> Tensor:
-        """What `generate` calls in the place of its own loop: (B, S) -> (B, S + n)."""
+        """Replace the loop of `generate`: (B, S) -> (B, S + n)."""
         batch, width = input_ids.shape
-        prompt = model.prepare_inputs_for_generation(
-            input_ids, is_first_iteration=True, **model_kwargs
-        )
+        prepare = model.prepare_inputs_for_generation
+        prompt = prepare(input_ids, is_first_iteration=True, **model_kwargs)
         out = model(**prompt, return_dict=True)
         logits, cache, steps = out.logits[:, -1], out.past_key_values, None
         del out
-        pad, end = _pad(generation_config), generation_config.max_length
+        pad, end = _pad_token(generation_config), generation_config.max_length
         ids = torch.cat([input_ids, input_ids.new_zeros(batch, end - width)], dim=1)
         unfinished = torch.ones(batch, dtype=torch.bool, device=ids.device)
-        rows: Tensor | None = None  # those that are still at work; None: all
-        with single_queries(self.family.decoder):
-            for at in range(width, end):
-                tokens = logits_processor(ids[:, :at], logits.float()).argmax(dim=-1)
-                ids[:, at] = tokens if pad is None else tokens.where(unfinished, pad)
-                unfinished = unfinished & ~stopping_criteria(ids[:, : at + 1], None)
-                # This waits for the device: the moment until the next launch costs less than a step for nobody.
-                if at + 1 == end or (left := int(unfinished.sum())) == 0:
+        rows: Tensor | None = None  # of the batch that `steps` still computes; None: all
+        with sdpa_attention(self.family.decoder):
+            for column in range(width, end):
+                tokens = logits_processor(ids[:, :column], logits.float()).argmax(dim=-1)
+                ids[:, column] = tokens if pad is None else tokens.where(unfinished, pad)
+                unfinished = unfinished & ~stopping_criteria(ids[:, : column + 1], None)
+                # This waits for the device. The delay of the next launch costs less than a step
+                # that no row needs.
+                if column + 1 == end or (remaining := int(unfinished.sum())) == 0:
                     break
                 if steps is None:
-                    steps = self._steps(self._past(prompt, cache))
+                    steps = self._steps(self._state(prompt, cache))
                     del prompt, cache
                 elif steps.full:
-                    steps = self._steps(steps.past())
-                here = batch if rows is None else len(rows)
-                if pad is not None and 2 * left <= here and isinstance(steps, Rooms):
-                    places = (unfinished if rows is None else unfinished[rows]).nonzero()[:, 0]
-                    rows = places if rows is None else rows[places]
-                    steps.keep(places)
+                    steps = self._steps(steps.state())
+                count = batch if rows is None else len(rows)
+                if pad is not None and 2 * remaining <= count and isinstance(steps, GrowingSteps):
+                    kept = (unfinished if rows is None else unfinished[rows]).nonzero()[:, 0]
+                    rows = kept if rows is None else rows[kept]
+                    steps.keep_rows(kept)
                 if rows is None:
-                    logits = steps(ids[:, at, None])
+                    logits = steps(ids[:, column, None])
                 else:
-                    some = steps(ids[rows, at, None])
-                    logits = some.new_zeros(batch, some.shape[1]).index_copy(0, rows, some)
-        return ids[:, : at + 1]
+                    computed = steps(ids[rows, column, None])
+                    logits = computed.new_zeros(batch, computed.shape[1])
+                    logits.index_copy_(0, rows, computed)
+        return ids[:, : column + 1]
 
-    def _steps(self, past: Past) -> Rooms | Fixed:
-        """Also of a single step: `Rooms` would copy caches as often, and a graph that comes again is one launch."""
+    def _steps(self, state: DecodeState) -> GrowingSteps | FixedSteps:
+        """Steps that continue from `state`, with a graph where possible, even for a single step.
+
+        `GrowingSteps` would copy the caches as often, and a known graph is one launch.
+        """
         if self.graphs is not None:
             try:
-                fixed = self.graphs.take(past)
+                fixed = self.graphs.steps_from(state)
             except RuntimeError as error:  # also torch.OutOfMemoryError
                 warnings.warn(
                     f"answers go on without CUDA graphs, which could not be made: {error}",
@@ -153,29 +153,27 @@ class Decode:
             else:
                 if fixed is not None:
                     return fixed
-        return Rooms(self.family, past)
+        return GrowingSteps(self.family, state)
 
-    def _past(self, prompt: Mapping[str, Any], cache: Any) -> Past:
-        """Where the prompt leaves off; an attached method has made it shorter, and knows how."""
+    def _state(self, prompt: Mapping[str, Any], cache: Any) -> DecodeState:
+        """The state after the prompt, which an attached method may have shortened."""
         positions, mask = prompt["position_ids"][..., -1:] + 1, prompt.get("attention_mask")
         attachment = attached_to(self.family.core)
         prefill = attachment.prefill_of(cache) if attachment is not None else None
         if prefill is None:
-            first = cache.layers[0].keys
-            valid = (
-                first.new_ones(first.shape[0], first.shape[2], dtype=torch.bool)
-                if mask is None
-                else mask.bool()
-            )
-            return Past(cache.layers, {0: Left(valid, mask is not None)}, positions)
+            keys = cache.layers[0].keys
+            unpadded = keys.new_ones(len(keys), keys.shape[2], dtype=torch.bool)
+            valid = unpadded if mask is None else mask.bool()
+            return DecodeState(cache.layers, {0: TokenMask(valid, mask is not None)}, positions)
         if not self.family.keeps_positions:
-            positions = positions - prefill.dropped
-        left = {max(layer, 0): prefill.left[layer] for layer in sorted(prefill.left)}
-        return Past(cache.layers, left, positions)
+            positions = positions - prefill.position_shift
+        # Layer 0 sees the decoder's input (-1), unless it has a site of its own.
+        masks = {max(layer, 0): prefill.token_masks[layer] for layer in sorted(prefill.token_masks)}
+        return DecodeState(cache.layers, masks, positions)
 
 
-def _pad(config: GenerationConfig) -> int | None:
-    """What stands behind a row's end, as `generate` chooses it; None: rows have no end."""
+def _pad_token(config: GenerationConfig) -> int | None:
+    """The token behind a row's end, as `generate` chooses it; None: rows have no end."""
     ends = config.eos_token_id
     if ends is None:
         return None

@@ -42,17 +42,19 @@ METHODS: dict[str, type[Method]] = {
 
 
 def build(name: str, /, **options: object) -> Method:
-    """The method of that name, with its options: `build("apet", budget=64, basis=20)`."""
+    """Build a method from its name and options: `build("apet", budget=64, basis=20)`."""
     if name not in METHODS:
         known = "\n".join(f"  {method}: {', '.join(options_of(method))}" for method in METHODS)
         raise ValueError(
-            f"there is no method '{name}'{_hint(name, METHODS)}; methods and their options are\n{known}"
+            f"'{name}' is not a valid method{_hint(name, METHODS)}; methods and their options"
+            f" are\n{known}"
         )
     allowed = options_of(name)
     for option in options:
         if option not in allowed:
             raise ValueError(
-                f"{name} has no option '{option}'{_hint(option, allowed)}; its options are {', '.join(allowed)}"
+                f"{name} has no option '{option}'{_hint(option, allowed)}; its options are"
+                f" {', '.join(allowed)}"
             )
     return METHODS[name](**options)  # type: ignore[arg-type]
 
@@ -61,6 +63,6 @@ def options_of(name: str) -> list[str]:
     return [field.name for field in fields(METHODS[name])]
 
 
-def _hint(given: str, known: Iterable[str]) -> str:
-    close = get_close_matches(given, list(known), n=1)
+def _hint(name: str, valid: Iterable[str]) -> str:
+    close = get_close_matches(name, list(valid), n=1)
     return f" (did you mean '{close[0]}'?)" if close else ""

@@ -1,6 +1,8 @@
-"""ApET: keep what a small basis cannot explain, merge the rest. See `apet.core.compression`."""
+"""ApET: keep the tokens that a small basis explains worst, merge the rest.
 
-from __future__ import annotations
+See `apet.core.compression`. Acts at the encoder and in the middle of the decoder, on tokens alone,
+without attention weights.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,8 +15,6 @@ from apet.view import View
 
 @dataclass(frozen=True, kw_only=True)
 class ApET(Method):
-    """At the encoder and in the middle of the decoder, by the tokens alone; no attention weights."""
-
     name: ClassVar[str] = "apet"
 
     basis: int = 10
@@ -25,23 +25,25 @@ class ApET(Method):
 
     def select(self, view: View) -> Kept:
         basis, variant = min(self.basis, view.keep), self.variant
-        if variant == "release":  # needs a slot beside its basis; one token alone is the paper's
-            basis, variant = (
-                (min(self.basis, view.keep - 1), variant) if view.keep > 1 else (1, "paper")
-            )
+        if variant == "release":
+            # The release needs a slot beside its basis. A single token is kept as in the paper.
+            if view.keep > 1:
+                basis = min(self.basis, view.keep - 1)
+            else:
+                basis, variant = 1, "paper"
         (kept,) = self._compress([view], [basis], variant)
         return kept
 
     def select_batches(self, views: Sequence[View]) -> list[Kept]:
-        own = type(self).select is not ApET.select  # a subclass chooses otherwise
-        if own or len(views) == 1 or self.variant == "release":
+        overridden = type(self).select is not ApET.select
+        if overridden or len(views) == 1 or self.variant == "release":
             return super().select_batches(views)
         return self._compress(views, [min(self.basis, view.keep) for view in views], "paper")
 
     def _compress(
         self, views: Sequence[View], bases: Sequence[int], variant: Variant
     ) -> list[Kept]:
-        outs = compress_batches(
+        results = compress_batches(
             [view.tokens for view in views],
             [view.keep for view in views],
             bases,
@@ -51,4 +53,4 @@ class ApET(Method):
             variant=variant,
             check=False,  # would wait for the device inside the model's layers
         )
-        return [Kept(out.tokens, out.index) for out in outs]
+        return [Kept(result.tokens, result.index) for result in results]

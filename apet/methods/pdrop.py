@@ -1,29 +1,30 @@
-"""PyramidDrop: in stages, ever fewer of the visual tokens that the end of the instruction looks at.
+"""PyramidDrop: in stages, keep the visual tokens that the end of the instruction attends to.
 
-Keeps the tokens to which the last token of the prompt attends most, by the weights of the layer that is about to run
-(the mean over its heads), because redundancy grows with depth (Xing et al., 2024). Nothing is merged.
+Keeps the tokens to which the last token of the prompt attends most, by the weights of the layer
+that runs next, averaged over its heads: redundancy grows with depth (Xing et al., 2024). Nothing is
+merged.
 
-Acts at decoder layers 8, 16 and 24 of 32, where lambda, lambda^2 and lambda^3 of all tokens are left. The paper's
-lambda of 0.5 averages to 270 of 576; here it is solved for. [8, 16, 24] cannot reach small budgets: then the sites are
-at [2, 8, 16], as the author advises for such tables (lambda 0.253 at the first for 192; 0.420 and 0.192 at the second
-for 128 and 64), and below that as `apet.methods.decoder` says. Counts are rounded; the code takes the integer part.
+Acts at decoder layers 8, 16 and 24 of 32, where lambda, lambda^2 and lambda^3 of all tokens are
+left. The paper's lambda of 0.5 averages to 270 of 576; here lambda is solved for. [8, 16, 24]
+cannot reach small budgets: for these the sites are at [2, 8, 16], as the author advises for such
+tables (lambda 0.253 at the first for 192; 0.420 and 0.192 at the second for 128 and 64), and below
+that as in `apet.methods.decoder_method`. Counts are rounded; the code truncates them.
 
-The code renumbers positions after each stage, and ranks by the renumbered ones; here survivors keep theirs, so later
-stages can rank differently. Heads that share keys, which the code does not have, are all counted.
+The code renumbers positions after each stage and ranks by the renumbered ones. Here kept tokens
+keep theirs, so later stages can rank differently. Heads that share keys, which the code does not
+have, all count.
 
-Needs attention weights: one query of one layer a stage.
+Needs attention weights: one query of one layer per stage.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from apet.attention.weights import attended_by_last, most
+from apet.attention.recomputed_weights import attention_of_last_token, most_attended
 from apet.core.gram import gather
 from apet.methods.base import Kept
-from apet.methods.decoder import DecoderMethod
+from apet.methods.decoder_method import DecoderMethod
 from apet.view import View
 
 
@@ -38,5 +39,6 @@ class PDrop(DecoderMethod):
 
     def select(self, view: View) -> Kept:
         assert view.decoder is not None
-        places = most(attended_by_last(view, view.decoder.here), view.keep)
-        return Kept(gather(view.tokens, places), places)
+        attention = attention_of_last_token(view, view.decoder.next_layer)
+        indices = most_attended(attention, view.keep)
+        return Kept(gather(view.tokens, indices), indices)

@@ -1,13 +1,12 @@
-"""Random: any K tokens, every subset as likely. What a method must beat to have chosen anything.
+"""Random: keep any K tokens, every subset with equal probability. The baseline of all selection.
 
-Keeps tokens as they are and merges none. Acts once, at the encoder's output, with the whole budget: a control for
-what enters the decoder, which a second draw halfway would blur. Needs no attention weights.
-`seed` (0) and the row's own number (`Attachment.seeds`; the job gives the row's id) decide the draw, together with
-the site and the group's place among its row's groups of the same size, so that frames and crops are drawn apart.
-Batch, device and process do not matter.
+Merges nothing. Acts once, at the encoder's output, with the whole budget: a control for the
+decoder's input, which a second draw in the decoder would blur. Needs no attention weights.
+
+The draw depends on `seed` (0), the row's own seed (`Attachment.seeds`; a job gives the row's id),
+the site, and the number of the group among the row's groups of the same size, so that frames and
+crops are drawn separately. It does not depend on batch, device or process.
 """
-
-from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
@@ -23,8 +22,6 @@ from apet.view import View
 
 @dataclass(frozen=True, kw_only=True)
 class Random(Method):
-    """At the encoder, by chance."""
-
     name: ClassVar[str] = "random"
     encoder_only: ClassVar[bool] = True
 
@@ -32,11 +29,11 @@ class Random(Method):
 
     def select(self, view: View) -> Kept:
         count = view.tokens.shape[1]
-        met: Counter[int] = Counter()
+        drawn: Counter[int] = Counter()  # groups of each row
         draws = []
-        for row, number in zip(view.rows[:, 0].tolist(), view.seeds, strict=True):
-            generator = Generator(f"{self.seed}/{number}/{view.stage}/{view.layer}/{met[row]}")
+        for row, row_seed in zip(view.rows[:, 0].tolist(), view.seeds, strict=True):
+            generator = Generator(f"{self.seed}/{row_seed}/{view.stage}/{view.layer}/{drawn[row]}")
             draws.append(sorted(generator.sample(range(count), view.keep)))
-            met[row] += 1
-        places = torch.tensor(draws, device=view.tokens.device)
-        return Kept(gather(view.tokens, places), places)
+            drawn[row] += 1
+        indices = torch.tensor(draws, device=view.tokens.device)
+        return Kept(gather(view.tokens, indices), indices)

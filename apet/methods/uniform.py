@@ -1,12 +1,11 @@
-"""Uniform: a grid of tokens over the picture, whatever it shows.
+"""Uniform: keep a regular grid of tokens, whatever the picture shows.
 
-The picture is cut into exactly K regions of nearly equal size (`apet.core.regions`); the token in the middle of each stays
-as it is, and none is merged. Acts once, at the encoder's output, with the whole budget: a control for what enters
-the decoder. (A schedule may place it in the decoder too, where a medium's tokens have no picture any more: there it
-thins them evenly in their order.) No options of its own, no attention weights.
+The picture is divided into exactly K regions of nearly equal size (`apet.core.regions`). The
+central token of each stays unchanged, and nothing is merged. Acts once, at the encoder's output,
+with the whole budget: a control for the decoder's input. A schedule may also place it in the
+decoder, where a medium's tokens no longer form a picture: there it thins them evenly in their
+order. No options of its own, no attention weights.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -19,12 +18,10 @@ from apet.view import View
 
 @dataclass(frozen=True, kw_only=True)
 class Uniform(Method):
-    """At the encoder, evenly over the picture."""
-
     name: ClassVar[str] = "uniform"
     encoder_only: ClassVar[bool] = True
 
     def select(self, view: View) -> Kept:
         _, centres = partition(*view.grid, view.keep)
-        places = centres.to(view.tokens.device).expand(len(view.tokens), -1)
-        return Kept(gather(view.tokens, places), places)
+        indices = centres.to(view.tokens.device).expand(len(view.tokens), -1)
+        return Kept(gather(view.tokens, indices), indices)
