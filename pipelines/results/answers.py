@@ -116,8 +116,7 @@ def _is_repeated(row_ids: pa.ChunkedArray) -> Mask:
 
 def read(folder: Folder, columns: Sequence[str] | None = None) -> pa.Table:
     """All answers of a run, sorted by row_id."""
-    parts = run_concurrently(lambda name: _read_part(folder, name, columns), answer_files(folder))
-    table = pa.concat_tables([_empty(columns), *parts])
+    table = pa.concat_tables([_empty(columns), *batches(folder, columns)])
     return table.sort_by("row_id") if "row_id" in table.column_names else table
 
 

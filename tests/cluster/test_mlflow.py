@@ -1,4 +1,4 @@
-"""Records in a real MLflow: a database file, and a server that is down, hangs, or comes back."""
+"""Records in a real MLflow: a database file, and a server that is down, hangs or comes back."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ from pipelines.results.run_record import RunRecord, commit_of, git_commit
 from pipelines.results.storage import Folder
 from tests.support import ROOT
 
-pytestmark = [  # of MLflow and what it stands on, and of its connections to a database that it never closes
+# MLflow's warnings, and those of its database connections, which it never closes.
+pytestmark = [
+    pytest.mark.usefixtures("subprocesses", "servers"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
@@ -39,7 +41,7 @@ NUMBER = count()
 
 @pytest.fixture(scope="session")
 def database(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One file for all tests: making it takes seconds. Each test has an experiment of its own."""
+    """One file for all tests, since creating it takes seconds. Each test has its own experiment."""
     return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'deep' / 'mlflow.db'}"
 
 
@@ -62,15 +64,15 @@ def client(uri: str) -> Any:
 
 
 def runs(uri: str, experiment: str) -> dict[str, Any]:
-    there = client(uri)
-    known = there.get_experiment_by_name(experiment)
-    found = there.search_runs([known.experiment_id]) if known else []
-    assert len({run.info.run_name for run in found}) == len(found), "a run is there twice"
+    mlflow = client(uri)
+    known = mlflow.get_experiment_by_name(experiment)
+    found = mlflow.search_runs([known.experiment_id]) if known else []
+    assert len({run.info.run_name for run in found}) == len(found), "a run exists twice"
     return {run.info.run_name: run for run in found}
 
 
 def job_and_point(output: Folder) -> tuple[RunRecord, RunRecord]:
-    """A job with one point, as they are while it runs."""
+    """Records of a running job and its only run."""
     job = RunRecord("job", config={"model": "demo", "methods": ["vanilla", "apet"]})
     point = RunRecord(
         "shapes-demo-apet-64",
@@ -116,8 +118,8 @@ def finish(output: Folder, job: RunRecord, point: RunRecord) -> None:
 
 
 def check(uri: str, experiment: str, job: RunRecord, point: RunRecord) -> None:
-    """All that the records say is there, once."""
-    there = client(uri)
+    """Check that MLflow has everything in the records exactly once."""
+    mlflow = client(uri)
     found = runs(uri, experiment)
     assert found.keys() == {job.name, point.name}
     parent, child = found[job.name], found[point.name]
@@ -139,30 +141,32 @@ def check(uri: str, experiment: str, job: RunRecord, point: RunRecord) -> None:
     assert parent.data.metrics["wall_s"] == 3.0
     assert "system/driver_cpu_percentage" in parent.data.metrics
     assert child.info.end_time == int(1000 * (point.ended or 0))
-    progress = there.get_metric_history(child.info.run_id, "rows_done")
+    progress = mlflow.get_metric_history(child.info.run_id, "rows_done")
     expected = [(p["step"], p["rows_done"], p["ts_ms"]) for p in point.history if "rows_done" in p]
     assert sorted((metric.step, metric.value, metric.timestamp) for metric in progress) == expected
-    assert [each.step for each in there.get_metric_history(child.info.run_id, "accuracy")] == [
-        0
-    ]  # a bar, not a line
+    # One value at step 0, for which MLflow draws a bar, not a line.
+    accuracy = mlflow.get_metric_history(child.info.run_id, "accuracy")
+    assert [metric.step for metric in accuracy] == [0]
     assert [(d.dataset.name, d.dataset.digest) for d in child.inputs.dataset_inputs] == [
         ("shapes", point.dataset["digest"][:36])
     ]
     assert "secret" not in repr(child.to_dictionary())
-    assert {entry.path for entry in there.list_artifacts(child.info.run_id)} == set(point.artifacts)
+    assert {entry.path for entry in mlflow.list_artifacts(child.info.run_id)} == set(
+        point.artifacts
+    )
     assert json.loads(child.data.tags["mlflow.loggedArtifacts"]) == [
         {"path": "answers.table.json", "type": "table"}
     ]
-    local = there.download_artifacts(child.info.run_id, "config.yaml")
+    local = mlflow.download_artifacts(child.info.run_id, "config.yaml")
     assert Path(local).read_bytes() == b"model: demo\n"
 
 
-def tracked(
+def track_job(
     output: Folder, uri: str, experiment: str, points: int = 120
 ) -> tuple[RunRecord, RunRecord, bool, float]:
-    """A short job; whether MLflow got all, and the longest time that the job waited."""
-    said: list[str] = []
-    tracker = Tracker(uri, experiment, interval=0.2, say=said.append)
+    """Run a short job. Returns also whether MLflow is complete, and the job's longest wait."""
+    messages: list[str] = []
+    tracker = Tracker(uri, experiment, interval=0.2, say=messages.append)
     job, point = job_and_point(output)
     waits = []
     for record in (job, point):
@@ -183,7 +187,7 @@ def tracked(
     return job, point, complete, max(waits)
 
 
-def test_a_job_is_in_mlflow_and_stays_as_it_is(
+def test_tracked_job_is_complete_in_mlflow_and_replay_changes_nothing(
     database: str,
     experiment: str,
     output: Folder,
@@ -191,9 +195,9 @@ def test_a_job_is_in_mlflow_and_stays_as_it_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(output.local.parent if output.local else ".")
-    job, point, complete, waited = tracked(output, database, experiment)
+    job, point, complete, longest_wait = track_job(output, database, experiment)
     assert complete
-    assert waited < 2
+    assert longest_wait < 2
     assert capfd.readouterr() == ("", "")
     check(database, experiment, job, point)
     assert RunRecord.load(output.child(point.name)).mlflow["synced"]
@@ -208,24 +212,24 @@ def test_a_job_is_in_mlflow_and_stays_as_it_is(
     )
 
 
-def test_a_server_that_is_down_gets_everything_later(
+@pytest.mark.usefixtures("servers")
+def test_replay_brings_what_a_server_that_was_down_missed(
     database: str, experiment: str, output: Folder
 ) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         uri = f"http://user:secret@127.0.0.1:{free.getsockname()[1]}"
-    job, point, complete, waited = tracked(output, uri, experiment)
+    job, point, complete, longest_wait = track_job(output, uri, experiment)
     assert not complete
-    assert waited < 5
+    assert longest_wait < 5
     saved = (output.local or Path()) / point.name / "record.json"
     assert "secret" not in saved.read_text()
     assert not json.loads(saved.read_text())["mlflow"]["synced"]
     lines: list[str] = []
     assert not replay(output.uri, say=lines.append)
     assert "*** stands for its password; use --tracking-uri with all of it" in lines[0]
-    assert not replay(
-        output.uri, uri.replace("user:secret", "***"), say=lines.append
-    )  # as the job's last line has it
+    # The address as the job's last line shows it.
+    assert not replay(output.uri, uri.replace("user:secret", "***"), say=lines.append)
     assert "*** stands for its password" in lines[1]
     for word in ("brought", "was there"):
         lines = []
@@ -239,72 +243,77 @@ def test_a_server_that_is_down_gets_everything_later(
         )
 
 
-def test_a_server_that_hangs_is_not_waited_for(experiment: str, output: Folder) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as mute:  # connects, and never says a word
-        _, point, complete, waited = tracked(
+@pytest.mark.usefixtures("servers")
+def test_job_does_not_wait_for_a_server_that_hangs(experiment: str, output: Folder) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:  # accepts connections, never responds
+        _, point, complete, longest_wait = track_job(
             output, f"http://127.0.0.1:{mute.getsockname()[1]}", experiment
         )
     assert not complete
-    assert waited < 5
+    assert longest_wait < 5
     assert len(RunRecord.load(output.child(point.name)).history) == 120
 
 
-def test_a_lost_database_is_made_again_from_the_records(
+def test_deleted_runs_are_created_again_from_the_records(
     experiment: str, output: Folder, tmp_path: Path, database: str
 ) -> None:
-    job, point, complete, _ = tracked(output, database, experiment, points=5)
+    job, point, complete, _ = track_job(output, database, experiment, points=5)
     assert complete
-    there = client(database)
+    mlflow = client(database)
     for run in runs(database, experiment).values():
-        there.delete_run(run.info.run_id)
+        mlflow.delete_run(run.info.run_id)
     assert replay(output.uri, say=lambda text: None)
     check(database, experiment, job, point)
 
 
-def test_a_copy_of_the_records_is_the_same_runs(
+def test_replay_of_stale_records_creates_no_second_run(
     database: str, experiment: str, output: Folder, tmp_path: Path
 ) -> None:
-    """Whose tracker died before it noted what it had done brings everything again, and nothing is twice."""
-    job, point, _, _ = tracked(output, database, experiment, points=5)
+    """A tracker that died before it noted its work sends everything again."""
+    job, point, _, _ = track_job(output, database, experiment, points=5)
     for record in (job, point):
         stale = RunRecord.load(output.child(record.name))
-        stale.track({})
+        stale.note_mlflow({})
         stale.save(output.child(record.name))
     assert replay(output.uri, database, experiment, say=lambda text: None)
     check(database, experiment, job, point)
 
 
-def test_a_login_goes_where_it_belongs(output: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever writes a record.json does not get the token of who brings it to MLflow, wherever MLflow finds it."""
-    asked: list[str] = []
-    monkeypatch.setattr(MlflowExperiment, "bring", lambda self, *_: asked.append(self.uri))
-    monkeypatch.setattr(MlflowExperiment, "adopt", lambda self, state: dict(state))
+def test_replay_trusts_no_server_that_only_a_record_names(
+    output: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The author of a record.json must not get the login of the user who replays it."""
+    synced_uris: list[str] = []
+    monkeypatch.setattr(MlflowExperiment, "sync", lambda self, *_: synced_uris.append(self.uri))
+    monkeypatch.setattr(MlflowExperiment, "initial_state", lambda self, state: dict(state))
     record = RunRecord("theirs", mlflow={"uri": "http://theirs.example"})
     record.save(output)
-    said: list[str] = []
-    assert not replay(output.uri, say=said.append)
-    assert "theirs: its record names http://theirs.example. Anybody can write a record" in said[0]
-    assert "give it as --tracking-uri" in said[0]
-    assert asked == []
-    assert replay(output.uri, "http://theirs.example", say=said.append)
+    messages: list[str] = []
+    assert not replay(output.uri, say=messages.append)
+    assert (
+        "theirs: its record names http://theirs.example. Anybody can write a record" in messages[0]
+    )
+    assert "give it as --tracking-uri" in messages[0]
+    assert synced_uris == []
+    assert replay(output.uri, "http://theirs.example", say=messages.append)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://theirs.example")
-    assert replay(output.uri, say=said.append)
-    assert asked == ["http://theirs.example"] * 2
+    assert replay(output.uri, say=messages.append)
+    assert synced_uris == ["http://theirs.example"] * 2
     RunRecord("ours", mlflow={"uri": "http://***@ours.example"}).save(output)
-    assert not replay(output.uri, say=said.append)
+    assert not replay(output.uri, say=messages.append)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@ours.example")
-    assert replay(output.uri, say=said.append)  # whose password records leave out
-    assert asked[2:] == ["http://me:secret@ours.example"]
+    assert replay(output.uri, say=messages.append)  # records leave out the password
+    assert synced_uris[2:] == ["http://me:secret@ours.example"]
 
 
 @pytest.mark.parametrize(
     "place",
     ["https://theirs.example/api", " https://theirs.example", "models:/theirs/1", "HTTP://x.y"],
 )
-def test_a_database_sends_the_login_nowhere_either(
+def test_artifacts_go_to_no_server_that_a_database_names(
     place: str, database: str, experiment: str, output: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its runs may have their files at a server, which MLflow's client would log in to. All else is brought."""
+    """MLflow's client would log in to the server with the files. Everything else is sent."""
     client(database).create_experiment(experiment, artifact_location=place)
     sent: list[object] = []
     monkeypatch.setattr("mlflow.MlflowClient.log_artifact", lambda *given: sent.append(given))
@@ -312,23 +321,24 @@ def test_a_database_sends_the_login_nowhere_either(
     record.end("finished", {"accuracy": 0.5})
     record.save(output.child("theirs"))
     output.child("theirs").write("config.yaml", b"a: 1")
-    said: list[str] = []
-    assert not replay(output.uri, database, experiment, say=said.append)
-    assert "may be sent your login; give that server's own address as --tracking-uri" in said[0]
+    messages: list[str] = []
+    assert not replay(output.uri, database, experiment, say=messages.append)
+    assert "may be sent your login; give that server's own address as --tracking-uri" in messages[0]
     assert sent == []
     run = runs(database, experiment)["theirs"]
     assert (run.info.status, run.data.metrics["accuracy"]) == ("FINISHED", 0.5)
 
 
-def test_a_run_that_goes_on_is_the_same_run(database: str, experiment: str, output: Folder) -> None:
-    _, point, _, _ = tracked(output, database, experiment, points=5)
+def test_resumed_run_is_the_same_run_in_mlflow(
+    database: str, experiment: str, output: Folder
+) -> None:
+    _, point, _, _ = track_job(output, database, experiment, points=5)
     first = runs(database, experiment)[point.name]
     again = RunRecord.load(output.child(point.name))
     again.resume()
     again.config["batch_size"] = 4
-    again.config["model"] = (
-        "another"  # MLflow's params cannot change; the config file has the latest
-    )
+    # MLflow's params cannot change; the config file has the latest ones.
+    again.config["model"] = "another"
     output.child(again.name).write("config.yaml", b"model: another\n")
     tracker = Tracker(database, experiment, interval=0.2)
     tracker.watch(again, output.child(again.name))
@@ -351,7 +361,7 @@ def test_a_run_that_goes_on_is_the_same_run(database: str, experiment: str, outp
     )
 
 
-def test_a_run_with_too_many_errors_has_failed(
+def test_run_with_too_many_errors_is_failed_in_mlflow(
     database: str, experiment: str, output: Folder
 ) -> None:
     record = RunRecord("full of errors")
@@ -364,20 +374,22 @@ def test_a_run_with_too_many_errors_has_failed(
         "FAILED",
         "9 of 20 rows ended in an error",
     )
-    record = mended(output.child(record.name), database, experiment)
+    record = end_again(output.child(record.name), database, experiment)
     assert description(database, experiment, record.name) == ("FINISHED", "")
 
 
-def test_a_persons_note_is_left_alone(database: str, experiment: str, output: Folder) -> None:
+def test_description_written_by_a_person_stays(
+    database: str, experiment: str, output: Folder
+) -> None:
     record = RunRecord("full of errors")
     record.end("finished", {"rows_error": 9}, "9 of 20 rows ended in an error")
     record.save(output.child(record.name))
     assert replay(output.uri, database, experiment, say=lambda text: None)
     run = runs(database, experiment)[record.name]
     client(database).set_tag(run.info.run_id, "mlflow.note.content", "a person's")
-    mended(output.child(record.name), database, experiment)
+    end_again(output.child(record.name), database, experiment)
     assert description(database, experiment, record.name) == ("FINISHED", "a person's")
-    mended(output.child(record.name), database, experiment, "8 of 20 rows ended in an error")
+    end_again(output.child(record.name), database, experiment, "8 of 20 rows ended in an error")
     assert description(database, experiment, record.name) == ("FAILED", "a person's")
 
 
@@ -386,8 +398,8 @@ def description(database: str, experiment: str, name: str) -> tuple[str, str]:
     return run.info.status, run.data.tags["mlflow.note.content"]
 
 
-def mended(folder: Folder, database: str, experiment: str, message: str = "") -> RunRecord:
-    """A run that ends again, otherwise."""
+def end_again(folder: Folder, database: str, experiment: str, message: str = "") -> RunRecord:
+    """Load a run, end it again with a message, and replay it."""
     record = RunRecord.load(folder)
     record.end("finished", {"rows_error": 1}, message)
     record.save(folder)
@@ -395,97 +407,96 @@ def mended(folder: Folder, database: str, experiment: str, message: str = "") ->
     return record
 
 
-def failed(folder: Folder, database: str, experiment: str) -> Tracker:
-    """The tracker of a run that has just failed and whose lock is about to be given back."""
+def release_failed_run(folder: Folder, database: str, experiment: str) -> Tracker:
+    """The tracker of a run that has just failed and whose lock is about to be released."""
     record = RunRecord("failed")
     tracker = Tracker(database, experiment, interval=60)
     tracker.watch(record, folder)
-    until(lambda: folder.exists("record.json"))
+    wait_until(lambda: folder.exists("record.json"))
     record.end("failed", {"accuracy": 0.5}, "a worker died")
     record.save(folder)
     tracker.loosen(record)
     return tracker
 
 
-def test_a_run_whose_lock_is_given_back_notes_what_mlflow_has(
+def test_record_of_a_released_run_says_what_mlflow_has(
     database: str, experiment: str, output: Folder
 ) -> None:
-    tracker = failed(output, database, experiment)
-    with Lock(output):  # ours, still
+    tracker = release_failed_run(output, database, experiment)
+    with Lock(output):  # not released yet
         assert tracker.stop(60)
     lines: list[str] = []
     assert replay(output.uri, database, experiment, say=lines.append)
     assert "was there" in lines[0]
 
 
-def another_begins(folder: Folder) -> None:
+def resume_elsewhere(folder: Folder) -> None:
     record = RunRecord.load(folder)
     record.resume()
     record.log(3, {"progress.rows_done": 3})
     record.save(folder)
 
 
-def another_is_about_to(folder: Folder) -> None:
+def lock_elsewhere(folder: Folder) -> None:
     folder.write(Lock.NAME, b"{}")
 
 
-@pytest.mark.parametrize("takes_over", [another_begins, another_is_about_to])
-def test_a_run_that_another_job_takes_over_is_not_written(
-    takes_over: Callable[[Folder], None], database: str, experiment: str, output: Folder
+@pytest.mark.parametrize("take_over", [resume_elsewhere, lock_elsewhere])
+def test_released_record_is_not_written_any_more(
+    take_over: Callable[[Folder], None], database: str, experiment: str, output: Folder
 ) -> None:
-    tracker = failed(output, database, experiment)
-    takes_over(output)
-    left = output.read("record.json")
+    tracker = release_failed_run(output, database, experiment)
+    take_over(output)
+    before = output.read("record.json")
     assert tracker.stop(60)
-    assert output.read("record.json") == left
+    assert output.read("record.json") == before
     assert runs(database, experiment)["failed"].info.status == "FAILED"
 
 
-def test_what_a_running_job_notes_itself_is_not_noted_by_others(
+def test_replay_does_not_write_the_record_of_a_running_job(
     database: str, experiment: str, output: Folder
 ) -> None:
     RunRecord("running").save(output)
-    another_is_about_to(output)
-    left = output.read("record.json")
+    lock_elsewhere(output)
+    before = output.read("record.json")
     assert replay(output.uri, database, experiment, say=lambda text: None)
-    assert output.read("record.json") == left
+    assert output.read("record.json") == before
     assert runs(database, experiment).keys() == {"running"}
 
 
-def test_what_stands_still_is_not_read_again(
+def test_unchanged_records_are_not_read_again(
     database: str, experiment: str, output: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A sweep has hundreds of records, most of them waiting or done."""
+    """A sweep has hundreds of records, most of which are waiting or done."""
     read: list[int] = []
-    whole = RunRecord.snapshot
+    intact = RunRecord.snapshot
 
-    def counted(self: RunRecord) -> dict[str, Any]:
+    def count_snapshot(self: RunRecord) -> dict[str, Any]:
         read.append(len(self.history))
-        return whole(self)
+        return intact(self)
 
     record = RunRecord("still", parent={"id": "of a job", "name": "job"})
     tracker = Tracker(database, experiment, interval=0.02)
     tracker.watch(record, output.child(record.name))
-    until(
-        lambda: output.child(record.name).exists("record.json")
-    )  # the tracker saves it when MLflow has it
-    monkeypatch.setattr(RunRecord, "snapshot", counted)
+    # The tracker saves the record when MLflow has it.
+    wait_until(lambda: output.child(record.name).exists("record.json"))
+    monkeypatch.setattr(RunRecord, "snapshot", count_snapshot)
     time.sleep(0.5)
     assert read == []
     record.log(1, {"rows_done": 1}, force=True)
-    until(lambda: record.mlflow["history"] == 1)
+    wait_until(lambda: record.mlflow["history"] == 1)
     assert read[0] == 1
     assert tracker.stop(60)
 
 
-def until(true: Callable[[], bool]) -> None:
+def wait_until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 60
-    while not true():
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
-def test_a_run_that_another_job_has_is_left_alone(
+def test_dropped_record_is_not_written_any_more(
     database: str, experiment: str, output: Folder
 ) -> None:
     job, point = job_and_point(output)
@@ -502,18 +513,18 @@ def test_a_run_that_another_job_has_is_left_alone(
     assert runs(database, experiment).keys() >= {job.name}
 
 
-def test_a_run_is_not_made_after_its_job_has_given_up(
+def test_tracker_that_has_given_up_creates_no_run(
     database: str, experiment: str, output: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who replays the record at once would make another."""
-    answered, find = threading.Event(), MlflowExperiment._find
+    """Otherwise a replay that starts at once would create a second one."""
+    answered, find = threading.Event(), MlflowExperiment._find_run
 
     def late(self: MlflowExperiment, record_id: str) -> Any:
         found = find(self, record_id)
         answered.wait(60)
         return found
 
-    monkeypatch.setattr(MlflowExperiment, "_find", late)
+    monkeypatch.setattr(MlflowExperiment, "_find_run", late)
     record = RunRecord("late")
     tracker = Tracker(database, experiment, interval=0.05, say=lambda text: None)
     tracker.watch(record, output.child(record.name))
@@ -525,7 +536,7 @@ def test_a_run_is_not_made_after_its_job_has_given_up(
     assert list(runs(database, experiment)) == ["late"]
 
 
-def test_a_missing_artifact_costs_nothing_else(
+def test_missing_artifact_does_not_stop_the_rest(
     database: str, experiment: str, output: Folder
 ) -> None:
     record = RunRecord("lonely", artifacts=["config.yaml", "figures/accuracy.svg"])
@@ -540,17 +551,17 @@ def test_a_missing_artifact_costs_nothing_else(
     assert (run.info.status, run.data.metrics["accuracy"]) == ("FINISHED", 1.0)
     folder.child("figures").write("accuracy.svg", b"<svg/>")
     assert replay(output.uri, say=lambda text: None)
-    there = client(database)
-    assert {entry.path for entry in there.list_artifacts(run.info.run_id)} == {
+    mlflow = client(database)
+    assert {entry.path for entry in mlflow.list_artifacts(run.info.run_id)} == {
         "config.yaml",
         "figures",
     }
-    assert [entry.path for entry in there.list_artifacts(run.info.run_id, "figures")] == [
+    assert [entry.path for entry in mlflow.list_artifacts(run.info.run_id, "figures")] == [
         "figures/accuracy.svg"
     ]
 
 
-def alive(uri: str) -> bool:
+def is_alive(uri: str) -> bool:
     try:
         with urllib.request.urlopen(f"{uri}/health", timeout=2) as answer:
             return bool(answer.status == 200)
@@ -559,12 +570,12 @@ def alive(uri: str) -> bool:
 
 
 @pytest.fixture
-def server(tmp_path: Path, database: str) -> Iterator[Any]:
-    """A real server that can be started late, stopped in its tracks and let go on."""
+def server(subprocesses: None, servers: None, tmp_path: Path, database: str) -> Iterator[Any]:
+    """A real server that can be started late, suspended and resumed."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    client(database).search_experiments()  # makes the file, if this is the first test
+    client(database).search_experiments()  # creates the file if this is the first test
     shutil.copy(database.removeprefix("sqlite:///"), tmp_path / "server.db")
     environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
     command = [
@@ -603,36 +614,38 @@ def server(tmp_path: Path, database: str) -> Iterator[Any]:
                     )
                 )
             deadline = time.monotonic() + 180
-            while not alive(self.uri):
+            while not is_alive(self.uri):
                 assert time.monotonic() < deadline, (tmp_path / "server.log").read_text()
                 time.sleep(0.5)
 
         def signal(self, number: int) -> None:
             os.killpg(processes[0].pid, number)
 
-    made = Server()
-    yield made
+    mlflow_server = Server()
+    yield mlflow_server
     if processes:
-        made.signal(signal.SIGCONT)
-        made.signal(signal.SIGKILL)
+        mlflow_server.signal(signal.SIGCONT)
+        mlflow_server.signal(signal.SIGKILL)
         processes[0].wait(30)
 
 
-def test_a_server_that_comes_back_has_all(server: Any, experiment: str, output: Folder) -> None:
-    """Down at first, then there, then hung while the job ends: MLflow lacks nothing in the end."""
-    said: list[str] = []
-    tracker = Tracker(server.uri, experiment, interval=0.2, say=said.append)
+def test_server_that_comes_back_gets_everything(
+    server: Any, experiment: str, output: Folder
+) -> None:
+    """It is down at first, then up, then hangs while the job ends; finally it has everything."""
+    messages: list[str] = []
+    tracker = Tracker(server.uri, experiment, interval=0.2, say=messages.append)
     job, point = job_and_point(output)
     tracker.watch(job, output.child(job.name))
     tracker.watch(point, output.child(point.name))
     for step in range(60):
         point.log(step, {"rows_done": step}, force=True)
     server.start()
-    assert len(said) == 1
-    assert "goes on" in said[0]
+    assert len(messages) == 1
+    assert "continues" in messages[0]
     deadline = time.monotonic() + 180
-    while "answers again" not in said[-1]:
-        assert time.monotonic() < deadline, said
+    while "responds again" not in messages[-1]:
+        assert time.monotonic() < deadline, messages
         time.sleep(0.2)
     assert point.mlflow["history"] == 60
     server.signal(signal.SIGSTOP)
@@ -643,12 +656,12 @@ def test_a_server_that_comes_back_has_all(server: Any, experiment: str, output: 
     assert not tracker.stop(2)
     assert time.monotonic() - began < 3
     command = re.search(
-        r"python (jobs/track.py) <output>( --tracking-uri \S+) brings it there",
+        r"python (jobs/track.py) <output>( --tracking-uri \S+) copies it there",
         tracker.problem or "",
     )
     assert command is not None
     server.signal(signal.SIGCONT)
-    while not alive(server.uri):
+    while not is_alive(server.uri):
         time.sleep(0.5)
     for word in ("brought", "was there"):
         done = subprocess.run(
@@ -667,26 +680,26 @@ def test_a_server_that_comes_back_has_all(server: Any, experiment: str, output: 
     )
 
 
-def test_a_folder_without_records_is_said(output: Folder) -> None:
+def test_replay_of_a_folder_without_records_fails(output: Folder) -> None:
     lines: list[str] = []
     assert not replay(output.uri, say=lines.append)
     assert "no record.json" in lines[0]
 
 
-def test_a_record_that_cannot_be_read_costs_no_other(
+def test_unreadable_record_does_not_stop_the_others(
     database: str, experiment: str, output: Folder
 ) -> None:
     output.child("broken").write("record.json", b'{"name": "bro')
-    whole = RunRecord("whole")
-    whole.end("finished")
-    whole.save(output.child("whole"))
+    intact = RunRecord("intact")
+    intact.end("finished")
+    intact.save(output.child("intact"))
     lines: list[str] = []
     assert not replay(output.uri, database, experiment, say=lines.append)
-    assert "broken/record.json cannot be read" in lines[0]
-    assert runs(database, experiment).keys() == {"whole"}
+    assert re.search("cannot read .*broken/record.json", lines[0])
+    assert runs(database, experiment).keys() == {"intact"}
 
 
-def test_the_history_stays_short(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_history_of_a_week_has_a_few_thousand_points(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1_000_000.0
     monkeypatch.setattr(time, "time", lambda: now)
     monkeypatch.setattr(time, "monotonic", lambda: now)
@@ -702,7 +715,7 @@ def test_the_history_stays_short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("jump", [-30 * 86_400.0, 30 * 86_400.0])
-def test_the_history_goes_on_when_the_clock_jumps(
+def test_history_interval_is_independent_of_the_clock(
     jump: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wall = steady = 1_000_000.0
@@ -721,7 +734,7 @@ def test_the_history_goes_on_when_the_clock_jumps(
     assert [point["step"] for point in record.history] == [*range(0, 40, 5), *range(35, 55, 5)]
 
 
-def test_a_record_is_what_was_saved(output: Folder) -> None:
+def test_loaded_record_equals_the_saved_one(output: Folder) -> None:
     job, point = job_and_point(output)
     point.log(1, {"rows_done": 1})
     point.save(output.child(point.name))
@@ -730,14 +743,16 @@ def test_a_record_is_what_was_saved(output: Folder) -> None:
     assert again.id == point.id != job.id
 
 
-def test_how_to_look(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dashboard_is_an_address_or_a_command_without_secrets(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert dashboard("http://u:p@mlflow:5000") == "http://***@mlflow:5000"
     assert dashboard("sqlite:////a b/mlflow.db").endswith(
         "mlflow ui --backend-store-uri 'sqlite:////a b/mlflow.db'"
     )
 
 
-def test_the_commit_is_gits_or_the_images(tmp_path: Path) -> None:
+def test_commit_comes_from_git_or_from_the_image(tmp_path: Path) -> None:
     outer, inner = tmp_path / "outer", tmp_path / "outer" / "inner"
     inner.mkdir(parents=True)
     assert commit_of(inner) is None

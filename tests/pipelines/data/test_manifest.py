@@ -1,4 +1,4 @@
-"""Data sets of every layout give the same rows, bad rows included, and no path leads out of the media root."""
+"""Data sets in every format: equal rows, bad ones included, and nothing outside the media root."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def write_parquet(folder: Path) -> Path:
     return folder / "m.parquet"
 
 
-LAYOUTS = [
+WRITERS = [
     write_jsonl,
     write_array,
     write_csv,
@@ -84,14 +84,14 @@ LAYOUTS = [
 ]
 
 
-@pytest.fixture(params=[1 << 20, 61], ids=["whole", "in small pieces"])
+@pytest.fixture(params=[1 << 20, 61], ids=["one chunk", "small chunks"])
 def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base, "CHUNK", request.param)
 
 
 @pytest.mark.usefixtures("chunk")
-@pytest.mark.parametrize("write", LAYOUTS, ids=["jsonl", "array", "csv", "tsv", "parquet"])
-def test_every_layout_gives_the_same_rows(tmp_path: Path, write: Callable[[Path], Path]) -> None:
+@pytest.mark.parametrize("write", WRITERS, ids=["jsonl", "array", "csv", "tsv", "parquet"])
+def test_rows_are_equal_in_every_format(tmp_path: Path, write: Callable[[Path], Path]) -> None:
     manifest = pickle.loads(pickle.dumps(Manifest.of(str(write(tmp_path)))))
     index = manifest.index()
     assert index.schema == INDEX
@@ -101,7 +101,7 @@ def test_every_layout_gives_the_same_rows(tmp_path: Path, write: Callable[[Path]
     assert manifest.index(limit=5)["row_id"].to_pylist() == [row.row_id for row in EXPECTED[:5]]
 
 
-def test_a_folder_of_shards_and_a_pattern(tmp_path: Path) -> None:
+def test_folder_of_shards_is_read_in_order_and_by_pattern(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     table = pa.Table.from_pylist(ROWS)
     for shard in range(5):
@@ -122,7 +122,7 @@ def test_a_folder_of_shards_and_a_pattern(tmp_path: Path) -> None:
         Manifest.of(str(tmp_path))
 
 
-def test_media_embedded_as_on_the_hub(tmp_path: Path) -> None:
+def test_embedded_media_of_hub_datasets_are_read(tmp_path: Path) -> None:
     struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     table = pa.table(
         {
@@ -147,7 +147,7 @@ def test_media_embedded_as_on_the_hub(tmp_path: Path) -> None:
     assert [row.answers for row in rows] == [("yes",), (), ("no",)]
 
 
-def test_aliases_and_kinds(tmp_path: Path) -> None:
+def test_column_aliases_and_kinds_are_recognized(tmp_path: Path) -> None:
     lines = [
         {
             "question_id": 1,
@@ -175,7 +175,7 @@ def test_aliases_and_kinds(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["image", "video"])
-def test_a_folder_of_media(tmp_path: Path, kind: Kind) -> None:
+def test_folder_of_media_has_one_row_a_file(tmp_path: Path, kind: Kind) -> None:
     for name in ("b.jpg", "a/1.PNG", "c.mp4", "notes.txt", ".hidden.jpg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
@@ -184,15 +184,15 @@ def test_a_folder_of_media(tmp_path: Path, kind: Kind) -> None:
     assert [row.row_id for row in rows] == (["a/1.PNG", "b.jpg"] if kind == "image" else ["c.mp4"])
     assert {row.question for row in rows} == {f"Describe the {kind}."}
     assert manifest.fetch(rows[0].media[0]) == tmp_path / rows[0].row_id
-    asked = Manifest.of(str(tmp_path), kind=kind, question="Why?")
-    assert asked.read(asked.index())[0].question == "Why?"
+    with_question = Manifest.of(str(tmp_path), kind=kind, question="Why?")
+    assert with_question.read(with_question.index())[0].question == "Why?"
     before = manifest.digest()
-    assert asked.digest() != before
+    assert with_question.digest() != before
     (tmp_path / ("d.jpg" if kind == "image" else "d.mp4")).write_bytes(b"")
     assert manifest.digest() != before
 
 
-def test_links_in_a_circle(tmp_path: Path) -> None:
+def test_circular_links_are_visited_once(tmp_path: Path) -> None:
     (tmp_path / "data" / "sub").mkdir(parents=True)
     (tmp_path / "data" / "sub" / "a.jpg").write_bytes(b"x")
     for name in ("one", "two"):
@@ -211,7 +211,7 @@ def pack(path: Path, members: dict[str, bytes], format: int = tarfile.PAX_FORMAT
 
 
 @pytest.mark.parametrize("format", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
-def test_webdataset(tmp_path: Path, format: int) -> None:
+def test_webdataset_groups_members_by_stem(tmp_path: Path, format: int) -> None:
     long = "w" * 200 + "ö"
     for shard in range(2):
         members = {
@@ -244,11 +244,11 @@ def test_webdataset(tmp_path: Path, format: int) -> None:
     assert "the row has no image" in rows[4].error
 
 
-def test_a_tar_that_was_cut_says_so(tmp_path: Path) -> None:
-    whole = pack(
+def test_cut_tar_has_an_error_row_for_the_lost_rows(tmp_path: Path) -> None:
+    complete = pack(
         tmp_path / "a.tar", {f"{n}.{end}": b"y" * 2000 for n in range(5) for end in ("jpg", "txt")}
     ).read_bytes()
-    (tmp_path / "a.tar").write_bytes(whole[:13_000])
+    (tmp_path / "a.tar").write_bytes(complete[:13_000])
     manifest = Manifest.of(str(tmp_path / "a.tar"))
     rows = manifest.read(manifest.index())
     assert [row.error is None for row in rows] == [True, True, False]
@@ -258,7 +258,7 @@ def test_a_tar_that_was_cut_says_so(tmp_path: Path) -> None:
         manifest.index()
 
 
-def test_bad_rows_are_data(tmp_path: Path) -> None:
+def test_bad_rows_become_error_rows(tmp_path: Path) -> None:
     good = {"id": "good", "image": "a.jpg", "question": "q"}
     lines = [
         b"not json",
@@ -297,11 +297,15 @@ def test_bad_rows_are_data(tmp_path: Path) -> None:
     }.items():
         assert text in str(found.pop(row_id)), row_id
     assert not found
-    asked = Manifest.of(str(tmp_path / "m.jsonl"), question="What?")
-    assert {row.row_id: row.question for row in asked.read(asked.index())}["empty"] == "What?"
+    with_question = Manifest.of(str(tmp_path / "m.jsonl"), question="What?")
+    assert {row.row_id: row.question for row in with_question.read(with_question.index())}[
+        "empty"
+    ] == "What?"
 
 
-def test_a_line_too_long_to_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_line_over_the_limit_becomes_an_error_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(jsonl, "MAX_ROW", 1000)
     monkeypatch.setattr(base, "CHUNK", 300)
     rows = [
@@ -317,7 +321,7 @@ def test_a_line_too_long_to_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ]
 
 
-def test_errors_before_anything_starts(tmp_path: Path) -> None:
+def test_unusable_data_is_refused_with_its_reason(tmp_path: Path) -> None:
     def refused(
         name: str, content: str | bytes, text: str, error: type[Exception] = ValueError
     ) -> None:
@@ -358,7 +362,7 @@ def test_errors_before_anything_starts(tmp_path: Path) -> None:
         Manifest.of(str(tmp_path / "empty"))
 
 
-def test_a_changed_file_is_noticed(tmp_path: Path) -> None:
+def test_changed_file_changes_digest_and_gives_error_rows(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path)
     manifest = Manifest.of(str(path))
     index, digest = manifest.index(), manifest.digest()
@@ -371,7 +375,7 @@ def test_a_changed_file_is_noticed(tmp_path: Path) -> None:
     assert "FileNotFoundError" in str(manifest.read(index)[0].error)
 
 
-def test_parquet_with_a_damaged_page_loses_its_rows_only(tmp_path: Path) -> None:
+def test_damaged_parquet_page_costs_only_its_row_group(tmp_path: Path) -> None:
     path = write_parquet(tmp_path)
     manifest = Manifest.of(str(path))
     index = manifest.index()
@@ -388,7 +392,7 @@ def test_parquet_with_a_damaged_page_loses_its_rows_only(tmp_path: Path) -> None
     assert [row.error is None for row in rows] == [True] * 16 + [False] * 16 + [True] * 18
 
 
-def test_nothing_leads_out_of_the_root(tmp_path: Path) -> None:
+def test_fetch_refuses_paths_outside_the_media_root(tmp_path: Path) -> None:
     root, outside = tmp_path / "root", tmp_path / "outside"
     root.mkdir()
     outside.mkdir()
@@ -402,11 +406,11 @@ def test_nothing_leads_out_of_the_root(tmp_path: Path) -> None:
     (root / "loop.jpg").symlink_to("loop.jpg")
     os.mkfifo(root / "pipe.jpg")
     (root / "m.jsonl").write_text('{"id": 1, "image": "in.jpg", "question": "q"}')
-    careful = Manifest.of(str(root / "m.jsonl"))
-    trusting = Manifest.of(str(root / "m.jsonl"), allow_outside=True)
+    untrusted = Manifest.of(str(root / "m.jsonl"))
+    trusted = Manifest.of(str(root / "m.jsonl"), allow_outside=True)
 
     for path in ("in.jpg", "./x/../in.jpg", "fine.jpg", str(root / "in.jpg")):
-        assert careful.fetch(Medium("image", path)) == root / "in.jpg"
+        assert untrusted.fetch(Medium("image", path)) == root / "in.jpg"
     for path in (
         "../outside/out.jpg",
         "../root2/near.jpg",
@@ -418,15 +422,15 @@ def test_nothing_leads_out_of_the_root(tmp_path: Path) -> None:
         "s3://bucket/key.jpg",
     ):
         with pytest.raises(PermissionError, match="outside the media root"):
-            careful.fetch(Medium("image", path))
+            untrusted.fetch(Medium("image", path))
     for path in (
         "../outside/out.jpg",
         "link.jpg",
         str(outside / "out.jpg"),
         f"file://{outside}/out.jpg",
     ):
-        assert trusting.fetch(Medium("image", path)) == outside / "out.jpg"
-    for manifest in (careful, trusting):
+        assert trusted.fetch(Medium("image", path)) == outside / "out.jpg"
+    for manifest in (untrusted, trusted):
         for path in ("http://127.0.0.1/a.jpg", "https://user:secret@host/a.jpg"):
             with pytest.raises(ValueError, match="nothing is fetched over http") as caught:
                 manifest.fetch(Medium("image", path))
@@ -441,7 +445,7 @@ def test_nothing_leads_out_of_the_root(tmp_path: Path) -> None:
     assert moved.fetch(Medium("image", "out.jpg")) == outside / "out.jpg"
 
 
-def test_pickled_values_are_refused(tmp_path: Path) -> None:
+def test_parquet_extension_types_are_refused(tmp_path: Path) -> None:
     class Hostile(pa.ExtensionType):
         def __init__(self) -> None:
             super().__init__(pa.binary(), "tests.hostile")
@@ -465,8 +469,10 @@ def test_pickled_values_are_refused(tmp_path: Path) -> None:
         pa.unregister_extension_type("tests.hostile")
 
 
-def test_another_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is not local is read as bytes, and keys are held to the root as paths are."""
+def test_remote_files_are_read_as_bytes_within_the_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys of an object store are restricted to the root like paths."""
     (tmp_path / "bucket" / "set").mkdir(parents=True)
     write_jsonl(tmp_path / "bucket" / "set")
     (tmp_path / "bucket" / "set" / "a.jpg").write_bytes(b"inside")
@@ -489,17 +495,17 @@ def test_another_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     ):
         with pytest.raises(PermissionError):
             manifest.fetch(Medium("image", path))
-    trusting = Manifest.of("s3://bucket/set/m.jsonl", allow_outside=True)
-    assert trusting.fetch(Medium("image", "s3://bucket/other.jpg")) == b"other"
-    whole = Manifest.of("s3://bucket/set", media_root="s3://bucket")
-    assert whole.read(whole.index()) == EXPECTED
-    assert whole.fetch(Medium("image", "other.jpg")) == b"other"
+    trusted = Manifest.of("s3://bucket/set/m.jsonl", allow_outside=True)
+    assert trusted.fetch(Medium("image", "s3://bucket/other.jpg")) == b"other"
+    complete = Manifest.of("s3://bucket/set", media_root="s3://bucket")
+    assert complete.read(complete.index()) == EXPECTED
+    assert complete.fetch(Medium("image", "other.jpg")) == b"other"
     monkeypatch.setattr(roots, "MAX_BYTES", 5)
     with pytest.raises(ValueError, match="6 bytes; at most 5"):
         manifest.fetch(Medium("image", "a.jpg"))
 
 
-def test_secrets_are_not_shown(tmp_path: Path) -> None:
+def test_repr_and_errors_have_no_secrets(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="bucket") as caught:
         Manifest.of("ftp://user:secret@bucket/x.jsonl")
     manifest = Manifest(
@@ -512,8 +518,8 @@ def test_secrets_are_not_shown(tmp_path: Path) -> None:
     assert "secret" not in f"{caught.value} {manifest!r}"
 
 
-def test_the_index_is_all_that_is_held(tmp_path: Path) -> None:
-    """Ten times the rows: the same memory but for the table itself."""
+def test_memory_of_the_driver_grows_with_the_index_alone(tmp_path: Path) -> None:
+    """With eight times the rows only the table itself takes more memory."""
     peaks = []
     for rows in (1_000, 8_000):
         path = tmp_path / f"{rows}.jsonl"

@@ -1,4 +1,4 @@
-"""Images and videos: the right pixels, and a clear error for everything that is none."""
+"""Images and videos: the right pixels, and a clear error for everything else."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def saved(picture: Image.Image, format: str, **options: Any) -> bytes:
 
 
 def corners() -> Image.Image:
-    """Four colours in four corners: every turn and flip shows."""
+    """An image with four colors in its corners, so that every turn and flip is visible."""
     pixels = np.zeros((16, 32, 3), np.uint8)
     pixels[:8, :16], pixels[:8, 16:], pixels[8:, :16] = (250, 0, 0), (0, 250, 0), (0, 0, 250)
     return Image.fromarray(pixels)
@@ -53,16 +53,21 @@ def encode(
     path: Path,
     frames: int = 40,
     codec: str = "h264",
-    between: int = 2,
-    keys: int = 12,
+    b_frames: int = 2,
+    keyframe_interval: int = 12,
     size: tuple[int, int] = SIZE,
 ) -> Path:
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=25)
-        stream.width, stream.height, stream.pix_fmt, stream.gop_size = *size, "yuv420p", keys
-        stream.codec_context.max_b_frames = between
+        stream.width, stream.height, stream.pix_fmt, stream.gop_size = (
+            *size,
+            "yuv420p",
+            keyframe_interval,
+        )
+        stream.codec_context.max_b_frames = b_frames
         if codec == "h264":
-            stream.options = {"x264-params": f"keyint={keys}:min-keyint={keys}:scenecut=0"}
+            interval = f"keyint={keyframe_interval}:min-keyint={keyframe_interval}"
+            stream.options = {"x264-params": f"{interval}:scenecut=0"}
         for place in range(frames):
             container.mux(
                 stream.encode(av.VideoFrame.from_ndarray(numbered(place, size), format="rgb24"))
@@ -72,16 +77,16 @@ def encode(
 
 
 def decoded(path: Path) -> list[np.ndarray]:
-    """All frames, the plain way."""
+    """All frames, decoded in order."""
     with av.open(str(path)) as container:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_orientation_is_applied(orientation: int) -> None:
+def test_exif_orientation_is_applied(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    turned = {  # by the standard: where row 0 and column 0 of the file are in the picture
+    turned = {  # by the standard: the position of row 0 and column 0 of the file in the image
         1: lambda a: a,
         2: lambda a: a[:, ::-1],
         3: lambda a: a[::-1, ::-1],
@@ -96,7 +101,7 @@ def test_orientation_is_applied(orientation: int) -> None:
     )
 
 
-def test_modes() -> None:
+def test_every_mode_is_decoded_to_rgb() -> None:
     deep = Image.fromarray(np.array([[0, 256, 65535]], np.uint16))
     assert images.decode(saved(deep, "PNG"))[0, :, 0].tolist() == [0, 1, 255]
     clear = Image.new("RGBA", (2, 1), (200, 0, 0, 0))
@@ -122,7 +127,7 @@ def test_modes() -> None:
     assert first[0, 0].tolist() == [255, 0, 0]
 
 
-def test_files_and_bytes_are_the_same(tmp_path: Path) -> None:
+def test_file_and_bytes_give_equal_pixels(tmp_path: Path) -> None:
     (tmp_path / "a.webp").write_bytes(data := saved(corners(), "WEBP", lossless=True))
     assert np.array_equal(images.decode(tmp_path / "a.webp"), images.decode(data))
     assert np.array_equal(images.decode(data), np.array(corners()))
@@ -147,12 +152,12 @@ NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), d
         (saved(NOISE, "TIFF")[:900], "cut or damaged|not an image"),
     ],
 )
-def test_what_is_no_image(data: bytes, text: str) -> None:
+def test_data_that_is_not_an_image_is_refused(data: bytes, text: str) -> None:
     with pytest.raises(ValueError, match=text):
         images.decode(data)
 
 
-def test_bombs_are_refused_before_they_go_off() -> None:
+def test_image_that_claims_too_many_pixels_is_refused() -> None:
     def png(width: int, height: int) -> bytes:
         data = bytearray(saved(Image.new("L", (1, 1)), "PNG"))
         data[16:24] = struct.pack(">II", width, height)
@@ -166,12 +171,12 @@ def test_bombs_are_refused_before_they_go_off() -> None:
         images.decode(saved(NOISE, "PNG"), max_pixels=4095)
 
 
-def test_damaged_bytes_never_crash() -> None:
+def test_damaged_images_are_decoded_or_refused() -> None:
     rng = np.random.default_rng(1)
     for format in ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"):
-        whole = np.frombuffer(saved(NOISE, format), np.uint8)
+        complete = np.frombuffer(saved(NOISE, format), np.uint8)
         for _ in range(30):
-            data = whole.copy()
+            data = complete.copy()
             data[rng.integers(0, len(data), 8)] = rng.integers(0, 256, 8)
             try:
                 pixels = images.decode(data.tobytes()[: rng.integers(1, len(data))])
@@ -182,9 +187,9 @@ def test_damaged_bytes_never_crash() -> None:
 
 
 CLIPS = [
-    ("plain.mp4", {"between": 0}),
-    ("b.mp4", {"between": 3}),
-    ("few_keys.mp4", {"keys": 250}),
+    ("plain.mp4", {"b_frames": 0}),
+    ("b.mp4", {"b_frames": 3}),
+    ("few_keys.mp4", {"keyframe_interval": 250}),
     ("b.mkv", {}),
     ("b.ts", {}),
     ("b.avi", {"codec": "mpeg4"}),
@@ -193,47 +198,47 @@ CLIPS = [
 ]
 
 
-def test_a_codec_that_is_not_allowed() -> None:
+def test_codec_that_is_not_allowed_is_refused() -> None:
     with pytest.raises(ValueError, match=r"the video's codec is utvideo; allowed are .*h264"):
         videos.decode(samples.clip("avi", "utvideo"), 2)
 
 
 @pytest.mark.parametrize(("name", "options"), CLIPS, ids=[name for name, _ in CLIPS])
-def test_frames_are_those_of_a_full_decode(
+def test_frames_equal_those_of_a_full_decode(
     tmp_path: Path, name: str, options: dict[str, Any]
 ) -> None:
     path = encode(tmp_path / name, frames=60, **options)
-    every = decoded(path)
-    assert [number(frame) for frame in every] == list(range(60))
+    all_frames = decoded(path)
+    assert [number(frame) for frame in all_frames] == list(range(60))
     for count in (1, 2, 7, 60, 90):
         clip = videos.decode(path, count)
         assert clip.indices == np.linspace(0, 59, count, dtype=int).tolist()
-        assert np.array_equal(clip.frames, np.stack([every[place] for place in clip.indices]))
+        assert np.array_equal(clip.frames, np.stack([all_frames[place] for place in clip.indices]))
         assert (clip.total, clip.fps) == (60, 25.0)
     assert np.array_equal(videos.decode(path.read_bytes(), 7).frames, videos.decode(path, 7).frames)
 
 
-def test_few_frames_are_found_without_decoding_the_rest(
+def test_few_frames_are_decoded_without_the_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = encode(tmp_path / "long.mp4", frames=400, keys=20)
-    taken = []
+    path = encode(tmp_path / "long.mp4", frames=400, keyframe_interval=20)
+    decoded_frames = []
     due = videos._is_at
-    monkeypatch.setattr(videos, "_is_at", lambda frame, time: taken.append(1) or due(frame, time))
+    monkeypatch.setattr(
+        videos, "_is_at", lambda frame, time: decoded_frames.append(1) or due(frame, time)
+    )
     clip = videos.decode(path, 8)
     assert [number(frame) for frame in clip.frames] == clip.indices
-    assert len(taken) < 100  # a full pass decodes 400
+    assert len(decoded_frames) < 100  # a full pass decodes 400
     monkeypatch.setattr(videos, "FRAMES_PER_SEEK", 10_000)
     assert np.array_equal(videos.decode(path, 8).frames, clip.frames)
 
 
-def test_a_wrong_header_is_not_believed(tmp_path: Path) -> None:
-    path = encode(tmp_path / "lies.avi", frames=30, codec="mpeg4", between=0)
+def test_frame_count_of_the_header_is_ignored(tmp_path: Path) -> None:
+    path = encode(tmp_path / "lies.avi", frames=30, codec="mpeg4", b_frames=0)
     data = bytearray(path.read_bytes())
-    for place in (
-        data.index(b"avih") + 8 + 16,
-        data.index(b"strh") + 8 + 32,
-    ):  # dwTotalFrames, dwLength
+    frame_counts = (data.index(b"avih") + 8 + 16, data.index(b"strh") + 8 + 32)
+    for place in frame_counts:
         assert struct.unpack_from("<I", data, place)[0] == 30
         struct.pack_into("<I", data, place, 3000)
     clip = videos.decode(bytes(data), 4)
@@ -242,22 +247,21 @@ def test_a_wrong_header_is_not_believed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("turns", [1, 2, 3])
-def test_rotation_is_applied(tmp_path: Path, turns: int) -> None:
+def test_rotation_of_the_video_is_applied(tmp_path: Path, turns: int) -> None:
     path = encode(tmp_path / "phone.mp4", frames=5)
     upright = videos.decode(path, 2).frames
     data = bytearray(path.read_bytes())
     one = 1 << 16
-    matrix = {1: (0, one, -one, 0), 2: (-one, 0, 0, -one), 3: (0, -one, one, 0)}[
-        turns
-    ]  # clockwise quarter turns
-    a, b, c, d = matrix
+    # Clockwise quarter turns.
+    matrices = {1: (0, one, -one, 0), 2: (-one, 0, 0, -one), 3: (0, -one, one, 0)}
+    a, b, c, d = matrices[turns]
     struct.pack_into(">9i", data, data.index(b"tkhd") + 44, a, b, 0, c, d, 0, 0, 0, 1 << 30)
     assert np.array_equal(
         videos.decode(bytes(data), 2).frames, np.rot90(upright, -turns, axes=(1, 2))
     )
 
 
-def test_a_clip_that_changes_its_size(tmp_path: Path) -> None:
+def test_video_that_changes_its_size_is_refused(tmp_path: Path) -> None:
     small, large = (
         encode(tmp_path / "a.ts", frames=12),
         encode(tmp_path / "b.ts", frames=12, size=(160, 96)),
@@ -266,7 +270,7 @@ def test_a_clip_that_changes_its_size(tmp_path: Path) -> None:
         videos.decode(small.read_bytes() + large.read_bytes(), 8)
 
 
-def test_what_is_no_video(tmp_path: Path) -> None:
+def test_data_that_is_not_a_video_is_refused(tmp_path: Path) -> None:
     with av.open(str(tmp_path / "sound.mp4"), "w") as container:
         stream = container.add_stream("aac", rate=8000)
         sound = av.AudioFrame.from_ndarray(
@@ -275,29 +279,32 @@ def test_what_is_no_video(tmp_path: Path) -> None:
         sound.sample_rate = 8000
         container.mux(stream.encode(sound))
         container.mux(stream.encode())
-    whole = encode(tmp_path / "whole.mp4").read_bytes()
-    moved = encode(tmp_path / "whole.mkv").read_bytes()
-    playlist = f"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\nfile://{tmp_path}/whole.mp4\n#EXT-X-ENDLIST\n".encode()
+    complete = encode(tmp_path / "complete.mp4").read_bytes()
+    moved = encode(tmp_path / "complete.mkv").read_bytes()
+    playlist = (
+        "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n"
+        f"file://{tmp_path}/complete.mp4\n#EXT-X-ENDLIST\n"
+    ).encode()
     for data, text in [
         (b"", "no bytes"),
         (b"<html>Not found</html>", "web page"),
         (b"not a video at all" * 20, "cut or damaged"),
-        (whole[:-2000], "cut or damaged"),
-        (whole[:100], "cut or damaged|no video stream|no frames"),
+        (complete[:-2000], "cut or damaged"),
+        (complete[:100], "cut or damaged|no video stream|no frames"),
         (moved[:200], "cut or damaged|no video stream|no frames"),
         (playlist, "cut or damaged"),
-        (f"ffconcat version 1.0\nfile {tmp_path}/whole.mp4\n".encode(), "cut or damaged"),
+        (f"ffconcat version 1.0\nfile {tmp_path}/complete.mp4\n".encode(), "cut or damaged"),
         ((tmp_path / "sound.mp4").read_bytes(), "no video stream, only audio"),
     ]:
         with pytest.raises(ValueError, match=text):
             videos.decode(data, 4)
     with pytest.raises(ValueError, match="at least 1"):
-        videos.decode(whole, 0)
+        videos.decode(complete, 0)
     with pytest.raises(FileNotFoundError):
         videos.decode(tmp_path / "missing.mp4", 4)
 
 
-def test_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_videos_over_a_limit_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = encode(tmp_path / "a.mp4", frames=20)
     monkeypatch.setattr(videos, "MAX_FRAMES", 19)
     with pytest.raises(ValueError, match="more than 19 frames"):
@@ -320,14 +327,14 @@ def test_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         videos.decode(path, 4)
 
 
-def test_damaged_videos_never_crash(tmp_path: Path) -> None:
+def test_damaged_videos_are_decoded_or_refused(tmp_path: Path) -> None:
     rng = np.random.default_rng(2)
     for name, codec in (("a.mp4", "h264"), ("a.avi", "mpeg4"), ("a.mkv", "h264")):
-        whole = np.frombuffer(
+        complete = np.frombuffer(
             encode(tmp_path / name, frames=20, codec=codec).read_bytes(), np.uint8
         )
         for _ in range(15):
-            data = whole.copy()
+            data = complete.copy()
             data[rng.integers(0, len(data), 12)] = rng.integers(0, 256, 12)
             try:
                 clip = videos.decode(data.tobytes(), 4)

@@ -75,7 +75,7 @@ def test_cells_of_other_programs_are_read() -> None:
     ],
 )
 def test_file_that_is_not_a_spreadsheet_is_refused(data: bytes) -> None:
-    with pytest.raises(ValueError, match="not a readable .xlsx file"):
+    with pytest.raises(ValueError, match=r"not a readable \.xlsx file"):
         read_xlsx(data)
 
 

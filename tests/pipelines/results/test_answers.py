@@ -1,4 +1,4 @@
-"""Answers on disk: whole or not there, each row once."""
+"""Answers on disk: complete or absent, each row once."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.results import answers
-from pipelines.results.answers import AnswerParts, batches, read, compact
 from pipelines.results.answer_schema import ANSWER_SCHEMA
+from pipelines.results.answers import AnswerParts, batches, compact, read
 from pipelines.results.storage import Folder
 
 
@@ -31,12 +31,12 @@ def folder(tmp_path: Path) -> Folder:
     return Folder.of(str(tmp_path / "run"))
 
 
-def test_a_folder_that_is_not_there_has_no_answers(folder: Folder) -> None:
+def test_missing_folder_has_no_answers(folder: Folder) -> None:
     assert compact(folder).to_pylist() == []
     assert read(folder).num_rows == 0
 
 
-def test_what_is_written_is_read(folder: Folder) -> None:
+def test_written_answers_are_read_in_order(folder: Folder) -> None:
     write(folder, "b", "a")
     write(folder, "c")
     assert compact(folder).to_pylist() == ["a", "b", "c"] or sorted(
@@ -48,8 +48,8 @@ def test_what_is_written_is_read(folder: Folder) -> None:
     ) == ["a", "b", "c"]
 
 
-def test_what_a_part_has_no_column_for_is_null(folder: Folder) -> None:
-    """As parts of an earlier version are."""
+def test_missing_column_of_a_file_is_null(folder: Folder) -> None:
+    """As in files of an earlier version."""
     write(folder, "a")
     assert folder.local is not None
     pq.write_table(
@@ -65,7 +65,7 @@ def test_what_a_part_has_no_column_for_is_null(folder: Folder) -> None:
     assert read(folder).schema.equals(ANSWER_SCHEMA)
 
 
-def test_a_second_attempt_at_a_block_finds_what_the_first_wrote(folder: Folder) -> None:
+def test_second_attempt_at_a_block_finds_the_rows_of_the_first(folder: Folder) -> None:
     first = AnswerParts(folder, ["a", "b", "c"])
     first.write([answer("a")])
     first.write([answer("b")])
@@ -76,35 +76,35 @@ def test_a_second_attempt_at_a_block_finds_what_the_first_wrote(folder: Folder) 
     assert AnswerParts(folder, ["a", "b"]).answered() == set()  # another block
 
 
-def test_parts_are_read_side_by_side(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On an object store several take no longer than one."""
+def test_files_are_read_concurrently(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On an object store several requests take no longer than one."""
     for row_id in "abcd":
         write(folder, row_id)
-    together, opened = threading.Barrier(4, timeout=60), Folder.open
+    barrier, original_open = threading.Barrier(4, timeout=60), Folder.open
 
-    def slowly(self: Folder, name: str) -> Any:
-        together.wait()  # breaks if one is read after the other
-        return opened(self, name)
+    def open_together(self: Folder, name: str) -> Any:
+        barrier.wait()  # breaks unless all four are being read
+        return original_open(self, name)
 
-    monkeypatch.setattr(Folder, "open", slowly)
+    monkeypatch.setattr(Folder, "open", open_together)
     assert sorted(compact(folder).to_pylist()) == list("abcd")
     assert read(folder)["row_id"].to_pylist() == list("abcd")
 
 
 @pytest.mark.parametrize("cut", [0, 7, 200])
-def test_a_torn_part_is_set_aside_and_its_rows_are_asked_again(folder: Folder, cut: int) -> None:
+def test_compact_renames_damaged_file_and_drops_its_rows(folder: Folder, cut: int) -> None:
     write(folder, "a")
     write(folder, "b", "c")
     assert folder.local is not None
-    torn = folder.local / sorted(folder.names())[0]
-    lost = pq.read_table(torn)["row_id"].to_pylist()
-    torn.write_bytes(torn.read_bytes()[:cut])
-    assert sorted(compact(folder).to_pylist()) == sorted({"a", "b", "c"} - set(lost))
-    assert not torn.exists()
-    assert (folder.local / f"{torn.name}.torn").exists()
+    damaged = folder.local / sorted(folder.names())[0]
+    damaged_rows = pq.read_table(damaged)["row_id"].to_pylist()
+    damaged.write_bytes(damaged.read_bytes()[:cut])
+    assert sorted(compact(folder).to_pylist()) == sorted({"a", "b", "c"} - set(damaged_rows))
+    assert not damaged.exists()
+    assert (folder.local / f"{damaged.name}.torn").exists()
 
 
-def test_a_row_that_is_there_twice_is_kept_once(folder: Folder) -> None:
+def test_compact_drops_duplicate_rows(folder: Folder) -> None:
     write(folder, "a", "b")
     write(folder, "b", "c")
     write(folder, "c")
@@ -112,10 +112,10 @@ def test_a_row_that_is_there_twice_is_kept_once(folder: Folder) -> None:
     assert read(folder)["row_id"].to_pylist() == ["a", "b", "c"]
 
 
-def test_any_mixture_of_parts_is_settled_as_row_by_row(
+def test_compact_equals_row_by_row_reference(
     folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Repeated rows within and across parts, errors among them; also where all hashes are the same."""
+    """Duplicates within and across files, some of them errors; also if all hashes collide."""
     for flat in (False, True):
         if flat:
             monkeypatch.setattr(answers, "hash", lambda text: 7, raising=False)
@@ -143,7 +143,7 @@ def test_any_mixture_of_parts_is_settled_as_row_by_row(
             assert found == expected
 
 
-def test_errors_are_taken_again_if_asked_for(folder: Folder) -> None:
+def test_compact_with_retry_errors_drops_error_rows(folder: Folder) -> None:
     write(folder, "a", "b")
     write(folder, "c", status="error")
     assert sorted(compact(folder).to_pylist()) == ["a", "b", "c"]
@@ -152,7 +152,7 @@ def test_errors_are_taken_again_if_asked_for(folder: Folder) -> None:
     assert sorted(compact(folder, retry_errors=True).to_pylist()) == ["a", "b", "c"]
 
 
-def test_a_killed_writers_leftovers_go(folder: Folder) -> None:
+def test_compact_deletes_temporary_files_of_killed_writers(folder: Folder) -> None:
     write(folder, "a")
     assert folder.local is not None
     (folder.local / ".answers-x-0.parquet.1234.tmp").write_bytes(b"half")

@@ -1,4 +1,4 @@
-"""One writer at a time, and none that is dead."""
+"""Locks of runs: one writer at a time, and no dead process blocks one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def folder(tmp_path: Path) -> Folder:
     return Folder.of(str(tmp_path / "run"))
 
 
-def test_one_writer_at_a_time(folder: Folder) -> None:
+def test_second_writer_is_refused_until_release(folder: Folder) -> None:
     with Lock(folder):
         with pytest.raises(Locked, match=f"process {os.getpid()}"), Lock(folder):
             pass
@@ -33,7 +33,8 @@ def test_one_writer_at_a_time(folder: Folder) -> None:
 
 
 @pytest.mark.usefixtures("subprocesses")
-def test_a_dead_writers_lock_is_taken_over(folder: Folder) -> None:
+@pytest.mark.usefixtures("subprocesses")
+def test_lock_of_dead_process_is_taken_over(folder: Folder) -> None:
     code = f"""
 import os, signal
 from pipelines.results.lock import Lock
@@ -47,67 +48,69 @@ os.kill(os.getpid(), signal.SIGKILL)
         assert json.loads(folder.read(Lock.NAME))["pid"] == os.getpid()
 
 
-def test_a_writer_elsewhere_is_watched(folder: Folder, capsys: pytest.CaptureFixture[str]) -> None:
-    there = {"host": "elsewhere", "boot": "", "pid": 1, "token": "x", "beat": 4}
-    folder.write(Lock.NAME, json.dumps(there).encode())
-    with Lock(folder, patience=0.3):  # its lock does not change: it is gone
+def test_lock_of_another_machine_is_taken_over_unless_it_changes(
+    folder: Folder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = {"host": "elsewhere", "boot": "", "pid": 1, "token": "x", "beat": 4}
+    folder.write(Lock.NAME, json.dumps(other).encode())
+    with Lock(folder, patience=0.3):  # the lock does not change: its owner is dead
         pass
     assert "elsewhere" in capsys.readouterr().out
 
     class Alive(Lock):
         def _read_owner(self) -> dict[str, object]:  # type: ignore[override]
-            there["beat"] = int(str(there["beat"])) + 1
-            return dict(there)
+            other["beat"] = int(str(other["beat"])) + 1
+            return dict(other)
 
-    folder.write(Lock.NAME, json.dumps(there).encode())
+    folder.write(Lock.NAME, json.dumps(other).encode())
     with pytest.raises(Locked, match="elsewhere"), Alive(folder, patience=0.3):
         pass
 
 
-def test_who_lost_the_lock_leaves_it_alone_and_is_told(
+def test_suspended_owner_leaves_the_lock_to_its_successor(
     folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A machine that slept longer than others are patient wakes up and finds a successor."""
+    """A machine suspended for longer than `patience` finds a successor when it wakes up."""
     monkeypatch.setattr(Lock, "BEAT", 0.02)
-    with Lock(folder) as sleeper:
-        sleeper.check()
-        until(lambda: holder(folder)["beat"] > 0)  # it is its own, so it beats
+    with Lock(folder) as suspended:
+        suspended.check()
+        wait_until(lambda: lock_content(folder)["beat"] > 0)  # it owns the lock, so it updates it
         successor = json.dumps(
             {"host": "elsewhere", "boot": "", "pid": 1, "token": "another", "beat": 7}
         ).encode()
         folder.write(Lock.NAME, successor)
-        until(lambda: not sleeper._heartbeat.is_alive())
+        wait_until(lambda: not suspended._heartbeat.is_alive())
         assert folder.read(Lock.NAME) == successor
         with pytest.raises(Locked, match="taken over"):
-            sleeper.check()
+            suspended.check()
         folder.delete(
             Lock.NAME
-        )  # the successor has done its work: the run is not the sleeper's again
+        )  # the successor is done: the run still does not belong to the suspended owner
         with pytest.raises(Locked, match="taken over"):
-            sleeper.check()
+            suspended.check()
         folder.write(Lock.NAME, successor)
     assert folder.read(Lock.NAME) == successor
 
 
-def test_a_store_that_does_not_answer_takes_no_lock_away(
+def test_check_passes_if_the_store_does_not_respond(
     folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def silent(self: Folder, name: str) -> bytes:
+    def fail(self: Folder, name: str) -> bytes:
         raise OSError("no answer")
 
     with Lock(folder) as lock:
         with monkeypatch.context() as patch:
-            patch.setattr(Folder, "read", silent)
+            patch.setattr(Folder, "read", fail)
             lock.check()
         lock.check()
 
 
-def holder(folder: Folder) -> Any:
+def lock_content(folder: Folder) -> Any:
     return json.loads(folder.read(Lock.NAME))
 
 
-def until(true: Callable[[], bool]) -> None:
+def wait_until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 30
-    while not true():
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
