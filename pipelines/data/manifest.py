@@ -35,7 +35,7 @@ from pipelines.data.rows import Kind, Medium, Row
 from pipelines.text import describe_error, redacted
 
 REQUIRED = ("id", "media", "question")
-_ALL_SUFFIXES = ", ".join(suffix for each in FORMATS.values() for suffix in each.suffixes)
+_ALL_SUFFIXES = ", ".join(suffix for entry in FORMATS.values() for suffix in entry.suffixes)
 
 
 @dataclass(frozen=True)
@@ -197,8 +197,8 @@ def _absolute(data: str) -> str:
 
 
 def _layout_of(name: str) -> str:
-    for layout, each in FORMATS.items():
-        if name.lower().endswith(each.suffixes):
+    for layout, data_format in FORMATS.items():
+        if name.lower().endswith(data_format.suffixes):
             return layout
     raise ValueError(
         f"{name} is not a data set: expected a file that ends in {_ALL_SUFFIXES}, or a folder with"
@@ -208,30 +208,31 @@ def _layout_of(name: str) -> str:
 
 def _find_files(uri: str, pattern: str, kind: Kind) -> tuple[str, tuple[DataFile, ...]]:
     """The files of a folder that match a pattern, and their format, of which there must be one."""
-    folder = DataFile(uri, locate(uri)[1], kind)
+    folder, label = DataFile(uri, locate(uri)[1], kind), redacted(uri)
     names = [name for name, _ in list_files(folder) if fnmatchcase(name, pattern)]
     by_layout: dict[str, list[str]] = {}
     for name in names:
-        for layout, each in FORMATS.items():
+        for layout, data_format in FORMATS.items():
             # Next to data, a .json describes it: it is a manifest only if it is named.
             is_description = pattern == "*" and name.lower().endswith(".json")
-            if name.lower().endswith(each.suffixes) and not is_description:
+            if name.lower().endswith(data_format.suffixes) and not is_description:
                 by_layout.setdefault(layout, []).append(name)
     if len(by_layout) > 1:
-        examples = [f"{found[0]} ({layout})" for layout, found in sorted(by_layout.items())]
+        examples = [f"{names[0]} ({layout})" for layout, names in sorted(by_layout.items())]
         raise ValueError(
-            f"{redacted(uri)} has several kinds of data: {', '.join(examples)}; name one, or a"
+            f"{label} has several kinds of data: {', '.join(examples)}; name one, or a"
             " pattern, e.g. '*.parquet'"
         )
-    for layout, found in by_layout.items():
-        paths = {f"{folder.path.rstrip('/')}/{name}": f"{name}:" for name in found}
-        several = len(found) > 1
+    for layout, matches in by_layout.items():
+        base = folder.path.rstrip("/")
+        prefixes = [f"{name}:" if len(matches) > 1 else "" for name in matches]
         return layout, tuple(
-            DataFile(uri, path, kind, prefix if several else "") for path, prefix in paths.items()
+            DataFile(uri, f"{base}/{name}", kind, prefix)
+            for name, prefix in zip(matches, prefixes, strict=True)
         )
     if pattern == "*" and any(name.lower().endswith(SUFFIXES[kind]) for name in names):
         return "folder", (folder,)
     raise ValueError(
-        f"{redacted(uri)} has nothing that matches '{pattern}'; looked for {_ALL_SUFFIXES} and for"
+        f"{label} has nothing that matches '{pattern}'; looked for {_ALL_SUFFIXES} and for"
         f" {kind}s: {', '.join(SUFFIXES[kind])}"
     )

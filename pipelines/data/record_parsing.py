@@ -17,7 +17,7 @@ def media(record: RawRecord, kind: Kind) -> tuple[Medium, ...]:
         items = value if isinstance(value, list) else [value]
         if any(item not in (None, "", {"bytes": None, "path": None}) for item in items):
             kinds: tuple[Kind, ...] = ("image", "video")
-            column_kind = next((each for each in kinds if name.startswith(each)), kind)
+            column_kind = next((prefix for prefix in kinds if name.startswith(prefix)), kind)
             return tuple(_medium(column_kind, item) for item in items)
     raise ValueError(f"the row has no {kind}; looked for in {', '.join(ALIASES['media'])}")
 

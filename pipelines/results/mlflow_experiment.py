@@ -169,9 +169,9 @@ class MlflowExperiment:
 
     def _find_or_create_run(self, data: Mapping[str, Any], state: dict[str, Any]) -> str:
         """The run id of a record. If the run is gone, a new one is created and gets everything."""
-        known = self._run_ids.get(data["id"])
-        if known is not None and known == state.get("run_id"):
-            return known
+        run_id = self._run_ids.get(data["id"])
+        if run_id is not None and run_id == state.get("run_id"):
+            return run_id
         client = self._connect()
         run = self._get_run(state["run_id"]) if state.get("run_id") else None
         run = run or self._find_run(data["id"])

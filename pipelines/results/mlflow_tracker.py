@@ -24,8 +24,7 @@ from pipelines.results.mlflow_experiment import (
     ArtifactError,
     MlflowExperiment,
     is_behind,
-    short_error,
-)
+    short_error)
 from pipelines.results.run_record import NAME, RunRecord, git_commit, run_folders
 from pipelines.results.storage import Folder
 from pipelines.results.system_metrics import SystemMetrics
@@ -229,7 +228,7 @@ def replay(
             complete = False
     records.sort(key=lambda item: item[0].parent is not None)
     if not records:
-        say(f"there is no {NAME} below {redacted(folder)}; give the folder that --output named")
+        say(f"there is no {NAME} below {Folder.of(folder)}; give the folder that --output named")
         return False
     targets: dict[tuple[str, str], MlflowExperiment] = {}
     failed: set[tuple[str, str]] = set()  # reported once, then skipped
@@ -297,12 +296,13 @@ def _tracking_flag(experiment: MlflowExperiment) -> str:
 
 def dashboard(uri: str) -> str:
     """The address to open, or the command to run, to see the runs."""
+    uri = redacted(uri)
     if uri.startswith(("http://", "https://")):
-        return redacted(uri)
+        return uri
     program = Path(sys.executable).with_name("mlflow")
     if program.is_relative_to(Path.cwd()):
         program = program.relative_to(Path.cwd())
-    return f"{program} ui --backend-store-uri {shlex.quote(redacted(uri))}"
+    return f"{program} ui --backend-store-uri {shlex.quote(uri)}"
 
 
 def _source_tags() -> dict[str, str]:

@@ -150,8 +150,8 @@ def _find_key(scanner: Scanner, file: DataFile) -> None:
             scanner.value()
         except ValueError as error:
             raise ValueError(f"{file.name}: not valid JSON at byte {start:,}: {error}") from error
-    found = ", ".join(map(str, keys)) or "nothing"
-    raise ValueError(f"{file.name} has no list '{file.json_key}'; it has {found}")
+    names = ", ".join(map(str, keys)) or "nothing"
+    raise ValueError(f"{file.name} has no list '{file.json_key}'; it has {names}")
 
 
 def columns(file: DataFile) -> list[str]:
