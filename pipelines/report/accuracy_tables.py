@@ -1,4 +1,4 @@
-"""Tables 1 to 4, and what stands behind their averages: accuracy, what is kept of vanilla's, and on hard rows."""
+"""Tables 1 to 4 of the paper: accuracy, its ratio to vanilla's, hard rows, and a judge's scores."""
 
 from __future__ import annotations
 
@@ -7,250 +7,234 @@ from collections.abc import Iterator, Sequence
 from pipelines.metrics import intervals
 from pipelines.metrics.intervals import Interval
 from pipelines.metrics.significance import POINT
-from pipelines.report import labels, published_rows, queries
+from pipelines.report import published, queries
+from pipelines.report.labels import INTERVALS_NOTE
 from pipelines.report.measurements import RunResult, StudyResults
-from pipelines.report.runs import Chapter, ReportRun
-from pipelines.report.table import Cell, Number, Row, Table, number, percent, ranged, together
+from pipelines.report.runs import Chapter
+from pipelines.report.table import (
+    Cell,
+    Number,
+    Row,
+    Table,
+    interval_number,
+    method_row,
+    number,
+    percent)
 
-POWER = ("Visible points", "Rows for one point")
+POWER_COLUMNS = ("Visible points", "Rows for one point")
 
 
-def accuracy_table(chapter: Chapter, findings: Sequence[StudyResults]) -> Table:
-    """Rows methods, grouped by budget, columns benchmarks, and the average of the ratios to vanilla."""
+def accuracy_table(chapter: Chapter, studies: Sequence[StudyResults]) -> Table:
+    """One row per method and budget, one column per benchmark, and the average ratio to vanilla."""
     rows: list[Row] = []
-    for runs in chapter.lines():
-        results = [each.of(runs) for each in findings]
-        cells = [cell(each, runs) for each in findings]
-        counts = [count for result in results for count in _counts(result)]
-        line = (labels.method_label(runs[0].label), *cells, _average(results))
-        rows.append(Row(line, labels.budget_label(runs[0].budget), aside=tuple(counts)))
-        rows += published_rows.accuracy(chapter, runs[0])
-    rows += published_rows.others(chapter)
-    columns = [labels.benchmark_label(each.study) for each in findings]
+    for runs in chapter.runs_by_method():
+        results = [study.result_of(runs) for study in studies]
+        cells = [study.accuracy(result) for study, result in zip(studies, results, strict=True)]
+        counts = [
+            number(result.metrics[name], 0) if result else None
+            for result in results
+            for name in ("rows_total", "rows_error")
+        ]
+        cells.append(_average(results))
+        rows.append(method_row(runs[0].label, runs[0].budget, cells, csv_cells=counts))
+        rows += published.accuracy_row(chapter, runs[0])
+    rows += published.other_accuracy_rows(chapter)
+    columns = [study.study.label for study in studies]
+    compared = [study.study for study in studies if study.vanilla and len(study.results) > 1]
+    sql = [queries.query("accuracy", study.study) for study in studies]
     return Table(
         "accuracy",
         f"Accuracy: {chapter.title}",
         ("Method", *columns, "Average"),
-        together(rows),
-        f"{labels.INTERVALS} The average is the mean over benchmarks of the accuracy divided by vanilla's on the same"
-        " rows, in percent, as in the paper; its interval takes the benchmarks as independent."
-        + " ".join(["", *_rules(chapter)])
-        + subsets(findings, any(row.published for row in rows))
-        + published_rows.source(chapter),
-        "\n".join([*(queries.accuracy(each.study) for each in findings), *_averages(findings)]),
-        tuple(f"{column} {what}" for column in columns for what in ("rows", "errors")),
+        rows,
+        f"{INTERVALS_NOTE} Average is the mean over benchmarks of accuracy divided by vanilla's"
+        " accuracy on the same rows, in percent, as in the paper. Its interval treats the"
+        " benchmarks as independent."
+        + "".join(_scoring_notes(chapter))
+        + coverage_note(studies, any(row.published for row in rows))
+        + published.source_note(chapter),
+        "\n".join([*sql, queries.average(compared)] if compared else sql),
+        tuple(f"{column} {count}" for column in columns for count in ("rows", "errors")),
     )
 
 
-def _averages(findings: Sequence[StudyResults]) -> Iterator[str]:
-    compared = [each.study for each in findings if each.vanilla and len(each.results) > 1]
-    if compared:
-        yield queries.average(compared)
-
-
-def subsets(findings: Sequence[StudyResults], published: bool = False) -> str:
-    """What to know of runs side by side that are not of the same rows, or of some of the questions alone."""
-    said = [""]
-    for each in findings:
-        name, runs = labels.benchmark_label(each.study), each.study.runs
-        rows, errors = (
-            [int(result.metrics[f"rows_{what}"]) for result in each.results]
-            for what in ("total", "error")
-        )
+def coverage_note(studies: Sequence[StudyResults], with_published: bool = False) -> str:
+    """Warnings about runs of different rows, failed rows and runs limited to some questions."""
+    notes = [""]
+    for study in studies:
+        name, runs = study.study.label, study.study.runs
+        rows = [int(result.metrics["rows_total"]) for result in study.results]
+        errors = max(int(result.metrics["rows_error"]) for result in study.results)
         if min(rows) < max(rows):
-            said.append(
-                f"{name}: runs of {_span(rows)} rows stand side by side; what is kept of vanilla's is of the rows that"
-                " both have."
+            notes.append(
+                f"{name}: the runs have {_span(rows)} rows each; comparisons with vanilla use the"
+                " rows that both have."
             )
-        if any(errors):
-            said.append(
-                f"{name}: rows that ended in an error, up to {max(errors):,} of a run, are in none of its numbers."
+        if errors:
+            notes.append(
+                f"{name}: rows that ended in an error, up to {errors:,} per run, are excluded from"
+                " all numbers."
             )
         if limits := [run.limit for run in runs if run.limit]:
-            which = (
-                "all runs are"
-                if len(limits) == len(runs)
-                else f"{len(limits)} of {len(runs)} runs are"
+            limited = (
+                "all runs" if len(limits) == len(runs) else f"{len(limits)} of {len(runs)} runs"
             )
-            all_of_them = ", published figures of all" * published
-            said.append(f"{name}: {which} of the first {_span(limits)} questions{all_of_them}.")
-    return " ".join(said)
+            full = "; published figures cover all questions" if with_published else ""
+            notes.append(f"{name}: {limited} cover only the first {_span(limits)} questions{full}.")
+    return " ".join(notes)
 
 
 def _span(counts: Sequence[int]) -> str:
     return f"{min(counts):,}" + (f" to {max(counts):,}" if min(counts) < max(counts) else "")
 
 
-def _counts(result: RunResult | None) -> tuple[Cell, Cell]:
-    if result is None:
-        return None, None
-    return number(result.metrics["rows_total"], 0), number(result.metrics["rows_error"], 0)
+def _scoring_notes(chapter: Chapter) -> Iterator[str]:
+    """Headlines other than plain accuracy, and scoring rules that a reader has to know."""
+    for study in chapter.studies:
+        bench = study.benchmark
+        if bench.headline != "accuracy":
+            limit = f", at most {bench.headline_max:,.0f} points" if bench.headline_max > 1 else ""
+            yield f" {study.label}: the official score '{bench.headline}'{limit}."
+        if bench.scoring_note:
+            yield f" {study.label}: {bench.scoring_note}."
 
 
-def cell(each: StudyResults, runs: Sequence[ReportRun]) -> Cell:
-    """The headline of one of these runs."""
-    result = each.of(runs)
-    return percent(result.metrics, "accuracy", each.study.benchmark.most) if result else None
-
-
-def retention_table(chapter: Chapter, findings: Sequence[StudyResults]) -> Table | None:
-    """What each run keeps of vanilla's accuracy, whether that could be chance, and how many rows would tell."""
+def retention_table(chapter: Chapter, studies: Sequence[StudyResults]) -> Table | None:
+    """Each run's accuracy relative to vanilla, its significance, and the test's power."""
     rows = []
-    for each in findings:
-        for result in each.results:
-            metrics = result.metrics
-            if "accuracy_retention" not in metrics:
-                continue
-            needed = metrics.get("rows_needed")
-            seen = (
-                None if needed is None else 100 * POINT * (needed / metrics["rows_compared"]) ** 0.5
-            )
-            cells = (
-                percent(metrics, "accuracy_retention"),
-                number(metrics["rows_lost"], 0),
-                number(metrics["rows_gained"], 0),
-                number(metrics["p_value"], 4),
-                number(result.corrected, 4),
-                number(metrics["rows_compared"], 0),
-                number(seen),
-                number(needed, 0),
-            )
-            rows.append(
-                Row(
-                    (*_which(result, each, findings), *cells),
-                    labels.budget_label(result.run.budget),
-                )
-            )
+    for study, result in _all_results(studies):
+        metrics = result.metrics
+        if "accuracy_retention" not in metrics:
+            continue
+        needed, compared = metrics.get("rows_needed"), metrics["rows_compared"]
+        visible = None if needed is None else 100 * POINT * (needed / compared) ** 0.5
+        cells = (
+            *_benchmark_cell(study, studies),
+            percent(metrics, "accuracy_retention"),
+            number(metrics["rows_lost"], 0),
+            number(metrics["rows_gained"], 0),
+            number(metrics["p_value"], 4),
+            number(result.holm_p_value, 4),
+            number(compared, 0),
+            number(visible),
+            number(needed, 0),
+        )
+        rows.append(method_row(result.run.label, result.run.budget, cells))
     if not rows:
         return None
+    columns = ("Kept %", "Lost rows", "Gained rows", "p", "p (Holm)", "Rows", *POWER_COLUMNS)
+    visible_points, rows_for_one = POWER_COLUMNS
     return Table(
         "retention",
         f"Accuracy kept: {chapter.title}",
-        (
-            *_whose(findings),
-            *("Kept %", "Lost rows", "Gained rows", "p", "p (Holm)", "Rows", *POWER),
-        ),
-        together(rows),
-        f"{labels.INTERVALS} All against vanilla on the same rows: lost rows are worth less than vanilla's, gained ones"
-        " more. p is of no difference: McNemar's exact test where each medium has one question, else swaps of media;"
-        f" Holm corrects it for all runs of a benchmark here. {POWER[0]} is the difference, in points of accuracy, that"
-        f" this many rows would find with a power of 80 % (two-sided, 5 %, one comparison); {POWER[1].lower()}, how"
-        " many rows like these it would take to find a single one. The query brings what is kept and the rows; p and"
-        f" {POWER[1].lower()} are no sums of rows: python jobs/score.py RUN --against VANILLA prints them. {POWER[0]}"
-        f" are {100 * POINT:g} times the root of {POWER[1].lower()} by rows.",
-        "\n".join(queries.retention(each.study) for each in findings),
+        (*_first_columns(studies), *columns),
+        rows,
+        f"{INTERVALS_NOTE} All numbers compare a run with vanilla on the same rows. Kept is the"
+        " run's accuracy in percent of vanilla's. Lost rows score lower than vanilla's, gained rows"
+        " higher. p tests the hypothesis of no difference: McNemar's exact test if each image or"
+        " video has one question, else a permutation test that swaps the two runs per image or"
+        " video. Holm corrects p for all runs of a benchmark in this table."
+        f" {visible_points}: the smallest difference in points of accuracy that this many rows"
+        " detect with a power of 80 % (two-sided, 5 %, one comparison)."
+        f" {rows_for_one}: the number of rows that would detect a difference of one point."
+        " The query computes Kept and the row counts. It cannot compute p and"
+        f" {rows_for_one}: python jobs/score.py RUN --against VANILLA prints them."
+        f" {visible_points} is {100 * POINT:g} times the square root of {rows_for_one} divided by"
+        " Rows.",
+        "\n".join(queries.query("retention", study.study) for study in studies),
     )
 
 
-def hard_table(chapter: Chapter, findings: Sequence[StudyResults]) -> Table | None:
-    """VTC-Bench's hard split beside the whole."""
+def hard_table(chapter: Chapter, studies: Sequence[StudyResults]) -> Table | None:
+    """Accuracy on VTC-Bench's hard rows beside accuracy on all rows."""
     rows = []
-    for each in findings:
-        for budget, found in each.hard.items():
-            for result in each.results:
-                if (mine := found.get(result.run.point)) is not None:
-                    whole = percent(result.metrics, "accuracy", each.study.benchmark.most)
-                    cells = (ranged(mine.accuracy), number(mine.rows, 0), whole)
-                    rows.append(
-                        Row((*_which(result, each, findings), *cells), labels.budget_label(budget))
+    for study in studies:
+        for budget, splits in study.hard.items():
+            for result in study.results:
+                if (split := splits.get(result.run.point)) is not None:
+                    cells = (
+                        *_benchmark_cell(study, studies),
+                        interval_number(split.accuracy),
+                        number(split.rows, 0),
+                        study.accuracy(result),
                     )
+                    rows.append(method_row(result.run.label, budget, cells))
     if not rows:
         return None
     return Table(
         "hard",
         f"Hard rows: {chapter.title}",
-        (*_whose(findings), "On hard rows", "Hard rows", "On all rows"),
-        together(rows),
-        f"{labels.INTERVALS} Hard rows are those that a model with a down-sampled picture of the same budget gets wrong"
-        " (VTC-Bench): where a coarse picture is enough, methods hardly differ. Accuracy there is the mean of rows.",
-        "\n".join(queries.hard(each.study) for each in findings if each.hard),
+        (*_first_columns(studies), "On hard rows", "Hard rows", "On all rows"),
+        rows,
+        f"{INTERVALS_NOTE} Hard rows are those that the model gets wrong with a down-sampled"
+        " picture of the same budget (VTC-Bench). On the other rows a coarse picture is enough, so"
+        " they hardly tell methods apart. Accuracy on hard rows is the mean of their scores.",
+        "\n".join(queries.query("hard", study.study) for study in studies if study.hard),
     )
 
 
-def judge_table(chapter: Chapter, findings: Sequence[StudyResults]) -> Table | None:
-    """Table 4 as the paper has it: what a judge makes of open answers, accuracy and score."""
-    asked = [each for each in findings if any(result.judged for result in each.results)]
-    judges = sorted(
-        {result.judged.judge for each in asked for result in each.results if result.judged}
-    )
+def judge_table(chapter: Chapter, studies: Sequence[StudyResults]) -> Table | None:
+    """Table 4 of the paper: accuracy and score that a judge gives to open answers."""
+    judges = sorted({result.judge.judge for _, result in _all_results(studies) if result.judge})
+    judged = [study for study in studies if any(result.judge for result in study.results)]
     rows: list[Row] = []
-    for runs in chapter.lines() if asked else ():
+    for runs in chapter.runs_by_method() if judged else ():
         cells: list[Cell] = []
         kept = []
-        for verdict in [
-            result.judged if result else None for result in (each.of(runs) for each in asked)
-        ]:
-            cells += (
-                [ranged(verdict.accuracy), ranged(verdict.score, 1, 2)] if verdict else [None, None]
-            )
-            kept += [(verdict.accuracy_kept, verdict.score_kept)] if verdict else []
-        averages = [_mean(part) for part in zip(*kept, strict=True)] or [None, None]
+        for study in judged:
+            result = study.result_of(runs)
+            if result and (scores := result.judge):
+                cells += [interval_number(scores.accuracy), interval_number(scores.score, 1, 2)]
+                kept.append((scores.accuracy_kept, scores.score_kept))
+            else:
+                cells += [None, None]
+        averages = [_mean(column) for column in zip(*kept, strict=True)] or [None, None]
         if runs[0].method == "vanilla":
             averages = [Number(100.0), Number(100.0)]
-        rows.append(
-            Row(
-                (labels.method_label(runs[0].label), *cells, *averages),
-                labels.budget_label(runs[0].budget),
-            )
-        )
-        rows += published_rows.scores(chapter, runs[0], [each.study for each in asked])
+        rows.append(method_row(runs[0].label, runs[0].budget, [*cells, *averages]))
+        rows += published.judge_row(chapter, runs[0], [study.study for study in judged])
     if not rows:
         return None
-    columns = [
-        f"{labels.benchmark_label(each.study)} {what}"
-        for each in asked
-        for what in ("Acc", "Score")
-    ]
+    columns = [f"{study.study.label} {name}" for study in judged for name in ("Acc", "Score")]
     return Table(
         "judged",
         f"Judged answers: {chapter.title}",
         ("Method", *columns, "Average Acc", "Average Score"),
-        together(rows),
-        f"{labels.INTERVALS} Judged by {', '.join(judges)}; numbers of different judges cannot be compared. Averages are"
-        " of the ratios to vanilla, in percent, on the rows that both have a verdict on. There is no query: the numbers"
-        " are means of the columns correct and score of verdicts-*.arrow beside the answers, not of answers; python"
-        " jobs/judge.py RUN, with the judge's flags, prints them again from its cache."
-        + subsets(asked, any(row.published for row in rows))
-        + published_rows.source(chapter),
+        rows,
+        f"{INTERVALS_NOTE} Judged by {', '.join(judges)}. Numbers of different judges are not"
+        " comparable. Averages are mean ratios to vanilla, in percent, on rows for which both have"
+        " a verdict. No query computes these numbers: they are means of the columns correct and"
+        " score of verdicts-*.arrow, which lies beside the answers. python jobs/judge.py RUN, with"
+        " the same judge flags, prints them again from its cache."
+        + coverage_note(judged, any(row.published for row in rows))
+        + published.source_note(chapter),
     )
 
 
-def _whose(findings: Sequence[StudyResults]) -> tuple[str, ...]:
-    return ("Method", "Benchmark") if len(findings) > 1 else ("Method",)
+def _all_results(studies: Sequence[StudyResults]) -> Iterator[tuple[StudyResults, RunResult]]:
+    for study in studies:
+        for result in study.results:
+            yield study, result
 
 
-def _which(
-    result: RunResult, each: StudyResults, findings: Sequence[StudyResults]
-) -> tuple[str, ...]:
-    method = labels.method_label(result.run.label)
-    return (method, labels.benchmark_label(each.study)) if len(findings) > 1 else (method,)
+def _first_columns(studies: Sequence[StudyResults]) -> tuple[str, ...]:
+    return ("Method", "Benchmark") if len(studies) > 1 else ("Method",)
 
 
-def _average(results: Sequence[RunResult | None]) -> Cell:
-    """The mean of what is kept, over the benchmarks that there are."""
-    there = [result for result in results if result is not None]
-    if all(result.run.method == "vanilla" for result in there):
+def _benchmark_cell(study: StudyResults, studies: Sequence[StudyResults]) -> tuple[str, ...]:
+    return (study.study.label,) if len(studies) > 1 else ()
+
+
+def _average(results: Sequence[RunResult | None]) -> Number | None:
+    """Mean ratio to vanilla over the benchmarks that have one."""
+    measured = [result for result in results if result is not None]
+    if all(result.run.method == "vanilla" for result in measured):
         return Number(100.0)
-    ends = [f"accuracy_retention{end}" for end in ("", "_ci_low", "_ci_high")]
-    kept = [
-        Interval(*(result.metrics[end] for end in ends))
-        for result in there
-        if ends[0] in result.metrics
-    ]
-    return _mean(kept)
+    names = [f"accuracy_retention{end}" for end in ("", "_ci_low", "_ci_high")]
+    compared = [result.metrics for result in measured if names[0] in result.metrics]
+    return _mean([Interval(*(metrics[name] for name in names)) for metrics in compared])
 
 
-def _mean(kept: Sequence[Interval | None]) -> Cell:
-    known = [each for each in kept if each is not None]
-    return ranged(intervals.average(known)) if known else None
-
-
-def _rules(chapter: Chapter) -> Iterator[str]:
-    """What the headlines are that are no plain accuracy, and what a reader has to know of a benchmark."""
-    for study in chapter.studies:
-        bench = study.benchmark
-        if bench.headline != "accuracy":
-            unit = f" of {bench.most:,.0f} points" if bench.most > 1 else ""
-            yield f"{labels.benchmark_label(study)} is {bench.headline}{unit}."
-        if bench.rule:
-            yield f"{labels.benchmark_label(study)}: {bench.rule}."
+def _mean(ratios: Sequence[Interval | None]) -> Number | None:
+    present = [ratio for ratio in ratios if ratio is not None]
+    return interval_number(intervals.average(present)) if present else None

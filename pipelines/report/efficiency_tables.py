@@ -1,131 +1,120 @@
-"""Tables 5 to 7: what ApET's basis matters, and what each method costs."""
+"""Tables 5 to 7 of the paper: ApET's basis, and the cost of each method."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 
-from pipelines.report import labels, published_rows, queries
-from pipelines.report.accuracy_tables import cell, subsets
+from pipelines.report import published, queries
+from pipelines.report.accuracy_tables import coverage_note
+from pipelines.report.labels import INTERVALS_NOTE, budget_label
 from pipelines.report.measurements import StudyResults
 from pipelines.report.runs import Chapter, ReportRun
-from pipelines.report.table import Row, Table, faster, number, percent, significant, together
+from pipelines.report.table import Row, Table, method_row, number, percent, ratio, significant
 
-ABLATED = {
-    "sampling": ("Sampling of the basis", "fps"),
-    "basis": ("Basis size M", "10"),
-}  # and ApET's own choice
+ABLATIONS = {
+    "sampling": ("Sampling of the basis", "fps", 5),
+    "basis": ("Basis size M", "10", 6),
+}
+"""Options of ApET with the table's title, ApET's own value, and the number of the paper's table."""
 
 COLUMNS = (
-    *(
-        "Tokens",
-        "Share %",
-        "Total s",
-        "Speed-up",
-        "Prefill ms",
-        "Prefill speed-up",
-        "TFLOPs",
-        "Memory GiB",
-    ),
-    *("Compress ms", "Rows/s"),
+    *("Tokens", "Share %", "Total s", "Speed-up", "Prefill ms", "Prefill speed-up", "TFLOPs"),
+    *("Memory GiB", "Compress ms", "Rows/s"),
 )
 
+Variants = dict[tuple[str, tuple[str, ...]], dict[str, list[ReportRun]]]
+"""Runs of ApET by budget and other options, then by value of the varied option."""
 
-def ablation_tables(chapter: Chapter, findings: Sequence[StudyResults]) -> list[Table]:
-    """Runs of ApET that differ in nothing but how its basis is chosen, where there are such."""
+
+def ablation_tables(chapter: Chapter, studies: Sequence[StudyResults]) -> list[Table]:
+    """Tables of ApET runs that differ in a single option of the basis."""
     tables = []
-    for option, (title, own) in ABLATED.items():
-        varied = _varied(chapter, option)
-        others = [
+    for option, (title, default, paper_table) in ABLATIONS.items():
+        variants = _variants(chapter, option, default)
+        # Benchmarks that only have ApET's own value say nothing about the option.
+        changed = [
             run
-            for lines in varied.values()
-            for value, runs in lines.items()
-            if value != own
+            for by_value in variants.values()
+            for value, runs in by_value.items()
+            if value != default
             for run in runs
         ]
-        asked = [
-            each for each in findings if each.of(others)
-        ]  # benchmarks with ApET's own choice alone say nothing
+        varied = [study for study in studies if study.result_of(changed)]
         rows: list[Row] = []
-        for (budget, rest), lines in varied.items():
-            group = ", ".join([labels.budget_label(budget), *rest])
-            for value in sorted(lines, key=lambda text: (len(text), text)):
-                cells = [cell(each, lines[value]) for each in asked]
-                rows.append(
-                    Row((f"{value} (ApET's own)" if value == own else value, *cells), group)
-                )
-            rows += (
-                ()
-                if rest
-                else published_rows.ablation(
-                    chapter, option, budget, [each.study for each in asked]
-                )
-            )
+        for (budget, other_options), by_value in variants.items():
+            group = ", ".join([budget_label(budget), *other_options])
+            for value in sorted(by_value, key=lambda text: (len(text), text)):
+                cells = [study.accuracy(study.result_of(by_value[value])) for study in varied]
+                name = f"{value} (ApET's own)" if value == default else value
+                rows.append(Row((name, *cells), group))
+            if not other_options:
+                benchmarks = [study.study for study in varied]
+                rows += published.ablation_rows(chapter, option, budget, benchmarks)
         if rows:
-            said = f" Published figures are the paper's Table {5 if option == 'sampling' else 6}."
+            has_published = any(row.published for row in rows)
+            source = f" Published figures are from Table {paper_table} of the paper."
             tables.append(
                 Table(
                     f"ablation-{option}",
                     f"{title}: {chapter.title}",
-                    (title, *(labels.benchmark_label(each.study) for each in asked)),
-                    together(rows),
-                    f"{labels.INTERVALS} ApET with nothing else changed."
-                    + subsets(asked, any(row.published for row in rows))
-                    + (said if any(row.published for row in rows) else ""),
-                    "\n".join(queries.accuracy(each.study) for each in asked),
+                    (title, *(study.study.label for study in varied)),
+                    rows,
+                    f"{INTERVALS_NOTE} ApET with a single option changed."
+                    + coverage_note(varied, has_published)
+                    + (source if has_published else ""),
+                    "\n".join(queries.query("accuracy", study.study) for study in varied),
                 )
             )
     return tables
 
 
-def _varied(
-    chapter: Chapter, option: str
-) -> dict[tuple[str, tuple[str, ...]], dict[str, list[ReportRun]]]:
-    """Runs of ApET by budget and what else they have, and by the option's value; where there are two values."""
-    own = ABLATED[option][1]
-    found: dict[tuple[str, tuple[str, ...]], dict[str, list[ReportRun]]] = {}
-    for runs in chapter.lines():
+def _variants(chapter: Chapter, option: str, default: str) -> Variants:
+    """Runs of ApET with at least two values of an option."""
+    variants: Variants = defaultdict(dict)
+    for runs in chapter.runs_by_method():
         run = runs[0]
         if run.method == "apet":
-            rest = tuple(
-                f"{key}={value}" for key, value in sorted(run.options.items()) if key != option
-            )
-            found.setdefault((run.budget, rest), {})[str(run.options.get(option, own))] = runs
-    return {key: lines for key, lines in found.items() if len(lines) > 1}
+            others = tuple(f"{k}={v}" for k, v in sorted(run.options.items()) if k != option)
+            variants[run.budget, others][str(run.options.get(option, default))] = runs
+    return {key: by_value for key, by_value in variants.items() if len(by_value) > 1}
 
 
-def efficiency_table(chapter: Chapter, each: StudyResults) -> Table:
-    """Table 7, of one benchmark."""
-    base = each.vanilla.metrics if each.vanilla else {}
+def efficiency_table(chapter: Chapter, study: StudyResults) -> Table:
+    """Table 7 of the paper, for one benchmark."""
+    base = study.vanilla.metrics if study.vanilla else {}
     rows: list[Row] = []
-    for result in each.results:
+    for result in study.results:
         metrics, run = result.metrics, result.run
         rate, prefill = metrics.get("samples_per_s"), metrics.get("prefill_ms_p50")
         cells = (
             number(metrics.get("visual_tokens_kept")),
             percent(metrics, "visual_retention"),
             number(result.device_s),
-            faster(rate, base.get("samples_per_s")),
+            ratio(rate, base.get("samples_per_s")),
             number(prefill),
-            faster(base.get("prefill_ms_p50"), prefill),
+            ratio(base.get("prefill_ms_p50"), prefill),
             significant(metrics.get("prefill_tflops")),
             number(metrics.get("peak_memory_gib"), 2),
             number(metrics.get("compress_ms_p50"), 2),
             significant(rate),
         )
-        rows.append(Row((labels.method_label(run.label), *cells), labels.budget_label(run.budget)))
-        rows += published_rows.cost(chapter, each.study, run)
-    said = " Published figures are the paper's Table 7, on one A100 and POPE."
+        rows.append(method_row(run.label, run.budget, cells))
+        rows += published.efficiency_row(chapter, study.study, run)
+    has_published = any(row.published for row in rows)
+    source = " Published figures are from Table 7 of the paper: POPE on one A100."
     return Table(
-        f"efficiency-{each.study.column}",
-        f"Efficiency: {each.study.title}",
+        f"efficiency-{study.study.column}",
+        f"Efficiency: {study.study.title}",
         ("Method", *COLUMNS),
-        together(rows),
-        "Time of the device: prefill and decoding of all answered rows, a batch's time divided by its rows, without"
-        " start-up and reading. Prefill and compress ms are medians of rows; memory is the device's peak. TFLOPs are a"
-        " prefill's, from the model's shape and the tokens of rows: the mean of a sample of them, which no query has."
-        " It is prefill_tflops in the record.json of the run, counted when the job ended. Speed-ups are the ratios to"
-        " vanilla's, of rows/s and of prefill ms."
-        + subsets([each], any(row.published for row in rows))
-        + (said if any(row.published for row in rows) else ""),
-        queries.efficiency(each.study),
+        rows,
+        "Times are those of the device. Total is prefill and decoding of all answered rows, without"
+        " start-up and reading; a row's time is its batch's time divided by the rows of the batch."
+        " Prefill ms and Compress ms are medians over rows. Memory is the device's peak. Speed-ups"
+        " are ratios to vanilla: of Rows/s, and of Prefill ms. TFLOPs are those of a prefill,"
+        " computed from the model's shape and the tokens of a sample of rows when the job ended. No"
+        " query computes them: they are prefill_tflops in the record.json of the run."
+        + coverage_note([study], has_published)
+        + (source if has_published else ""),
+        queries.query("efficiency", study.study),
     )

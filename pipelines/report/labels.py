@@ -1,8 +1,6 @@
-"""What things are called in a report: the paper's names where it has some."""
+"""Names for readers: those of the paper where it has one."""
 
 from __future__ import annotations
-
-from pipelines.report.runs import Study
 
 BENCHMARKS = {
     "gqa": "GQA",
@@ -29,16 +27,17 @@ METHODS = {
     "divprune": "DivPrune",
     "dart": "DART",
 }
-INTERVALS = "Ranges are 95 % intervals."
+INTERVALS_NOTE = "Ranges are 95 % intervals."
 
 
-def method_label(label: str) -> str:
-    name, _, rest = label.partition(" ")
-    return f"{METHODS.get(name, name)} {rest}".strip()
+def method_label(method: str) -> str:
+    """Label of a method, which may be followed by its options: `apet basis=6`."""
+    name, _, options = method.partition(" ")
+    return f"{METHODS.get(name, name)} {options}".strip()
 
 
 def budget_label(budget: str) -> str:
-    """What rows of a budget stand below."""
+    """Heading above the rows of one budget."""
     if not budget:
         return "All visual tokens"
     if "=" in budget:
@@ -46,6 +45,7 @@ def budget_label(budget: str) -> str:
     return f"Keep {budget.replace('%', ' %')}" + ("" if "%" in budget else " tokens")
 
 
-def benchmark_label(study: Study) -> str:
-    name, _, rest = study.column.partition(", ")
-    return ", ".join(filter(None, [BENCHMARKS.get(name, name), rest]))
+def benchmark_label(benchmark: str) -> str:
+    """Label of a benchmark, which may be followed by settings: `gqa, split test`."""
+    name, comma, settings = benchmark.partition(", ")
+    return BENCHMARKS.get(name, name) + comma + settings

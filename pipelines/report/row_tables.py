@@ -1,184 +1,147 @@
-"""Tables about rows: which types of question suffer, which rows went lost, which were slow, which have no answer."""
+"""Tables about rows: types of questions, and examples of lost, slow and failed rows."""
 
 from __future__ import annotations
 
 from pipelines.metrics.summary import metric_name
-from pipelines.report import labels, queries
+from pipelines.report import queries
+from pipelines.report.labels import INTERVALS_NOTE, budget_label
 from pipelines.report.measurements import StudyResults
-from pipelines.report.table import Cell, Row, Table, number, percent
+from pipelines.report.table import Cell, Row, Table, method_row, number, percent
 
-LONGEST = 160  # characters of a text in a table
+MAX_CHARACTERS = 160
+"""Length of a text in a table."""
 
 
-def types_table(each: StudyResults) -> Table | None:
-    """What each run keeps of each type of question."""
-    bench, base = each.study.benchmark, each.vanilla
-    compared = [result for result in each.results if result.changed]
-    kinds = sorted({kind for result in compared for kind in result.changed} - {""})
-    if base is None or not kinds:
+def types_table(study: StudyResults) -> Table | None:
+    """Each run's accuracy relative to vanilla, by type of question."""
+    compared = [result for result in study.results if result.changes]
+    types = sorted({name for result in compared for name in result.changes} - {""})
+    if study.vanilla is None or not types:
         return None
-    prefixes = [metric_name(f"{bench.name}/{kind}") for kind in kinds]
-    whole = labels.budget_label("")
-    chances = [base.metrics.get(f"{prefix}.chance") for prefix in prefixes]
+    base = study.vanilla.metrics
+    prefixes = [metric_name(f"{study.study.benchmark.name}/{name}") for name in types]
+    counts = [number(base.get(f"{prefix}.rows"), 0) for prefix in prefixes]
+    chances = [percent(base, f"{prefix}.chance") for prefix in prefixes]
+    accuracies = [percent(base, f"{prefix}.accuracy") for prefix in prefixes]
     rows = [
-        Row(
-            ("Rows", *(number(base.metrics.get(f"{prefix}.rows"), 0) for prefix in prefixes)), whole
-        ),
-        Row(
-            ("Chance %", *(None if chance is None else number(100 * chance) for chance in chances)),
-            whole,
-        ),
-        Row(
-            (
-                "Vanilla's accuracy %",
-                *(percent(base.metrics, f"{prefix}.accuracy") for prefix in prefixes),
-            ),
-            whole,
-        ),
+        Row((name, *cells), budget_label(""))
+        for name, cells in (
+            ("Rows", counts),
+            ("Chance %", chances),
+            ("Vanilla's accuracy %", accuracies),
+        )
     ]
     for result in compared:
         kept = [percent(result.metrics, f"{prefix}.accuracy_retention") for prefix in prefixes]
-        rows.append(
-            Row(
-                (f"{labels.method_label(result.run.label)} kept %", *kept),
-                labels.budget_label(result.run.budget),
-            )
-        )
+        rows.append(method_row(f"{result.run.label} kept %", result.run.budget, kept))
     return Table(
-        f"types-{each.study.column}",
-        f"Accuracy kept by type of question: {each.study.title}",
-        ("Method", *kinds),
-        tuple(rows),
-        f"{labels.INTERVALS} Kept is accuracy by vanilla's on the same rows. Many types and runs are compared here: some"
-        " of their intervals miss the truth.",
-        queries.vanilla_types(each.study) + "\n" + queries.types(each.study),
+        f"types-{study.study.column}",
+        f"Accuracy kept by type of question: {study.study.title}",
+        ("Method", *types),
+        rows,
+        f"{INTERVALS_NOTE} Kept is accuracy in percent of vanilla's on the same rows. With so many"
+        " comparisons, some intervals miss the true value by chance.",
+        queries.query("vanilla_types", study.study) + "\n" + queries.query("types", study.study),
     )
 
 
-def changes_table(each: StudyResults) -> Table | None:
-    """Where accuracy is lost: rows by type that vanilla has right and a run wrong, and the other way."""
-    compared = [result for result in each.results if result.changed]
-    kinds = sorted({kind for result in compared for kind in result.changed})
-    if not kinds:
+def changes_table(study: StudyResults) -> Table | None:
+    """Rows that each run lost and gained against vanilla, by type of question."""
+    compared = [result for result in study.results if result.changes]
+    types = sorted({name for result in compared for name in result.changes})
+    if not types:
         return None
     rows = []
     for result in compared:
         cells: list[Cell] = []
-        for found in (result.changed.get(kind) for kind in kinds):
-            cells += [number(found.lost, 0), number(found.gained, 0)] if found else [None, None]
-        rows.append(
-            Row(
-                (labels.method_label(result.run.label), *cells),
-                labels.budget_label(result.run.budget),
-            )
-        )
+        for change in map(result.changes.get, types):
+            cells += [number(change.lost, 0), number(change.gained, 0)] if change else [None, None]
+        rows.append(method_row(result.run.label, result.run.budget, cells))
     return Table(
-        f"changed-{each.study.column}",
-        f"Where accuracy is lost: {each.study.title}",
-        ("Method", *(f"{kind or 'Rows'} {what}" for kind in kinds for what in ("lost", "gained"))),
-        tuple(rows),
-        "Rows that are worth less than vanilla's (lost), and more (gained).",
-        queries.types(each.study),
+        f"changed-{study.study.column}",
+        f"Where accuracy is lost: {study.study.title}",
+        ("Method", *(f"{name or 'Rows'} {kind}" for name in types for kind in ("lost", "gained"))),
+        rows,
+        "Lost rows score lower than vanilla's, gained rows higher.",
+        queries.query("types", study.study),
     )
 
 
-def lost_rows_table(each: StudyResults) -> Table | None:
-    """The rows that most runs got wrong and vanilla right."""
-    if not each.lost:
-        return None
-    runs = sum(bool(result.changed) for result in each.results)
+def lost_rows_table(study: StudyResults) -> Table | None:
+    """Rows that vanilla got right and most runs wrong."""
+    runs = sum(bool(result.changes) for result in study.results)
     rows = [
         Row(
             (
                 row["row_id"],
                 row["type"] or None,
                 f"{row['lost_by']} of {runs}",
-                _cut(row["question"]),
-                _cut(" | ".join(row["reference"] or [])),
-                _cut(row["prediction"]),
-                _cut(f"{row['point']}: {row['said']}"),
+                _shorten(row["question"]),
+                _shorten(" | ".join(row["reference"] or [])),
+                _shorten(row["prediction"]),
+                _shorten(row["run_answer"]),
             )
         )
-        for row in each.lost
+        for row in study.lost
     ]
-    return Table(
-        f"lost-{each.study.column}",
-        f"Rows that most runs lost: {each.study.title}",
-        ("Row", "Type", "Lost by", "Question", "Reference", "Vanilla said", "A run said"),
-        tuple(rows),
-        query=queries.lost_rows(each.study),
-    )
+    columns = ("Row", "Type", "Lost by", "Question", "Reference", "Vanilla said", "A run said")
+    title = f"Rows that most runs lost: {study.study.title}"
+    name, query = f"lost-{study.study.column}", queries.query("lost_rows", study.study)
+    return Table(name, title, columns, rows, query=query) if rows else None
 
 
-def slowest_table(each: StudyResults) -> Table | None:
-    if not each.slowest:
-        return None
+def slowest_table(study: StudyResults) -> Table | None:
+    columns = {  # digits of each
+        "device_ms": 1,
+        "prefill_ms": 1,
+        "decode_ms": 1,
+        "compress_ms": 2,
+        "visual_tokens_in": 0,
+        "new_tokens": 0,
+        "batch_rows": 0,
+    }
     rows = [
         Row(
             (
                 row["row_id"],
                 row["point"],
-                number(row["device_ms"]),
-                number(row["prefill_ms"]),
-                number(row["decode_ms"]),
-                number(row["compress_ms"], 2),
-                number(row["visual_tokens_in"], 0),
-                number(row["new_tokens"], 0),
-                number(row["batch_rows"], 0),
+                *(number(row[name], digits) for name, digits in columns.items()),
             )
         )
-        for row in each.slowest
+        for row in study.slowest
     ]
-    return Table(
-        f"slowest-{each.study.column}",
-        f"Slowest rows: {each.study.title}",
-        (
-            "Row",
-            "Run",
-            "Device ms",
-            "Prefill ms",
-            "Decode ms",
-            "Compress ms",
-            "Visual tokens",
-            "New tokens",
-            "Batch",
-        ),
-        tuple(rows),
-        "A batch's time divided by its rows.",
-        queries.slowest(each.study),
+    titles = (
+        *("Row", "Run", "Device ms", "Prefill ms", "Decode ms", "Compress ms"),
+        *("Visual tokens", "New tokens", "Batch"),
+    )
+    name, title = f"slowest-{study.study.column}", f"Slowest rows: {study.study.title}"
+    note = "A row's time is its batch's time divided by the rows of the batch."
+    return (
+        Table(name, title, titles, rows, note, queries.query("slowest", study.study))
+        if rows
+        else None
     )
 
 
-def errors_table(each: StudyResults) -> Table | None:
-    """Rows without an answer, by what went wrong."""
-    rows = [
-        Row(
-            (
-                result.run.point,
-                failure.kind,
-                number(failure.rows, 0),
-                _cut(failure.message),
-                _cut(
-                    ", ".join(failure.row_ids)
-                    + (", ..." if failure.rows > len(failure.row_ids) else "")
-                ),
-            )
-        )
-        for result in each.results
-        for failure in result.failures
-    ]
-    if not rows:
-        return None
-    return Table(
-        f"errors-{each.study.column}",
-        f"Rows without an answer: {each.study.title}",
-        ("Run", "Error", "Rows", "The first one's message", "Which"),
-        tuple(rows),
-        "They are in no accuracy. The same job with --retry-errors asks them again.",
-        queries.errors(each.study),
+def errors_table(study: StudyResults) -> Table | None:
+    """Rows without an answer, by class of error."""
+    rows = []
+    for result in study.results:
+        for failure in result.failures:
+            more = ["..."] if failure.rows > len(failure.row_ids) else []
+            row_ids = ", ".join([*failure.row_ids, *more])
+            count, message = number(failure.rows, 0), _shorten(failure.message)
+            rows.append(Row((result.run.point, failure.kind, count, message, _shorten(row_ids))))
+    name, title = f"errors-{study.study.column}", f"Rows without an answer: {study.study.title}"
+    columns = ("Run", "Error", "Rows", "The first one's message", "Which")
+    note = "These rows are excluded from accuracy. Run the job with --retry-errors to repeat them."
+    return (
+        Table(name, title, columns, rows, note, queries.query("errors", study.study))
+        if rows
+        else None
     )
 
 
-def _cut(text: str | None) -> str:
+def _shorten(text: str | None) -> str:
     text = " ".join((text or "").split())
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
+    return text if len(text) <= MAX_CHARACTERS else f"{text[: MAX_CHARACTERS - 3]}..."

@@ -1,28 +1,31 @@
-"""A table as all forms of a report have it: cells that know their number, its interval and how many digits it has."""
+"""Tables, independent of the format in which they are written. Numbers keep their interval."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from pipelines.metrics.intervals import Interval
+from pipelines.report.labels import budget_label, method_label
 
 
 class Number(NamedTuple):
-    """A number as it is shown, in the unit of its column, perhaps with its 95 % interval."""
+    """A number in the unit of its column, with its 95 % interval if it has one."""
 
     value: float
     low: float | None = None
     high: float | None = None
-    digits: int = 1
+    digits: int = 1  # decimal places
 
-    def shown(self) -> str:
+    @property
+    def text(self) -> str:
         return _fixed(self.value, self.digits)
 
-    def range(self) -> str:
-        """`54.4 to 69.8`; empty where there is no interval."""
+    @property
+    def interval(self) -> str:
+        """Text of the interval, `54.4 to 69.8`. Empty without one."""
         if self.low is None or self.high is None:
             return ""
         return f"{_fixed(self.low, self.digits)} to {_fixed(self.high, self.digits)}"
@@ -33,84 +36,101 @@ Cell = str | Number | None
 
 class Row(NamedTuple):
     cells: tuple[Cell, ...]
-    group: str = ""  # rows of one group stand together, below its name
-    published: bool = False  # not ours: the paper's
-    aside: tuple[
-        Cell, ...
-    ] = ()  # of the columns that only a file for programs has; empty where nothing is known
+    group: str = ""
+    """Rows of a group stand together below its name."""
+    published: bool = False
+    """Holds figures of the paper instead of measured ones."""
+    csv_cells: tuple[Cell, ...] = ()
+    """Cells of `Table.csv_columns`; none if their values are unknown."""
 
 
 @dataclass(frozen=True)
 class Table:
-    name: str  # of its files
+    name: str  # of its files, without extension
     title: str
     columns: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: Sequence[Row]
     note: str = ""
-    query: str = ""  # SQL that brings its numbers from the rows
-    aside: tuple[str, ...] = ()  # more columns, of the CSV alone
+    query: str = ""
+    """SQL that computes the numbers from the answers."""
+    csv_columns: tuple[str, ...] = ()
+    """Additional columns of the CSV file."""
 
     @property
-    def grouped(self) -> bool:
+    def groups(self) -> dict[str, list[Row]]:
+        """Rows by group, in the order of the groups' first rows."""
+        groups: dict[str, list[Row]] = {}
+        for row in self.rows:
+            groups.setdefault(row.group, []).append(row)
+        return groups
+
+    @property
+    def has_groups(self) -> bool:
         return any(row.group for row in self.rows)
 
     @property
-    def compared(self) -> bool:
-        """Does it hold figures of the paper?"""
+    def has_published(self) -> bool:
         return any(row.published for row in self.rows)
 
-    def ranged(self, column: int) -> bool:
-        """Does a column have intervals?"""
-        cells = [row.cells[column] for row in self.rows]
+    def has_intervals(self, column: int) -> bool:
+        cells = (row.cells[column] for row in self.rows)
         return any(isinstance(cell, Number) and cell.low is not None for cell in cells)
 
+    def texts(self, column: int) -> list[str]:
+        """Cells of a column that are words."""
+        return [cell for row in self.rows if isinstance(cell := row.cells[column], str)]
 
-def percent(metrics: Mapping[str, float], name: str, most: float = 1.0) -> Number | None:
-    """A metric as a percentage, or of `most` points, with its interval if it has one."""
-    if name not in metrics:
-        return None
-    scale, digits = (most, 0) if most > 1 else (100.0, 1)
-    ends = [metrics.get(f"{name}_ci_{end}") for end in ("low", "high")]
-    low, high = (None if end is None else scale * end for end in ends)
-    return Number(scale * metrics[name], low, high, digits)
+
+def method_row(
+    method: str,
+    budget: str,
+    cells: Sequence[Cell],
+    published: bool = False,
+    csv_cells: Sequence[Cell] = (),
+) -> Row:
+    """A row that begins with the method's label, in the group of its budget."""
+    cells = (method_label(method), *cells)
+    return Row(cells, budget_label(budget), published, tuple(csv_cells))
 
 
 def number(value: float | None, digits: int = 1) -> Number | None:
     return None if value is None else Number(value, digits=digits)
 
 
-def ranged(interval: Interval, scale: float = 100.0, digits: int = 1) -> Number:
-    return Number(scale * interval.value, scale * interval.low, scale * interval.high, digits)
+def percent(metrics: Mapping[str, float], name: str, scale: float = 1.0) -> Number | None:
+    """A metric with its interval: in percent, or in points if the scale is above 1."""
+    if name not in metrics:
+        return None
+    factor, digits = (scale, 0) if scale > 1 else (100.0, 1)
+    ends = [metrics.get(f"{name}_ci_{end}") for end in ("low", "high")]
+    low, high = (None if end is None else factor * end for end in ends)
+    return Number(factor * metrics[name], low, high, digits)
+
+
+def interval_number(interval: Interval, factor: float = 100.0, digits: int = 1) -> Number:
+    value, low, high = (factor * part for part in interval)
+    return Number(value, low, high, digits)
 
 
 def significant(value: float | None) -> Number | None:
-    """With three digits that mean something."""
+    """A number with three significant digits."""
     if value is None:
         return None
-    return Number(
-        value, digits=next((places for places in range(6) if abs(value) * 10**places >= 100), 6)
-    )
+    digits = next((digits for digits in range(6) if abs(value) * 10**digits >= 100), 6)
+    return Number(value, digits=digits)
 
 
-def faster(above: float | None, below: float | None) -> Number | None:
-    """A speed-up, where both are known."""
+def ratio(above: float | None, below: float | None) -> Number | None:
+    """A speed-up; None unless both values are known."""
     return Number(above / below, digits=2) if above and below else None
 
 
-def together(rows: Iterable[Row]) -> tuple[Row, ...]:
-    """Rows of one group side by side, groups in the order in which they first come."""
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(row.group, []).append(row)
-    return tuple(row for each in groups.values() for row in each)
-
-
 def slug(text: str) -> str:
+    """A text as a file name or an anchor."""
     return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")
 
 
 def _fixed(value: float, digits: int) -> str:
     text = f"{value:,.{digits}f}"
-    return (
-        text.removeprefix("-") if float(text.replace(",", "")) == 0 else text
-    )  # no minus before nothing
+    is_zero = float(text.replace(",", "")) == 0
+    return text.removeprefix("-") if is_zero else text  # no "-0.0"

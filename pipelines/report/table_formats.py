@@ -8,12 +8,13 @@ import re
 
 from pipelines.report.table import Cell, Number, Table
 
-DANGEROUS = (  # what makes a spreadsheet take a text for a formula; the last four are those of East Asian keyboards
+FORMULA_STARTS = (
     *("=", "+", "-", "@", "\t", "\r", "\n"),
-    *("\uff1d", "\uff0b", "\uff0d", "\uff20"),
+    *("\uff1d", "\uff0b", "\uff0d", "\uff20"),  # full-width = + - @
 )
-_LATEX = {
-    **{each: f"\\{each}" for each in "&%$#_{}"},
+"""Beginnings of a text that a spreadsheet evaluates as a formula."""
+LATEX_ESCAPES = {
+    **{character: f"\\{character}" for character in "&%$#_{}"},
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
@@ -21,160 +22,164 @@ _LATEX = {
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
     '"': r"\symbol{34}",
-    "[": "{[}",  # it would be an option of the line's end before it, and so would a star
+    # At the beginning of a row, these would be arguments of the line break before it.
+    "[": "{[}",
     "*": "{*}",
 }
-LINES = r">{\raggedright\arraybackslash}p{4cm}"
-WIDE = 28  # characters of a text that LaTeX may set in several lines
+LATEX_PARAGRAPH = r">{\raggedright\arraybackslash}p{4cm}"
+MAX_LINE_CHARACTERS = 28
+"""Columns with a longer text are paragraphs in LaTeX."""
 
 
 def as_csv(table: Table) -> str:
-    """One line a row; a number with an interval takes three columns."""
+    """Returns one line per row. A column with intervals becomes three columns."""
+    with_intervals = [table.has_intervals(column) for column in range(len(table.columns))]
+    header = []
+    for name, has_interval in zip(table.columns, with_intervals, strict=True):
+        header += [name, f"{name} low", f"{name} high"] if has_interval else [name]
+    # Column names are escaped as well: a type of question can be one.
+    lines = [list(map(_no_formula, [*header, *table.csv_columns]))]
+    if table.has_published:
+        lines[0].insert(0, "Source")
+    if table.has_groups:
+        lines[0].insert(0, "Group")
+    for group, rows in table.groups.items():
+        for row in rows:
+            line = [_no_formula(group)] if table.has_groups else []
+            if table.has_published:
+                line.append("published" if row.published else "ours")
+            for cell, has_interval in zip(row.cells, with_intervals, strict=True):
+                line += _fields(cell, has_interval)
+            for cell in row.csv_cells or [None] * len(table.csv_columns):
+                line += _fields(cell, False)
+            lines.append(line)
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    header: list[str] = []
-    for place, name in enumerate(table.columns):
-        header += [name, f"{name} low", f"{name} high"] if table.ranged(place) else [name]
-    apart = [*(["Group"] if table.grouped else []), *(["Source"] if table.compared else [])]
-    writer.writerow(
-        [*apart, *map(_plain, [*header, *table.aside])]
-    )  # a type of question can be a column
-    for row in table.rows:
-        line = [_plain(row.group)] if table.grouped else []
-        line += ["published" if row.published else "ours"] if table.compared else []
-        for place, cell in enumerate(row.cells):
-            line += _fields(cell, table.ranged(place))
-        for cell in row.aside or [None] * len(table.aside):
-            line += _fields(cell, False)
-        writer.writerow(line)
+    csv.writer(out, lineterminator="\n").writerows(lines)
     return out.getvalue()
 
 
-def _fields(cell: Cell, ranged: bool) -> list[str]:
+def _fields(cell: Cell, has_interval: bool) -> list[str]:
     if isinstance(cell, Number):
-        parts = [cell.value, cell.low, cell.high] if ranged else [cell.value]
+        parts = [cell.value, cell.low, cell.high] if has_interval else [cell.value]
         return ["" if part is None else f"{part:.10g}" for part in parts]
-    return [_plain(cell or ""), *(["", ""] if ranged else [])]
+    return [_no_formula(cell or ""), *(["", ""] if has_interval else [])]
 
 
-def _plain(text: str) -> str:
-    """A text that no spreadsheet calculates. A carriage return, which Python does not quote, would end the row."""
+def _no_formula(text: str) -> str:
+    """Quotes a formula. A carriage return, which Python does not quote, would end the row."""
     text = text.replace("\r", " ")
-    return f"'{text}" if text.lstrip(" ").startswith(DANGEROUS) else text
+    return f"'{text}" if text.lstrip(" ").startswith(FORMULA_STARTS) else text
 
 
 def as_markdown(table: Table) -> str:
-    """A pipe table; groups are rows of their own, published figures stand in italics."""
-    width = len(table.columns)
-    lines = [f"### {_marked(table.title)}", "", _line([_marked(name) for name in table.columns])]
-    lines.append(_line(["---"] + ["---:"] * (width - 1)))
-    group = ""
-    for row in table.rows:
-        if row.group != group:
-            lines.append(_line([f"**{_marked(row.group)}**"] + [""] * (width - 1)))
-            group = row.group
-        cells = [_marked(_shown(cell)) for cell in row.cells]
-        if row.published:
-            cells = [f"*{cell}*" if cell != "-" else cell for cell in cells]
-            cells[0] += " (published)"
-        lines.append(_line(cells))
+    """Returns a pipe table. A group has a row for its name; published figures are in italics."""
+    empty = [""] * (len(table.columns) - 1)
+    lines = [f"### {_escape_markdown(table.title)}", ""]
+    lines.append(_pipes(list(map(_escape_markdown, table.columns))))
+    lines.append(_pipes(["---"] + ["---:"] * len(empty)))
+    for group, rows in table.groups.items():
+        if group:
+            lines.append(_pipes([f"**{_escape_markdown(group)}**", *empty]))
+        for row in rows:
+            cells = [_escape_markdown(_text(cell)) for cell in row.cells]
+            if row.published:
+                cells = [cell if cell == "-" else f"*{cell}*" for cell in cells]
+                cells[0] += " (published)"
+            lines.append(_pipes(cells))
     if table.note:
-        lines += ["", _marked(table.note)]
+        lines += ["", _escape_markdown(table.note)]
     if table.query:
         lines += ["", "```sql", table.query, "```"]
     return "\n".join(lines) + "\n"
 
 
-def _line(cells: list[str]) -> str:
+def _pipes(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _marked(text: str) -> str:
-    """A text that is no markup; line breaks would end a row."""
+def _escape_markdown(text: str) -> str:
+    """Escapes markup and removes line breaks, which would end a row."""
     return re.sub(r"([\\`*_\[\]<>|~#])", r"\\\1", " ".join(text.split()))
 
 
-def _shown(cell: Cell) -> str:
+def _text(cell: Cell) -> str:
     if isinstance(cell, Number):
-        return cell.shown() + (f" [{cell.range()}]" if cell.range() else "")
+        return cell.text + (f" [{cell.interval}]" if cell.interval else "")
     return cell or "-"
 
 
 def as_latex(table: Table) -> str:
-    """A table for a paper; intervals are small, published figures in italics. It shrinks to the width of the text."""
+    """Returns a table that shrinks to the width of the text, with small intervals.
+
+    Published figures are in italics. More than three columns of intervals are too wide side by
+    side: intervals then stand below their numbers.
+    """
     width = len(table.columns)
-    wrapped = [_wrapped(table, place) for place in range(width)]
-    stacked = (
-        sum(map(table.ranged, range(width))) > 3
-    )  # intervals below their numbers: side by side is too wide
+    texts = [table.texts(column) for column in range(width)]
+    wrapped = [any(len(text) > MAX_LINE_CHARACTERS for text in column) for column in texts]
+    stacked = sum(map(table.has_intervals, range(width))) > 3
+    alignment = ["r" if column and not texts[column] else "l" for column in range(width)]
+    for column in range(width):
+        if wrapped[column]:
+            alignment[column] = LATEX_PARAGRAPH
     lines = [
-        "% \\usepackage{array,booktabs,graphicx}; compile letters that are not Latin with XeLaTeX or LuaLaTeX"
+        "% \\usepackage{array,booktabs,graphicx}; compile letters that are not Latin with XeLaTeX"
+        " or LuaLaTeX",
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{_escape_latex(table.title)}}}",
+        r"\small",
+        *([r"\setlength{\tabcolsep}{3pt}"] if width > 8 else []),
+        r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
+        rf"\begin{{tabular}}{{{''.join(alignment)}}}",
+        r"\toprule",
+        " & ".join(map(_latex_heading, table.columns)) + r" \\",
     ]
-    lines += [r"\begin{table}", r"\centering", rf"\caption{{{_escaped(table.title)}}}", r"\small"]
-    lines += [r"\setlength{\tabcolsep}{3pt}"] if width > 8 else []
-    lines += [r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"]
-    kinds = ("l" if not place or _texts(table, place) else "r" for place in range(width))
-    columns = (LINES if wraps else kind for wraps, kind in zip(wrapped, kinds, strict=True))
-    lines += [rf"\begin{{tabular}}{{{''.join(columns)}}}", r"\toprule"]
-    lines += [" & ".join(map(_heading, table.columns)) + r" \\"]
-    group = ""
-    if not table.grouped:
+    for group, rows in table.groups.items():
         lines.append(r"\midrule")
-    for row in table.rows:
-        if row.group != group:
-            lines += [
-                r"\midrule",
-                rf"\multicolumn{{{width}}}{{c}}{{\textit{{{_escaped(row.group)}}}}} \\",
+        if group:
+            name = _escape_latex(group)
+            lines.append(rf"\multicolumn{{{width}}}{{c}}{{\textit{{{name}}}}} \\")
+        for row in rows:
+            cells = [
+                _latex_cell(cell, is_wrapped, stacked)
+                for cell, is_wrapped in zip(row.cells, wrapped, strict=True)
             ]
-            group = row.group
-        cells = [_set(cell, wraps, stacked) for cell, wraps in zip(row.cells, wrapped, strict=True)]
-        if row.published:
-            cells = [rf"\textit{{{cell}}}" for cell in cells]
-            cells[0] += r" {\scriptsize (published)}"
-        lines.append(" & ".join(cells) + r" \\")
+            if row.published:
+                cells = [rf"\textit{{{cell}}}" for cell in cells]
+                cells[0] += r" {\scriptsize (published)}"
+            lines.append(" & ".join(cells) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}}"]
-    lines += [rf"\par\smallskip\footnotesize {_escaped(table.note)}"] if table.note else []
+    lines += [rf"\par\smallskip\footnotesize {_escape_latex(table.note)}"] if table.note else []
     lines += [r"\end{table}"]
     return "\n".join(lines) + "\n"
 
 
-def _texts(table: Table, place: int) -> list[str]:
-    """What a column says in words."""
-    return [cell for row in table.rows if isinstance(cell := row.cells[place], str)]
-
-
-def _wrapped(table: Table, place: int) -> bool:
-    return any(len(text) > WIDE for text in _texts(table, place))
-
-
-def _heading(text: str) -> str:
-    """In two lines if it has words for them."""
+def _latex_heading(text: str) -> str:
+    """A heading in two lines of similar length, if it is long."""
     words = text.split()
     if len(words) < 2 or len(text) < 8:
-        return _escaped(text)
-    cut = min(
-        range(1, len(words)),
-        key=lambda at: abs(len(" ".join(words[:at])) - len(" ".join(words[at:]))),
-    )
-    first, second = (_escaped(" ".join(part)) for part in (words[:cut], words[cut:]))
-    return rf"\shortstack{{{first}\\{second}}}"
+        return _escape_latex(text)
+    splits = [(" ".join(words[:cut]), " ".join(words[cut:])) for cut in range(1, len(words))]
+    first, second = min(splits, key=lambda lines: abs(len(lines[0]) - len(lines[1])))
+    return rf"\shortstack{{{_escape_latex(first)}\\{_escape_latex(second)}}}"
 
 
-def _set(cell: Cell, wraps: bool, stacked: bool) -> str:
-    if isinstance(cell, Number) and cell.range():
-        shown, between = _escaped(cell.shown()), rf"{{\scriptsize [{_escaped(cell.range())}]}}"
-        return rf"\shortstack[r]{{{shown}\\{between}}}" if stacked else f"{shown} {between}"
+def _latex_cell(cell: Cell, is_wrapped: bool, stacked: bool) -> str:
+    if isinstance(cell, Number) and cell.interval:
+        text = _escape_latex(cell.text)
+        interval = rf"{{\scriptsize [{_escape_latex(cell.interval)}]}}"
+        return rf"\shortstack[r]{{{text}\\{interval}}}" if stacked else f"{text} {interval}"
     if cell is None:
         return "--"
-    if wraps:  # an id or a path has no spaces to break at
-        words = (
-            [word[at : at + 8] for at in range(0, len(word), 8)] for word in _shown(cell).split()
-        )
-        return " ".join(r"\allowbreak{}".join(map(_escaped, parts)) for parts in words)
-    return _escaped(_shown(cell))
+    if not is_wrapped:
+        return _escape_latex(_text(cell))
+    # Ids and paths have no spaces at which a line could break.
+    words = ([word[at : at + 8] for at in range(0, len(word), 8)] for word in _text(cell).split())
+    return " ".join(r"\allowbreak{}".join(map(_escape_latex, pieces)) for pieces in words)
 
 
-def _escaped(text: str) -> str:
-    """As it reads; what cannot be printed, and LaTeX refuses, is a question mark."""
-    seen = (letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
-    return "".join(_LATEX.get(letter, letter) for letter in seen)
+def _escape_latex(text: str) -> str:
+    """Escapes commands. LaTeX refuses unprintable characters, which become question marks."""
+    printable = (letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
+    return "".join(LATEX_ESCAPES.get(letter, letter) for letter in printable)
