@@ -68,12 +68,9 @@ def field_docs(config: type) -> dict[str, str]:
     """The strings below the fields of a class, each as one line."""
     [tree] = ast.parse(inspect.getsource(config)).body
     docs = {}
-    for statements in pairwise(ast.iter_child_nodes(tree)):
-        match statements:
-            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(
-                value=ast.Constant(value=str(doc))
-            ):
-                docs[name] = " ".join(doc.split())
+    for item, below in pairwise(ast.iter_child_nodes(tree)):
+        if isinstance(item, ast.AnnAssign) and isinstance(below, ast.Expr):
+            docs[ast.unparse(item.target)] = " ".join(ast.literal_eval(below.value).split())
     return docs
 
 
