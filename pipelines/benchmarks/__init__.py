@@ -1,4 +1,4 @@
-"""Benchmarks: where their questions come from and how their answers are scored. One file each, one line here."""
+"""Benchmarks: the source of their questions and the scoring of their answers. One file each."""
 
 from __future__ import annotations
 
@@ -11,24 +11,21 @@ if TYPE_CHECKING:
     from pipelines.benchmarks.base import Benchmark
 
 SYNTHETIC = ("shapes", "motion")
-BENCHMARKS = (  # modules here, imported when asked for
+BENCHMARKS = (  # modules of this package, imported when needed
     *("manifest", *SYNTHETIC),
     *("gqa", "mmbench", "mmbench_cn", "mme", "pope", "scienceqa", "vqav2", "textvqa", "vizwiz"),
     *("tgif", "msvd", "msrvtt"),
 )
-
-DEFAULT_SPLITS = {
-    "mmbench": "dev",
-    "mmbench_cn": "dev",
-}  # that are asked where nobody says; of the others it is test
+DEFAULT_SPLITS = {"mmbench": "dev", "mmbench_cn": "dev"}  # without --split; otherwise test
 
 
 def benchmark(name: str) -> Benchmark:
-    """The benchmark of that name: `BENCHMARK` in the file of that name."""
+    """Return `BENCHMARK` of the module of that name."""
     if name not in BENCHMARKS:
         raise ValueError(
-            f"there is no benchmark '{name}'{did_you_mean(name, BENCHMARKS)} (there are {', '.join(BENCHMARKS)})"
+            f"not a benchmark: '{name}'{did_you_mean(name, BENCHMARKS)};"
+            f" expected one of {', '.join(BENCHMARKS)}"
         )
-    room = "benchmarks.synthetic" if name in SYNTHETIC else "benchmarks"
-    found: Benchmark = import_module(f"pipelines.{room}.{name}").BENCHMARK
+    package = "benchmarks.synthetic" if name in SYNTHETIC else "benchmarks"
+    found: Benchmark = import_module(f"pipelines.{package}.{name}").BENCHMARK
     return found

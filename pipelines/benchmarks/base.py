@@ -1,11 +1,11 @@
-"""What a benchmark is: rows, the prompt that asks one, and the rule that scores an answer."""
+"""The interface of a benchmark: its rows, the prompt of a row, and the score of an answer."""
 
 from __future__ import annotations
 
 import re
 import string
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -13,81 +13,77 @@ import pyarrow as pa
 
 from pipelines.data.manifest import Manifest
 from pipelines.data.rows import Kind, Row
-from pipelines.metrics.answer_metrics import AnswerArrays, Metric, mean_over
+from pipelines.metrics.answer_metrics import AnswerArrays, Metric
 
 
 class Score(NamedTuple):
-    score: float | None  # None: the metric is not per row, or there is nothing to compare with
+    score: float | None  # None: the metric is not per row, or the row has no reference
     correct: bool | None
 
     @classmethod
     def of(cls, correct: bool) -> Score:
-        """All or nothing."""
+        """Return the score of an answer that is either right or wrong."""
         return cls(float(correct), correct)
 
 
 class Benchmark(ABC):
-    """One benchmark. `version` changes with its rows, its prompt or its score: it is part of a run's identity."""
+    """One benchmark. Runs are identified by `version`: it changes with rows, prompts and scores."""
 
     name: str
     version: str
-    kind: Kind | None  # of its media; None: whatever they are
-    headline: ClassVar[str] = "accuracy"  # which of its figures is the run's accuracy
-    most: ClassVar[float] = 1.0  # what that figure is at best: `accuracy` is a share of it
-    rule: ClassVar[str] = ""  # what a reader of its numbers has to know, in one line
+    kind: Kind | None  # of its media; None: any
+    headline: ClassVar[str] = "accuracy"  # name of the metric that is the run's accuracy
+    headline_max: ClassVar[float] = 1.0  # `accuracy` in MLflow is a share of it
+    scoring_note: ClassVar[str] = ""  # one line that readers of the numbers must know
 
-    def manifest(self, split: str, limit: int | None) -> Path | None:
-        """Where the first `limit` rows are when the user gives no `--data`; None: the user has to."""
+    def generate(self, split: str, limit: int | None) -> Path | None:
+        """Return generated data with the first `limit` rows. None: the user must give `--data`."""
         return None
 
     def digest(self, split: str) -> str | None:
-        """What stands for those rows in a run's identity; None: a digest of the manifest."""
+        """Return the identity of generated rows. None: it is the digest of the manifest."""
         return None
 
-    def rows(self, data: str, split: str = "test", **how: Any) -> Manifest:
-        """The rows of what `--data` names; `how` is as in `Manifest.of`."""
-        return Manifest.of(data, **how)
+    def load(self, data: str, split: str = "test", **options: Any) -> Manifest:
+        """Return the rows of `--data`; `options` are those of `Manifest.of`."""
+        return Manifest.of(data, **options)
 
     @abstractmethod
     def prompt(self, row: Row) -> str:
-        """The question as the model is asked it, without the media and the conversation around it."""
+        """Return the question to the model, without media and the conversation around it."""
 
     @abstractmethod
     def score(self, row: Row, prediction: str) -> Score:
-        """How good an answer is."""
+        """Score the answer to a row."""
 
-    def figures(self, sheet: AnswerArrays) -> dict[str, Metric]:
-        """All that the official scorer reports, the headline among it. Only of rows that were answered."""
-        return {"accuracy": mean_over(sheet.worth, sheet.scored)}
+    def metrics(self, answers: AnswerArrays) -> dict[str, Metric]:
+        """Return all metrics of the official scorer, the headline included, over scored rows."""
+        return {"accuracy": answers.mean()}
 
-    def names(self, row: Row) -> tuple[str, ...]:
-        """What answers that were made elsewhere may call this row."""
+    def external_ids(self, row: Row) -> tuple[str, ...]:
+        """Return the ids that external answers may use for this row."""
         return (row.row_id,)
 
-    def claim(self, answer: Mapping[str, Any]) -> tuple[str, str]:
-        """Of an answer that was made elsewhere: which row it is for, and what it says."""
-        return claimed(answer, IDS), claimed(answer, TEXTS)
+    def parse_answer(self, answer: Mapping[str, Any]) -> tuple[str, str]:
+        """Return the row's external id and the text of an external answer."""
+        return first_field(answer, ID_FIELDS), first_field(answer, TEXT_FIELDS)
 
     def submission(self, answers: pa.Table, data: str | None) -> bytes:
-        """The file that its server takes, of a run's answers; `data` is where the questions were."""
+        """Return a run's answers as a file for the benchmark's server; `data` has the questions."""
         raise ValueError(f"{self.name} has no server to submit to; its answers are scored here")
 
     def chance(self, type: str) -> float | None:
-        """The accuracy of guessing, where it is known."""
+        """Return the accuracy of guessing, if known."""
         return None
 
 
-IDS = ("question_id", "questionId", "index", "id", "image")
-TEXTS = (
-    "text",
-    "prediction",
-    "pred",
-    "answer",
-)  # `answer` is the reference where one of the others is there, too
+ID_FIELDS = ("question_id", "questionId", "index", "id", "image")
+# `answer` comes last: beside one of the others it is the reference.
+TEXT_FIELDS = ("text", "prediction", "pred", "answer")
 
 
-def claimed(answer: Mapping[str, Any], names: tuple[str, ...]) -> str:
-    """The first of these that an answer has."""
+def first_field(answer: Mapping[str, Any], names: tuple[str, ...]) -> str:
+    """Return the first of these fields that an answer has."""
     for name in names:
         if answer.get(name) is not None:
             return str(answer[name])
@@ -97,20 +93,23 @@ def claimed(answer: Mapping[str, Any], names: tuple[str, ...]) -> str:
 
 
 def normalised(text: str) -> str:
-    """A short answer without what does not matter: case, outer punctuation, articles, double spaces."""
+    """Return a short answer in lower case, without outer punctuation, articles, double spaces."""
     words = text.lower().strip().strip(string.punctuation + " ").split()
-    return " ".join(
-        [word for word in words if word not in ("a", "an", "the")] or words
-    )  # "A" may be an option
+    # "A" may be an option.
+    return " ".join([word for word in words if word not in ("a", "an", "the")] or words)
 
 
-LETTER = re.compile(r"^\W*([A-Z])(?:\W|$)")
+_FIRST_LETTER = re.compile(r"^\W*([A-Z])(?:\W|$)")
+
+
+def lettered(options: Iterable[str]) -> list[str]:
+    """Return the options as lines: "A. a cat", "B. a dog"."""
+    return [f"{chr(ord('A') + index)}. {option}" for index, option in enumerate(options)]
 
 
 def option_index(prediction: str, options: int) -> int | None:
-    """Which option an answer names by its letter: "B", "(b)", "B. a dog"; None if none of them."""
-    found = LETTER.match(
-        prediction.strip().upper() if len(prediction.strip()) <= 3 else prediction.strip()
-    )
-    place = ord(found.group(1)) - ord("A") if found else -1
-    return place if 0 <= place < options else None
+    """Return the option that an answer names by letter: "B", "(b)", "B. a dog"; None if none."""
+    text = prediction.strip()
+    match = _FIRST_LETTER.match(text.upper() if len(text) <= 3 else text)
+    index = ord(match[1]) - ord("A") if match else -1
+    return index if 0 <= index < options else None

@@ -1,4 +1,7 @@
-"""MMBench-CN (dev): MMBench in Chinese, by its rules. `mmbench_dev_cn_20231003.tsv`, or `cn` of `lmms-lab/MMBench`."""
+"""MMBench-CN (dev): MMBench in Chinese, with the same rules.
+
+Files: `mmbench_dev_cn_20231003.tsv`, or configuration `cn` of `lmms-lab/MMBench`.
+"""
 
 from __future__ import annotations
 

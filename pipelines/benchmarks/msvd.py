@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from pipelines.benchmarks.video_qa import Clips
+from pipelines.benchmarks.video_qa import VideoQA
 
-BENCHMARK = Clips("msvd", "MSVD", "videos")
+BENCHMARK = VideoQA("msvd", "MSVD", "videos")

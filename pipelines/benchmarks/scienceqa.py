@@ -1,10 +1,12 @@
 """ScienceQA, test: 4,241 school questions with two to five options, 2,017 of them about an image.
 
-LLaVA's folder: `llava_test_CQM-A.json`, which has the answers, and `images/test`; with ScienceQA's `problems.json`
-beside it the subject and the grade of each question are known, too. The hub: `lmms-lab/ScienceQA`.
+LLaVA's folder: `llava_test_CQM-A.json`, which has the answers, and `images/test`; ScienceQA's
+`problems.json` beside it adds the subject and the grade of each question. The hub:
+`lmms-lab/ScienceQA`.
 
-The letter has to be the whole answer, or to begin it as in "A. ", or to be in "The answer is A."; anything else is
-wrong. The headline is `img`, over the questions with an image; questions without one are asked without one.
+The letter has to be the whole answer, or to begin it as in "A. ", or to be in "The answer is A.";
+anything else is wrong. The headline is `img`, over the questions with an image. Questions without
+an image are asked without one.
 """
 
 from __future__ import annotations
@@ -14,40 +16,40 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.benchmarks.base import Benchmark, Score
-from pipelines.benchmarks.joined_manifest import LETTER, JoinedManifest, DataFolder, embedded
+from pipelines.benchmarks.base import Score, lettered
+from pipelines.benchmarks.joined_manifest import JoinedManifest, embedded_image
+from pipelines.benchmarks.official import LETTER, OfficialBenchmark
 from pipelines.data.formats.base import ROW_NUMBER, RawRecord
 from pipelines.data.rows import Row
-from pipelines.metrics.answer_metrics import AnswerArrays, Bools, Metric, mean_over
+from pipelines.metrics.answer_metrics import AnswerArrays, Metric, has_rows, mean_over
 
 LETTERS = "ABCDE"
-COLUMNS = ("hint", "subject", "grade")
 CONTEXT = "Context: "
 IMAGE = "<image>"
-SAYS = re.compile(r"The answer is ([A-Z]).")
+STATED = re.compile(r"The answer is ([A-Z]).")
 
 
-def by_number(record: RawRecord) -> str | None:
-    """The hub's table has no ids: its order is all there is."""
+def row_number(record: RawRecord) -> str | None:
+    """The hub's table has no ids, so its order identifies the rows."""
     return str(record[ROW_NUMBER])
 
 
 def llava(record: RawRecord) -> RawRecord:
-    asked, answer = (str(turn["value"]) for turn in record["conversations"][:2])
-    question, options = parted(asked.replace(IMAGE, "").strip())
-    problem = record.get("truth", {})
+    prompt, answer = (str(turn["value"]) for turn in record["conversations"][:2])
+    question, options = split_options(prompt.replace(IMAGE, "").strip())
+    image = record.get("image")
     return {
-        "media": [record["image"]] if record.get("image") else [],
+        "media": [image] if image else [],
         "question": question,
         "options": options,
         "answers": [answer],
-        **_facts(problem, bool(record.get("image")), question.startswith(CONTEXT)),
+        **_facts(record.get("reference", {}), bool(image), question.startswith(CONTEXT)),
     }
 
 
 def hub(record: RawRecord) -> RawRecord:
     hint = str(record.get("hint") or "")
-    image = embedded(record.get("image"))
+    image = embedded_image(record.get("image"))
     return {
         "media": [image] if image else [],
         "question": f"{CONTEXT}{hint}\n{record['question']}" if hint else record["question"],
@@ -58,92 +60,86 @@ def hub(record: RawRecord) -> RawRecord:
 
 
 def _facts(problem: RawRecord, image: bool, text: bool) -> RawRecord:
-    subject, grade = (
-        str(problem.get("subject") or ""),
-        str(problem.get("grade") or "").removeprefix("grade"),
-    )
-    meta = {"image": "yes" if image else "no", "text": "yes" if text else "no", "grade": grade}
-    return {"type": subject, "meta": {key: value for key, value in meta.items() if value}}
+    grade = str(problem.get("grade") or "").removeprefix("grade")
+    meta = {"image": "yes" if image else "no", "text": "yes" if text else "no"}
+    return {
+        "type": str(problem.get("subject") or ""),
+        "meta": meta | ({"grade": grade} if grade else {}),
+    }
 
 
-def parted(text: str) -> tuple[str, list[str]]:
-    """Question and options of a text that ends in lines such as "A. yes", which may run over several lines."""
+def split_options(text: str) -> tuple[str, list[str]]:
+    """Split a text that ends in options such as "A. yes", which may have several lines each."""
     begin = text.rfind("\nA. ")
     options: list[str] = []
     rest = text[begin:] if begin >= 0 else ""
     for letter in LETTERS:
-        mark, after = f"\n{letter}. ", f"\n{chr(ord(letter) + 1)}. "
+        mark, next_mark = f"\n{letter}. ", f"\n{chr(ord(letter) + 1)}. "
         if not rest.startswith(mark):
             break
-        end = rest.find(after, len(mark))
+        end = rest.find(next_mark, len(mark))
         options.append(rest[len(mark) : end if end >= 0 else None])
         rest = rest[end:] if end >= 0 else ""
     return (text[:begin], options) if options else (text, [])
 
 
-def chosen(prediction: str) -> str | None:
-    """The letter that an answer gives."""
-    if (
-        prediction
-        and prediction[0] in LETTERS
-        and (len(prediction) == 1 or prediction[1:3] == ". ")
-    ):
+def answer_letter(prediction: str) -> str | None:
+    if prediction[:1] in tuple(LETTERS) and (len(prediction) == 1 or prediction[1:3] == ". "):
         return prediction[0]
-    said = SAYS.findall(prediction)
-    return str(said[0]) if len(said) == 1 else None
+    stated = STATED.findall(prediction)
+    return str(stated[0]) if len(stated) == 1 else None
 
 
-class ScienceQA(Benchmark):
+class ScienceQA(OfficialBenchmark):
     name = "scienceqa"
-    version = "1"
-    kind = "image"
+    hub = "lmms-lab/ScienceQA"
     headline = "img"
 
-    def rows(self, data: str, split: str = "test", **how: Any) -> JoinedManifest:
-        place = DataFolder.of(self.name, data, how, "lmms-lab/ScienceQA")
-        wanted = ("question", "choices", "answer")
-        known: dict[str, Any] = {"identity": by_number, "keys": (ROW_NUMBER,), "columns": COLUMNS}
-        if tables := place.shards("test", config=("ScienceQA-FULL", "ScienceQA-IMG"), **known):
-            return place.rows("Parquet", *tables, shape=hub, expected=wanted)
-        questions = place.find("questions", "llava_test_CQM-A.json", named=True)
-        problems = [name for name in ("problems.json", "data/problems.json") if place.has(name)]
-        return place.rows(
+    def load(self, data: str, split: str = "test", **options: Any) -> JoinedManifest:
+        folder = self.folder(data, options)
+        if manifest := folder.from_hub(
+            "test",
+            config=("ScienceQA-FULL", "ScienceQA-IMG"),
+            identity=row_number,
+            keys=(ROW_NUMBER,),
+            columns=("hint", "subject", "grade"),
+            shape=hub,
+            expected=("question", "choices", "answer"),
+        ):
+            return manifest
+        questions = folder.find_file("questions", "llava_test_CQM-A.json", is_data=True)
+        names = [name for name in ("problems.json", "data/problems.json") if folder.has_file(name)]
+        return folder.manifest(
             "JSON",
-            place.open(questions),
+            questions,
             shape=llava,
             expected=("id", "conversations"),
-            truth=tuple(place.open(name, json_key="*") for name in problems[:1]),
-            homes=("images/test", "test", "images"),
+            references=tuple(folder.open(name, json_key="*") for name in names[:1]),
+            media_folders=("images/test", "test", "images"),
         )
 
     def prompt(self, row: Row) -> str:
-        lines = [
-            f"{letter}. {option}" for letter, option in zip(LETTERS, row.options, strict=False)
-        ]
-        return "\n".join([row.question, *lines]) + LETTER
+        return "\n".join([row.question, *lettered(row.options)]) + LETTER
 
     def score(self, row: Row, prediction: str) -> Score:
-        return Score.of(chosen(prediction) == row.answers[0])
+        return Score.of(answer_letter(prediction) == row.answers[0])
 
-    def figures(self, sheet: AnswerArrays) -> dict[str, Metric]:
-        image, text = sheet.meta("image") == "yes", sheet.meta("text") == "yes"
-        low = np.isin(sheet.meta("grade"), [str(grade) for grade in range(1, 7)])
-        among: dict[str, Bools] = {
-            "all": sheet.scored,
-            "img": image,
-            "modality/image": image,
-            "modality/text": text,
-            "modality/none": ~image & ~text,
-            "grade/1-6": low,
-            "grade/7-12": ~low & (sheet.meta("grade") != ""),
+    def metrics(self, answers: AnswerArrays) -> dict[str, Metric]:
+        image, text = answers.meta("image") == "yes", answers.meta("text") == "yes"
+        low = np.isin(answers.meta("grade"), [str(grade) for grade in range(1, 7)])
+        metrics = {
+            "all": answers.mean(),
+            "img": answers.mean(image),
+            "modality/image": answers.mean(image),
+            "modality/text": answers.mean(text),
+            "modality/none": answers.mean(~image & ~text),
+            "grade/1-6": answers.mean(low),
+            "grade/7-12": answers.mean(~low & (answers.meta("grade") != "")),
         }
-        found = {name: mean_over(sheet.worth, sheet.scored & rows) for name, rows in among.items()}
-        found = {
-            name: figure for name, figure in found.items() if name == "img" or figure[0].below.any()
-        }
+        guessed = answers.scored & image & ~np.isnan(answers.chances)
         return {
-            **found,
-            "chance": mean_over(sheet.chances, sheet.scored & image & ~np.isnan(sheet.chances)),
+            **{name: it for name, it in metrics.items() if name == "img" or has_rows(it)},
+            "chance": mean_over(answers.chances, guessed),
         }
 
 

@@ -1,8 +1,9 @@
-"""TextVQA, val: 5,000 questions about text in images, with the words that an OCR system read beside the question.
+"""TextVQA, val: 5,000 questions about text in images, with the words that an OCR system read.
 
-LLaVA's folder: `llava_textvqa_val_v051_ocr.jsonl`, `TextVQA_0.5.1_val.json` and `train_images`. Its questions have
-their image's id, which several share; a row's id is that and the question, which is also how answers are joined. The
-hub: `lmms-lab/textvqa`, asked in the same words (lmms-eval capitalises questions and leaves the OCR out).
+LLaVA's folder: `llava_textvqa_val_v051_ocr.jsonl`, `TextVQA_0.5.1_val.json` and `train_images`. Its
+questions have their image's id, which several share; a row's id is that and the question, which is
+also how answers are joined. The hub: `lmms-lab/textvqa`, with the same prompts (lmms-eval
+capitalises questions and leaves the OCR out).
 """
 
 from __future__ import annotations
@@ -11,40 +12,42 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines.benchmarks.vqa_benchmark import Annotated, people
-from pipelines.benchmarks.joined_manifest import SHORT, JoinedManifest, DataFolder, asked, embedded_row, joined
+from pipelines.benchmarks.data_folder import LLAVA_COLUMNS
+from pipelines.benchmarks.joined_manifest import JoinedManifest
+from pipelines.benchmarks.official import SHORT, hub_row, join_id, without_suffixes
+from pipelines.benchmarks.vqa_accuracy import VQABenchmark, answer_texts
 from pipelines.data.formats.base import RawRecord
 from pipelines.data.rows import Row
 
 OCR = "Reference OCR token: "
-OLD = re.compile(
-    r"^OCR tokens: .*?Question: (.*?) Short answer:", re.DOTALL
-)  # how prompts were before
+# The prompts of older answers.
+OLD_PROMPT = re.compile(r"^OCR tokens: .*?Question: (.*?) Short answer:", re.DOTALL)
 
 
-def question_of(prompt: str) -> str:
-    """The question within a prompt: the line that is neither OCR nor instruction."""
-    if old := OLD.match(prompt):
-        return old[1]
-    lines = [line for line in asked(prompt, SHORT).split("\n") if not line.startswith(OCR.strip())]
-    return lines[0] if lines else ""
+def split_prompt(prompt: str) -> tuple[str, str | None]:
+    """Return the question of a prompt, and its line of OCR tokens if it has one."""
+    if old := OLD_PROMPT.match(prompt):
+        return old[1], None
+    lines = without_suffixes(prompt, SHORT).split("\n")
+    ocr = [line for line in lines if line.startswith(OCR.strip())]
+    questions = [line for line in lines if line not in ocr]
+    return questions[0] if questions else "", ocr[0] if ocr else None
 
 
 def question_id(record: RawRecord) -> str | None:
-    return joined(record["question_id"], question_of(record["text"]).lower())
+    return join_id(record["question_id"], split_prompt(record["text"])[0].lower())
 
 
-def truth_id(record: RawRecord) -> str | None:
-    return joined(record["image_id"], record["question"].lower())
+def reference_id(record: RawRecord) -> str | None:
+    return join_id(record["image_id"], record["question"].lower())
 
 
 def llava(record: RawRecord) -> RawRecord:
-    text = asked(record["text"], SHORT)
-    ocr = next((line for line in text.split("\n") if line.startswith(OCR.strip())), None)
+    question, ocr = split_prompt(record["text"])
     return {
         "media": [record["image"]],
-        "question": question_of(record["text"]),
-        "answers": people(record["truth"]["answers"]),
+        "question": question,
+        "answers": answer_texts(record["reference"]["answers"]),
         "meta": {"ocr": ocr} if ocr is not None else {},
     }
 
@@ -52,43 +55,51 @@ def llava(record: RawRecord) -> RawRecord:
 def hub(record: RawRecord) -> RawRecord:
     tokens = record.get("ocr_tokens")
     meta = {} if tokens is None else {"ocr": OCR + ", ".join(tokens)}
-    return embedded_row(record, answers=people(record["answers"]), meta=meta)
+    return hub_row(record, answers=answer_texts(record["answers"]), meta=meta)
 
 
-class TextVQA(Annotated):
+class TextVQA(VQABenchmark):
     name = "textvqa"
+    hub = "lmms-lab/textvqa"
 
-    def rows(self, data: str, split: str = "test", **how: Any) -> JoinedManifest:
-        place = DataFolder.of(self.name, data, how, "lmms-lab/textvqa")
-        if tables := place.shards("validation", "val", columns=("ocr_tokens",)):
-            return place.rows(
-                "Parquet", *tables, shape=hub, expected=("question_id", "question", "answers")
-            )
-        questions = place.find("questions", "llava_textvqa_val_v051_ocr.jsonl", named=True)
-        answers = place.find("answers", "TextVQA_0.5.1_val.json")
-        return place.rows(
+    def load(self, data: str, split: str = "test", **options: Any) -> JoinedManifest:
+        folder = self.folder(data, options)
+        if manifest := folder.from_hub(
+            *("validation", "val"),
+            columns=("ocr_tokens",),
+            shape=hub,
+            expected=("question_id", "question", "answers"),
+        ):
+            return manifest
+        questions = folder.find_file(
+            "questions", "llava_textvqa_val_v051_ocr.jsonl", is_data=True, identity=question_id
+        )
+        answers = folder.find_file(
+            "answers", "TextVQA_0.5.1_val.json", json_key="data", identity=reference_id
+        )
+        return folder.manifest(
             "JSON",
-            place.open(questions, identity=question_id),
+            questions,
             shape=llava,
-            expected=("question_id", "image", "text"),
-            truth=(place.open(answers, json_key="data", identity=truth_id),),
-            homes=("train_images", "train_val_images/train_images", "images"),
+            expected=LLAVA_COLUMNS,
+            references=(answers,),
+            media_folders=("train_images", "train_val_images/train_images", "images"),
         )
 
-    def names(self, row: Row) -> tuple[str, ...]:
-        """The hub's ids are of questions; a prompt beside one says nothing new."""
-        return row.row_id, joined(row.row_id, row.question.lower())
+    def external_ids(self, row: Row) -> tuple[str, ...]:
+        """The hub's ids are those of questions, so that answers to its rows may lack a prompt."""
+        return row.row_id, join_id(row.row_id, row.question.lower())
 
-    def claim(self, answer: Mapping[str, Any]) -> tuple[str, str]:
-        image, text = super().claim(answer)
-        if "prompt" not in answer and "question" not in answer:
-            return image, text
-        return joined(
-            image, question_of(str(answer.get("prompt", answer.get("question")))).lower()
-        ), text
+    def parse_answer(self, answer: Mapping[str, Any]) -> tuple[str, str]:
+        row_id, text = super().parse_answer(answer)
+        if "prompt" in answer or "question" in answer:
+            prompt = str(answer.get("prompt", answer.get("question")))
+            row_id = join_id(row_id, split_prompt(prompt)[0].lower())
+        return row_id, text
 
     def prompt(self, row: Row) -> str:
-        return "\n".join([row.question, *([row.meta["ocr"]] if "ocr" in row.meta else [])]) + SHORT
+        ocr = [row.meta["ocr"]] if "ocr" in row.meta else []
+        return "\n".join([row.question, *ocr]) + SHORT
 
 
 BENCHMARK = TextVQA()

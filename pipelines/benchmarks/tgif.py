@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from pipelines.benchmarks.video_qa import Clips
+from pipelines.benchmarks.video_qa import VideoQA
 
-BENCHMARK = Clips("tgif", "TGIF", "mp4", "videos")
+BENCHMARK = VideoQA("tgif", "TGIF", "mp4", "videos")

@@ -1,17 +1,18 @@
-"""What the open questions about videos share: Video-LLaVA's folder, no suffix, and a score that is not the judge's.
+"""The base of the open questions about videos, in Video-LLaVA's folder.
 
-The folder is `<NAME>_Zero_Shot_QA`, with `test_q.json`, `test_a.json` and the videos, or the folder above it, such as
-`GPT_Zero_Shot_QA`. Questions and answers are joined by id. The paper's accuracy and score are a language model's
-judgement (`jobs/judge.py`); what a row gets here is whether the reference's words stand in the answer, which is lower
-and free.
+The folder is `<NAME>_Zero_Shot_QA`, with `test_q.json`, `test_a.json` and the videos, or the folder
+above it, such as `GPT_Zero_Shot_QA`. Questions and answers are joined by id. The paper's accuracy
+and score are a language model's judgement (`jobs/judge.py`); here a row is right if the reference's
+words follow each other in the answer, which is stricter and free.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from pipelines.benchmarks.base import Benchmark, Score
-from pipelines.benchmarks.joined_manifest import JoinedManifest, DataFolder
+from pipelines.benchmarks.base import Score
+from pipelines.benchmarks.joined_manifest import JoinedManifest
+from pipelines.benchmarks.official import OfficialBenchmark
 from pipelines.data.formats.base import RawRecord
 from pipelines.data.rows import Row
 from pipelines.metrics.verdicts import Item
@@ -22,40 +23,40 @@ OFFLINE = Offline()
 
 
 def shape(record: RawRecord) -> RawRecord:
-    truth = record["truth"]
     return {
         "media": [record.get("video_name", record.get("video"))],
         "question": record["question"],
-        "answers": [truth["answer"]],
-        "type": truth.get("type"),
+        "answers": [record["reference"]["answer"]],
+        "type": record["reference"].get("type"),
     }
 
 
-class Clips(Benchmark):
-    version = "1"
+class VideoQA(OfficialBenchmark):
     kind = "video"
-    rule = "the reference's words in the answer; NOT the judge that the paper's numbers are from: jobs/judge.py"
+    suffix = ""
+    scoring_note = (
+        "the reference's words in the answer; NOT the judge that the paper's numbers are from:"
+        " jobs/judge.py"
+    )
 
-    def __init__(self, name: str, folder: str, *homes: str) -> None:
-        self.name, self.home, self.homes = name, f"{folder}_Zero_Shot_QA", homes
+    def __init__(self, name: str, folder: str, *media_folders: str) -> None:
+        self.name, self.home, self.media_folders = name, f"{folder}_Zero_Shot_QA", media_folders
 
-    def rows(self, data: str, split: str = "test", **how: Any) -> JoinedManifest:
-        place = DataFolder.of(self.name, data, how, kind="video")
-        found = place.find("questions", "test_q.json", f"{self.home}/test_q.json", named=True)
-        home = found.rpartition("/")[0]
-        answers = place.find("answers", f"{home}/test_a.json".lstrip("/"))
-        return place.rows(
+    def load(self, data: str, split: str = "test", **options: Any) -> JoinedManifest:
+        folder = self.folder(data, options)
+        questions = folder.find(
+            "questions", "test_q.json", f"{self.home}/test_q.json", is_data=True
+        )
+        home = questions.rpartition("/")[0]
+        return folder.manifest(
             "JSON",
-            place.open(found),
+            folder.open(questions),
             shape=shape,
             expected=("video_name", "question_id", "question"),
-            truth=(place.open(answers),),
-            homes=tuple(f"{home}/{each}".strip("/") for each in self.homes),
+            references=(folder.find_file("answers", f"{home}/test_a.json".lstrip("/")),),
+            media_folders=[f"{home}/{name}".strip("/") for name in self.media_folders],
             suffixes=SUFFIXES,
         )
-
-    def prompt(self, row: Row) -> str:
-        return row.question
 
     def score(self, row: Row, prediction: str) -> Score:
         [verdict] = OFFLINE.judge([Item(row.question, row.answers, prediction)])

@@ -41,7 +41,8 @@ Metric = tuple[RatioTerm, ...]
 
 def value(metric: Metric) -> float:
     """Return the number. A ratio by zero, e.g. the precision without a yes, counts as 0."""
-    return sum(weight * above.sum() / below.sum() for weight, above, below in metric if below.sum())
+    ratios = [term for term in metric if term.denominator.sum()]
+    return float(sum(weight * above.sum() / below.sum() for weight, above, below in ratios))
 
 
 def has_rows(metric: Metric) -> bool:
@@ -97,7 +98,7 @@ class AnswerArrays:
 
     @cached_property
     def correct(self) -> Bools:
-        return self.scores == 1
+        return np.asarray(self.scores == 1)
 
     @cached_property
     def types(self) -> Texts:
@@ -127,7 +128,7 @@ class AnswerArrays:
         """The chance of guessing each row's option, 1 / options; NaN without options."""
         count = pc.cast(pc.list_value_length(self.table["options"]), pa.float64())
         options = np.asarray(pc.fill_null(count, 0.0), dtype=np.float64)
-        return np.divide(1.0, options, out=np.full(len(options), np.nan), where=options > 0)
+        return np.where(options > 0, 1.0 / np.maximum(options, 1.0), np.nan)
 
     def meta(self, key: str) -> Texts:
         """Return the value of `key` in each row's meta; an empty text where it is missing."""

@@ -105,7 +105,7 @@ def _floats(column: pa.ChunkedArray) -> Floats:
 
 
 def _accuracy(table: pa.Table, benchmark: Scorer, seed: int) -> dict[str, float]:
-    """Return the headline, the scorer's other metrics, and the accuracy of each type of question."""
+    """Return the headline, the other metrics of the scorer, and the accuracy of each type."""
     answers = AnswerArrays(table)
     if not answers.scored.any():
         return {}

@@ -67,7 +67,7 @@ class Synthetic(Benchmark):
         drafts = [self.question_types[type](subject, rng) for type in types]
         return [question for question in drafts if question][:limit]
 
-    def manifest(self, split: str, limit: int | None) -> Path:
+    def generate(self, split: str, limit: int | None) -> Path:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "apet"
         return self.make(cache, split, limit)
 

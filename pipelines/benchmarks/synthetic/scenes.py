@@ -222,7 +222,8 @@ def backdrop(side: int, seed: int) -> Array:
     turn, wave = rng.uniform(0, np.pi), rng.uniform(0.2, 0.9)
     pixel = np.arange(side, dtype=np.float32)
     stripes = np.sin(wave * (np.cos(turn) * pixel[None] + np.sin(turn) * pixel[:, None]))
-    return np.asarray(smooth, dtype=np.float32) + float(rng.uniform(0, 10)) * stripes[..., None]
+    picture: Array = np.asarray(smooth, dtype=np.float32)
+    return picture + float(rng.uniform(0, 10)) * stripes[..., None]
 
 
 def draw(scene: Scene, noise: int = 0) -> Array:
@@ -266,8 +267,9 @@ def labels(scene: Scene) -> PatchLabels:
 
 def _sixteenths(mask: Array, side: int) -> Array:
     step = PATCH // 4
-    cells = mask.reshape(side, 4, step, side, 4, step).mean((2, 5), dtype=np.float32)
-    return cells.transpose(0, 2, 1, 3).reshape(side * side, 16)
+    cells: Array = mask.reshape(side, 4, step, side, 4, step).mean((2, 5), dtype=np.float32)
+    sixteenths: Array = cells.transpose(0, 2, 1, 3).reshape(side * side, 16)
+    return sixteenths
 
 
 def _majority(owner: Array, side: int, min_share: float) -> Array:

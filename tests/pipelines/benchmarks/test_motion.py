@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from pipelines.benchmarks.synthetic import motion
+from pipelines.benchmarks.synthetic.base import QUESTIONS
 from pipelines.benchmarks.synthetic.motion import Clip
 
 FEW = 20
@@ -38,7 +39,7 @@ def path(clip: Clip, name: str) -> list[tuple[float, float] | None]:
     return places
 
 
-def way(places: list[tuple[float, float] | None]) -> str:
+def direction(places: list[tuple[float, float] | None]) -> str:
     seen = [place for place in places if place]
     x, y = np.subtract(seen[-1], seen[0])
     if max(abs(x), abs(y)) < 1:
@@ -54,7 +55,7 @@ def when(places: list[tuple[float, float] | None]) -> float:
 def answer(clip: Clip, kind: str, text: str) -> str:
     names = re.findall("((?:red|orange|yellow|green|cyan|blue|purple|white) \\w+)", text)
     everything = {f"{one.colour} {one.shape}" for one in clip.things}
-    moving = [name for name in everything if way(path(clip, name))]
+    moving = [name for name in everything if direction(path(clip, name))]
     if kind == "mover":
         (name,) = moving
         return name.split()[0]
@@ -63,7 +64,7 @@ def answer(clip: Clip, kind: str, text: str) -> str:
     if kind == "moving":
         return "yes" if names[0] in moving else "no"
     if kind == "direction":
-        return way(path(clip, names[0]))
+        return direction(path(clip, names[0]))
     if kind == "order":
         asked, other = (when(path(clip, name)) for name in names)
         return "before" if asked < other else "after"
@@ -116,7 +117,7 @@ def test_splits_share_no_clip() -> None:
         for number in range(40)
     ]
     assert len({clip.backdrop for clip in made}) == len({clip.things for clip in made}) == 120
-    assert motion.QUESTIONS["test"] >= 2_000
+    assert QUESTIONS["test"] >= 2_000
     with pytest.raises(ValueError, match="motion has no split 'tset'"):
         motion.make(Path("nowhere"), "tset")
 
@@ -126,7 +127,7 @@ def test_no_event_hides_between_the_eight_frames_that_a_model_sees() -> None:
     for number in range(100):
         clip = motion.clip(motion.rng_for("test", 0, number))
         scenes = [clip.at(int(frame)) for frame in np.linspace(0, clip.length - 1, 8)]
-        for which, act in enumerate(clip.acts):
+        for which, act in enumerate(clip.actions):
             seen = [which in scene.numbers for scene in scenes]
             assert any(seen)
-            assert all(seen) == (act.what in ("stay", "move"))
+            assert all(seen) == (act.kind in ("stay", "move"))

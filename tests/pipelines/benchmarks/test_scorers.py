@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pipelines.benchmarks import benchmark
-from pipelines.benchmarks.vqa import accuracy, normalised
+from pipelines.benchmarks.vqa_accuracy import accuracy, normalised
 from pipelines.data.rows import Row
 
 REFUSAL = "I'm sorry, but I cannot see the image."

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from pipelines.benchmarks.synthetic import shapes
+from pipelines.benchmarks.synthetic.base import QUESTIONS
 from pipelines.benchmarks.synthetic.scenes import Scene, Thing, draw, labels
 
 COLOURS = ["red", "orange", "yellow", "green", "cyan", "blue", "purple", "white"]
@@ -135,7 +136,7 @@ def test_splits_share_no_scene() -> None:
     made = {split: scenes(split, 40) for split in ("train", "val", "test")}
     assert len({scene.backdrop for split in made.values() for scene in split}) == 120
     assert len({scene.things for split in made.values() for scene in split}) == 120
-    assert shapes.QUESTIONS["test"] >= 2_000
+    assert QUESTIONS["test"] >= 2_000
     with pytest.raises(ValueError, match=r"no split 'tests'; it has train, val, test"):
         shapes.make(Path("nowhere"), "tests")
 
@@ -183,10 +184,10 @@ def test_points_are_where_phrases_end() -> None:
         rng = shapes.rng_for("train", 0, number)
         scene = shapes.scene(rng)
         for question in shapes.questions(scene, rng, 7):
-            for point in question.points:
-                text = question.text[: point.end].split()
-                if point.part == "whole":
-                    assert all(text[-1] in (scene.things[n].shape, "thing") for n in point.which)
+            for target in question.targets:
+                text = question.text[: target.end].split()
+                if target.part == "thing":
+                    assert all(text[-1] in (scene.things[n].shape, "thing") for n in target.numbers)
 
 
 def test_labels_say_what_is_drawn() -> None:

@@ -31,7 +31,7 @@ def sheet(rows: Sequence[dict[str, Any]]) -> AnswerArrays:
 
 
 def figures(name: str, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    return {key: value(figure) for key, figure in benchmark(name).figures(sheet(rows)).items()}
+    return {key: value(figure) for key, figure in benchmark(name).metrics(sheet(rows)).items()}
 
 
 def test_pope_by_split() -> None:
@@ -147,7 +147,7 @@ def test_scienceqa_by_subject_modality_and_grade() -> None:
     ]
     rows = [{**each, "options": ["a", "b", "c"]} for each in rows]
     found = figures("scienceqa", rows)
-    metrics = summary.summarise(sheet(rows).answers, None, benchmark("scienceqa"))
+    metrics = summary.summarise(sheet(rows).table, None, benchmark("scienceqa"))
     assert metrics["scienceqa.natural science.accuracy"] == 0.5
     assert metrics["scienceqa.social science.accuracy"] == 1
     assert found["img"] == pytest.approx(1 / 2)
@@ -172,7 +172,7 @@ def test_headlines_have_intervals_and_retention() -> None:
         for label in ("yes", "no")
     ]
     bench = benchmark("pope")
-    answers = sheet(rows).answers
+    answers = sheet(rows).table
     metrics = summary.summarise(answers, answers, bench)
     assert metrics["accuracy"] == pytest.approx(metrics["pope.f1"])
     assert metrics["accuracy_retention"] == pytest.approx(1)
@@ -182,7 +182,7 @@ def test_headlines_have_intervals_and_retention() -> None:
         take = np.concatenate(
             [[2 * image, 2 * image + 1, 240 + 2 * image, 241 + 2 * image] for image in images]
         )
-        drawn.append(value(bench.figures(AnswerArrays(answers.take(take)))["f1"]))
+        drawn.append(value(bench.metrics(AnswerArrays(answers.take(take)))["f1"]))
     low, high = np.quantile(drawn, [0.025, 0.975])
     assert metrics["accuracy_ci_low"] == pytest.approx(low, abs=0.15 * (high - low))
     assert metrics["accuracy_ci_high"] == pytest.approx(high, abs=0.15 * (high - low))
@@ -200,7 +200,7 @@ def test_an_accuracy_of_points_is_a_share_of_them() -> None:
         for image in range(3)
         for place in "ab"
     ]
-    metrics = summary.summarise(sheet(rows).answers, None, benchmark("mme"))
+    metrics = summary.summarise(sheet(rows).table, None, benchmark("mme"))
     assert metrics["mme.total"] == pytest.approx(400)
     assert metrics["accuracy"] == pytest.approx(400 / 2800)
     parts = intervals.RatioSum([1.0], [np.array([1.0, 0.0])], [np.array([0.0, 0.0])])
@@ -209,6 +209,6 @@ def test_an_accuracy_of_points_is_a_share_of_them() -> None:
 
 def test_a_headline_of_no_row_is_left_out() -> None:
     rows = [{"correct": True, "meta": [("image", "no"), ("text", "no")], "options": ["a", "b"]}]
-    metrics = summary.summarise(sheet(rows).answers, sheet(rows).answers, benchmark("scienceqa"))
+    metrics = summary.summarise(sheet(rows).table, sheet(rows).table, benchmark("scienceqa"))
     assert metrics["scienceqa.all"] == 1
     assert not {"accuracy", "accuracy_retention", "scienceqa.img"} & set(metrics)

@@ -201,7 +201,7 @@ def test_a_number_that_is_no_mean_is_tested_by_swapping_media() -> None:
 
     def f1(correct: np.ndarray) -> float:
         swapped = ours.set_column(ours.column_names.index("correct"), "correct", pa.array(correct))
-        return value(bench.figures(AnswerArrays(swapped))["f1"])
+        return value(bench.metrics(AnswerArrays(swapped))["f1"])
 
     seen = abs(f1(right[0]) - f1(right[1]))
     extreme = 0

@@ -34,10 +34,10 @@ scipy_stats = pytest.importorskip("scipy.stats")
 class Shapes:
     name: str = "shapes"
     headline: str = "accuracy"
-    most: float = 1.0
+    headline_max: float = 1.0
 
-    def figures(self, sheet: AnswerArrays) -> dict[str, Metric]:
-        return {"accuracy": mean_over(sheet.worth, sheet.scored)}
+    def metrics(self, answers: AnswerArrays) -> dict[str, Metric]:
+        return {"accuracy": mean_over(answers.scores, answers.scored)}
 
     def chance(self, type: str) -> float | None:
         return {"color": 0.25}.get(type)
@@ -389,6 +389,7 @@ def test_a_million_rows_take_seconds() -> None:
     assert found.low < 1 < found.high
 
 
+@pytest.mark.usefixtures("subprocesses")
 def test_nothing_heavy_is_imported(tmp_path: Path) -> None:
     """Neither by itself nor where there are errors to list."""
     AnswerParts(Folder(str(tmp_path)), ["a", "b"]).write(
@@ -397,8 +398,9 @@ def test_nothing_heavy_is_imported(tmp_path: Path) -> None:
     heavy = ("torch", "ray", "mlflow", "pandas")
     code = f"""
 import sys, pipelines.results.run_record
-from pipelines import answers, storage, summary
-assert len(summary.errors(answers.batches(storage.Folder({str(tmp_path)!r}), summary.ERRORS))) == 1
+from pipelines.metrics import summary
+from pipelines.results import answers, storage
+assert len(summary.failures(answers.batches(storage.Folder({str(tmp_path)!r}), summary.ERROR_COLUMNS))) == 1
 assert answers.read(storage.Folder({str(tmp_path)!r})).num_rows == 2
 print([name for name in {heavy} if name in sys.modules])
 """

@@ -1,0 +1,106 @@
+"""VQA accuracy of TextVQA, VizWiz and VQAv2: normalised answers are compared with ten people's.
+
+The rules are those of the challenge's server, oddities included, because otherwise numbers are not
+comparable: `it's` becomes two words, `2.` loses its dot and `3.5` keeps it, a slash next to a space
+disappears and one between words separates them, `none` is 0, and half of the table's contractions
+can never match.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+from pipelines.benchmarks.base import Score
+from pipelines.benchmarks.official import OfficialBenchmark
+from pipelines.data.rows import Row
+from pipelines.metrics.answer_metrics import AnswerArrays, Metric
+
+_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+_DOT = re.compile(r"\.(?!\d)")
+# At most so many dots of an answer are removed: the original passes a flag in place of the count.
+_MAX_DOTS = 32
+_DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_NUMBERS = {word: str(number) for number, word in enumerate(_DIGITS)} | {"none": "0"}
+_ARTICLES = ("a", "an", "the")
+# The contraction, followed by the spellings that it replaces.
+_CONTRACTIONS = """
+'ow's'at 'ow'sat 'ows'at ow's'at; 'twas twas; ain't aint; aren't arent; can't cant; could've
+couldve; couldn't couldnt; couldn't've couldn'tve couldnt've; didn't didnt; doesn't doesnt; don't
+dont; hadn't hadnt; hadn't've hadn'tve hadnt've; hasn't hasnt; haven't havent; he'd hed; he'd've
+he'dve hed've; he's hes; how'd howd; how'll howll; how's hows; I'd've I'dve Id've; I'm Im; I've
+Ive; isn't isnt; it'd itd; it'd've it'dve itd've; it'll itll; let's let's; ma'am maam; might've
+mightve; mightn't mightnt; mightn't've mightn'tve mightnt've; must've mustve; mustn't mustnt;
+needn't neednt; not've notve; o'clock oclock; oughtn't oughtnt; shan't shant; she'd've she'dve
+shed've; she's she's; should've shouldve; shouldn't shouldnt; shouldn't've shouldn'tve shouldnt've;
+somebody'd've somebody'dve somebodyd've; somebody'll somebodyll; somebody's somebodys; somebodyd
+somebody'd; someone'd someoned; someone'd've someone'dve someoned've; someone'll someonell;
+someone's someones; something'd somethingd; something'd've something'dve somethingd've;
+something'll somethingll; that's thats; there'd thered; there'd've there'dve thered've; there're
+therere; there's theres; they'd theyd; they'd've they'dve theyd've; they'll theyll; they're theyre;
+they've theyve; wasn't wasnt; we'd've we'dve wed've; we've weve; weren't werent; what'll whatll;
+what're whatre; what's whats; what've whatve; when's whens; where'd whered; where's wheres;
+where've whereve; who'd whod; who'd've who'dve whod've; who'll wholl; who's whos; who've whove;
+why'll whyll; why're whyre; why's whys; won't wont; would've wouldve; wouldn't wouldnt; wouldn't've
+wouldn'tve wouldnt've; y'all yall; y'all'd've y'all'dve y'alld've yall'd've; y'all'll y'allll
+yall'll; you'd youd; you'd've you'dve youd've; you'll youll; you're youre; you've youve
+"""
+_CONTRACTION = {
+    spelling: contraction
+    for contraction, *spellings in (
+        entry.split() for entry in _CONTRACTIONS.replace("\n", " ").split(";")
+    )
+    for spelling in spellings
+}
+
+
+class VQABenchmark(OfficialBenchmark):
+    """Scores are VQA accuracy, 0 to 1 in steps of 0.1; `correct` where enough people agree."""
+
+    scoring_note = "VQA accuracy; answers and references normalised as LLaVA's scripts do"
+
+    def score(self, row: Row, prediction: str) -> Score:
+        if not row.answers:
+            return Score(None, None)  # a test split, whose answers are on a server
+        score = accuracy(prediction, row.answers)
+        return Score(score, score == 1.0)
+
+    def metrics(self, answers: AnswerArrays) -> dict[str, Metric]:
+        question_types = answers.means_by("question_type", answers.meta("question_type"))
+        return {"accuracy": answers.mean(), **question_types}
+
+
+def answer_texts(answers: Any) -> list[str]:
+    """Return the answers of ten people, given as texts or as {answer, answer_confidence}."""
+    return [str(item["answer"]) if isinstance(item, dict) else str(item) for item in answers or []]
+
+
+@lru_cache(maxsize=1 << 16)
+def normalised(answer: str) -> str:
+    """Return an answer in the form in which it is compared."""
+    text = answer.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
+    text = text.replace("\n", " ").replace("\t", " ").strip()
+    words = [_NUMBERS.get(word, word) for word in _without_punctuation(text).split()]
+    return " ".join(_CONTRACTION.get(word, word) for word in words if word not in _ARTICLES)
+
+
+def _without_punctuation(text: str) -> str:
+    """Drop marks that are next to a space anywhere in the text, and separate words at others.
+
+    Dots before digits stay.
+    """
+    out = text
+    for mark in _PUNCTUATION:
+        next_to_space = f"{mark} " in text or f" {mark}" in text
+        out = out.replace(mark, "" if next_to_space else " ")
+    return _DOT.sub("", out, count=_MAX_DOTS)
+
+
+def accuracy(prediction: str, answers: Sequence[str]) -> float:
+    """Return the mean over people of min(1, agreement of the others / 3)."""
+    text = normalised(prediction)
+    same = sum(normalised(answer) == text for answer in answers)
+    if_left_out_agrees, if_not = min(1.0, max(0, same - 1) / 3), min(1.0, same / 3)
+    return (same * if_left_out_agrees + (len(answers) - same) * if_not) / len(answers)
