@@ -1,1 +1,1 @@
-"""The ApET algorithm: choose a basis, measure the approximation error, keep and merge. Tensors in, tensors out."""
+"""The ApET algorithm: choose a basis, measure approximation errors, keep tokens, merge the rest."""

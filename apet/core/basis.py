@@ -1,7 +1,7 @@
-"""Three ways to choose the basis: the M tokens that all others are approximated from (Table 5 of the paper).
+"""Three ways to choose the basis: the M tokens that approximate all others (Table 5 of the paper).
 
-All take a `Gram` of B groups and return the chosen indices (B, M). None depends on the batch that a group is in,
-and none chooses a token twice, however many tokens are equal.
+Each takes a `Gram` of B groups and returns the chosen indices (B, M). The choice for a group does
+not depend on its batch, and no token is chosen twice, however many tokens are equal.
 """
 
 from __future__ import annotations
@@ -11,70 +11,68 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from apet.core.gram import NOISE, Gram, first_largest, largest
+from apet.core.gram import NOISE, Gram, first_argmax, stable_topk
 
 NEIGHBOURS = 5  # density is measured over the nearest five, the usual choice for DPC-KNN
-TWIN = 2.0**-32  # densities and scores, numbers of order one, differ by less between equal tokens
-BLOCK = 1 << 22  # Gram entries held at a time where all rows are needed
+TIE_TOLERANCE = 2.0**-32  # densities and scores, of order one, differ by less for equal tokens
+MAX_BLOCK_ENTRIES = 1 << 22  # Gram entries in memory at a time where all rows are needed
 
 
 def farthest_points(gram: Gram, size: int, seed: int) -> Tensor:
-    """Farthest point sampling: each pick is the token farthest from all picks so far, in the order of picking.
+    """Farthest point sampling: each pick is the token farthest from all picks so far, in order.
 
-    The first is the token farthest from the mean. (The authors start anywhere, so their runs cannot be repeated.)
+    The first pick is the token farthest from the mean. (The authors start at a random token, so
+    their runs cannot be repeated.)
     """
-    pick = first_largest(*gram.distances_to_mean())
+    pick = first_argmax(*gram.distances_to_mean())
     picks = [pick]
     nearest = noise = torch.full_like(gram.norms, torch.inf)
     for _ in range(size - 1):
-        distance, its_noise = (part[:, 0] for part in gram.distances(pick))
-        noise = torch.where(distance < nearest, its_noise, noise)
+        distance, distance_noise = (values[:, 0] for values in gram.distances(pick))
+        noise = torch.where(distance < nearest, distance_noise, noise)
         nearest = torch.minimum(distance, nearest).scatter(1, pick, -torch.inf)
-        pick = first_largest(nearest, noise)
+        pick = first_argmax(nearest, noise)
         picks.append(pick)
     return torch.cat(picks, dim=1)
 
 
 def density_peaks(gram: Gram, size: int, seed: int) -> Tensor:
-    """Density peak clustering (DPC-KNN): tokens in dense places, far from any token in a denser one.
+    """Density peak clustering (DPC-KNN): tokens in dense areas, far from any denser token.
 
-    Score = density x distance to the nearest denser token, with density = exp(-mean squared distance to the
-    nearest five). Distances are in units of the group's own spread, so that scaling the tokens changes no choice.
-    Reads all N x N entries, a block of rows at a time.
+    Score = density x distance to the nearest denser token, with density = exp(-mean squared
+    distance to the nearest five). Distances are in units of the group's own spread, so that scaling
+    the tokens changes no choice. Reads all N x N entries, a block of rows at a time.
     """
     batch, count = gram.norms.shape
-    near = min(NEIGHBOURS, count - 1)
-    spread = (
-        2 * gram.distances_to_mean()[0].mean(dim=1)[:, None, None]
-    )  # the mean squared distance of two tokens
+    neighbours = min(NEIGHBOURS, count - 1)
+    # The mean squared distance of two tokens.
+    spread = 2 * gram.distances_to_mean()[0].mean(dim=1)[:, None, None]
     unit = torch.where(spread > NOISE * gram.squares.mean(dim=1)[:, None, None], spread, 1.0)
-    everyone = torch.arange(count, device=unit.device).expand(batch, count)
-    blocks = torch.split(everyone, max(1, BLOCK // max(1, batch * count)), dim=1)
+    positions = torch.arange(count, device=unit.device).expand(batch, count)
+    blocks = torch.split(positions, max(1, MAX_BLOCK_ENTRIES // max(1, batch * count)), dim=1)
 
-    def distances(block: Tensor) -> Tensor:
-        apart = gram.distances(block)[0] / unit
-        return apart.scatter(2, block[..., None], torch.inf)  # a token is not its own neighbour
+    def block_distances(block: Tensor) -> Tensor:
+        distance = gram.distances(block)[0] / unit
+        return distance.scatter(2, block[..., None], torch.inf)  # no token neighbours itself
 
-    crowd = [
-        distances(block).topk(near, dim=2, largest=False).values.mean(dim=2) for block in blocks
-    ]
-    density = (-torch.cat(crowd, dim=1)).exp()
-    scores = []
+    nearest = [block_distances(block).topk(neighbours, dim=2, largest=False) for block in blocks]
+    density = (-torch.cat([top.values.mean(dim=2) for top in nearest], dim=1)).exp()
+    separations = []
     for block in blocks:
-        apart = distances(block)
-        more = density[:, None] - density.gather(1, block)[..., None]
-        # Of equally dense tokens the earlier counts as denser, so that a cluster of twins has one peak.
-        denser = (more > TWIN) | ((more >= -TWIN) & (everyone[:, None] < block[..., None]))
-        reach = apart.masked_fill(~denser, torch.inf).amin(dim=2)
-        farthest = apart.masked_fill(apart.isinf(), 0.0).amax(
-            dim=2
-        )  # what the densest of all reaches
-        scores.append(torch.where(reach.isinf(), farthest, reach))
-    return largest(density * torch.cat(scores, dim=1).sqrt(), size, TWIN)
+        distance = block_distances(block)
+        excess = density[:, None] - density.gather(1, block)[..., None]
+        # Of equally dense tokens the earlier counts as denser: a cluster of twins has one peak.
+        earlier = positions[:, None] < block[..., None]
+        denser = (excess > TIE_TOLERANCE) | ((excess >= -TIE_TOLERANCE) & earlier)
+        separation = distance.masked_fill(~denser, torch.inf).amin(dim=2)
+        # The densest token of all has none denser: it gets its largest distance.
+        farthest = distance.masked_fill(distance.isinf(), 0.0).amax(dim=2)
+        separations.append(torch.where(separation.isinf(), farthest, separation))
+    return stable_topk(density * torch.cat(separations, dim=1).sqrt(), size, TIE_TOLERANCE)
 
 
 def random_tokens(gram: Gram, size: int, seed: int) -> Tensor:
-    """Without replacement; the same draw for every group of a size, on every device."""
+    """Sample without replacement: the same draw for every group of a size, on every device."""
     batch, count = gram.norms.shape
     draw = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:size]
     return draw.to(gram.norms.device).expand(batch, size)

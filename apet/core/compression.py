@@ -1,14 +1,16 @@
-"""ApET: keep the tokens that a small basis cannot explain, and fold the others into them.
+"""ApET: keep the tokens that a small basis cannot approximate, and merge the others into them.
 
-For one group of N visual tokens V (an image, a crop, a frame), a number to keep K and a basis of M:
+For a group of N visual tokens V (an image, a crop, a frame), a number to keep K and a basis of M:
 
-1. basis:  M tokens far apart from each other                                  -> apet.core.basis
-2. error:  xi_j = min_a ||v_j - B a||, what the basis cannot say of token j     -> apet.core.error
+1. basis:  M tokens far apart from each other               -> apet.core.basis
+2. error:  xi_j = min_a ||v_j - B a||, the distance of token j from the span of the basis
+                                                            -> apet.core.approximation_error
 3. keep:   the basis and the K - M tokens with the largest error, in their original order
-4. merge:  each other token joins the kept token it is most like; a kept token becomes the mean
-           of itself and those that joined it                                  -> apet.core.merge
+4. merge:  each other token joins the kept token it is most similar to; a kept token
+           becomes the mean of itself and those that joined -> apet.core.merge
 
-No attention weights, no model, no randomness: what a group becomes depends on its tokens alone.
+There are no attention weights, no model and no randomness: the result for a group depends on its
+tokens alone.
 
     from apet import compress
     out = compress(features, keep=64)  # (B, 576, 1024) -> out.tokens (B, 64, 1024)
@@ -18,35 +20,38 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from itertools import accumulate
-from operator import index as whole
-from typing import Literal, overload
+from operator import index as to_integer
+from typing import Literal, get_args, overload
 
 import torch
 from torch import Tensor
 
+from apet.core.approximation_error import ERROR_TOLERANCE, squared_error
 from apet.core.basis import SAMPLING
-from apet.core.error import UNSURE, squared_error
-from apet.core.fused import compress_together, usable
-from apet.core.gram import Gram, gather, largest
-from apet.core.merge import averages, most_similar
-from apet.core.release import released_order
+from apet.core.gram import Gram, gather, stable_topk
+from apet.core.merge import most_similar, slot_means
+from apet.core.release_variant import compress_as_released
+from apet.core.triton_launch import kernels_usable, launch_batches
 
 Sampling = Literal["fps", "dpc", "random"]
 Variant = Literal["paper", "release"]
 
-CHUNK = {"cpu": 1 << 21}  # elements worked on at a time: what stays in a CPU's cache,
-CHUNK_DEVICE = 1 << 26  # or half a gigabyte of an accelerator's memory
+# Elements processed at a time: as many as stay in a CPU's cache, or half a gigabyte of an
+# accelerator's memory.
+MAX_CHUNK = {"cpu": 1 << 21}
+MAX_CHUNK_ACCELERATOR = 1 << 26
 
 
 @dataclass(frozen=True)
 class Compressed:
-    """What is left of a group (or of B equally large ones: each field then has a leading dimension B)."""
+    """The result for a group (or for B equally large ones: each field then leads with B)."""
 
     tokens: Tensor  # (K, D), the input's dtype
-    index: Tensor  # (K,) int64, ascending: where the kept tokens stood among the N
+    index: Tensor  # (K,) int64, ascending: the positions of the kept tokens among the N
     error: Tensor  # (N,) float32: the approximation error of every token
-    slot: Tensor  # (N,) int64: which of the K each token went into; -1 for a token that was dropped
+    slot: Tensor  # (N,) int64: which of the K each token was merged into; -1 for a dropped token
 
 
 @overload
@@ -104,86 +109,79 @@ def compress(
     check: bool = True,
     kernels: bool = True,
 ) -> Compressed | list[Compressed]:
-    """Compress a group of tokens (N, D), or many: (B, N, D), a list of (N_i, D), or (sum N_i, D) with `lengths`.
+    """Compress a group of tokens (N, D), or many.
 
-    tokens:   float32, bfloat16 or float16, on any device
-    keep:     K, how many tokens each group keeps; a list may give each group its own. K >= N changes nothing
+    tokens:   (N, D), (B, N, D), a list of (N_i, D), or (sum N_i, D) with `lengths`, in float32,
+              bfloat16 or float16, on any device
+    keep:     K, how many tokens each group keeps; a list may give each group its own number.
+              K >= N changes nothing
     basis:    M <= K, how many tokens the others are approximated from
-    sampling: how the basis is chosen: "fps", "dpc" or "random" (seeded by `seed`; the others ignore it)
-    merge:    fold the dropped tokens into the kept ones; False forgets them
-    variant:  "paper", or "release": the order of operations of the authors' code (apet.core.release)
-    check:    refuse NaN and Inf, for which a GPU has to be waited for
-    kernels:  use Triton's where they can be (apet.core.fused: on a GPU, "fps" and "paper"); False: torch's alone
+    sampling: how the basis is chosen: "fps", "dpc" or "random" (with `seed`; the others ignore it)
+    merge:    merge the dropped tokens into the kept ones; False discards them
+    variant:  "paper", or "release": the order of operations of the authors' code
+              (apet.core.release_variant)
+    check:    refuse NaN and Inf; on a GPU this waits for the device
+    kernels:  use Triton kernels where possible (on a GPU, with "fps" and "paper"); False: torch
+              alone
 
-    Groups of a list may differ in size and in K. Each gives what it would give alone.
+    Groups of a list may differ in size and in K. Each gets the result that it would get alone.
     """
-    if sampling not in SAMPLING:
-        raise ValueError(f"sampling is {sampling!r}; it is one of {', '.join(map(repr, SAMPLING))}")
-    if variant not in ("paper", "release"):
-        raise ValueError(f"variant is {variant!r}; it is 'paper' or 'release'")
-    if isinstance(tokens, Tensor) and lengths is None:
-        if tokens.ndim not in (2, 3):
+    for name, value, valid in (
+        ("sampling", sampling, get_args(Sampling)),
+        ("variant", variant, get_args(Variant)),
+    ):
+        if value not in valid:
             raise ValueError(
-                f"tokens have shape {tuple(tokens.shape)}; they are (N, D) or (B, N, D)"
+                f"not a valid {name}: {value!r}; expected one of {', '.join(map(repr, valid))}"
             )
-        if isinstance(keep, Sequence):
-            raise ValueError(
-                "keep is one number for groups of one size; a list of groups may have a list"
-            )
-        batch = tokens.reshape(-1, *tokens.shape[-2:])
-        (out,) = compress_batches(
-            [batch],
-            [_whole(keep)],
-            [basis],
-            sampling,
-            merge,
-            seed,
-            variant=variant,
-            check=check,
-            kernels=kernels,
-        )
-        return out if tokens.ndim == 3 else _row(out, 0)
-    groups = _split(tokens, lengths)
-    keeps = (
-        [_whole(one) for one in keep]
-        if isinstance(keep, Sequence)
-        else [_whole(keep)] * len(groups)
-    )
-    if len(keeps) != len(groups):
-        raise ValueError(
-            f"keep has {len(keeps)} numbers for {len(groups)} groups; give one each, or one for all"
-        )
-    alike: dict[tuple[object, ...], list[int]] = {}
-    for place, (group, count) in enumerate(zip(groups, keeps, strict=True)):
-        if group.ndim != 2:
-            raise ValueError(
-                f"group {place} has shape {tuple(group.shape)}; a group of a list is (N, D)"
-            )
-        alike.setdefault((group.shape, group.dtype, group.device, count), []).append(place)
-    kinds = list(alike.values())
-    outs = compress_batches(
-        [
-            torch.stack([groups[place] for place in places])
-            if places[1:]
-            else groups[places[0]][None]
-            for places in kinds
-        ],
-        [keeps[places[0]] for places in kinds],
-        [basis] * len(kinds),
-        sampling,
-        merge,
-        seed,
+    run = partial(
+        compress_batches,
+        sampling=sampling,
+        merge=merge,
+        seed=seed,
         variant=variant,
         check=check,
         kernels=kernels,
-        names=kinds,
     )
-    found = {
-        place: _row(out, row)
-        for places, out in zip(kinds, outs, strict=True)
-        for row, place in enumerate(places)
+    if isinstance(tokens, Tensor) and lengths is None:
+        if tokens.ndim not in (2, 3):
+            raise ValueError(
+                f"not a valid shape of tokens: {tuple(tokens.shape)}; expected (N, D) or (B, N, D)"
+            )
+        if isinstance(keep, Sequence):
+            raise ValueError(
+                f"not a valid keep: {keep!r}; expected one number for groups of one size, only a"
+                " list of groups may have a list"
+            )
+        (out,) = run([tokens.reshape(-1, *tokens.shape[-2:])], [_integer(keep)], [basis])
+        return out if tokens.ndim == 3 else _row(out, 0)
+    groups = _split(tokens, lengths)
+    keeps = list(keep) if isinstance(keep, Sequence) else [keep] * len(groups)
+    if len(keeps) != len(groups):
+        raise ValueError(
+            f"keep has {len(keeps)} numbers for {len(groups)} groups; expected one for each group,"
+            " or one for all"
+        )
+    alike: dict[tuple[object, ...], list[int]] = {}
+    for number, (group, count) in enumerate(zip(groups, map(_integer, keeps), strict=True)):
+        if group.ndim != 2:
+            raise ValueError(
+                f"not a valid shape of group {number}: {tuple(group.shape)}; expected (N, D)"
+            )
+        alike.setdefault((group.shape, group.dtype, group.device, count), []).append(number)
+    numbers = list(alike.values())
+    batches = [
+        torch.stack([groups[number] for number in batch]) if batch[1:] else groups[batch[0]][None]
+        for batch in numbers
+    ]
+    first_keeps = [_integer(keeps[batch[0]]) for batch in numbers]
+    outs = run(batches, first_keeps, [basis] * len(numbers), names=numbers)
+    rows = {
+        number: _row(out, row)
+        for batch, out in zip(numbers, outs, strict=True)
+        for row, number in enumerate(batch)
     }
-    return [found[place] for place in range(len(groups))]
+    return [rows[number] for number in range(len(groups))]
 
 
 def compress_batches(
@@ -199,59 +197,73 @@ def compress_batches(
     kernels: bool = True,
     names: Sequence[Sequence[int]] | None = None,
 ) -> list[Compressed]:
-    """`compress` for each of many batches of equal groups, (B_i, N_i, D): together where the kernels can, else in turn.
+    """`compress` for batches of equal groups, (B_i, N_i, D).
 
-    names: what each batch's groups are called in errors, if not by their places in it
+    Batches that the kernels can take are compressed together, the others one after another.
+
+    names: the numbers of each batch's groups in errors, if other than their row in the batch
     """
-    found: dict[int, Compressed] = {}
-    fused: dict[tuple[object, ...], list[int]] = {}
-    for place, (tokens, keep, basis) in enumerate(zip(batches, keeps, bases, strict=True)):
+    results: dict[int, Compressed] = {}
+    launches: dict[tuple[object, ...], list[int]] = {}
+    for number, (tokens, keep, basis) in enumerate(zip(batches, keeps, bases, strict=True)):
         _check_numbers(tokens, keep, basis, variant)
-        its_names = names[place] if names else None
+        group_names = names[number] if names else None
         if keep >= tokens.shape[1]:
-            found[place] = _untouched(tokens, its_names, check)
-        elif kernels and sampling == "fps" and variant == "paper" and usable(tokens):
-            fused.setdefault((tokens.device, tokens.dtype, tokens.shape[2]), []).append(place)
+            results[number] = _keep_all(tokens, group_names, check)
+        elif kernels and sampling == "fps" and variant == "paper" and kernels_usable(tokens):
+            key = tokens.device, tokens.dtype, tokens.shape[2]
+            launches.setdefault(key, []).append(number)
+        elif tokens.device.type == "mps":  # which has no float64
+            options = sampling, merge, seed, variant, group_names, check
+            on_host = _compress_in_torch(tokens.cpu(), keep, basis, *options)
+            columns = (getattr(on_host, field.name).to(tokens.device) for field in fields(on_host))
+            results[number] = Compressed(*columns)
         else:
-            found[place] = _equal(
-                tokens, keep, basis, sampling, merge, seed, variant, its_names, check
+            results[number] = _compress_in_torch(
+                tokens, keep, basis, sampling, merge, seed, variant, group_names, check
             )
-    for places in fused.values():
-        outs = compress_together(
-            [batches[place] for place in places],
-            [keeps[place] for place in places],
-            [bases[place] for place in places],
+    for numbers in launches.values():
+        launched = launch_batches(
+            [batches[number] for number in numbers],
+            [keeps[number] for number in numbers],
+            [bases[number] for number in numbers],
             merge,
         )
-        if check and not bool(torch.cat([out.squares.flatten() for out in outs]).isfinite().all()):
-            for place, out in zip(places, outs, strict=True):
-                _check_finite(out.squares.isfinite(), names[place] if names else None)
-        for place, (kept, index, error, slot, _) in zip(places, outs, strict=True):
-            found[place] = Compressed(
-                kept.to(batches[place].dtype), index, error.sqrt().float(), slot
-            )
-    return [found[place] for place in range(len(batches))]
+        # A single look at all batches first: each look waits for the device.
+        squares = torch.cat([out.squares.flatten() for out in launched])
+        if check and not bool(squares.isfinite().all()):
+            for number, out in zip(numbers, launched, strict=True):
+                _check_finite(out.squares.isfinite(), names[number] if names else None)
+        for number, (kept, index, error, slot, _) in zip(numbers, launched, strict=True):
+            dtype = batches[number].dtype
+            results[number] = Compressed(kept.to(dtype), index, error.sqrt().float(), slot)
+    return [results[number] for number in range(len(batches))]
+
+
+def split_into_chunks(tokens: Tensor) -> Sequence[Tensor]:
+    """Split groups (B, N, D) into batches that suit the memory of their device."""
+    size = MAX_CHUNK.get(tokens.device.type, MAX_CHUNK_ACCELERATOR)
+    return torch.split(tokens, max(1, size // max(1, tokens.shape[1] * tokens.shape[2])))
 
 
 def _check_numbers(tokens: Tensor, keep: int, basis: int, variant: Variant) -> None:
     if not tokens.dtype.is_floating_point:
-        raise ValueError(f"tokens are {tokens.dtype}; they are float32, bfloat16 or float16")
+        raise ValueError(
+            f"not a valid dtype of tokens: {tokens.dtype}; expected float32, bfloat16 or float16"
+        )
     if keep < 1 or basis < 1:
-        raise ValueError(f"keep is {keep} and basis is {basis}; both are at least 1")
+        raise ValueError(f"keep is {keep} and basis is {basis}; both must be at least 1")
     count, smallest = tokens.shape[1], basis + (variant == "release")
     if smallest > keep < count:
+        reason = " (the release has no slot to merge into when keep = basis)"
         raise ValueError(
-            f"keep is {keep} of {count} tokens with a basis of {basis}; keep at least {smallest} or choose "
-            f"a smaller basis"
-            + (
-                " (the release has no slot to merge into when keep = basis)"
-                * (variant == "release")
-            )
+            f"keep is {keep} of {count} tokens with a basis of {basis}; keep at least {smallest} or"
+            f" choose a smaller basis{reason if variant == 'release' else ''}"
         )
 
 
-def _untouched(tokens: Tensor, names: Sequence[int] | None, check: bool) -> Compressed:
-    """Groups (B, N, D) that keep all they have."""
+def _keep_all(tokens: Tensor, names: Sequence[int] | None, check: bool) -> Compressed:
+    """Groups (B, N, D) that keep all tokens."""
     batch, count, _ = tokens.shape
     if check:
         _check_finite(tokens.isfinite().all(-1), names)
@@ -259,7 +271,7 @@ def _untouched(tokens: Tensor, names: Sequence[int] | None, check: bool) -> Comp
     return Compressed(tokens, index, tokens.new_zeros(batch, count, dtype=torch.float32), index)
 
 
-def _equal(
+def _compress_in_torch(
     tokens: Tensor,
     keep: int,
     basis: int,
@@ -270,55 +282,39 @@ def _equal(
     names: Sequence[int] | None,
     check: bool,
 ) -> Compressed:
-    """Groups of one size (B, N, D), in plain torch; `names` are their places in the caller's list, for errors."""
-    if tokens.device.type == "mps":  # which has no float64
-        out = _equal(tokens.cpu(), keep, basis, sampling, merge, seed, variant, names, check)
-        return Compressed(*(getattr(out, field.name).to(tokens.device) for field in fields(out)))
+    """Groups of one size (B, N, D), in plain torch."""
     parts, start = [], 0
-    for chunk in chunks(tokens):
+    order = _compress_as_published if variant == "paper" else compress_as_released
+    for chunk in split_into_chunks(tokens):
         gram = Gram(chunk)
         if check:
             _check_finite(gram.norms.isfinite(), names, start)
-        chosen = SAMPLING[sampling](gram, basis, seed)
-        parts.append(
-            _paper(gram, chosen, keep, merge)
-            if variant == "paper"
-            else released_order(gram, chosen, keep, merge)
-        )
+        parts.append(order(gram, SAMPLING[sampling](gram, basis, seed), keep, merge))
         start += len(chunk)
     kept, index, error, slot = (torch.cat(column) for column in zip(*parts, strict=True))
     return Compressed(kept.to(tokens.dtype), index, error.sqrt().float(), slot)
 
 
-def chunks(tokens: Tensor) -> Sequence[Tensor]:
-    """Groups (B, N, D), as many at a time as suit their device."""
-    size = CHUNK.get(tokens.device.type, CHUNK_DEVICE)
-    return torch.split(tokens, max(1, size // max(1, tokens.shape[1] * tokens.shape[2])))
-
-
-def _whole(keep: object) -> int:
-    try:
-        return whole(keep)  # type: ignore[arg-type]
-    except TypeError:
-        raise ValueError(f"keep is {keep!r}; it is a whole number of tokens") from None
-
-
-def _paper(
+def _compress_as_published(
     gram: Gram, basis: Tensor, keep: int, merge: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Steps 2 to 4 of the module's docstring."""
     error = squared_error(gram, basis)
-    index = largest(error.scatter(1, basis, torch.inf), keep, UNSURE * gram.squares)
+    score = error.scatter(1, basis, torch.inf)
+    index = stable_topk(score, keep, ERROR_TOLERANCE * gram.squares)
     if merge:
         slot = most_similar(gram, index)
-        return averages(gram.tokens, slot, keep), index, error, slot
+        return slot_means(gram.tokens, slot, keep), index, error, slot
     own = torch.arange(keep, device=index.device).expand_as(index)
-    return (
-        gather(gram.tokens, index),
-        index,
-        error,
-        index.new_full(error.shape, -1).scatter(1, index, own),
-    )
+    slot = index.new_full(error.shape, -1).scatter(1, index, own)
+    return gather(gram.tokens, index), index, error, slot
+
+
+def _integer(keep: object) -> int:
+    try:
+        return to_integer(keep)  # type: ignore[arg-type]
+    except TypeError:
+        raise ValueError(f"not a valid keep: {keep!r}; expected a whole number of tokens") from None
 
 
 def _split(
@@ -333,7 +329,8 @@ def _split(
     sizes = [int(size) for size in lengths] if lengths is not None else []
     if tokens.ndim != 2 or sum(sizes) != len(tokens) or min(sizes, default=0) < 0:
         raise ValueError(
-            f"tokens of shape {tuple(tokens.shape)} do not divide into lengths that sum to {sum(sizes)}"
+            f"tokens of shape {tuple(tokens.shape)} do not divide into lengths that sum to"
+            f" {sum(sizes)}; expected (sum of lengths, D)"
         )
     return [tokens[end - size : end] for size, end in zip(sizes, accumulate(sizes), strict=True)]
 
@@ -343,9 +340,10 @@ def _row(out: Compressed, row: int) -> Compressed:
 
 
 def _check_finite(finite: Tensor, names: Sequence[int] | None, start: int = 0) -> None:
-    bad = (~finite.all(dim=1)).nonzero()
-    if len(bad):
-        row = int(bad[0, 0]) + start
+    rows = (~finite.all(dim=1)).nonzero()
+    if len(rows):
+        row = int(rows[0, 0]) + start
         raise ValueError(
-            f"tokens of group {names[row] if names else row} hold NaN or Inf; a group must be finite"
+            f"tokens of group {names[row] if names else row} hold NaN or Inf; expected finite"
+            " numbers"
         )

@@ -1,4 +1,4 @@
-"""`compress` is the paper's ApET: against the oracle, on data that is nice and on data that is not."""
+"""`compress` is the paper's ApET: compared with the oracle, on ordinary and on degenerate data."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def agrees(tokens: Tensor, keep: int, basis: int = 10, merge: bool = True) -> None:
+def check_against_oracle(tokens: Tensor, keep: int, basis: int = 10, merge: bool = True) -> None:
     """Same kept set, errors within 1e-4 and tokens within rounding of the largest norm."""
     out = compress(tokens, keep, basis, merge=merge)
     want = oracle.apet(tokens.double().numpy(), keep, basis, merge)
@@ -38,15 +38,17 @@ def agrees(tokens: Tensor, keep: int, basis: int = 10, merge: bool = True) -> No
 @pytest.mark.parametrize(
     ("count", "width", "keep", "basis"), [(36, 16, 12, 4), (144, 64, 32, 10), (576, 128, 64, 10)]
 )
-def test_normal_data(count: int, width: int, keep: int, basis: int, merge: bool) -> None:
-    agrees(normal(count, width, seed=count), keep, basis, merge)
+def test_random_data_matches_oracle(
+    count: int, width: int, keep: int, basis: int, merge: bool
+) -> None:
+    check_against_oracle(normal(count, width, seed=count), keep, basis, merge)
 
 
-def whole(*shape: int) -> Tensor:
+def integers(*shape: int) -> Tensor:
     return torch.randint(-9, 10, shape, generator=torch.Generator().manual_seed(shape[0])).float()
 
 
-def nasty() -> dict[str, Tensor]:
+def degenerate_groups() -> dict[str, Tensor]:
     base = normal(64, 24, seed=1)
     outlier = base.clone()
     outlier[17] *= 1e5
@@ -66,8 +68,8 @@ def nasty() -> dict[str, Tensor]:
         "zero rows": zeros,
         "one zero row": base.index_fill(0, torch.tensor([3]), 0.0),
         "outlier": outlier,
-        "rank 1": whole(64, 1) @ whole(1, 24),  # exactly, so that every error is exactly zero
-        "rank 3": whole(64, 3) @ whole(3, 24),
+        "rank 1": integers(64, 1) @ integers(1, 24),  # exactly, so that every error is exactly zero
+        "rank 3": integers(64, 3) @ integers(3, 24),
         "nearly one token": near_twins,
         "one-hot": torch.eye(24).repeat(3, 1)[:64],
         "unit norms": torch.nn.functional.normalize(base, dim=1),
@@ -78,23 +80,23 @@ def nasty() -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.parametrize("name", nasty())
+@pytest.mark.parametrize("name", degenerate_groups())
 @pytest.mark.parametrize("keep", [10, 11, 30, 63])
-def test_nasty_data(name: str, keep: int) -> None:
-    agrees(nasty()[name], keep)
+def test_degenerate_data_matches_oracle(name: str, keep: int) -> None:
+    check_against_oracle(degenerate_groups()[name], keep)
 
 
 @pytest.mark.parametrize("basis", [1, 2, 40])
-def test_basis_of_any_size(basis: int) -> None:
-    agrees(normal(64, 24, seed=6), 48, basis)  # 40 tokens span all 24 dimensions
+def test_basis_of_any_size_matches_oracle(basis: int) -> None:
+    check_against_oracle(normal(64, 24, seed=6), 48, basis)  # 40 tokens span all 24 dimensions
 
 
-def test_long_video() -> None:
-    agrees(normal(16_384, 16, seed=7), 64, 10)
+def test_long_video_matches_oracle() -> None:
+    check_against_oracle(normal(16_384, 16, seed=7), 64, 10)
 
 
 @pytest.mark.parametrize("count", [1, 2, 12])
-def test_nothing_to_drop_returns_the_input(count: int) -> None:
+def test_keep_of_all_tokens_returns_input(count: int) -> None:
     tokens = normal(count, 8)
     for keep in (count, count + 5):
         out = compress(tokens, keep, basis=10)  # whatever M is
@@ -103,13 +105,13 @@ def test_nothing_to_drop_returns_the_input(count: int) -> None:
         assert out.error.tolist() == [0.0] * count
 
 
-def test_smallest_groups() -> None:
-    agrees(normal(2, 8), 1, basis=1)
-    agrees(torch.ones(2, 8), 1, basis=1)
-    agrees(normal(3, 1), 2, basis=2)
+def test_smallest_groups_match_oracle() -> None:
+    check_against_oracle(normal(2, 8), 1, basis=1)
+    check_against_oracle(torch.ones(2, 8), 1, basis=1)
+    check_against_oracle(normal(3, 1), 2, basis=2)
 
 
-def test_slot_says_where_each_token_went() -> None:
+def test_slot_names_kept_token_of_each_token() -> None:
     tokens = normal(48, 16)
     out = compress(tokens, 12)
     for slot in range(12):
@@ -122,12 +124,12 @@ def test_slot_says_where_each_token_went() -> None:
     assert torch.equal(dropped.index, out.index)
 
 
-# ---- what must not change the result
+# ---- invariances
 
 
 @pytest.mark.parametrize("sampling", SAMPLING)
 @pytest.mark.parametrize("variant", ["paper", "release"])
-def test_a_group_does_not_depend_on_its_batch(sampling: str, variant: str) -> None:
+def test_group_result_is_independent_of_batch(sampling: str, variant: str) -> None:
     batch = normal(37, 80, 32, seed=8)
     batch[5] = batch[5, :20].repeat(4, 1)  # a group full of ties
     together = compress(batch, 20, sampling=sampling, variant=variant)
@@ -140,7 +142,7 @@ def test_a_group_does_not_depend_on_its_batch(sampling: str, variant: str) -> No
 
 
 @pytest.mark.parametrize("sampling", SAMPLING)
-def test_a_group_does_not_depend_on_how_large_others_are(sampling: str) -> None:
+def test_group_result_is_independent_of_scale_of_others(sampling: str) -> None:
     small, large = 1e-4 * normal(60, 16), 1e4 * normal(60, 16, seed=1)
     together = compress(torch.stack([small, large]), 20, sampling=sampling)
     for row, tokens in enumerate((small, large)):
@@ -148,7 +150,7 @@ def test_a_group_does_not_depend_on_how_large_others_are(sampling: str) -> None:
 
 
 @pytest.mark.parametrize("variant", ["paper", "release"])
-def test_gradients_flow_through_what_is_kept(variant: str) -> None:
+def test_gradients_flow_through_kept_tokens(variant: str) -> None:
     tokens = normal(30, 8).requires_grad_()
     out = compress(tokens, 12, 4, variant=variant)
     out.tokens.square().sum().backward()
@@ -157,21 +159,21 @@ def test_gradients_flow_through_what_is_kept(variant: str) -> None:
     assert not out.error.requires_grad
 
 
-def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunk_size_does_not_change_result(monkeypatch: pytest.MonkeyPatch) -> None:
     batch = normal(5, 64, 16)
-    whole = compress(batch, 20)
-    monkeypatch.setattr("apet.core.compression.CHUNK", {"cpu": 2 * 64 * 16})
+    once = compress(batch, 20)
+    monkeypatch.setattr("apet.core.compression.MAX_CHUNK", {"cpu": 2 * 64 * 16})
     parts = compress(batch, 20)
-    assert torch.equal(whole.tokens, parts.tokens)
-    assert torch.equal(whole.index, parts.index)
+    assert torch.equal(once.tokens, parts.tokens)
+    assert torch.equal(once.index, parts.index)
 
 
-def groups_of(*sizes: int) -> list[Tensor]:
+def random_groups(*sizes: int) -> list[Tensor]:
     return [normal(size, 16, seed=place) for place, size in enumerate(sizes)]
 
 
-def test_ragged_equals_one_by_one() -> None:
-    groups = groups_of(40, 25, 40, 12, 40, 8)
+def test_groups_of_different_sizes_equal_single_calls() -> None:
+    groups = random_groups(40, 25, 40, 12, 40, 8)
     keeps = [12, 10, 12, 12, 20, 30]
     want = [compress(group, keep) for group, keep in zip(groups, keeps, strict=True)]
     flat = torch.cat(groups)
@@ -186,7 +188,7 @@ def test_ragged_equals_one_by_one() -> None:
             assert torch.equal(one.slot, other.slot)
 
 
-def test_ragged_works_on_equal_sizes_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_groups_of_equal_size_are_compressed_together(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
 
     class Counting(Gram):
@@ -195,15 +197,15 @@ def test_ragged_works_on_equal_sizes_together(monkeypatch: pytest.MonkeyPatch) -
             super().__init__(tokens)
 
     monkeypatch.setattr("apet.core.compression.Gram", Counting)
-    compress(groups_of(*[40, 20] * 8), keep=12)
+    compress(random_groups(*[40, 20] * 8), keep=12)
     assert sorted(made) == [8, 8]
 
 
-def test_keep_may_be_any_integer() -> None:
+def test_keep_accepts_numpy_integer() -> None:
     assert compress(normal(40, 8), np.int64(12)).tokens.shape == (12, 8)
 
 
-def test_ragged_of_nothing() -> None:
+def test_no_groups_give_no_results() -> None:
     assert compress([], keep=3) == []
     assert compress(torch.zeros(0, 4), keep=3, lengths=[]) == []
     out = compress(torch.zeros(0, 30, 4), keep=12)
@@ -217,7 +219,9 @@ sizes = st.tuples(
 
 @settings(deadline=None, max_examples=60)
 @given(sizes, st.sampled_from(["fps", "dpc"]), st.integers(1, 10))
-def test_reordering_reorders(shape: tuple[int, int, int], sampling: str, basis: int) -> None:
+def test_reordered_tokens_give_reordered_result(
+    shape: tuple[int, int, int], sampling: str, basis: int
+) -> None:
     count, width, seed = shape
     tokens = normal(count, width, seed=seed)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
@@ -230,7 +234,9 @@ def test_reordering_reorders(shape: tuple[int, int, int], sampling: str, basis: 
 
 @settings(deadline=None, max_examples=60)
 @given(sizes, st.sampled_from(list(SAMPLING)), st.floats(1e-6, 1e6))
-def test_scaling_scales(shape: tuple[int, int, int], sampling: str, factor: float) -> None:
+def test_scaled_tokens_give_scaled_result(
+    shape: tuple[int, int, int], sampling: str, factor: float
+) -> None:
     count, width, seed = shape
     tokens = normal(count, width, seed=seed).double()
     out, scaled = compress(tokens, 11, 6, sampling), compress(factor * tokens, 11, 6, sampling)
@@ -247,26 +253,26 @@ def test_scaling_scales(shape: tuple[int, int, int], sampling: str, factor: floa
     st.integers(1, 6),
     st.sampled_from(["float32", "bfloat16"]),
 )
-def test_ties_break_towards_the_lower_index(
+def test_ties_break_towards_lower_index(
     shape: tuple[int, int, int], distinct: int, dtype: str
 ) -> None:
     count, width, seed = shape
     few = normal(distinct, width, seed=seed).to(getattr(torch, dtype))
     which = torch.randint(distinct, (count,), generator=torch.Generator().manual_seed(seed))
-    agrees(few[which], 11)
+    check_against_oracle(few[which], 11)
 
 
 # ---- samplings and variants
 
 
-def test_density_peaks_finds_the_clusters() -> None:
+def test_density_peaks_finds_one_token_of_each_cluster() -> None:
     centres = 20 * normal(4, 8, seed=9)
     tokens = (centres[:, None] + normal(4, 15, 8, seed=10)).flatten(0, 1)
     basis = SAMPLING["dpc"](Gram(tokens[None]), 4, 0)[0]
     assert sorted((basis // 15).tolist()) == [0, 1, 2, 3]
 
 
-def test_density_peaks_by_hand() -> None:
+def test_density_peaks_matches_direct_computation() -> None:
     tokens = normal(30, 6, seed=11).double()
     apart = torch.cdist(tokens, tokens).square()
     spread = apart.mean()  # of all ordered pairs, a token and itself included
@@ -286,14 +292,14 @@ def test_density_peaks_by_hand() -> None:
     assert SAMPLING["dpc"](Gram(tokens[None]), 7, 0)[0].tolist() == sorted(want)
 
 
-def test_density_peaks_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_density_peaks_is_independent_of_block_size(monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = normal(2, 50, 8)
-    whole = SAMPLING["dpc"](Gram(tokens), 10, 0)
-    monkeypatch.setattr("apet.core.basis.BLOCK", 2 * 50 * 7)
-    assert torch.equal(SAMPLING["dpc"](Gram(tokens), 10, 0), whole)
+    once = SAMPLING["dpc"](Gram(tokens), 10, 0)
+    monkeypatch.setattr("apet.core.basis.MAX_BLOCK_ENTRIES", 2 * 50 * 7)
+    assert torch.equal(SAMPLING["dpc"](Gram(tokens), 10, 0), once)
 
 
-def test_random_is_seeded_and_without_replacement() -> None:
+def test_random_basis_is_seeded_without_replacement() -> None:
     gram = Gram(normal(3, 40, 8))
     first = SAMPLING["random"](gram, 40, 5)
     assert torch.equal(first, SAMPLING["random"](gram, 40, 5))
@@ -303,7 +309,7 @@ def test_random_is_seeded_and_without_replacement() -> None:
     assert compress(normal(40, 8), 20, sampling="random", seed=5).index.tolist() == want.index
 
 
-def test_release_by_hand() -> None:
+def test_release_variant_matches_direct_computation() -> None:
     tokens = normal(50, 12, seed=12)
     values = tokens.double().numpy()
     basis = oracle.farthest(values, 4)
@@ -329,49 +335,49 @@ def test_release_by_hand() -> None:
     assert dropped.slot.ge(0).sum() == 20
 
 
-@pytest.mark.parametrize("name", nasty())
+@pytest.mark.parametrize("name", degenerate_groups())
 @pytest.mark.parametrize("sampling", SAMPLING)
 @pytest.mark.parametrize("variant", ["paper", "release"])
-def test_nothing_makes_nan(name: str, sampling: str, variant: str) -> None:
-    out = compress(nasty()[name], 20, sampling=sampling, variant=variant)
+def test_degenerate_data_gives_finite_result(name: str, sampling: str, variant: str) -> None:
+    out = compress(degenerate_groups()[name], 20, sampling=sampling, variant=variant)
     assert out.tokens.isfinite().all()
     assert out.error.isfinite().all()
     assert len(set(out.index.tolist())) == 20
     assert torch.equal(out.index, out.index.sort().values)
 
 
-# ---- misuse
+# ---- invalid arguments
 
 
 @pytest.mark.parametrize(
-    ("call", "says"),
+    ("call", "message"),
     [
-        (lambda: compress(normal(40, 8), 5), r"keep is 5 of 40 tokens with a basis of 10.*at least 10"),
+        (lambda: compress(normal(40, 8), 5), r"5 of 40 tokens with a basis of 10.*at least 10"),
         (lambda: compress(normal(40, 8), 10, variant="release"), r"at least 11"),
         (lambda: compress(normal(40, 8), 0), r"keep is 0.*at least 1"),
         (lambda: compress(normal(40, 8), -3), r"keep is -3"),
-        (lambda: compress(normal(40, 8), 12.5), r"keep is 12.5; it is a whole number"),
+        (lambda: compress(normal(40, 8), 12.5), r"not a valid keep: 12.5; expected a whole number"),
         (lambda: compress(normal(40, 8), 20, basis=0), r"basis is 0"),
-        (lambda: compress(normal(8), 2), r"shape \(8,\).*\(N, D\) or \(B, N, D\)"),
-        (lambda: compress(normal(2, 2, 8, 8), 2), r"shape \(2, 2, 8, 8\)"),
+        (lambda: compress(normal(8), 2), r"shape of tokens: \(8,\).*\(N, D\) or \(B, N, D\)"),
+        (lambda: compress(normal(2, 2, 8, 8), 2), r"shape of tokens: \(2, 2, 8, 8\)"),
         (lambda: compress(torch.ones(40, 8, dtype=torch.int64), 12), r"torch.int64.*float32"),
-        (lambda: compress(normal(40, 8), 12, sampling="kmeans"), r"'kmeans'.*'fps', 'dpc', 'random'"),
-        (lambda: compress(normal(40, 8), 12, variant="fast"), r"'fast'.*'paper' or 'release'"),
-        (lambda: compress(normal(40, 8), [12]), r"a list of groups may have a list"),
-        (lambda: compress(groups_of(40, 30), [12]), r"keep has 1 numbers for 2 groups"),
-        (lambda: compress([normal(40)], 12), r"group 0 has shape \(40,\)"),
+        (lambda: compress(normal(40, 8), 12, sampling="k"), r"'k'.*'fps', 'dpc', 'random'"),
+        (lambda: compress(normal(40, 8), 12, variant="fast"), r"'fast'.*'paper', 'release'"),
+        (lambda: compress(normal(40, 8), [12]), r"only a list of groups may have a list"),
+        (lambda: compress(random_groups(40, 30), [12]), r"keep has 1 numbers for 2 groups"),
+        (lambda: compress([normal(40)], 12), r"shape of group 0: \(40,\)"),
         (lambda: compress(normal(40, 8), 12, lengths=[20, 21]), r"lengths that sum to 41"),
-        (lambda: compress(groups_of(40), 12, lengths=[40]), r"a list of groups needs none"),
+        (lambda: compress(random_groups(40), 12, lengths=[40]), r"a list of groups needs none"),
     ],
 )  # fmt: skip
-def test_misuse_is_explained(call: object, says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+def test_invalid_arguments_are_refused(call: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         call()  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("keep", [12, 40])
-def test_the_group_that_is_not_finite_is_named(value: float, keep: int) -> None:
+def test_error_names_group_that_is_not_finite(value: float, keep: int) -> None:
     batch = normal(4, 40, 8)
     batch[2, 7, 3] = value
     with pytest.raises(ValueError, match="group 2 hold NaN or Inf"):
@@ -382,7 +388,7 @@ def test_the_group_that_is_not_finite_is_named(value: float, keep: int) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("sampling", SAMPLING)
-def test_gpu_equals_cpu(sampling: str) -> None:
+def test_gpu_result_equals_cpu_result(sampling: str) -> None:
     batch = normal(4, 576, 256)
     here, there = (
         compress(batch, 64, sampling=sampling),

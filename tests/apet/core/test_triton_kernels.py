@@ -1,8 +1,8 @@
-"""The Triton kernels keep, merge and report what the torch path and the oracle do, for groups of any sizes in one call.
+"""The Triton kernels give the results of the torch path and the oracle, for groups of any sizes.
 
-On a GPU they run there. Elsewhere `test_in_the_interpreter` runs this file once more in a process of its own, under
-Triton's interpreter, which must be known before Triton is imported; its blocks are made small, so that small groups
-cross their borders.
+On a GPU they run there. Elsewhere `test_kernels_in_interpreter` runs this file once more in a
+separate process under Triton's interpreter, which must be chosen before Triton is imported. Blocks
+are made small there, so that small groups cross their borders.
 """
 
 from __future__ import annotations
@@ -20,24 +20,28 @@ import torch
 from torch import Tensor
 
 from apet import attach, compress
-from apet.core import compression, fused
+from apet.core import compression, group_layout, triton_launch
 from apet.core.compression import Compressed
-from apet.core.fused import Groups, compress_flat
+from apet.core.group_layout import GroupLayout
+from apet.core.triton_launch import launch_flat
 from apet.methods import build
-from tests.apet.attach.test_no_device_waits import Waits
+from tests.apet.attach.test_no_device_waits import DeviceWaits
 from tests.support import oracle, tiny
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-runs = pytest.mark.skipif(
+needs_kernels = pytest.mark.skipif(
     not INTERPRETED and not torch.cuda.is_available(),
     reason="needs a CUDA device or Triton's interpreter",
 )
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
 
 
+@pytest.mark.usefixtures("subprocesses")
 @pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
-@pytest.mark.skipif(INTERPRETED or torch.cuda.is_available(), reason="this is it already")
-def test_in_the_interpreter() -> None:
+@pytest.mark.skipif(
+    INTERPRETED or torch.cuda.is_available(), reason="the kernels run in this process"
+)
+def test_kernels_in_interpreter() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", __file__, "-x", "-p", "no:cacheprovider"],
         cwd=Path(__file__).parents[3],
@@ -48,26 +52,27 @@ def test_in_the_interpreter() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.usefixtures("subprocesses")
 @pytest.mark.skipif(find_spec("triton") is None or INTERPRETED, reason="needs Triton's compiler")
 @pytest.mark.parametrize(
-    "name", ["group_means", "from_mean", "next_pick", "nearest_kept", "slot_means"]
+    "name", ["group_means", "distances_to_mean", "next_pick", "nearest_kept", "slot_means"]
 )
-def test_compiles_for_a_gpu_that_is_not_here(
+def test_kernel_compiles_without_gpu(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from apet.core import kernels
+    from apet.core import triton_kernels
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    kernel = getattr(kernels, name)
+    kernel = getattr(triton_kernels, name)
     whole_numbers = {
         "starts",
         "tile_starts",
         "slot_starts",
-        "of_tile",
+        "group_of_tile",
         "bases",
         "kept",
         "slot",
@@ -79,46 +84,46 @@ def test_compiles_for_a_gpu_that_is_not_here(
         arg: types.get(arg, "*i64" if arg in whole_numbers else "*fp64") for arg in kernel.arg_names
     }
     source = ASTSource(kernel, signature, {"WIDTH": 1024})
-    built = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=fused.FUSION)
+    built = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=triton_launch.FUSION)
     assert built.asm["cubin"]
     assert built.metadata.shared <= 48 * 1024  # what every GPU has
 
 
 @pytest.fixture(autouse=True)
-def blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     if INTERPRETED:
         from triton.language import constexpr
 
-        from apet.core import kernels
+        from apet.core import triton_kernels
 
-        monkeypatch.setattr(fused, "TILE", 16)
+        monkeypatch.setattr(group_layout, "TILE", 16)
         for name, size in {"TILE": 16, "SLOTS": 8, "SCAN": 2, "COLUMNS": 32}.items():
-            monkeypatch.setattr(kernels, name, constexpr(size))
+            monkeypatch.setattr(triton_kernels, name, constexpr(size))
 
 
 @pytest.fixture
 def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """How many groups each set of launches was for."""
-    seen: list[int] = []
+    """The number of groups of each set of launches."""
+    counts: list[int] = []
 
-    def counting(tokens: Tensor, groups: Groups, merge: bool) -> fused.Outcome:
-        seen.append(len(groups.keeps))
-        return compress_flat(tokens, groups, merge)
+    def counting(tokens: Tensor, layout: GroupLayout, merge: bool) -> triton_launch.FlatCompressed:
+        counts.append(len(layout.keeps))
+        return launch_flat(tokens, layout, merge)
 
-    monkeypatch.setattr(fused, "compress_flat", counting)
-    return seen
+    monkeypatch.setattr(triton_launch, "launch_flat", counting)
+    return counts
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def whole(*shape: int) -> Tensor:
+def integers(*shape: int) -> Tensor:
     return torch.randint(-9, 10, shape, generator=torch.Generator().manual_seed(shape[0])).float()
 
 
-def same(one: Compressed, other: Compressed) -> None:
-    """What must be equal is, and the rest to the last bit but one or two."""
+def assert_equal_results(one: Compressed, other: Compressed) -> None:
+    """Indices and slots must be equal, numbers up to the last bit or two."""
     assert torch.equal(one.index.cpu(), other.index.cpu())
     assert torch.equal(one.slot.cpu(), other.slot.cpu())
     assert one.tokens.dtype == other.tokens.dtype
@@ -129,14 +134,14 @@ def same(one: Compressed, other: Compressed) -> None:
     torch.testing.assert_close(one.error.cpu(), other.error.cpu(), rtol=1e-6, atol=1e-6 * largest)
 
 
-def agrees(
+def check_against_torch_and_oracle(
     groups: list[Tensor], keeps: list[int], basis: int, merge: bool = True
 ) -> list[Compressed]:
-    """Kernels, torch path and oracle."""
+    """Compare the kernels' result with the torch path and the oracle."""
     found = compress([group.to(DEVICE) for group in groups], keeps, basis, merge=merge)
     plain = compress(groups, keeps, basis, merge=merge, kernels=False)
     for group, keep, one, other in zip(groups, keeps, found, plain, strict=True):
-        same(one, other)
+        assert_equal_results(one, other)
         want = oracle.apet(group.double().numpy(), keep, basis, merge)
         largest = float(group.double().norm(dim=-1).max())
         assert one.index.tolist() == want.index
@@ -146,39 +151,39 @@ def agrees(
     return found
 
 
-@runs
-def test_groups_of_any_size_in_one_set_of_launches(launches: list[int]) -> None:
-    """Smaller than a tile, as large, larger; as many kept as the basis, all but one, all; more slots than a block."""
+@needs_kernels
+def test_groups_of_any_size_share_launches(launches: list[int]) -> None:
+    """Groups smaller and larger than a tile; keep = basis, all but one, all, more than a block."""
     sizes = [4, 16, 17, 33, 5]
     keeps = [3, 3, 16, 10, 9]
-    agrees([normal(size, 40, seed=size) for size in sizes], keeps, 3)
+    check_against_torch_and_oracle([normal(size, 40, seed=size) for size in sizes], keeps, 3)
     assert launches == [4]  # the last keeps all
 
 
-@runs
-def test_nasty_data(launches: list[int]) -> None:
+@needs_kernels
+def test_degenerate_data_matches_oracle(launches: list[int]) -> None:
     base = normal(16, 24, seed=1)
-    nasty = {
-        "twins": whole(4, 24).repeat(4, 1),
+    groups = {
+        "twins": integers(4, 24).repeat(4, 1),
         "all equal": base[:1].repeat(16, 1),
         "all zero": torch.zeros(16, 24),
         "zero rows": base.index_fill(0, torch.arange(3, 8), 0.0),
         "outlier": base * torch.where(torch.arange(16) == 13, 1e5, 1.0)[:, None],
-        "rank 1": whole(16, 1) @ whole(1, 24),
-        "rank 3": whole(16, 3) @ whole(3, 24),
+        "rank 1": integers(16, 1) @ integers(1, 24),
+        "rank 3": integers(16, 3) @ integers(3, 24),
         "nearly one token": base[:1] + 1e-4 * normal(16, 24, seed=3),
         "one-hot": torch.eye(24)[:8].repeat(2, 1),
         "huge": 1e4 * base,
     }
-    agrees(list(nasty.values()), [5, 7] * 5, 5)
+    check_against_torch_and_oracle(list(groups.values()), [5, 7] * 5, 5)
     assert launches == [10]
 
 
-@runs
+@needs_kernels
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
-def test_dtypes_and_twins_in_different_tiles(dtype: str) -> None:
+def test_twins_in_different_tiles_match_oracle_in_any_dtype(dtype: str) -> None:
     few = normal(6, 24, seed=5).to(getattr(torch, dtype))
-    agrees(
+    check_against_torch_and_oracle(
         [few[torch.arange(36) % 6], normal(18, 24).to(few.dtype)],
         [9, 9],
         5,
@@ -186,13 +191,15 @@ def test_dtypes_and_twins_in_different_tiles(dtype: str) -> None:
     )
 
 
-@runs
-def test_a_wide_basis_explains_all() -> None:
-    agrees([normal(24, 6, seed=6)], [20], 9)  # nine tokens span all six dimensions
+@needs_kernels
+def test_basis_of_more_tokens_than_dimensions_matches_oracle() -> None:
+    check_against_torch_and_oracle(
+        [normal(24, 6, seed=6)], [20], 9
+    )  # nine tokens span all six dimensions
 
 
-@runs
-def test_a_group_is_what_it_is_alone() -> None:
+@needs_kernels
+def test_group_result_is_independent_of_others() -> None:
     groups = [normal(size, 20, seed=size).to(DEVICE) for size in (33, 20)]
     for one, group in zip(compress(groups, [9, 4], 3), groups, strict=True):
         alone = compress(group, len(one.index), 3)
@@ -200,10 +207,10 @@ def test_a_group_is_what_it_is_alone() -> None:
             assert torch.equal(getattr(one, field), getattr(alone, field))
 
 
-@runs
+@needs_kernels
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of which the interpreter is made
-def test_nan_stays_in_its_group() -> None:
-    """Unchecked, as inside a model, NaN must not reach other groups nor change how many are kept."""
+def test_nan_does_not_reach_other_groups() -> None:
+    """Without the check, as inside a model, a group with NaN keeps as many tokens as any other."""
     batch = normal(3, 16, 20).to(DEVICE)
     want = compress(batch, 4, 2)
     batch[1, 3, 2], batch[2, 4, 4] = torch.nan, torch.inf
@@ -216,28 +223,28 @@ def test_nan_stays_in_its_group() -> None:
         compress([batch[0], batch[0, :9], batch[1]], 4, 2)
 
 
-@runs
-def test_each_group_its_own_basis() -> None:
-    """As in a model, where M is no more than K."""
+@needs_kernels
+def test_groups_may_have_different_bases() -> None:
+    """As in a model, where M is at most K."""
     batches = [normal(1, 20, 20).to(DEVICE), normal(1, 18, 20, seed=1).to(DEVICE)]
     found = compression.compress_batches(batches, [6, 2], [4, 2])
     for tokens, one, keep, basis in zip(batches, found, (6, 2), (4, 2), strict=True):
-        same(one, compress(tokens.cpu(), keep, basis, kernels=False))
+        assert_equal_results(one, compress(tokens.cpu(), keep, basis, kernels=False))
 
 
-@runs
-def test_nothing_waits_for_the_device() -> None:
-    """Nor has a shape that depends on values: what a CUDA graph asks for."""
+@needs_kernels
+def test_no_launch_waits_for_device() -> None:
+    """No shape depends on values either: a CUDA graph requires both."""
     groups = [normal(20, 8).to(DEVICE), normal(9, 8).to(DEVICE)]
-    compress(groups, [4, 3], 2)  # on a GPU: compiles, and looks once whether that went well
-    with Waits() as mode:
+    compress(groups, [4, 3], 2)  # on a GPU: compiles and checks the kernels once
+    with DeviceWaits() as mode:
         compress(groups, [4, 3], 2, check=False)
         compress(groups[0][None], 4, 2, check=False, merge=False)
-    assert mode.found == []
+    assert mode.operations == []
 
 
-@runs
-def test_gradients_take_the_torch_path(launches: list[int]) -> None:
+@needs_kernels
+def test_gradients_and_other_options_use_torch_path(launches: list[int]) -> None:
     tokens = normal(20, 8).to(DEVICE).requires_grad_()
     compress(tokens, 8, 4).tokens.sum().backward()
     assert tokens.grad is not None
@@ -247,9 +254,9 @@ def test_gradients_take_the_torch_path(launches: list[int]) -> None:
     assert launches == []
 
 
-@runs
+@needs_kernels
 @torch.no_grad()
-def test_a_model_with_pictures_of_two_sizes(
+def test_model_with_pictures_of_two_sizes_needs_one_launch_per_site(
     launches: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = [
@@ -262,7 +269,7 @@ def test_a_model_with_pictures_of_two_sizes(
         logits = model(**inputs).logits[:, -1]
         kept = [row.kept for row in run.stats]
     assert len(launches) == 2  # one at the encoder, one in the decoder
-    monkeypatch.setattr(compression, "usable", lambda tokens: False)
+    monkeypatch.setattr(compression, "kernels_usable", lambda tokens: False)
     with attach(model, build("apet", budget="40%")) as run:
         torch.testing.assert_close(model(**inputs).logits[:, -1], logits)
         assert [row.kept for row in run.stats] == kept
@@ -283,25 +290,27 @@ def test_a_model_with_pictures_of_two_sizes(
         (1, 16_384, 128, 1638),
     ],
 )
-def test_shapes_of_models(groups: int, count: int, width: int, keep: int, dtype: str) -> None:
+def test_shapes_of_real_models_match_torch_path(
+    groups: int, count: int, width: int, keep: int, dtype: str
+) -> None:
     tokens = normal(groups, count, width).to("cuda", getattr(torch, dtype))
-    assert fused.usable(tokens)
+    assert triton_launch.kernels_usable(tokens)
     one, other = compress(tokens, keep), compress(tokens, keep, kernels=False)
-    same(one, other)
+    assert_equal_results(one, other)
     again = compress(tokens, keep)
     assert torch.equal(one.tokens, again.tokens)
 
 
 @pytest.mark.gpu
-def test_the_torch_path_repeats_itself() -> None:
+def test_torch_path_is_deterministic() -> None:
     tokens = normal(16, 576, 256).to("cuda", torch.float64)
     once = compress(tokens, 32, kernels=False).tokens
     assert all(torch.equal(once, compress(tokens, 32, kernels=False).tokens) for _ in range(5))
 
 
 @pytest.mark.gpu
-def test_equal_groups_in_a_cuda_graph() -> None:
-    """Of another batch than the one that was there when the graph was captured."""
+def test_cuda_graph_of_equal_groups_takes_new_tokens() -> None:
+    """The graph is replayed on another batch than the one it was captured with."""
     tokens = normal(8, 300, 128).cuda()
     compress(tokens, 40, check=False)  # compiles
     graph = torch.cuda.CUDAGraph()
@@ -309,21 +318,21 @@ def test_equal_groups_in_a_cuda_graph() -> None:
         out = compress(tokens, 40, check=False)
     tokens.copy_(normal(8, 300, 128, seed=1))
     graph.replay()
-    same(out, compress(normal(8, 300, 128, seed=1), 40, kernels=False))
+    assert_equal_results(out, compress(normal(8, 300, 128, seed=1), 40, kernels=False))
 
 
 @pytest.mark.gpu
-def test_unequal_groups_in_a_cuda_graph() -> None:
+def test_cuda_graph_of_unequal_groups_takes_new_tokens() -> None:
     sizes, keeps = [300, 40, 77], [40, 12, 76]
-    groups = Groups.of(sizes, keeps, [10] * 3, torch.device("cuda"))
+    groups = GroupLayout.from_sizes(sizes, keeps, [10] * 3, torch.device("cuda"))
     tokens = normal(sum(sizes), 128).cuda()
-    compress_flat(tokens, groups, merge=True)
+    launch_flat(tokens, groups, merge=True)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        out = compress_flat(tokens, groups, merge=True)
+        out = launch_flat(tokens, groups, merge=True)
     tokens.copy_(normal(sum(sizes), 128, seed=1))
     graph.replay()
     want = compress(normal(sum(sizes), 128, seed=1), keeps, lengths=sizes, kernels=False)
-    assert out.places.tolist() == [place for one in want for place in one.index.tolist()]
+    assert out.kept_index.tolist() == [index for one in want for index in one.index.tolist()]
     assert out.slot.tolist() == [slot for one in want for slot in one.slot.tolist()]
     torch.testing.assert_close(out.tokens.float().cpu(), torch.cat([one.tokens for one in want]))
