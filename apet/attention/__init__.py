@@ -1,1 +1,1 @@
-"""Attention in the decoder: the kernel for packed rows, causal masks, and weights recomputed for methods that read them."""
+"""Attention in the decoder: a kernel for packed rows, causal masks, and recomputed weights."""

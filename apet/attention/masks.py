@@ -1,4 +1,4 @@
-"""The causal mask of a sequence that has become shorter between two layers, as the model's kernel wants it."""
+"""Causal masks for sequences that were shortened between two layers, in the kernel's own format."""
 
 from __future__ import annotations
 
@@ -8,32 +8,34 @@ from torch import Tensor, nn
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
 
 
-def window_of(layer: nn.Module) -> int | None:
-    """How many tokens the layer looks back, itself among them; None: to the beginning."""
+def sliding_window(layer: nn.Module) -> int | None:
+    """How many tokens the layer looks back, itself included; None: to the beginning."""
     attention: Any = getattr(layer, "self_attn", None)
+    config = getattr(attention, "config", None)
     window: int | None = getattr(
-        attention,
-        "sliding_window",
-        getattr(getattr(attention, "config", None), "sliding_window", None),
+        attention, "sliding_window", getattr(config, "sliding_window", None)
     )
     return window
 
 
 def causal_mask(
-    decoder: Any, depth: int, hidden: Tensor, valid: Tensor, padded: bool, whole: int
+    decoder: Any, depth: int, hidden: Tensor, valid: Tensor, padded: bool, full_length: int
 ) -> Tensor | None:
-    """For layer `depth` and later ones: the last Q of S tokens, of which `valid` (B, S) are no padding.
+    """The mask for layer `depth` and later, for the last Q of S tokens.
 
-    padded: whether any of `valid` is false. Known on the host, so that nothing need wait for the device.
-    whole:  tokens that the layers before the first site see: a window is a stretch of those, and a kernel that counts
-            its own tokens would look back further
+    valid:       (B, S) bool: not padding
+    padded:      whether any of `valid` is false; known on the host, so that nothing waits for the
+                 device
+    full_length: tokens that the layers before the first site see. A sliding window is a stretch of
+                 those; a kernel that counts the remaining tokens would look back further
     """
     for number, layer in enumerate(decoder.layers[depth:], depth):
-        if (window := window_of(layer)) is not None and window < whole:
+        if (window := sliding_window(layer)) is not None and window < full_length:
             raise ValueError(
-                f"tokens are dropped at decoder layer {depth}, of {whole} with the answer so far, and layer {number}"
-                f" looks {window} tokens back, which after that are others; spend the budget before the decoder, where"
-                " a prompt only becomes shorter: schedule='encoder=10%', or a method that acts there alone"
+                f"cannot drop tokens at decoder layer {depth}, of {full_length} with the answer so"
+                f" far: layer {number} looks {window} tokens back and would then see other tokens;"
+                " spend the budget before the decoder, where a prompt only becomes shorter:"
+                " schedule='encoder=10%', or a method that acts there alone"
             )
     queries, keys = hidden.shape[1], valid.shape[1]
     mask: Tensor | None = ALL_MASK_ATTENTION_FUNCTIONS[decoder.config._attn_implementation](

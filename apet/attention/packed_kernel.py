@@ -1,12 +1,13 @@
-"""The attention kernel "packed": rows of different lengths, one after the other and nothing between them, in one call.
+"""The attention kernel "packed": rows of different lengths without padding, in one call.
 
     model, processor = load(name)  # attn="packed"
 
-On a GPU a call is one launch of PyTorch's own flash kernel for all rows; on a CPU each row goes through SDPA by itself.
-Calls that are not of packed rows, those of most vision towers and of steps after the prompt, are SDPA's, as under
-"sdpa". `apet/attention/unpadded.py` packs rows, where a method is attached and a GPU has that kernel (not in float32, nor on an
-old one). Qwen's vision tower packs its windows and pictures by itself, and hands them over one by one, unless the name
-of its kernel says that it takes all at once: `one_launch` says so, where a GPU has that kernel.
+On a GPU, a call is one launch of PyTorch's own flash kernel for all rows; on a CPU each row goes
+through SDPA separately. Calls without packed rows (most vision towers, and steps after the prompt)
+are SDPA's, as under "sdpa". `apet/attention/packed_rows.py` packs rows where a method is attached
+and a GPU has the flash kernel (not in float32, nor on an old one). Qwen's vision tower packs its
+windows and pictures itself. It hands them over one by one, unless the name of its kernel promises
+that it takes all at once: `use_tower_kernel` sets such a name where a GPU has the kernel.
 """
 
 from __future__ import annotations
@@ -23,14 +24,13 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward as s
 from transformers.masking_utils import sdpa_mask
 
 NAME = "packed"
-TOWER = "packed_flash"  # "flash" is what transformers looks for; the name is no kernel of its own
-_TAKES = set(
-    inspect.signature(varlen.varlen_attn).parameters
-)  # from one PyTorch to the next it takes more
-AMPERE = (8, 0)  # the first GPUs with a flash kernel
+TOWER_NAME = "packed_flash"  # transformers looks for "flash" in it; the kernel is the same
+# Later versions of PyTorch take more arguments.
+_VARLEN_ARGUMENTS = set(inspect.signature(varlen.varlen_attn).parameters)
+AMPERE = (8, 0)  # compute capability of the first GPUs with a flash kernel
 
 
-def forward(
+def packed_attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -46,23 +46,15 @@ def forward(
     row_lengths: Sequence[int] | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention (B, S, H, d) of a module's queries (B, H, S, d) to its keys and values (B, H_kv, S, d).
+    """Attention (B, S, H, d) of queries (B, H, S, d) to keys and values (B, H_kv, S, d).
 
-    row_lengths: of packed rows, (1, H, T, d), how long each is; where they begin and end is `cu_seq_lens_q` (rows + 1),
-                 which is all that a vision tower tells
+    row_lengths:   the lengths of packed rows, (1, H, T, d)
+    cu_seq_lens_q: (rows + 1,) where they begin and end; vision towers pass only this
     """
     packed = row_lengths is not None or attention_mask is None
+    options = {"scaling": scaling, "is_causal": is_causal, **kwargs}
     if not packed or cu_seq_lens_q is None or max_length_q is None:
-        return sdpa(
-            module,
-            query,
-            key,
-            value,
-            attention_mask,
-            scaling=scaling,
-            is_causal=is_causal,
-            **kwargs,
-        )
+        return sdpa(module, query, key, value, attention_mask, **options)
     if has_flash(query.device, query.dtype, query.shape[-1]):
         causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
         return _flash(query, key, value, cu_seq_lens_q, int(max_length_q), scaling, causal), None
@@ -71,37 +63,32 @@ def forward(
     rows = zip(
         *(states.split(list(row_lengths), dim=2) for states in (query, key, value)), strict=True
     )
-    done = [
-        sdpa(module, q, k, v, None, scaling=scaling, is_causal=is_causal, **kwargs)[0]
-        for q, k, v in rows
-    ]
-    return torch.cat(done, dim=1), None
+    return torch.cat([sdpa(module, q, k, v, None, **options)[0] for q, k, v in rows], dim=1), None
 
 
-def has_flash(device: torch.device, dtype: torch.dtype, width: int) -> bool:
-    """Whether PyTorch's flash kernel takes queries there, of this dtype and so many numbers a head."""
+def has_flash(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
+    """Whether PyTorch's flash kernel takes queries of this dtype and head size on the device."""
     return (
         device.type == "cuda"
         and dtype in (torch.float16, torch.bfloat16)
-        and width % 8 == 0
-        and width <= 256
-        and {"scale", "window_size"} <= _TAKES
+        and head_dim % 8 == 0
+        and head_dim <= 256
+        and {"scale", "window_size"} <= _VARLEN_ARGUMENTS
         and torch.backends.cuda.is_flash_attention_available()
         and torch.cuda.get_device_capability(device) >= AMPERE
     )
 
 
-def one_launch(tower: Any) -> None:
-    """Let a vision tower under this kernel, whose blocks attend within windows, hand all of them over at once.
+def use_tower_kernel(tower: Any) -> None:
+    """Let a vision tower under this kernel, whose blocks attend within windows, pass all at once.
 
-    Only where there is a flash kernel for it, on the device where it is by now; elsewhere it stays as it is.
+    Changes nothing unless the device that the tower is on has a flash kernel for it.
     """
     config, weight = tower.config, next(tower.parameters())
-    width = config.hidden_size // config.num_heads
-    if config._attn_implementation == NAME and has_flash(weight.device, weight.dtype, width):
-        config._attn_implementation = (
-            TOWER  # `set_attn_implementation` would want the package flash-attn
-        )
+    head_dim = config.hidden_size // config.num_heads
+    if config._attn_implementation == NAME and has_flash(weight.device, weight.dtype, head_dim):
+        # `set_attn_implementation` would require the package flash-attn.
+        config._attn_implementation = TOWER_NAME
 
 
 def _flash(
@@ -113,22 +100,21 @@ def _flash(
     scale: float | None,
     causal: bool,
 ) -> Tensor:
-    """One launch for all rows: (1, T, H, d)."""
-    shared = query.shape[1] // key.shape[1]  # heads of queries for each head of keys
+    """Attention of all rows in one launch: (1, T, H, d)."""
+    sharing = query.shape[1] // key.shape[1]  # query heads for each key head
     options: dict[str, Any] = {"scale": scale, "window_size": (-1, 0) if causal else (-1, -1)}
-    if "enable_gqa" in _TAKES:
-        options["enable_gqa"] = shared > 1
-    elif shared > 1:
-        key, value = (states.repeat_interleave(shared, dim=1) for states in (key, value))
+    if "enable_gqa" in _VARLEN_ARGUMENTS:
+        options["enable_gqa"] = sharing > 1
+    elif sharing > 1:
+        key, value = (states.repeat_interleave(sharing, dim=1) for states in (key, value))
     flat = (states[0].transpose(0, 1) for states in (query, key, value))  # (T, heads, d)
     attend: Any = varlen.varlen_attn
-    with sdpa_kernel(
-        SDPBackend.FLASH_ATTENTION
-    ):  # cuDNN's would be planned anew for each new number of tokens
+    # cuDNN's kernel would be planned again for each new number of tokens.
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
         out: Tensor = attend(*flat, ends, ends, longest, longest, **options)
     return out[None]
 
 
-for name in (NAME, TOWER):
-    AttentionInterface.register(name, forward)
+for name in (NAME, TOWER_NAME):
+    AttentionInterface.register(name, packed_attention)
     AttentionMaskInterface.register(name, sdpa_mask)

@@ -1,7 +1,7 @@
-"""Without padding: layers see no more tokens than there are, and all else sees what it sees under SDPA.
+"""Packed rows: layers see no padding, and everything else sees the same tensors as under SDPA.
 
-That every family and method answers as under SDPA is in `tests/apet/attach/test_attention_kernels.py`; that nothing waits, in
-`tests/apet/attach/test_no_device_waits.py`.
+`tests/apet/attach/test_attention_kernels.py` tests that every family and method answers as under
+SDPA; `tests/apet/attach/test_no_device_waits.py`, that nothing waits for the device.
 """
 
 from __future__ import annotations
@@ -20,10 +20,18 @@ from transformers import AttentionMaskInterface, BatchFeature, DynamicCache, Pre
 
 from apet import ApET, attach
 from apet.attention import packed_kernel
-from apet.attention.unpadded import Unpadded, takes_packed
+from apet.attention.packed_rows import PackedRows, can_pack
 from apet.models import pack_windows
 from tests.support import flash, tiny
-from tests.support.attached import CLOSE, EITHER, alone, batch, make, model, rows
+from tests.support.attached import (
+    CLOSE,
+    EVERY_FAMILY,
+    batch_inputs,
+    build_method,
+    example_rows,
+    model,
+    row_inputs,
+)
 
 KERNELS = pytest.mark.parametrize("attn", [packed_kernel.NAME, flash.NAME])
 METHODS = pytest.mark.parametrize(
@@ -32,8 +40,8 @@ METHODS = pytest.mark.parametrize(
 
 
 @contextmanager
-def watched(core: PreTrainedModel) -> Iterator[tuple[list[torch.Size], list[Tensor | None]]]:
-    """The shapes of what the decoder's MLPs are given, and the masks of its attention, layer by layer."""
+def record_layers(core: PreTrainedModel) -> Iterator[tuple[list[torch.Size], list[Tensor | None]]]:
+    """Record the input shapes of the decoder's MLPs and its attention masks, layer by layer."""
     shapes: list[torch.Size] = []
     masks: list[Tensor | None] = []
     hooks = []
@@ -51,23 +59,23 @@ def watched(core: PreTrainedModel) -> Iterator[tuple[list[torch.Size], list[Tens
 
 
 @torch.no_grad()
-def answered(
+def run_attached(
     core: PreTrainedModel, inputs: BatchFeature, method: Any, **more: Any
 ) -> tuple[Any, list[Any]]:
     with attach(core, method) as run:
         return core(**inputs, **{"use_cache": True, **more}), run.stats
 
 
-# ---- what layers see
+# ---- inside layers
 
 
-@EITHER
+@EVERY_FAMILY
 @KERNELS
 @pytest.mark.parametrize("name", ["vanilla", "apet", "pdrop"])
-def test_layers_see_as_many_tokens_as_there_are(family: str, attn: str, name: str) -> None:
-    core, inputs = model(family, attn), batch(family)
-    with watched(core) as (shapes, masks):
-        _, stats = answered(core, inputs, make(name, family))
+def test_layers_see_no_padding(family: str, attn: str, name: str) -> None:
+    core, inputs = model(family, attn), batch_inputs(family)
+    with record_layers(core) as (shapes, masks):
+        _, stats = run_attached(core, inputs, build_method(name, family))
     assert all(mask is None for mask in masks)
     lengths = inputs["attention_mask"].sum(dim=1).tolist()
     for layer, shape in enumerate(shapes):
@@ -78,45 +86,45 @@ def test_layers_see_as_many_tokens_as_there_are(family: str, attn: str, name: st
                 length - row.visual_tokens + (row.kept[sites[-1]] if sites else row.visual_tokens)
             )
         assert shape[:-1] == (1, there)
-    with watched(model(family)) as (padded, _):
-        answered(model(family), inputs, make(name, family))
+    with record_layers(model(family)) as (padded, _):
+        run_attached(model(family), inputs, build_method(name, family))
     assert all(many[0] * many[1] > few[1] for many, few in zip(padded, shapes, strict=True))
 
 
-@EITHER
+@EVERY_FAMILY
 @KERNELS
 @pytest.mark.parametrize("use_cache", [True, False])
-def test_equal_rows_are_left_as_they_are(
+def test_rows_of_equal_length_are_not_packed(
     family: str, attn: str, use_cache: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And no mask is made for them, nor for packed ones."""
+    """No mask is created for them, nor for packed rows."""
 
     def refuse(**_: Any) -> Tensor:
-        raise AssertionError("somebody made a mask")
+        raise AssertionError("a mask was created")
 
     monkeypatch.setitem(AttentionMaskInterface._global_mapping, attn, refuse)
-    core, inputs = model(family, attn), tiny.inputs(family, [rows(family)[0]] * 2)
-    with watched(core) as (shapes, masks):
-        out, _ = answered(core, inputs, make("apet", family), use_cache=use_cache)
+    core, inputs = model(family, attn), tiny.inputs(family, [example_rows(family)[0]] * 2)
+    with record_layers(core) as (shapes, masks):
+        out, _ = run_attached(core, inputs, build_method("apet", family), use_cache=use_cache)
         assert all(shape[0] == 2 for shape in shapes)
-        answered(core, batch(family), make("apet", family), use_cache=use_cache)
+        run_attached(core, batch_inputs(family), build_method("apet", family), use_cache=use_cache)
     assert all(mask is None for mask in masks)
-    want, _ = answered(model(family), alone(family, 0), make("apet", family))
+    want, _ = run_attached(model(family), row_inputs(family, 0), build_method("apet", family))
     torch.testing.assert_close(out.logits, want.logits.expand(2, -1, -1), **CLOSE)
 
 
-# ---- what all others see
+# ---- outside layers
 
 
-@EITHER
+@EVERY_FAMILY
 @KERNELS
 @METHODS
-def test_caches_and_outputs_are_laid_out_as_without(family: str, attn: str, name: str) -> None:
+def test_caches_and_outputs_are_padded(family: str, attn: str, name: str) -> None:
     if (family, name) == ("llava_onevision", "visionzip"):
         return  # refused: its tokens are no patches of the tower
-    inputs, method = batch(family), make(name, family)
-    want, _ = answered(model(family), inputs, method)
-    found, _ = answered(model(family, attn), inputs, method)
+    inputs, method = batch_inputs(family), build_method(name, family)
+    want, _ = run_attached(model(family), inputs, method)
+    found, _ = run_attached(model(family, attn), inputs, method)
     lengths = []
     for one, other in zip(want.past_key_values.layers, found.past_key_values.layers, strict=True):
         pads = (other.keys == 0).all(dim=3).all(dim=1)  # (B, S)
@@ -136,29 +144,35 @@ def test_caches_and_outputs_are_laid_out_as_without(family: str, attn: str, name
     torch.testing.assert_close(found.logits[real], want.logits[real], **CLOSE)
 
 
-@EITHER
+@EVERY_FAMILY
 @KERNELS
 @torch.no_grad()
-def test_padding_in_the_middle(family: str, attn: str) -> None:
-    """Whatever the mask is: rows are what it says, and positions those that were given."""
-    given = {**alone(family, 0)}
+def test_padding_in_the_middle_is_packed(family: str, attn: str) -> None:
+    """Rows follow any mask, and positions are those of the inputs."""
+    given = {**row_inputs(family, 0)}
     given["attention_mask"] = given["attention_mask"].clone()
     given["attention_mask"][0, -3] = 0
     inputs = BatchFeature(given)
-    want, _ = answered(model(family), inputs, make("vanilla", family))
-    found, _ = answered(model(family, attn), inputs, make("vanilla", family))
+    want, _ = run_attached(model(family), inputs, build_method("vanilla", family))
+    found, _ = run_attached(model(family, attn), inputs, build_method("vanilla", family))
     real = inputs["attention_mask"].bool()
     torch.testing.assert_close(found.logits[real], want.logits[real], **CLOSE)
     assert not found.logits[0, -3].equal(want.logits[0, -3])
 
 
 @KERNELS
-def test_hidden_states_that_are_asked_for_are_padded(attn: str) -> None:
-    want, _ = answered(
-        model("llava"), batch("llava"), make("apet", "llava"), output_hidden_states=True
+def test_requested_hidden_states_are_padded(attn: str) -> None:
+    want, _ = run_attached(
+        model("llava"),
+        batch_inputs("llava"),
+        build_method("apet", "llava"),
+        output_hidden_states=True,
     )
-    found, _ = answered(
-        model("llava", attn), batch("llava"), make("apet", "llava"), output_hidden_states=True
+    found, _ = run_attached(
+        model("llava", attn),
+        batch_inputs("llava"),
+        build_method("apet", "llava"),
+        output_hidden_states=True,
     )
     assert [one.shape for one in found.hidden_states] == [one.shape for one in want.hidden_states]
     torch.testing.assert_close(
@@ -166,33 +180,35 @@ def test_hidden_states_that_are_asked_for_are_padded(attn: str) -> None:
     )
 
 
-def test_gradients() -> None:
+def test_gradients_equal_those_of_sdpa() -> None:
     found = []
     for attn in ("sdpa", packed_kernel.NAME):
         core = tiny.model("llava", attn)
-        with attach(core, make("apet", "llava")):
-            core(**batch("llava")).logits[:, -1].square().sum().backward()
+        with attach(core, build_method("apet", "llava")):
+            core(**batch_inputs("llava")).logits[:, -1].square().sum().backward()
         found.append(core.model.language_model.layers[0].mlp.up_proj.weight.grad)
     assert found[0].abs().max() > 0.01
     torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-4)
 
 
-def test_who_is_not_packed() -> None:
+def test_unsupported_decoders_are_not_packed() -> None:
     decoder, moved = model("llava", packed_kernel.NAME).model.language_model, DynamicCache()
-    assert takes_packed(decoder, {"past_key_values": moved})
-    moved.offloading = True  # layers leave for the host before anybody can lay them out
+    assert can_pack(decoder, {"past_key_values": moved})
+    moved.offloading = True  # layers move to the host before they can be unpacked
     narrow = SimpleNamespace(
         config=decoder.config, layers=[SimpleNamespace(self_attn=SimpleNamespace(sliding_window=9))]
     )
-    assert not takes_packed(decoder, {"past_key_values": moved})
-    assert not takes_packed(decoder, {"output_attentions": True})
-    assert not takes_packed(narrow, {})
-    assert not takes_packed(model("llava").model.language_model, {})
-    assert not takes_packed(model("llava", "eager").model.language_model, {})
+    assert not can_pack(decoder, {"past_key_values": moved})
+    assert not can_pack(decoder, {"output_attentions": True})
+    assert not can_pack(narrow, {})
+    assert not can_pack(model("llava").model.language_model, {})
+    assert not can_pack(model("llava", "eager").model.language_model, {})
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_a_gpu_must_have_a_kernel_for_it(there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_packed_on_gpu_only_with_flash_kernel(
+    there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gpu = torch.device("cuda")
     weight = SimpleNamespace(device=gpu, dtype=torch.bfloat16)
     monkeypatch.setattr(
@@ -204,11 +220,11 @@ def test_a_gpu_must_have_a_kernel_for_it(there: bool, monkeypatch: pytest.Monkey
         ),
         layers=OneWeight([SimpleNamespace(self_attn=SimpleNamespace(sliding_window=None))], weight),
     )
-    assert takes_packed(decoder, {}) == there
+    assert can_pack(decoder, {}) == there
 
 
 class OneWeight(list[Any]):
-    """Layers that are on a GPU, if one asks."""
+    """Layers with a single weight that pretends to be on a GPU."""
 
     def __init__(self, layers: list[Any], weight: Any) -> None:
         super().__init__(layers)
@@ -218,13 +234,13 @@ class OneWeight(list[Any]):
         return iter([self.weight])
 
 
-def test_there_and_back() -> None:
+def test_pack_and_pad_are_inverse() -> None:
     layout = torch.tensor([[0, 1, 1], [1, 0, 1], [0, 0, 1]], dtype=torch.bool)
-    rows = Unpadded(layout, torch.device("cpu"))
+    rows = PackedRows(layout, torch.device("cpu"))
     padded = torch.arange(9.0).view(3, 3, 1)
     assert rows.pack(padded).flatten().tolist() == [1, 2, 3, 5, 8]
     assert rows.pack(padded[:1]).flatten().tolist() == [1, 2, 0, 2, 2]  # one for all rows
-    assert rows.pack_last(torch.stack([padded, -padded])[..., 0]).tolist() == [
+    assert rows.pack_scalars(torch.stack([padded, -padded])[..., 0]).tolist() == [
         [[1, 2, 3, 5, 8]],
         [[-1, -2, -3, -5, -8]],
     ]
@@ -255,13 +271,13 @@ def states(
 
 def packed_inputs(device: str = "cpu") -> dict[str, Any]:
     real = torch.arange(9) >= 9 - torch.tensor(LENGTHS)[:, None]
-    return Unpadded(real, torch.device(device)).inputs
+    return PackedRows(real, torch.device(device)).inputs
 
 
 def by_row(
     query: Tensor, key: Tensor, value: Tensor, causal: bool = True, scale: float = 0.5
 ) -> Tensor:
-    """What attention is, row by row in float64: (T, H, d)."""
+    """Reference attention, row by row in float64: (T, H, d)."""
     ends = [0, *torch.tensor(LENGTHS).cumsum(0).tolist()]
     query, key, value = (
         part[0].double().repeat_interleave(4 // part.shape[1], dim=0)
@@ -275,8 +291,8 @@ def by_row(
 
 
 @pytest.mark.parametrize("causal", [None, False])
-def test_a_row_at_a_time(causal: bool | None) -> None:
-    found, _ = packed_kernel.forward(
+def test_cpu_kernel_attends_row_by_row(causal: bool | None) -> None:
+    found, _ = packed_kernel.packed_attention(
         Attention(), *states(), None, scaling=0.5, is_causal=causal, **packed_inputs()
     )
     torch.testing.assert_close(
@@ -286,10 +302,10 @@ def test_a_row_at_a_time(causal: bool | None) -> None:
 
 @pytest.mark.parametrize("takes_groups", [True, False])
 @pytest.mark.parametrize("causal", [None, False])
-def test_how_pytorch_s_kernel_is_called(
+def test_pytorch_kernel_gets_valid_arguments(
     takes_groups: bool, causal: bool | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a reference in its place, whose arguments are the kernel's in an old and in a new PyTorch."""
+    """A reference replaces it, with the kernel's arguments in an old and in a new PyTorch."""
 
     def reference(
         query: Tensor,
@@ -321,10 +337,10 @@ def test_how_pytorch_s_kernel_is_called(
         return by_row(*parts, causal=window_size == (-1, 0), scale=scale or 0).to(query.dtype)
 
     takes = {"scale", "window_size"} | ({"enable_gqa"} if takes_groups else set())
-    monkeypatch.setattr(packed_kernel, "_TAKES", takes)
+    monkeypatch.setattr(packed_kernel, "_VARLEN_ARGUMENTS", takes)
     monkeypatch.setattr(packed_kernel, "has_flash", lambda *about: True)
     monkeypatch.setattr(torch_varlen, "varlen_attn", reference)
-    found, _ = packed_kernel.forward(
+    found, _ = packed_kernel.packed_attention(
         Attention(), *states(), None, scaling=0.5, is_causal=causal, **packed_inputs()
     )
     torch.testing.assert_close(
@@ -335,10 +351,10 @@ def test_how_pytorch_s_kernel_is_called(
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
 @pytest.mark.parametrize("schedule", [None, "vision.2=50%,encoder=50%"])
 @torch.no_grad()
-def test_a_tower_of_windows_is_one_launch_a_block(
+def test_tower_with_windows_needs_one_launch_per_block(
     family: str, schedule: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And says what it says under SDPA, window by window; with tokens dropped between its blocks, too."""
+    """The outputs equal those of SDPA by window, also if tokens are dropped between blocks."""
     segments: list[int] = []
 
     def reference(
@@ -371,18 +387,21 @@ def test_a_tower_of_windows_is_one_launch_a_block(
         hook = core.model.visual.merger.register_forward_hook(
             lambda module, args, out: pictures.append(args[0])
         )
-        method = make("vanilla", family) if schedule is None else ApET(schedule=schedule, basis=3)
+        method = (
+            build_method("vanilla", family)
+            if schedule is None
+            else ApET(schedule=schedule, basis=3)
+        )
         with attach(core, method):
             core.model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"])
         hook.remove()
         return pictures[0]
 
-    inputs, core = batch(family), tiny.model(family, packed_kernel.NAME)
+    inputs, core = batch_inputs(family), tiny.model(family, packed_kernel.NAME)
     want = seen(core)
     pack_windows(core)
-    assert (
-        core.model.visual.config._attn_implementation == packed_kernel.NAME
-    )  # on a CPU it stays as it is
+    # A CPU has no such kernel.
+    assert core.model.visual.config._attn_implementation == packed_kernel.NAME
     monkeypatch.setattr(packed_kernel, "has_flash", lambda *about: True)
     monkeypatch.setattr(torch_varlen, "varlen_attn", reference)
     assert torch.equal(seen(core), want)
@@ -398,7 +417,7 @@ def test_a_tower_of_windows_is_one_launch_a_block(
     assert core.model.language_model.config._attn_implementation == packed_kernel.NAME
 
 
-def test_other_towers_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_towers_keep_their_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packed_kernel, "has_flash", lambda *about: True)
     for family, attn in (("llava", packed_kernel.NAME), ("qwen2_5_vl", "sdpa")):
         core = tiny.model(family, attn)
@@ -406,8 +425,8 @@ def test_other_towers_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
         assert core.config.vision_config._attn_implementation == attn
 
 
-def test_pytorch_s_kernel_takes_that_call() -> None:
-    """On tensors without numbers, for which it says what would come out."""
+def test_pytorch_kernel_accepts_arguments() -> None:
+    """On meta tensors, for which it returns the output's shape."""
     parts = states(torch.bfloat16, "meta")
     ends = torch.empty(4, dtype=torch.int32, device="meta")
     assert packed_kernel._flash(*parts, ends, 9, 0.5, True).shape == (1, 15, 4, 8)
@@ -415,10 +434,10 @@ def test_pytorch_s_kernel_takes_that_call() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_pytorch_s_kernel(dtype: torch.dtype) -> None:
+def test_pytorch_kernel_matches_reference(dtype: torch.dtype) -> None:
     parts = states(dtype, "cuda")
     assert packed_kernel.has_flash(parts[0].device, dtype, 8) == (dtype == torch.bfloat16)
-    found, _ = packed_kernel.forward(
+    found, _ = packed_kernel.packed_attention(
         Attention(), *parts, None, scaling=0.5, **packed_inputs("cuda")
     )
     torch.testing.assert_close(found[0].double(), by_row(*parts), rtol=0, atol=2e-2)
