@@ -1,4 +1,4 @@
-"""The model families that can be compressed, by transformers' `model_type`, one file each; and how one is loaded."""
+"""Model families that can be compressed, by transformers' `model_type`, and how to load them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from apet.models.llava_onevision import LlavaOnevision
 from apet.models.qwen2_5_vl import Qwen25VL
 from apet.models.qwen3_vl import Qwen3VL
 from apet.models.video_llava import VideoLlava
-from apet.towers.packed_tower import PackedTower
+from apet.towers.qwen_tower import QwenTower
 
 FAMILIES: dict[str, type[Family]] = {
     "llava": Llava,
@@ -38,7 +38,7 @@ FAMILIES: dict[str, type[Family]] = {
 
 def family_of(model: PreTrainedModel) -> Family:
     """The description of a loaded model."""
-    return FAMILIES[_known(model.config.model_type)](model)
+    return FAMILIES[_check_supported(model.config.model_type)](model)
 
 
 def load(
@@ -50,46 +50,48 @@ def load(
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """A model and its processor, from a hub id or a folder; what cannot work is refused before weights are read.
+    """Load a model and its processor, from a hub id or a folder.
+
+    Anything that cannot work is refused before weights are read.
 
     dtype:    "auto" is the checkpoint's
-    attn:     the attention kernel: "packed" (`apet/attention/packed_kernel.py`), "sdpa", "eager", "flash_attention_2", or another that
-              transformers knows
-    device:   where it is to answer: how a tower attends is chosen for that place, so move it no more; "auto" spreads
-              the layers over all GPUs that this process sees, for a model that is too large for one
+    attn:     the attention kernel: "packed" (`apet/attention/packed_kernel.py`), "sdpa", "eager",
+              "flash_attention_2", or another that transformers knows
+    device:   where the model will run. The tower's kernel is chosen for it, so do not move the
+              model later; "auto" spreads the layers over all GPUs that this process sees, for a
+              model that is too large for one
     revision: a branch, tag or commit of the hub's repository
 
-    Weights come from safetensors, which hold numbers alone. The processor pads on the left, as generation needs it.
+    Weights come from safetensors, which hold numbers alone. The processor pads on the left, as
+    generation requires.
     """
     if attn == "flash_attention_2" and find_spec("flash_attn") is None:
         raise ImportError(
-            f"attn is {attn!r}, and the package flash-attn is not installed; install it where there is a GPU and nvcc,"
-            " with `pip install -e '.[gpu]' --no-build-isolation`, or choose attn='packed'"
+            f"attn={attn!r} needs the package flash-attn, which is not installed; install it where"
+            " there is a GPU and nvcc, with `pip install -e '.[gpu]' --no-build-isolation`, or"
+            " choose attn='packed'"
         )
     spread = device == "auto"
     if spread and find_spec("accelerate") is None:
         raise ImportError(
-            "a model is spread over several GPUs by the package accelerate, which is not installed; install it with"
-            " `pip install accelerate`, or give one GPU"
+            "spreading a model over several GPUs needs the package accelerate, which is not"
+            " installed; install it with `pip install accelerate`, or give one GPU"
         )
     processor = load_processor(name, revision=revision, trust_remote_code=trust_remote_code)
-    source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     model: Any = AutoModelForImageTextToText.from_pretrained(
         name,
         dtype=dtype,
         attn_implementation=attn,
         use_safetensors=True,
         device_map="auto" if spread else None,
-        **source,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
     )
-    if (
-        spread
-        and torch.cuda.is_available()
-        and {"cpu", "disk"} & set(map(str, model.hf_device_map.values()))
-    ):
-        raise ValueError(
-            f"{name} does not fit on {torch.cuda.device_count()} GPUs; give more or larger ones"
-        )
+    if spread and torch.cuda.is_available():
+        devices = set(map(str, model.hf_device_map.values()))
+        if devices & {"cpu", "disk"}:
+            count = torch.cuda.device_count()
+            raise ValueError(f"{name} does not fit on {count} GPUs; give more or larger ones")
     if device is not None and not spread:
         model = model.to(device)
     pack_windows(model)
@@ -97,67 +99,71 @@ def load(
 
 
 def pack_windows(model: PreTrainedModel) -> None:
-    """Under "packed", have a vision tower of windows attend in one launch a block, if its GPU can; else leave it."""
-    for tower, about in family_of(model).towers.items():
-        if isinstance(about, PackedTower):
-            packed_kernel.one_launch(tower)
+    """Under "packed", let a tower with windows use one launch a block, if its GPU can."""
+    for module, tower in family_of(model).towers.items():
+        if isinstance(tower, QwenTower):
+            packed_kernel.use_tower_kernel(module)
 
 
 def load_processor(
     name: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> ProcessorMixin:
-    """A model's processor alone, as `load` gives it, for who prepares inputs elsewhere."""
+    """Load a model's processor alone, as `load` returns it, to prepare inputs elsewhere."""
     source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     config = load_config(name, **source)
     processor: ProcessorMixin = AutoProcessor.from_pretrained(name, **source)
-    _agree(processor, config)
+    _configure_processor(processor, config)
     return processor
 
 
 def load_config(
     name: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedConfig:
-    """A model's config: a FileNotFoundError if there is no such model, a ValueError if it is of another family."""
-    why = "it has none"
+    """Load a model's config.
+
+    Raises FileNotFoundError if there is no such model, ValueError if its family is not supported.
+    """
+    reason = "there is no config.json"
     try:
-        known, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
+        values, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
     except OSError as error:
-        known, why = {}, str(error).strip().splitlines()[0]
-    if not known:
+        values, reason = {}, str(error).strip().splitlines()[0]
+    if not values:
         raise FileNotFoundError(
             f"no model {name}: give a folder with a config.json, or a name on the hub such as"
-            f" llava-hf/llava-1.5-7b-hf ({why})"
+            f" llava-hf/llava-1.5-7b-hf ({reason})"
         )
-    _known(known.get("model_type"))
+    _check_supported(values.get("model_type"))
     config: PreTrainedConfig = AutoConfig.from_pretrained(
         name, revision=revision, trust_remote_code=trust_remote_code
     )
     return config
 
 
-def _known(kind: str | None) -> str:
-    if kind not in FAMILIES:
+def _check_supported(model_type: str | None) -> str:
+    if model_type not in FAMILIES:
         raise ValueError(
-            f"models of type {kind!r} are not supported; these are: {', '.join(sorted(FAMILIES))}"
+            f"models of type {model_type!r} are not supported; these are:"
+            f" {', '.join(sorted(FAMILIES))}"
         )
-    return kind
+    return model_type
 
 
-def _agree(processor: Any, config: Any) -> None:
-    """A processor that pads on the left, and writes as many placeholders as the model has tokens.
+def _configure_processor(processor: Any, config: Any) -> None:
+    """Let the processor pad on the left and write as many placeholders as the model has tokens.
 
-    Processors of older checkpoints do not say, or wrongly, how many these are; their models do.
+    Processors of older checkpoints have no number of placeholders, or a wrong one; their models
+    know it.
     """
     processor.tokenizer.padding_side = "left"
     if processor.tokenizer.pad_token is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
-    told = {
-        "patch_size": config.vision_config.patch_size,
+    vision = config.vision_config
+    attributes = {
+        "patch_size": vision.patch_size,
         "vision_feature_select_strategy": getattr(config, "vision_feature_select_strategy", None),
-        "num_additional_image_tokens": int(
-            config.vision_config.model_type == "clip_vision_model"
-        ),  # CLS
+        "num_additional_image_tokens": int(vision.model_type == "clip_vision_model"),  # CLS
     }
-    for name, value in told.items():
+    for name, value in attributes.items():
         if hasattr(processor, name):
             setattr(processor, name, value)

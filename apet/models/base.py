@@ -1,77 +1,43 @@
-"""What attaching must know of a model family: where its parts are, and where a batch's visual tokens stand.
+"""The description of a model family: where its parts are, and where a batch's visual tokens stand.
 
-A family describes, it does not compute. `Medium` and `Group` lie on the host: which columns of the prompt hold
-which visual tokens follows from the processor's output alone, before the model has run.
+A family describes and does not compute. `Medium` and `Group` lie on the host: which columns of the
+prompt hold which visual tokens follows from the processor's output alone, before the model has run.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from apet.shortened import Shortened
-from apet.stopwatch import Stopwatch
-from apet.towers.packed_tower import PackedRun, PackedTower
-from apet.towers.tile_tower import TileRun, TileTower
+from apet.shortened_batch import ShortenedBatch
+from apet.towers.qwen_tower import QwenTower
+from apet.towers.tile_tower import TileTower
+from apet.towers.vision_record import VisionRecord
 
 
 @dataclass(frozen=True)
 class Group:
-    """Tokens that are compressed together at the encoder: an image, a crop, a frame."""
+    """Tokens that are compressed together at the encoder: an image, a crop, a frame.
 
-    columns: Tensor  # (N,) int64, ascending: where the tokens stand in the padded prompt
-    grid: tuple[int, int]  # rows x columns of the picture; N = their product, in reading order
-    cells: Tensor | None = (
-        None  # (N,) which of the towers' tokens they are, in the order of their calls
-    )
+    columns: (N,) int64, ascending: the tokens' columns in the padded prompt
+    grid:    rows x columns of the picture; N = their product, in reading order
+    cells:   (N,) the numbers of the tokens among those of all tower calls; None where unknown
+    """
 
-
-@dataclass
-class VisionRecord:
-    """What the vision side showed while it worked on the media of a prompt."""
-
-    grids: list[list[list[int]]] = field(
-        default_factory=list
-    )  # of each call of the tower: (t, h, w) of each medium
-    runs: list[TileRun | PackedRun] = field(default_factory=list)  # each call of a tower
-    stopwatch: Stopwatch | None = None  # time spent choosing
-    features: list[Tensor] = field(
-        default_factory=list
-    )  # withheld from the projector: (tiles, T, D) of each call
-    first: int = 0  # the number of their first token
-    labels: Tensor = field(
-        default_factory=lambda: torch.empty(0)
-    )  # (B, S) which of their T x tiles a column holds; -1
-
-    def latest(self, calls: int) -> VisionRecord:
-        """What the last so many calls showed."""
-        before = sum(features.shape[0] * features.shape[1] for features in self.features[:-calls])
-        return VisionRecord(
-            self.grids[-calls:],
-            self.runs[-calls:],
-            self.stopwatch,
-            self.features[-calls:],
-            self.first + before,
-        )
-
-    def patches(self, name: str, cells: Tensor) -> Tensor | None:
-        """What the towers' runs have under a name for each of their tokens, (P, ...) in all, at `cells` of them."""
-        found = [run.patches(name) for run in self.runs]
-        whole = [one for one in found if one is not None]
-        return (
-            torch.cat(whole).to(cells.device)[cells] if whole and len(whole) == len(found) else None
-        )
+    columns: Tensor
+    grid: tuple[int, int]
+    cells: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Medium:
-    """One image or video of a row: what a budget is for, and the group of the decoder's sites."""
+    """An image or video of a row: the unit of a budget, and the group at the decoder's sites."""
 
     groups: tuple[Group, ...]
 
@@ -79,34 +45,32 @@ class Medium:
     def columns(self) -> Tensor:
         return torch.cat([group.columns for group in self.groups])
 
-    def place(self) -> int:
-        """Where it begins."""
+    def first_column(self) -> int:
         return int(self.groups[0].columns[0])
 
 
-def runs(here: Tensor) -> list[Tensor]:
+def consecutive_columns(mask: Tensor) -> list[Tensor]:
     """The columns of each unbroken run of true values in (S,)."""
-    columns = here.nonzero()[:, 0]
+    columns = mask.nonzero()[:, 0]
     breaks = (columns.diff() > 1).nonzero()[:, 0] + 1
     return list(columns.tensor_split(breaks)) if len(columns) else []
 
 
 class Family(ABC):
-    """One loaded model, described."""
+    """The description of a loaded model.
 
-    encoder_only: ClassVar[bool] = (
-        False  # budgets are spent at the encoder, none inside the decoder
-    )
-    before_projector: ClassVar[bool] = (
-        False  # the encoder's site is the projector's input, not the decoder's
-    )
-    keeps_positions: ClassVar[bool] = (
-        False  # survivors of the encoder's site keep their position; else renumbered
-    )
-    per_token: ClassVar[
-        tuple[str, ...]
-    ] = ()  # further inputs of the decoder that say something of each column, (B, S)
-    first_decoder_site: int = 0  # layers before it must see all that entered the decoder
+    encoder_only:       budgets are spent at the encoder, nothing is dropped inside the decoder
+    before_projector:   the encoder's site is the projector's input, not the decoder's
+    keeps_positions:    tokens kept at the encoder's site keep their position; else renumbered
+    per_token:          further inputs of the decoder with a value for each column, (B, S)
+    first_decoder_site: layers before it must see all tokens that entered the decoder
+    """
+
+    encoder_only: ClassVar[bool] = False
+    before_projector: ClassVar[bool] = False
+    keeps_positions: ClassVar[bool] = False
+    per_token: ClassVar[tuple[str, ...]] = ()
+    first_decoder_site: int = 0
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
@@ -128,8 +92,8 @@ class Family(ABC):
     def projector(self) -> nn.Module:
         return self.core.multi_modal_projector  # type: ignore[no-any-return]
 
-    def shorten(self, inputs: Mapping[str, Any], short: Shortened) -> dict[str, Any]:
-        """Further inputs of the decoder that follow the sequence, without what was dropped."""
+    def shorten(self, inputs: Mapping[str, Any], short: ShortenedBatch) -> dict[str, Any]:
+        """Further inputs of the decoder that follow the sequence, without the dropped tokens."""
         return {}
 
     @property
@@ -137,9 +101,11 @@ class Family(ABC):
         return self.core.vision_tower  # type: ignore[no-any-return]
 
     @property
-    def towers(self) -> dict[nn.Module, TileTower] | dict[nn.Module, PackedTower]:
-        """The vision towers that can have sites between their layers, and whose attention can be read if their tokens
-        become the decoder's one by one."""
+    def towers(self) -> dict[nn.Module, TileTower] | dict[nn.Module, QwenTower]:
+        """The vision towers that can have sites between their layers.
+
+        Their attention can be read if their tokens become the decoder's one by one.
+        """
         return {}
 
     @property
@@ -151,11 +117,13 @@ class Family(ABC):
     def visual(self, ids: Tensor) -> Tensor:
         """Which of a prompt's ids (B, S) are placeholders of visual tokens: bool."""
         config = self.model.config
-        return torch.isin(
-            ids, torch.tensor([config.image_token_id, getattr(config, "video_token_id", -1)])
-        )
+        placeholders = config.image_token_id, getattr(config, "video_token_id", -1)
+        return torch.isin(ids, torch.tensor(placeholders))
 
     @abstractmethod
-    def media(self, ids: Tensor, embeds: Tensor, seen: VisionRecord) -> list[list[Medium]]:
-        """The media of each row of a prompt: its `ids` (B, S), on the host, and what stands there at the entry of
-        the decoder, `embeds` (B, S, D)."""
+    def media(self, ids: Tensor, embeds: Tensor, record: VisionRecord) -> list[list[Medium]]:
+        """The media of each row of a prompt.
+
+        ids:    (B, S) of the prompt, on the host
+        embeds: (B, S, D) the input of the decoder
+        """

@@ -1,8 +1,9 @@
 """LLaVA-1.5: one tile an image, CLIP's tokens without CLS, a projector of two layers.
 
-Compressed before the projector, as in the authors' release: the projector is spared the dropped tokens, and CLIP's
-space is where the paper measures errors. A group is the image. Survivors are renumbered, since the release builds a
-shorter prompt in which gaps have no position. CLS does not enter the decoder; where a checkpoint lets it
+Tokens are compressed before the projector, as in the authors' release: the projector does not
+compute the dropped tokens, and CLIP's space is where the paper measures errors. A group is the
+image. Kept tokens are renumbered, since the release builds a shorter prompt in which gaps have no
+position. CLS does not enter the decoder; where a checkpoint lets it
 (`vision_feature_select_strategy="full"`), it stays, outside the budget.
 """
 
@@ -12,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from apet.models.base import Family, Group, Medium, VisionRecord
+from apet.models.base import Family, Group, Medium
 from apet.towers.tile_tower import TileTower, clip_tower
+from apet.towers.vision_record import VisionRecord
 
 
 class Llava(Family):
@@ -24,28 +26,29 @@ class Llava(Family):
         kind = model.config.vision_config.model_type
         if kind not in ("clip_vision_model", "siglip_vision_model"):
             raise ValueError(
-                f"this LLaVA sees through a {kind!r}; those with 'clip_vision_model' are supported"
+                f"not a supported vision tower: {kind!r}; expected 'clip_vision_model' or"
+                " 'siglip_vision_model'"
             )
 
     @property
     def towers(self) -> dict[nn.Module, TileTower]:
         tower = clip_tower(self.tower, self.model.config.vision_feature_layer, tiles=1)
-        keeps_cls = self.model.config.vision_feature_select_strategy == "full" and tower.prefix
-        return (
-            {} if keeps_cls else {self.tower: tower}
-        )  # its tokens would not be the tower's patches
+        if self.model.config.vision_feature_select_strategy == "full" and tower.prefix:
+            return {}  # with CLS, the decoder's tokens are not the tower's patches
+        return {self.tower: tower}
 
-    def media(self, ids: Tensor, embeds: Tensor, seen: VisionRecord) -> list[list[Medium]]:
-        size = seen.features[0].shape[1]
+    def media(self, ids: Tensor, embeds: Tensor, record: VisionRecord) -> list[list[Medium]]:
+        size = record.features[0].shape[1]
         side = int(size**0.5)
         rows: list[list[Medium]] = []
-        for labels in seen.labels:
+        for labels in record.labels:
             columns = (labels >= 0).nonzero()[:, 0]
             starts = columns[labels[columns] % size == 0]
             if len(columns) != size * len(starts):
                 raise ValueError(
-                    f"a row holds {len(columns)} visual tokens, which is no whole number of images of {size}; give each"
-                    " prompt whole (no prefill_chunk_size), as the processor made it"
+                    f"a row holds {len(columns)} visual tokens, which is not a whole number of"
+                    f" images of {size}; give each prompt whole (no prefill_chunk_size), as the"
+                    " processor made it"
                 )
             tiles = (
                 torch.arange(int(start) + size - side * side, int(start) + size) for start in starts

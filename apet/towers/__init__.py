@@ -1,1 +1,1 @@
-"""Vision towers: dropping tokens between their layers, and sharing their outputs between methods."""
+"""Vision towers: drop tokens between their layers, and share their outputs between methods."""

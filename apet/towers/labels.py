@@ -1,7 +1,7 @@
-"""Numbers written into feature vectors, so that a model's own code can carry them to where the features belong.
+"""Labels: numbers in feature vectors, which a model's own code carries to their places.
 
-Packing crops, cutting padding away and filling placeholders are then the model's business, and reading the numbers
-from the decoder's input says which feature each column of the prompt would have held.
+Arranging crops, cutting padding away and filling placeholders are then the model's business. The
+labels in the decoder's input say which feature each column of the prompt would have held.
 """
 
 from __future__ import annotations
@@ -10,34 +10,32 @@ import torch
 from torch import Tensor
 
 DIGITS, BASE = 4, 128  # integers up to 256 are exact in bfloat16
-LENGTH = DIGITS + 1  # the last says whether the feature is lost
+LENGTH = DIGITS + 1  # the last number says whether the feature was dropped
 
 
-def write_labels(labels: Tensor, like: Tensor, lost: Tensor | None = None) -> Tensor:
-    """(N,) numbers from 0 as vectors (N, D): their digits, then zeros; in the dtype of `like` (..., D).
+def write_labels(labels: Tensor, like: Tensor, dropped: Tensor | None = None) -> Tensor:
+    """Labels (N,) from 0 as vectors (N, D), digits then zeros, in the dtype of `like` (..., D).
 
-    lost: (N,) bool, features that were dropped on the way
+    dropped: (N,) bool, features that were dropped on the way
     """
     if like.shape[-1] < LENGTH:
         raise ValueError(
-            f"vectors of {like.shape[-1]} numbers are too short for a label; {LENGTH} are enough"
+            f"vectors of {like.shape[-1]} numbers are too short for a label; expected {LENGTH} or"
+            " more"
         )
     vectors = like.new_zeros(len(labels), like.shape[-1])
     for digit in range(DIGITS):
         vectors[:, digit] = (labels // BASE**digit % BASE).to(like.dtype)
-    if lost is not None:
-        vectors[:, DIGITS] = lost.to(like.dtype)
+    if dropped is not None:
+        vectors[:, DIGITS] = dropped.to(like.dtype)
     return vectors
 
 
 def read_labels(vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """(..., D) to (...) on the host: the numbers, -1 for vectors that hold none, and which are lost."""
+    """Read (..., D): labels (...), -1 where there is none, and which are dropped; on the host."""
     digits, rest = vectors[..., :LENGTH].float(), vectors[..., LENGTH:]
-    real = (
-        (rest == 0).all(-1)
-        & (digits == digits.round()).all(-1)
-        & ((digits >= 0) & (digits < BASE)).all(-1)
-    )
+    whole = (digits == digits.round()) & (digits >= 0) & (digits < BASE)
+    labelled = (rest == 0).all(-1) & whole.all(-1)
     weights = torch.tensor([BASE**digit for digit in range(DIGITS)], device=vectors.device)
-    numbers = torch.where(real, (digits[..., :DIGITS].long() * weights).sum(-1), -1)
-    return numbers.cpu(), (real & (digits[..., DIGITS] == 1)).cpu()
+    labels = torch.where(labelled, (digits[..., :DIGITS].long() * weights).sum(-1), -1)
+    return labels.cpu(), (labelled & (digits[..., DIGITS] == 1)).cpu()

@@ -1,4 +1,4 @@
-"""Loading a model of one's own or of the hub: in one place, and what cannot work is said before weights are read."""
+"""Loading a model from a folder or the hub; errors come before weights are read."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_every_family_and_its_processor(family: str, tmp_path: Path) -> None:
+def test_load_returns_model_and_processor_of_every_family(family: str, tmp_path: Path) -> None:
     model, processor = load(tiny.save(family, tmp_path))
     assert type(model) is type(tiny.model(family))
     assert type(processor) is type(tiny.processor(family))
@@ -31,7 +31,7 @@ def test_every_family_and_its_processor(family: str, tmp_path: Path) -> None:
         assert torch.equal(model(**inputs).logits, want(**tiny.inputs(family, [row])).logits)
 
 
-def test_dtype_and_kernel(folder: Path) -> None:
+def test_dtype_and_kernel_are_as_requested(folder: Path) -> None:
     model, _ = load(str(folder), dtype=torch.bfloat16, attn="eager", device="cpu")
     assert model.dtype == torch.bfloat16
     assert model.config._attn_implementation == "eager"
@@ -39,18 +39,18 @@ def test_dtype_and_kernel(folder: Path) -> None:
     assert load(folder)[0].model.language_model.config._attn_implementation == "packed"
 
 
-def test_batches_are_padded_on_the_left(folder: Path) -> None:
+def test_processor_pads_on_the_left_and_counts_placeholders(folder: Path) -> None:
     for name in ("tokenizer_config.json", "processor_config.json"):
-        held = json.loads((folder / name).read_text())
-        held["padding_side"] = "right"
-        held.pop("pad_token", None)
+        values = json.loads((folder / name).read_text())
+        values["padding_side"] = "right"
+        values.pop("pad_token", None)
         if name.startswith("processor"):  # as checkpoints were before processors counted tokens
             del (
-                held["patch_size"],
-                held["vision_feature_select_strategy"],
-                held["num_additional_image_tokens"],
+                values["patch_size"],
+                values["vision_feature_select_strategy"],
+                values["num_additional_image_tokens"],
             )
-        (folder / name).write_text(json.dumps(held))
+        (folder / name).write_text(json.dumps(values))
     _, processor = load(folder)
     image = tiny.image(30, 20)
     inputs = processor(
@@ -64,7 +64,7 @@ def test_batches_are_padded_on_the_left(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["bert", "our_own"])
-def test_an_unknown_model_type(folder: Path, kind: str) -> None:
+def test_unknown_model_type_is_refused(folder: Path, kind: str) -> None:
     (folder / "config.json").write_text(
         json.dumps({"model_type": kind, "auto_map": {"AutoConfig": "code.Config"}})
     )
@@ -76,7 +76,7 @@ def test_an_unknown_model_type(folder: Path, kind: str) -> None:
         load(folder)
 
 
-def test_no_such_model(tmp_path: Path) -> None:
+def test_missing_model_is_refused(tmp_path: Path) -> None:
     for name in ("nobody/nothing", tmp_path):
         with pytest.raises(
             FileNotFoundError,
@@ -85,7 +85,7 @@ def test_no_such_model(tmp_path: Path) -> None:
             load(name)
 
 
-def test_weights_that_could_hold_code(folder: Path) -> None:
+def test_pickled_weights_are_refused(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     torch.save({}, folder / "pytorch_model.bin")
     with pytest.raises(OSError, match="safetensors"):
@@ -95,8 +95,9 @@ def test_weights_that_could_hold_code(folder: Path) -> None:
 @pytest.mark.skipif(
     importlib.util.find_spec("flash_attn") is not None, reason="flash-attn is installed"
 )
-def test_flash_attention_that_is_not_installed(tmp_path: Path) -> None:
+def test_missing_flash_attention_is_explained(tmp_path: Path) -> None:
     with pytest.raises(
-        ImportError, match=r"flash-attn is not installed.*pip install -e '\.\[gpu\]'.*attn='packed'"
+        ImportError,
+        match=r"flash-attn, which is not installed.*pip install -e '\.\[gpu\]'.*attn='packed'",
     ):
         load(tmp_path / "no weights are looked for", attn="flash_attention_2")

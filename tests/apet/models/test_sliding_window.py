@@ -1,4 +1,4 @@
-"""A decoder that looks back a window of tokens only: LLaVA over Mistral."""
+"""A decoder with a sliding window: LLaVA with Mistral."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def answer(model: PreTrainedModel, inputs: BatchFeature) -> tuple[list[list[int]
 
 
 @pytest.mark.parametrize("name", ["apet", "fastv", "uniform"])
-def test_a_full_budget_keeps_the_window(name: str) -> None:
+def test_full_budget_keeps_the_window(name: str) -> None:
     model, inputs = mistral(40), tiny.inputs("llava", ROWS)
     with attach(model, build(name, budget="100%")):
         found = answer(model, inputs)
@@ -61,7 +61,7 @@ def test_a_full_budget_keeps_the_window(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["apet", "uniform", "tome"])
 @pytest.mark.parametrize("attn", ["sdpa", packed_kernel.NAME])
-def test_before_the_decoder_a_prompt_only_becomes_shorter(name: str, attn: str) -> None:
+def test_sites_before_decoder_shorten_the_prompt(name: str, attn: str) -> None:
     model = mistral(30)
     model.set_attn_implementation(attn)
     method = build(name, schedule="encoder=16") if name == "apet" else build(name, budget=16)
@@ -74,7 +74,7 @@ def test_before_the_decoder_a_prompt_only_becomes_shorter(name: str, attn: str) 
             torch.testing.assert_close(alone[0], logits[row], rtol=0, atol=1e-4)
 
 
-def test_inside_the_decoder_it_is_refused() -> None:
+def test_site_inside_decoder_is_refused() -> None:
     model, inputs = mistral(40), tiny.inputs("llava", ROWS)
     with (
         pytest.raises(ValueError, match=r"layer 3.*40 tokens back.*schedule='encoder=10%'"),
@@ -84,14 +84,14 @@ def test_inside_the_decoder_it_is_refused() -> None:
 
 
 @torch.no_grad()
-def test_a_window_that_nothing_reaches_does_not_matter() -> None:
+def test_window_longer_than_prompt_changes_nothing() -> None:
     inputs = tiny.inputs("llava", ROWS)
     wide, just = mistral(4000), mistral(int(inputs["input_ids"].shape[1]))
     with attach(wide, ApET(budget=30)), attach(just, ApET(budget=30)):
         assert torch.equal(wide(**inputs).logits, just(**inputs).logits)
 
 
-def test_an_answer_that_grows_beyond_the_window_is_refused() -> None:
+def test_answer_longer_than_window_is_refused() -> None:
     inputs = tiny.inputs("llava", ROWS[:1])
     model = mistral(int(inputs["input_ids"].shape[1]) - 6)  # the encoder's site drops 6
     with (

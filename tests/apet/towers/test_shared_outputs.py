@@ -1,4 +1,4 @@
-"""Methods that act after a vision tower share what it made of the same media, and answer as they would alone."""
+"""Methods that act after a vision tower share its outputs, and answer as they would alone."""
 
 from __future__ import annotations
 
@@ -12,52 +12,56 @@ from torch import nn
 
 from apet import Towers, attach
 from apet.models import family_of
-from apet.towers.shared_outputs import blocks_of
+from apet.towers.shared_outputs import transformer_blocks
 from tests.support import tiny
-from tests.support.attached import EITHER, batch, compressed, generate, make, model, plain
+from tests.support.attached import (
+    EVERY_FAMILY,
+    batch_inputs,
+    build_method,
+    compressed,
+    generate,
+    model,
+    uncompressed,
+)
 
-SHARING = (
-    "vanilla",
-    "apet",
-    "visionzip",
-    "fastv",
-    "downsample",
-)  # behind a tower, reading it, in the decoder
+# They act after a tower, read its attention, or act in the decoder.
+SHARING = ("vanilla", "apet", "visionzip", "fastv", "downsample")
 
 
 def towers_of(family: str) -> list[nn.Module]:
-    known = family_of(model(family))
-    return [*(known.towers or [known.tower])]
+    description = family_of(model(family))
+    return [*(description.towers or [description.tower])]
 
 
 @contextmanager
-def counted(family: str) -> Iterator[Counter[int]]:
+def count_block_calls(family: str) -> Iterator[Counter[int]]:
     """How often the attention of each tower's blocks is computed."""
     calls: Counter[int] = Counter()
     hooks = []
     for number, tower in enumerate(towers_of(family)):
-        inner = next(blocks_of(tower)[0].children())
+        inner = next(transformer_blocks(tower)[0].children())
         hooks.append(inner.register_forward_hook(lambda *_, number=number: calls.update([number])))
     yield calls
     for hook in hooks:
         hook.remove()
 
 
-@EITHER
-def test_towers_run_once_and_answers_are_what_they_were(family: str) -> None:
+@EVERY_FAMILY
+def test_towers_run_once_and_answers_stay_the_same(family: str) -> None:
     names = [name for name in SHARING if (family, name) != ("llava_onevision", "visionzip")]
     want = {
-        name: compressed(family, name)[0] if name != "vanilla" else plain(family) for name in names
+        name: compressed(family, name)[0] if name != "vanilla" else uncompressed(family)
+        for name in names
     }
     towers = Towers()
-    with counted(family) as calls:
-        with attach(model(family), make("vanilla", family)):
-            generate(model(family), batch(family))
+    with count_block_calls(family) as calls:
+        with attach(model(family), build_method("vanilla", family)):
+            generate(model(family), batch_inputs(family))
         once = Counter(calls)
         calls.clear()
         for name in names:
-            with attach(model(family), make(name, family), towers=towers):
-                answer = generate(model(family), batch(family))
+            with attach(model(family), build_method(name, family), towers=towers):
+                answer = generate(model(family), batch_inputs(family))
             assert torch.equal(answer.ids, want[name].ids)
             assert torch.equal(answer.logits, want[name].logits)
         assert once
@@ -65,15 +69,15 @@ def test_towers_run_once_and_answers_are_what_they_were(family: str) -> None:
     assert towers.spared_ms() > 0
     assert towers.spared_ms() == 0
     for tower in towers_of(family):
-        assert all("forward" not in block.__dict__ for block in blocks_of(tower))
+        assert all("forward" not in block.__dict__ for block in transformer_blocks(tower))
 
 
-@EITHER
-def test_other_media_are_not_taken_for_the_same(family: str) -> None:
+@EVERY_FAMILY
+def test_other_media_are_encoded_again(family: str) -> None:
     towers = Towers()
     rows = [{"text": "What?", "images": [tiny.image(30, 20, seed)]} for seed in (1, 2)]
     for row in (rows[0], rows[1], rows[0]):
-        with attach(model(family), make("vanilla", family), towers=towers):
+        with attach(model(family), build_method("vanilla", family), towers=towers):
             answer = generate(model(family), tiny.inputs(family, [row]))
         assert torch.equal(
             answer.logits, generate(model(family), tiny.inputs(family, [row])).logits
@@ -81,27 +85,32 @@ def test_other_media_are_not_taken_for_the_same(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
-def test_who_drops_tokens_inside_a_tower_takes_no_part(family: str) -> None:
+def test_method_inside_tower_does_not_share(family: str) -> None:
     want, _ = compressed(family, "tome")
     towers = Towers()
     for name in ("vanilla", "tome", "vanilla"):
-        with attach(model(family), make(name, family), towers=towers):
-            answer = generate(model(family), batch(family))
-        assert torch.equal(answer.logits, want.logits if name == "tome" else plain(family).logits)
+        with attach(model(family), build_method(name, family), towers=towers):
+            answer = generate(model(family), batch_inputs(family))
+        assert torch.equal(
+            answer.logits, want.logits if name == "tome" else uncompressed(family).logits
+        )
 
 
-@EITHER
-def test_a_call_that_failed_is_not_remembered(family: str) -> None:
+@EVERY_FAMILY
+def test_failed_call_is_not_stored(family: str) -> None:
     towers = Towers()
 
     def failing(*_: object) -> None:
         raise RuntimeError("broken")
 
-    hooks = [blocks_of(tower)[-1].register_forward_pre_hook(failing) for tower in towers_of(family)]
-    with attach(model(family), make("vanilla", family), towers=towers):
+    hooks = [
+        transformer_blocks(tower)[-1].register_forward_pre_hook(failing)
+        for tower in towers_of(family)
+    ]
+    with attach(model(family), build_method("vanilla", family), towers=towers):
         with pytest.raises(RuntimeError, match="broken"):
-            generate(model(family), batch(family))
+            generate(model(family), batch_inputs(family))
         for hook in hooks:
             hook.remove()
-        answer = generate(model(family), batch(family))
-    assert torch.equal(answer.logits, plain(family).logits)
+        answer = generate(model(family), batch_inputs(family))
+    assert torch.equal(answer.logits, uncompressed(family).logits)

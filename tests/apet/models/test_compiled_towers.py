@@ -1,4 +1,7 @@
-"""Compiled vision towers: the same features, whatever is attached. Compiled here is the graph alone, without C++."""
+"""Compiled vision towers give the same features, whatever is attached.
+
+Only the graph is compiled here, without C++.
+"""
 
 from __future__ import annotations
 
@@ -14,24 +17,24 @@ from transformers import PreTrainedModel
 
 from apet import Towers, attach
 from apet.models import family_of
-from apet.models.compiled import compile_towers
+from apet.models.compiled_towers import compile_towers
 from tests.support import tiny
-from tests.support.attached import CLOSE, batch, make, model
+from tests.support.attached import CLOSE, batch_inputs, build_method, model
 
-METHODS = ("vanilla", "apet", "visionzip", "tome")  # behind a tower, and reading in it
+METHODS = ("vanilla", "apet", "visionzip", "tome")  # after a tower, and inside it
 
 
 @contextmanager
-def compiled(
+def compiled_model(
     family: str, monkeypatch: pytest.MonkeyPatch, backend: str
 ) -> Iterator[PreTrainedModel]:
     torch._dynamo.reset()
     counters.clear()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     with torch.inference_mode():
-        made = tiny.model(family)
-        compile_towers(made)
-        yield made
+        core = tiny.model(family)
+        compile_towers(core)
+        yield core
     torch._dynamo.reset()
 
 
@@ -45,30 +48,30 @@ def logits(
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.gpu)])
 def test_hooks_work_on_compiled_blocks(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
     family = "llava"
-    with compiled(family, monkeypatch, backend) as fast:
+    with compiled_model(family, monkeypatch, backend) as fast:
         one = tiny.inputs(family, [{"text": "What?", "images": [tiny.image(30, 20, 1)]}])
-        for inputs in (one, batch(family)):
+        for inputs in (one, batch_inputs(family)):
             towers = Towers()
             for name in METHODS:
-                method = make(name, family)
+                method = build_method(name, family)
                 want = logits(model(family), method, inputs)
-                for shared in (None, towers, towers):  # alone, computed for all, remembered
+                for shared in (None, towers, towers):  # alone, computed, from memory
                     torch.testing.assert_close(logits(fast, method, inputs, shared), want, **CLOSE)
         assert counters["stats"]["unique_graphs"] <= 2  # for one image, and for any number
         blocks = next(iter(family_of(fast).towers.values())).layers
         ran = dict(counters["frames"])
-        logits(fast, make("tome", family), batch(family))
-        assert dict(counters["frames"]) == ran  # who looks inside is not compiled for
+        logits(fast, build_method("tome", family), batch_inputs(family))
+        assert dict(counters["frames"]) == ran  # with hooks inside, blocks run uncompiled
         assert all("forward" in block.__dict__ for block in blocks)
 
 
-def test_what_is_not_compiled_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unsupported_towers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
-        ValueError, match="qwen2_5_vl is not compiled: its blocks walk over windows"
+        ValueError, match="qwen2_5_vl cannot be compiled: its blocks loop over windows"
     ):
         compile_towers(tiny.model("qwen2_5_vl"))
     with (
-        compiled("llava", monkeypatch, "eager") as fast,
+        compiled_model("llava", monkeypatch, "eager") as fast,
         pytest.raises(ValueError, match="spread over devices"),
     ):
         compile_towers(fast)

@@ -1,4 +1,4 @@
-"""Inside the vision tower: sites between its layers, its attention, and the two rivals that work there."""
+"""Inside the vision tower: sites between its layers, its attention, and the rivals that use it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from transformers import AttentionInterface, AutoModelForImageTextToText, LlavaC
 
 from apet import ApET, attach, compress
 from apet.methods import METHODS, build
-from apet.methods.base import Kept, Method, Model
+from apet.methods.base import Kept, Method, ModelLayout
 from apet.methods.tome import merge_pairs
 from apet.methods.visionzip import zip_tokens
-from apet.towers.tile_tower import TileRun, TileTower
+from apet.towers.tile_tower import TileTower, TileTowerCall
 from apet.view import View
 from tests.support import tiny
 
-RESIZED = "llava_onevision"  # what its tower makes
+RESIZED = "llava_onevision"  # it resizes its tower's output
 INSIDE = "vision.1=60%,vision.2=50%,encoder=40%,3=20%"
 
 
@@ -41,16 +41,16 @@ def rows(family: str) -> list[dict[str, Any]]:
     return found
 
 
-def layers(model: Any) -> Any:
-    """The tower's layers; the images' where videos have a tower of their own."""
+def tower_layers(model: Any) -> Any:
+    """The layers of the tower; that of the images where videos have another tower."""
     core = model.model
     if hasattr(core, "visual"):
         return core.visual.blocks
     return (core.vision_tower if hasattr(core, "vision_tower") else core.image_tower).encoder.layers
 
 
-def watch(modules: Any) -> tuple[list[Tensor], Callable[[], None]]:
-    """What the modules are called with from now on."""
+def record_inputs(modules: Any) -> tuple[list[Tensor], Callable[[], None]]:
+    """Record the first argument of each call of the modules until `stop` is called."""
     seen: list[Tensor] = []
     hooks = [
         module.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
@@ -65,7 +65,7 @@ def watch(modules: Any) -> tuple[list[Tensor], Callable[[], None]]:
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_a_row_inside_does_not_depend_on_its_batch(family: str) -> None:
+def test_row_result_is_independent_of_batch(family: str) -> None:
     model = tiny.model(family)
     with torch.no_grad(), attach(model, ApET(schedule=INSIDE, basis=3), keep_index=True) as run:
         together = model(**tiny.inputs(family, rows(family))).logits[:, -1]
@@ -82,7 +82,7 @@ def test_a_row_inside_does_not_depend_on_its_batch(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_all_tokens_inside_is_the_unmodified_model(family: str) -> None:
+def test_sites_that_keep_all_tokens_change_nothing(family: str) -> None:
     model, inputs = tiny.model(family), tiny.inputs(family, rows(family))
     with torch.no_grad():
         plain = model(**inputs).logits
@@ -91,10 +91,10 @@ def test_all_tokens_inside_is_the_unmodified_model(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_the_tower_really_sees_fewer(family: str) -> None:
+def test_later_tower_layers_see_fewer_tokens(family: str) -> None:
     model, inputs = tiny.model(family), tiny.inputs(family, rows(family)[:1])
     with torch.no_grad(), attach(model, ApET(schedule="vision.2=50%,encoder=50%", basis=3)) as run:
-        seen, stop = watch(layers(model))
+        seen, stop = record_inputs(tower_layers(model))
         model(**inputs)
         stop()
     lengths = [one.shape[-2] for one in seen]
@@ -108,15 +108,15 @@ def test_the_tower_really_sees_fewer(family: str) -> None:
     )
 
 
-def test_survivors_stand_in_where_pictures_are_resized() -> None:
-    """Two sites: the projector sees what is left, the model's own resizing a whole picture of it."""
+def test_kept_tokens_stand_in_where_pictures_are_resized() -> None:
+    """After two sites, the projector sees the kept tokens, and the model resizes a full picture."""
     model, inputs = tiny.model(RESIZED), tiny.inputs(RESIZED, rows(RESIZED)[1:])
     projector, seen = model.model.multi_modal_projector, []
     with (
         torch.no_grad(),
         attach(model, ApET(schedule="vision.1=60%,vision.3=40%,encoder=40%", basis=3)),
     ):
-        tower, stop = watch([*layers(model)[1:2], layers(model)[3], projector])
+        tower, stop = record_inputs([*tower_layers(model)[1:2], tower_layers(model)[3], projector])
         hook = projector.register_forward_hook(lambda _, args, output: seen.append(output))
         model(**inputs)
         hook.remove()
@@ -127,29 +127,29 @@ def test_survivors_stand_in_where_pictures_are_resized() -> None:
         with torch.no_grad():
             projected = [{tuple(token.tolist()) for token in tile} for tile in projector(left)]
         for tile, among in zip(whole, projected, strict=True):
-            assert {tuple(token.tolist()) for token in tile} == among  # nothing else, and all of it
+            assert {tuple(token.tolist()) for token in tile} == among  # exactly these
 
 
-def test_who_stands_in() -> None:
-    """The survivor that the patch was most like, and later the one that this one was most like."""
-    run = TileRun(TileTower([], 6, 0, 0, resized=True), {})
+def test_stand_in_is_most_similar_kept_token() -> None:
+    """Later it is the kept token that the earlier stand-in was most similar to."""
+    call = TileTowerCall(TileTower([], 6, 0, 0, resized=True), {})
     angles = torch.tensor([[0.0, 0.1, 1.2, 1.3, 2.0, 2.1]])
-    run.stand_in(torch.stack([angles.cos(), angles.sin()], dim=-1), torch.tensor([[0, 2, 4]]))
-    assert run.slot is not None
-    assert run.slot.tolist() == [[0, 0, 1, 1, 2, 2]]
-    angles = angles[:, ::2]
-    run.stand_in(torch.stack([angles.cos(), angles.sin()], dim=-1), torch.tensor([[0, 2]]))
-    assert run.slot.tolist() == [[0, 0, 1, 1, 1, 1]]
+    vectors = torch.stack([angles.cos(), angles.sin()], dim=-1)
+    call.update_stand_ins(vectors, torch.tensor([[0, 2, 4]]))
+    assert call.slot is not None
+    assert call.slot.tolist() == [[0, 0, 1, 1, 2, 2]]
+    call.update_stand_ins(vectors[:, ::2], torch.tensor([[0, 2]]))
+    assert call.slot.tolist() == [[0, 0, 1, 1, 1, 1]]
 
 
-def test_inside_equals_compress_by_hand() -> None:
+def test_site_inside_equals_compress() -> None:
     model, inputs = tiny.model("llava"), tiny.inputs("llava", rows("llava")[:2])
     with torch.no_grad():
-        plain, stop = watch(layers(model)[2:3])
+        plain, stop = record_inputs(tower_layers(model)[2:3])
         model(**inputs)
         stop()
         with attach(model, ApET(schedule="vision.2=14,encoder=14", basis=5)):
-            seen, stop = watch(layers(model)[2:3])
+            seen, stop = record_inputs(tower_layers(model)[2:3])
             model(**inputs)
             stop()
     want = compress(plain[0][:, 1:], 14, 5)
@@ -158,7 +158,7 @@ def test_inside_equals_compress_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "options", "says"),
+    ("family", "options", "message"),
     [
         (
             "llava",
@@ -169,24 +169,24 @@ def test_inside_equals_compress_by_hand() -> None:
         ("llava_onevision", {"schedule": "vision.4=50%,encoder=50%"}, r"vision.4=.*0 to 3"),
     ],
 )
-def test_misuse_inside_is_explained(family: str, options: dict[str, str], says: str) -> None:
+def test_invalid_site_inside_is_refused(family: str, options: dict[str, str], message: str) -> None:
     model = tiny.model(family)
-    with pytest.raises(ValueError, match=says), attach(model, ApET(**options)):  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=message), attach(model, ApET(**options)):  # type: ignore[arg-type]
         model(**tiny.inputs(family, rows(family)[:1]))
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
-def test_visionzip_refuses_a_tower_without_attention_of_its_tokens() -> None:
+def test_visionzip_refuses_model_that_resizes_tower_output() -> None:
     with pytest.raises(ValueError, match=r"llava_onevision.*choose another method"):
         attach(tiny.model("llava_onevision"), build("visionzip", budget="40%"))
 
 
-def test_visionzip_acts_at_the_encoder_alone() -> None:
+def test_visionzip_refuses_decoder_sites() -> None:
     with pytest.raises(ValueError, match=r"'encoder=8,5=4'.*'encoder' alone"):
-        build("visionzip", schedule="encoder=8,5=4").plan(36, Model(6, 0, 0, False))
+        build("visionzip", schedule="encoder=8,5=4").plan(36, ModelLayout(6, 0, 0, False))
 
 
-def test_a_release_of_one_token_is_the_paper_s() -> None:
+def test_release_variant_allows_keep_of_one_token() -> None:
     model, inputs = tiny.model("llava"), tiny.inputs("llava", rows("llava")[:2])
     with torch.no_grad():
         for budget in (9, "10%"):
@@ -198,21 +198,23 @@ def test_a_release_of_one_token_is_the_paper_s() -> None:
         assert run.stats[0].kept == {"encoder": 1}
 
 
-def test_a_tower_that_is_no_clip_is_refused() -> None:
+def test_tower_that_is_not_clip_is_refused() -> None:
     config = LlavaConfig(
         vision_config={"model_type": "pixtral"}, text_config=tiny.model("llava").config.text_config
     )
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config)
-    with pytest.raises(ValueError, match=r"'pixtral'; those with 'clip_vision_model'"):
+    with pytest.raises(ValueError, match=r"'pixtral'; expected 'clip_vision_model'"):
         attach(model, ApET(budget=4))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ["apet", "apet_greedy", "divprune", "tome", "visionzip"])
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
-def test_half_precision_rounds_the_model_alone(family: str, name: str, dtype: torch.dtype) -> None:
-    """What a method chooses among half-precision tokens, it chooses among the same numbers in float32."""
+def test_half_precision_model_gives_float32_choices(
+    family: str, name: str, dtype: torch.dtype
+) -> None:
+    """A method makes the same choice among the same numbers in float32."""
     model, kind = tiny.model(family, dtype=dtype), METHODS[name]
     views: list[View] = []
 
@@ -234,8 +236,8 @@ def test_half_precision_rounds_the_model_alone(family: str, name: str, dtype: to
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_half_precision_logits(family: str, dtype: torch.dtype) -> None:
-    """`uniform` keeps the same tokens in any precision: the logits move about as far as the unmodified model's."""
+def test_half_precision_logits_stay_close(family: str, dtype: torch.dtype) -> None:
+    """`uniform` keeps the same tokens: logits move about as far as the unmodified model's."""
     inputs, logits = tiny.inputs(family, rows(family)), []
     for precision in (torch.float32, dtype):
         model = tiny.model(family, dtype=precision)
@@ -249,8 +251,8 @@ def test_half_precision_logits(family: str, dtype: torch.dtype) -> None:
 # ---- attention
 
 
-def recorded(weights: list[Tensor]) -> str:
-    """A name for an attention kernel that is eager and keeps its weights."""
+def register_recording_kernel(weights: list[Tensor]) -> str:
+    """Register an eager attention kernel that stores its weights, and return its name."""
 
     def kernel(
         module: Any,
@@ -269,26 +271,26 @@ def recorded(weights: list[Tensor]) -> str:
     return "recorded"
 
 
-def test_attention_of_cls_is_the_tower_s() -> None:
+def test_attention_of_cls_equals_tower_kernel() -> None:
     model, inputs = tiny.model("llava"), tiny.inputs("llava", rows("llava")[:2])
     weights: list[Tensor] = []
-    model.model.vision_tower.set_attn_implementation(recorded(weights))
+    model.model.vision_tower.set_attn_implementation(register_recording_kernel(weights))
     with torch.no_grad(), attach(model, build("visionzip", budget="40%")) as run:
         model.get_image_features(pixel_values=inputs["pixel_values"])
-        seen = run._vision.take(keep=False).runs[0]
+        seen = run._vision.take_record(keep=False).calls[0]
     want = weights[2][:, :, 0, 1:].sum(dim=1)  # of the last layer that is used
     torch.testing.assert_close(seen.received, want)
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
-def test_attention_received_is_the_tower_s(family: str) -> None:
+def test_attention_received_equals_tower_kernel(family: str) -> None:
     model, inputs = tiny.model(family), tiny.inputs(family, rows(family)[:2])
     weights: list[Tensor] = []
-    model.model.visual.set_attn_implementation(recorded(weights))
+    model.model.visual.set_attn_implementation(register_recording_kernel(weights))
     grid = inputs["image_grid_thw"]
     with torch.no_grad(), attach(model, build("visionzip", budget="40%")) as run:
         model.get_image_features(pixel_values=inputs["pixel_values"], image_grid_thw=grid)
-        seen = run._vision.take(keep=False).runs[0]
+        seen = run._vision.take_record(keep=False).calls[0]
     last = weights[-len(grid) :]  # one matrix an image: the last block is not windowed
     received = torch.cat([one[0].mean(dim=0).mean(dim=0) for one in last]).view(-1, 4).mean(dim=1)
     if family == "qwen3_vl":  # no windows: tokens are in reading order
@@ -298,13 +300,13 @@ def test_attention_received_is_the_tower_s(family: str) -> None:
         torch.testing.assert_close(seen.received[seen.order], received)
 
 
-# ---- VisionZip and ToMe, by their papers' rules and loops
+# ---- VisionZip and ToMe, compared with plain loops over their papers' rules
 
 
 @pytest.mark.parametrize(
     ("keep", "contextual", "cls"), [(12, 4, True), (12, 4, False), (6, 1, True), (30, 8, False)]
 )
-def test_visionzip_by_hand(keep: int, contextual: int, cls: bool) -> None:
+def test_visionzip_matches_direct_computation(keep: int, contextual: int, cls: bool) -> None:
     tokens, received, keys, extra = (
         normal(36, 8),
         normal(36, seed=1).abs(),
@@ -342,7 +344,7 @@ def test_visionzip_by_hand(keep: int, contextual: int, cls: bool) -> None:
 
 
 @pytest.mark.parametrize(("count", "keep"), [(36, 28), (36, 18), (7, 4), (2, 1)])
-def test_tome_by_hand(count: int, keep: int) -> None:
+def test_tome_matches_direct_computation(count: int, keep: int) -> None:
     tokens, keys = normal(count, 8).double(), normal(count, 5, seed=1).double()
     sizes = torch.randint(1, 5, (count,), generator=torch.Generator().manual_seed(2)).double()
     unit = (keys / keys.norm(dim=1, keepdim=True)).numpy()
@@ -363,10 +365,10 @@ def test_tome_by_hand(count: int, keep: int) -> None:
     assert new[0].tolist() == weight
 
 
-def test_tome_merges_after_every_layer_in_equal_steps() -> None:
+def test_tome_merges_equally_many_tokens_after_each_layer() -> None:
     model, inputs = tiny.model("llava"), tiny.inputs("llava", rows("llava")[:1])
     with torch.no_grad(), attach(model, build("tome", budget=12)) as run:
-        seen, stop = watch(layers(model))
+        seen, stop = record_inputs(tower_layers(model))
         model(**inputs)
         stop()
     assert [one.shape[1] - 1 for one in seen] == [
@@ -379,7 +381,7 @@ def test_tome_merges_after_every_layer_in_equal_steps() -> None:
     assert run.stats[0].budget == 12
 
 
-def test_tome_s_sizes_sum_to_all_tokens() -> None:
+def test_tome_sizes_sum_to_number_of_tokens() -> None:
     model, inputs = tiny.model("llava"), tiny.inputs("llava", rows("llava")[:1])
     method = build("tome", budget=5)
     left: list[Tensor] = []
