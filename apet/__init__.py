@@ -1,7 +1,7 @@
-"""ApET: approximation-error guided compression of visual tokens, and what it takes to compare it with its rivals."""
+"""ApET: visual token compression guided by approximation error, and its rivals for comparison."""
 
-from apet.attach.prefill import RowStats
-from apet.attach.session import Attachment, attach
+from apet.attach.attachment import Attachment, attach
+from apet.attach.row_stats import RowStats
 from apet.core.compression import Compressed, compress
 from apet.decoding.decode import Decode
 from apet.flops import SHAPES, Flops, ModelShape, prefill_flops

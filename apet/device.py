@@ -1,4 +1,4 @@
-"""From the host to a device."""
+"""Copies from the host to a device."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from torch import Tensor
 
 
 def copy_async(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor on that device, without waiting for it: CUDA copies behind the host's back from pinned memory alone."""
+    """Copy a tensor to the device without waiting for it."""
+    # CUDA copies asynchronously from pinned memory only.
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)

@@ -1,22 +1,23 @@
-"""The arithmetic of a prefill, counted from shapes: the most that a schedule can save.
+"""Count the arithmetic of a prefill from shapes: the upper limit of a schedule's savings.
 
-Counted are the floating-point operations of the matrix products, a multiply-add being two:
+It counts the floating-point operations of the matrix products, two for a multiply-add:
 
-- vision: the patch embedding, then every layer: 2 x weights x tokens for its linear maps, and 4 x heads x
-  head_dim for each pair of tokens that attend (score, weighted value). They attend within a group (image,
-  crop, frame) or a window of it, taken as whole at an image's edge. LLaVA reads the last layer but one;
-  the last runs all the same.
+- vision: the patch embedding, then every layer: 2 x weights x tokens for its linear maps, and
+  4 x heads x head_dim for each pair of tokens that attend (score, weighted value). Tokens attend
+  within a group (image, crop, frame) or a window of it; a window at an image's edge counts as full.
+  LLaVA reads the last layer but one, but the last runs as well.
 - projector: 2 x weights a visual token, of all tokens or only those kept at the encoder's output.
-- decoder: layers as above, of the visual tokens that the schedule leaves there and the text. Attention is
-  causal, so n tokens make n (n + 1) / 2 pairs, as in flash attention; kernels that compute the whole square
-  and mask half of it do more. The vocabulary is read out at the last position only.
+- decoder: layers as above, for the text and the visual tokens of the schedule. Attention is causal:
+  n tokens make n (n + 1) / 2 pairs, as in flash attention; kernels that compute the full square and
+  mask half of it do more. The vocabulary is read out at the last position only.
 
-Left out, together below 1 %: norms, activations, softmax, rotary embeddings, and compressing itself
-(2 x N x (basis + kept) x width, 0.13 GFLOP for 576 tokens to 96).
+It omits norms, activations, softmax, rotary embeddings and the compression itself (2 x N x (basis +
+kept) x width, 0.13 GFLOP for 576 tokens to 96). Together they are below 1 %.
 
-The TFLOPs of the paper's Table 7 (POPE) fit if the vision encoder is counted and a prompt has 576 visual and
-66 text tokens for LLaVA-1.5, 740 and 56 for Qwen2.5-VL. VisionZip keeps its whole budget at the encoder. (The
-lengths 66, 740 and 56 are inferred from it. Full squares instead of causal halves would still fit within 3 %.)
+The TFLOPs of the paper's Table 7 (POPE) fit if the vision encoder is counted and a prompt has 576
+visual and 66 text tokens for LLaVA-1.5, 740 and 56 for Qwen2.5-VL. VisionZip keeps its whole budget
+at the encoder. (The lengths 66, 740 and 56 are inferred from the table. Full squares instead of
+causal halves would still fit within 3 %.)
 
     model           method     schedule             ours   paper
     llava-1.5-7b    vanilla    full                 8.83    8.82   +0.1 %
@@ -51,7 +52,7 @@ class Stack:
 
     @property
     def weights(self) -> int:
-        """Of one layer's linear maps: query and output, key and value, MLP."""
+        """Weights of one layer's linear maps: query and output, key and value, MLP."""
         attention = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
         return attention + (3 if self.gated else 2) * self.hidden * self.intermediate
 
@@ -65,20 +66,14 @@ class ModelShape:
 
     vision: Stack
     patch_dim: int  # numbers in a patch: channels x height x width (x frames)
-    projector: tuple[
-        int, ...
-    ]  # widths, from what makes one visual token to the decoder's hidden size
+    projector: tuple[int, ...]  # widths, from the input of a visual token to the decoder's size
     decoder: Stack
     vocab: int
-    group_tokens: (
-        int | None
-    )  # visual tokens of an image, crop or frame; None where resolution is dynamic
+    group_tokens: int | None  # visual tokens of an image, crop or frame; None: dynamic resolution
     patches_per_token: int = 1  # patches merged into a visual token
     class_tokens: int = 0  # of a group, beside its patches
-    projects_first: bool = (
-        False  # the encoder's site comes after the projector and saves nothing there
-    )
-    window: int | None = None  # patches of a window; None: a group attends as a whole
+    projects_first: bool = False  # the encoder's site is after the projector and saves none of it
+    window: int | None = None  # patches of a window; None: all tokens of a group attend
     full_attention: tuple[int, ...] = ()  # vision layers without windows
 
 
@@ -98,22 +93,25 @@ class Flops:
 def prefill_flops(
     model_shape: ModelShape, schedule: Schedule, text_tokens: int, *, groups: int | None = None
 ) -> Flops:
-    """From pixel values to the first logits.
+    """The operations from pixel values to the first logits.
 
-    text_tokens: all of the prompt outside the budget: words, class tokens, newlines between rows of crops.
-    groups: images, crops or frames to encode. The default is as many as the visual tokens fill, or one where
-    resolution is dynamic; give it for several images a prompt, for videos, and where padding was cut away.
+    text_tokens: all tokens of the prompt outside the budget: words, class tokens, newlines of crops
+    groups:      images, crops or frames to encode. The default is as many as the visual tokens
+                 fill, or one where resolution is dynamic; give it for several images a prompt, for
+                 videos, and where padding was cut away
     """
     vision, decoder, visual_tokens = model_shape.vision, model_shape.decoder, schedule.visual_tokens
     deepest = max((site.layer for site in schedule.sites if site.stage == "vision"), default=0)
     if schedule.layers != decoder.layers or deepest >= vision.layers:
         raise ValueError(
-            f"the schedule '{schedule}' (of {schedule.layers} decoder layers) is for another model: this has"
-            f" {vision.layers} vision and {decoder.layers} decoder layers; make one with its layers"
+            f"the schedule '{schedule}' (of {schedule.layers} decoder layers) is for another model:"
+            f" this one has {vision.layers} vision and {decoder.layers} decoder layers; make a"
+            " schedule with these"
         )
     if text_tokens < 0 or (groups is not None and groups < 1):
         raise ValueError(
-            f"text_tokens={text_tokens}, groups={groups}: give 0 or more, and 1 or more"
+            f"not a valid prompt: text_tokens={text_tokens}, groups={groups}; expected 0 or more"
+            " text tokens and 1 or more groups"
         )
     lengths = [schedule.tokens_at(layer) + text_tokens for layer in range(decoder.layers)]
     decoding = sum(decoder.layer_flops(length, length * (length + 1) / 2) for length in lengths)
@@ -123,28 +121,28 @@ def prefill_flops(
     size = model_shape.group_tokens
     groups = groups or (ceil(visual_tokens / size) if size else 1)
     encoded = groups * size if size else visual_tokens  # a crop is encoded with its padding
-    before, after = (
-        schedule.tokens_at(vision.layers - 1, "vision"),
-        schedule.tokens_at(0, "encoder"),
-    )
-    projected = encoded * (before if model_shape.projects_first else after) / visual_tokens
+    if model_shape.projects_first:
+        projected_tokens = schedule.tokens_at(vision.layers - 1, "vision")
+    else:
+        projected_tokens = schedule.tokens_at(0, "encoder")
+    projected = encoded * projected_tokens / visual_tokens
     widths = pairwise(model_shape.projector)
     return Flops(
         vision=groups * _encoder(model_shape, schedule, encoded / groups),
-        projector=2 * projected * sum(wide * narrow for wide, narrow in widths),
+        projector=2 * projected * sum(inputs * outputs for inputs, outputs in widths),
         decoder=decoding,
     )
 
 
 def _encoder(shape: ModelShape, schedule: Schedule, group_tokens: float) -> float:
-    """The vision encoder on one group. A site inside it thins all groups, and windows, by the same share."""
+    """The vision encoder on one group. Sites inside it thin all groups and windows alike."""
     patches = group_tokens * shape.patches_per_token
     flops = 2.0 * shape.patch_dim * shape.vision.hidden * patches
     for layer in range(shape.vision.layers):
-        left = schedule.tokens_at(layer, "vision") / schedule.visual_tokens
-        length = left * patches + shape.class_tokens
+        share = schedule.tokens_at(layer, "vision") / schedule.visual_tokens
+        length = share * patches + shape.class_tokens
         window = None if layer in shape.full_attention else shape.window
-        attended = length if window is None else min(length, left * window)
+        attended = length if window is None else min(length, share * window)
         flops += shape.vision.layer_flops(length, length * attended)
     return flops
 
@@ -162,22 +160,22 @@ def shape_of(config: Any) -> ModelShape:
         head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
         gated=True,
     )
-    wide, dynamic = vision.hidden_size, hasattr(vision, "depth")
-    eyes = vision.num_heads if dynamic else vision.num_attention_heads
+    width, dynamic = vision.hidden_size, hasattr(vision, "depth")
+    vision_heads = vision.num_heads if dynamic else vision.num_attention_heads
     encoder = Stack(
         layers=vision.depth if dynamic else vision.num_hidden_layers,
-        hidden=wide,
+        hidden=width,
         intermediate=vision.intermediate_size,
-        heads=eyes,
-        kv_heads=eyes,
-        head_dim=wide // eyes,
+        heads=vision_heads,
+        kv_heads=vision_heads,
+        head_dim=width // vision_heads,
         gated=kind == "qwen2_5_vl",
     )
     if not dynamic:
         return ModelShape(
             vision=encoder,
             patch_dim=3 * vision.patch_size**2,
-            projector=(wide, text.hidden_size, text.hidden_size),
+            projector=(width, text.hidden_size, text.hidden_size),
             decoder=decoder,
             vocab=text.vocab_size,
             group_tokens=(vision.image_size // vision.patch_size) ** 2,
@@ -185,27 +183,26 @@ def shape_of(config: Any) -> ModelShape:
             projects_first=kind not in ("llava", "llava_next"),
         )
     merged = vision.spatial_merge_size**2
-    windows = getattr(vision, "window_size", None)
+    window_size = getattr(vision, "window_size", None)
     return ModelShape(
         vision=encoder,
         patch_dim=3 * vision.temporal_patch_size * vision.patch_size**2,
-        projector=(merged * wide, merged * wide, text.hidden_size),
+        projector=(merged * width, merged * width, text.hidden_size),
         decoder=decoder,
         vocab=text.vocab_size,
         group_tokens=None,
         patches_per_token=merged,
         projects_first=True,
-        window=(windows // vision.patch_size) ** 2 if windows else None,
+        window=(window_size // vision.patch_size) ** 2 if window_size else None,
         full_attention=tuple(getattr(vision, "fullatt_block_indexes", ())),
     )
 
 
-_CLIP = Stack(
-    layers=24, hidden=1024, intermediate=4096, heads=16, kv_heads=16, head_dim=64, gated=False
-)
-_VICUNA = Stack(
-    layers=32, hidden=4096, intermediate=11008, heads=32, kv_heads=32, head_dim=128, gated=True
-)
+# In the order of `Stack`: layers, hidden, intermediate, heads, kv_heads, head_dim, gated.
+_CLIP = Stack(24, 1024, 4096, 16, 16, 64, gated=False)
+_VICUNA = Stack(32, 4096, 11008, 32, 32, 128, gated=True)
+_QWEN_VISION = Stack(32, 1280, 3420, 16, 16, 80, gated=True)
+_QWEN = Stack(28, 3584, 18944, 28, 4, 128, gated=True)
 _LLAVA = ModelShape(
     vision=_CLIP,
     patch_dim=3 * 14 * 14,
@@ -218,29 +215,13 @@ _LLAVA = ModelShape(
 SHAPES: Mapping[str, ModelShape] = MappingProxyType(
     {
         "llava-1.5-7b": _LLAVA,
-        "llava-next-7b": _LLAVA,  # the same model, shown five crops
+        "llava-next-7b": _LLAVA,  # the same model, with five crops an image
         "video-llava-7b": replace(_LLAVA, group_tokens=16 * 16, projects_first=True),
         "qwen2.5-vl-7b": ModelShape(
-            vision=Stack(
-                layers=32,
-                hidden=1280,
-                intermediate=3420,
-                heads=16,
-                kv_heads=16,
-                head_dim=80,
-                gated=True,
-            ),
+            vision=_QWEN_VISION,
             patch_dim=3 * 2 * 14 * 14,  # a still image fills both frames of a patch
             projector=(4 * 1280, 4 * 1280, 3584),
-            decoder=Stack(
-                layers=28,
-                hidden=3584,
-                intermediate=18944,
-                heads=28,
-                kv_heads=4,
-                head_dim=128,
-                gated=True,
-            ),
+            decoder=_QWEN,
             vocab=152064,
             group_tokens=None,
             patches_per_token=4,

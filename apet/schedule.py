@@ -1,7 +1,8 @@
-"""How many visual tokens each part of a model sees: budgets, and the schedules that they stand for.
+"""Budgets of visual tokens, and schedules: how many tokens each part of a model sees.
 
-The numbers in the paper's tables are averages over the decoder's layers: "64 tokens" are 96 in the first half
-and 32 in the second. A `Budget` is that number as a user types it; a `Schedule` is what it means for one row.
+The numbers in the paper's tables are averages over the decoder's layers: "64 tokens" are 96 in the
+first half and 32 in the second. A `Budget` is that number as a user types it; a `Schedule` is its
+meaning for one row.
 
     >>> schedule = Schedule.from_budget(64, visual_tokens=576, layers=32)
     >>> str(schedule), schedule.average
@@ -21,20 +22,20 @@ STAGES: tuple[Stage, ...] = ("vision", "encoder", "decoder")  # in the order of 
 
 @dataclass(frozen=True)
 class Budget:
-    """A number of visual tokens, or a share of those a row has: `64`, `"64"`, `"10%"`."""
+    """A number of visual tokens, or a share of a row's: `64`, `"64"`, `"10%"`."""
 
-    amount: Fraction  # exact, so that rounding happens once, where tokens are counted
+    amount: Fraction  # exact: only counting tokens rounds
     is_share: bool
 
     @classmethod
-    def parse(cls, given: float | str) -> Self:
-        match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*(%?)", str(given).strip())
+    def parse(cls, value: float | str) -> Self:
+        match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*(%?)", str(value).strip())
         amount, is_share = (Fraction(match[1]), bool(match[2])) if match else (Fraction(0), False)
         if amount == 0 or (amount > 100 if is_share else amount.denominator > 1):
             hint = f": did you mean '{float(100 * amount):g}%'?" if 0 < amount < 1 else ""
             raise ValueError(
-                f"'{given}' is no budget; give a whole number of tokens from 1, such as 64,"
-                f" or a share up to 100%, such as '10%'{hint}"
+                f"'{value}' is not a valid budget; expected a whole number of tokens from 1,"
+                f" e.g. 64, or a share up to 100%, e.g. '10%'{hint}"
             )
         return cls(amount / 100 if is_share else amount, is_share)
 
@@ -47,9 +48,9 @@ class Budget:
 
 @dataclass(frozen=True)
 class Site:
-    """A place of compression, and how many visual tokens of the row it keeps.
+    """A point of the forward pass where tokens are dropped, and how many of the row's it keeps.
 
-    A layer's site is at its entry: with `16=32`, layers 0 to 15 see what came before, 16 and later see 32.
+    A layer's site is at its entry: with `16=32`, layers 16 and later see 32 visual tokens.
     """
 
     stage: Stage
@@ -69,20 +70,22 @@ class Site:
 class Schedule:
     """The sites of one row that has `visual_tokens` tokens, in a decoder of `layers` layers.
 
-    A site asked for more than the row has keeps all: with dynamic resolution, a small image may hold fewer
-    tokens than a count that suits the large ones. A row of text alone has no sites. Whether there is such a
-    vision layer is checked by whoever knows the vision encoder.
+    A site that would keep more than the row has keeps all: with dynamic resolution, a small image
+    may have fewer tokens than a count that suits large ones. A row of text alone has no sites.
+    Whether the vision encoder has such a layer is checked elsewhere, since its size is not known
+    here.
     """
 
     visual_tokens: int
     layers: int
-    sites: tuple[Site, ...] = ()  # given in any order, stored in the order of the forward pass
+    sites: tuple[Site, ...] = ()  # in any order; stored in the order of the forward pass
 
     def __post_init__(self) -> None:
         total, last = self.visual_tokens, self.layers - 1
         if total < 0 or last < 0:
             raise ValueError(
-                f"{total} visual tokens, {self.layers} layers: give 0 or more, and 1 or more"
+                f"not a valid row: {total} visual tokens, {self.layers} layers; expected 0 or more"
+                " tokens and 1 or more layers"
             )
         sites = sorted(self.sites, key=lambda site: site.position)
         for site in sites:
@@ -116,30 +119,31 @@ class Schedule:
         layers: int,
         encoder_only: bool = False,
     ) -> Self:
-        """The sites whose layer average is the budget (`_split`), or one site that keeps it at the encoder.
+        """The sites whose layer average is the budget, or one site that keeps it at the encoder.
 
-        A budget of the row's tokens or more is the unmodified model: the sites are there and drop nothing.
+        With a budget of all the row's tokens or more, the sites drop nothing.
         """
         row = cls.full(visual_tokens=visual_tokens, layers=layers)
-        asked = budget if isinstance(budget, Budget) else Budget.parse(budget)
-        sites = _split(min(asked.of(visual_tokens), Fraction(visual_tokens)), row, encoder_only)
+        budget = budget if isinstance(budget, Budget) else Budget.parse(budget)
+        sites = _split(min(budget.of(visual_tokens), Fraction(visual_tokens)), row, encoder_only)
         if visual_tokens and not all(site.keep for site in sites):
-            trials = (
-                (n, _split(Fraction(n), row, encoder_only)) for n in range(1, visual_tokens + 1)
+            least = next(
+                count
+                for count in range(1, visual_tokens + 1)
+                if all(site.keep for site in _split(Fraction(count), row, encoder_only))
             )
-            least = next(n for n, trial in trials if all(site.keep for site in trial))
             raise ValueError(
-                f"a budget of {asked} leaves a site none of the row's {visual_tokens} visual tokens;"
-                f" the smallest possible is {least}"
+                f"a budget of {budget} leaves a site none of the row's {visual_tokens} visual"
+                f" tokens; the smallest possible is {least}"
             )
         return replace(row, sites=sites)
 
     @classmethod
     def parse(cls, text: str, *, visual_tokens: int, layers: int) -> Self:
-        """Reads `encoder=96,16=32`: sites are `vision.<layer>`, `encoder` or a decoder layer, in any order.
+        """Read `encoder=96,16=32`: sites `vision.<layer>`, `encoder` or a decoder layer.
 
-        Each keeps a count, or a share of the row's visual tokens (`encoder=30%,14=10%`). They mix badly: which
-        of the two is larger depends on the row. `full` has no sites.
+        Each keeps a count, or a share of the row's visual tokens (`encoder=30%,14=10%`). Do not mix
+        them: which of the two is larger depends on the row. `full` has no sites.
         """
         items = [] if text.strip() == "full" else text.split(",")
         return cls(
@@ -147,15 +151,17 @@ class Schedule:
         )
 
     def tokens_at(self, layer: int, stage: Stage = "decoder") -> int:
-        """The visual tokens that a layer sees; `tokens_at(0, "encoder")` are those that leave the encoder."""
+        """The number of visual tokens that a layer sees; at (0, "encoder"), those that leave it."""
         if layer < 0 or (stage == "decoder" and layer >= self.layers):
-            raise ValueError(f"no {stage} layer {layer}; the decoder's are 0 to {self.layers - 1}")
+            raise ValueError(
+                f"no {stage} layer {layer}; the decoder's layers are 0 to {self.layers - 1}"
+            )
         passed = [site.keep for site in self.sites if site.position <= (STAGES.index(stage), layer)]
         return passed[-1] if passed else self.visual_tokens
 
     @property
     def average(self) -> float:
-        """The budget that this schedule really has, after rounding to whole tokens."""
+        """The actual budget of this schedule, after rounding to whole tokens."""
         return sum(self.tokens_at(layer) for layer in range(self.layers)) / self.layers
 
     def __str__(self) -> str:
@@ -163,7 +169,7 @@ class Schedule:
 
 
 def _split(budget: Fraction, row: Schedule, encoder_only: bool) -> tuple[Site, ...]:
-    """3/2 of the budget up to the decoder's middle, and from there on what makes the average the budget."""
+    """3/2 of the budget up to the decoder's middle, then as many as make the average the budget."""
     if encoder_only:
         return (Site("encoder", 0, round(budget)),)
     middle = row.layers // 2
@@ -177,11 +183,12 @@ def _site(item: str, text: str, visual_tokens: int) -> Site:
     match = re.fullmatch(r"(encoder)|(vision\.)?([0-9]+)", name)
     if not match or not amount:
         number = re.search(r"[0-9]+", name)
-        place = ("vision." if name.startswith("v") else "") + number[0] if number else "encoder"
-        hint = f": did you mean '{place}={amount}'?" if amount else ""
+        site = ("vision." if name.startswith("v") else "") + number[0] if number else "encoder"
+        hint = f": did you mean '{site}={amount}'?" if amount else ""
         raise ValueError(
-            f"cannot read '{item}' in the schedule '{text}'; a site is 'encoder=96', 'vision.6=288' or, for"
-            f" decoder layer 16, '16=32', with commas between sites; 'full' is none{hint}"
+            f"cannot read '{item}' in the schedule '{text}'; expected sites such as 'encoder=96',"
+            " 'vision.6=288' or, for decoder layer 16, '16=32', with commas between them, or 'full'"
+            f" for none{hint}"
         )
     try:
         keep = round(Budget.parse(amount).of(visual_tokens))
@@ -192,27 +199,28 @@ def _site(item: str, text: str, visual_tokens: int) -> Site:
 
 
 def share(total: int, sizes: Sequence[int], *, allow_empty: bool = False) -> list[int]:
-    """Splits a site's count among groups (crops, frames) in proportion to size, by largest remainder.
+    """Split a site's count among groups (crops, frames) in proportion to size.
 
-    The parts sum to `total`, or to all there is if that is less, and none exceeds its group. Ties go to the
-    earlier group. A group left without a token is an error unless `allow_empty` says that it is meant.
+    By largest remainder: the shares sum to `total`, or to all tokens if they are fewer, and none
+    exceeds its group. Ties go to the earlier group. A group without a token is an error unless
+    `allow_empty`.
     """
-    whole = sum(sizes)
+    tokens = sum(sizes)
     if min(total, *sizes, 0) < 0:
         raise ValueError(
-            f"cannot split {total} among groups of {list(sizes)}; give counts of 0 or more"
+            f"cannot split {total} among groups of {list(sizes)}; expected counts of 0 or more"
         )
-    if total >= whole:
+    if total >= tokens:
         return list(sizes)
-    parts = [total * size // whole for size in sizes]
-    by_remainder = sorted(range(len(sizes)), key=lambda group: -(total * sizes[group] % whole))
-    for group in by_remainder[: total - sum(parts)]:
-        parts[group] += 1
-    empty = [group for group, size in enumerate(sizes) if size and not parts[group]]
+    shares = [total * size // tokens for size in sizes]
+    by_remainder = sorted(range(len(sizes)), key=lambda group: -(total * sizes[group] % tokens))
+    for group in by_remainder[: total - sum(shares)]:
+        shares[group] += 1
+    empty = [group for group, size in enumerate(sizes) if size and not shares[group]]
     if empty and not allow_empty:
-        enough = -(-whole // min(filter(None, sizes)))  # gives the smallest group a quota of one
+        enough = -(-tokens // min(filter(None, sizes)))  # gives the smallest group a quota of one
         raise ValueError(
-            f"{total} tokens leave group {empty[0]} (the groups have {list(sizes)}) without a token;"
-            f" {enough} are enough for every group, or pass allow_empty=True"
+            f"{total} tokens leave group {empty[0]} (the groups have {list(sizes)}) without a"
+            f" token; {enough} are enough for every group, or pass allow_empty=True"
         )
-    return parts
+    return shares

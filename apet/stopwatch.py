@@ -1,4 +1,4 @@
-"""Time that a device spent on something, without waiting for it."""
+"""Measure the time that a device spends on something, without waiting for it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 class Stopwatch:
-    """On a GPU time between device events, which are read when somebody asks; elsewhere wall time."""
+    """Measures the time between device events on a GPU, and wall time elsewhere."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -27,12 +27,13 @@ class Stopwatch:
             end.record(stream)
             self.events.append((start, end))
         else:
-            before = time.perf_counter()
+            start_s = time.perf_counter()
             yield
-            self.spent += 1e3 * (time.perf_counter() - before)
+            self.spent += 1e3 * (time.perf_counter() - start_s)
 
     @property
     def ms(self) -> float:
+        """The time measured so far. On a GPU, this waits for the events."""
         for start, end in self.events:
             end.synchronize()
             self.spent += start.elapsed_time(end)

@@ -1,4 +1,4 @@
-"""The FLOP count: term by term on a shape small enough for paper, the paper's Table 7, known model sizes."""
+"""The FLOP count: term by term on a tiny shape, the paper's Table 7, known model sizes."""
 
 from dataclasses import replace
 
@@ -36,7 +36,7 @@ def flops(shape: ModelShape, text: str, tokens: int, text_tokens: int, groups: i
     return prefill_flops(shape, schedule, text_tokens, groups=groups)
 
 
-def test_full_model_by_hand():
+def test_full_model_matches_direct_count():
     count = flops(TINY, "full", 4, 3)
     assert count.vision == PATCHES + 2 * VISION_LAYER
     assert count.projector == 4 * PROJECTED
@@ -44,36 +44,36 @@ def test_full_model_by_hand():
     assert count.total == count.vision + count.projector + count.decoder
 
 
-def test_each_site_saves_what_comes_after_it():
+def test_site_saves_later_layers_only():
     full, count = flops(TINY, "full", 4, 3), flops(TINY, "encoder=2,1=1", 4, 3)
     assert count.vision == full.vision
     assert count.projector == 2 * PROJECTED
     assert count.decoder == decoder_layer(2 + 3) + decoder_layer(1 + 3) + READ_OUT
 
 
-def test_a_site_inside_the_vision_encoder_thins_its_later_layers():
+def test_site_inside_vision_encoder_saves_its_later_layers():
     count = flops(TINY, "vision.1=2", 4, 3)
     assert count.vision == PATCHES + VISION_LAYER + 2 * 128 * 3 + 4 * 4 * (3 * 3)
     assert count.projector == 2 * PROJECTED
     assert count.decoder == flops(TINY, "encoder=2", 4, 3).decoder
 
 
-def test_a_projector_before_the_site_is_not_spared():
+def test_projector_before_the_site_saves_nothing():
     shape = replace(TINY, projects_first=True)
     assert flops(shape, "encoder=2", 4, 3).projector == 4 * PROJECTED
     assert flops(shape, "vision.1=2", 4, 3).projector == 2 * PROJECTED
 
 
-def test_groups_attend_apart_in_the_encoder():
+def test_groups_attend_separately_in_the_encoder():
     one = flops(TINY, "full", 4, 3)
     three = flops(TINY, "full", 12, 3)
     assert (three.vision, three.projector) == (3 * one.vision, 3 * one.projector)
-    padded = flops(TINY, "full", 10, 3)  # cut after encoding: the crops were whole
+    padded = flops(TINY, "full", 10, 3)  # cut after encoding: crops are encoded in full
     assert (padded.vision, padded.projector) == (three.vision, three.projector)
     assert flops(TINY, "full", 4, 3, groups=2).vision == 2 * one.vision
 
 
-def test_dynamic_resolution_merging_and_windows():
+def test_dynamic_resolution_counts_merged_patches_and_windows():
     shape = replace(
         TINY, group_tokens=None, class_tokens=0, patches_per_token=4, window=8, full_attention=(1,)
     )
@@ -90,7 +90,7 @@ def test_dynamic_resolution_merging_and_windows():
     )
 
 
-def test_text_alone_has_no_vision():
+def test_text_alone_costs_no_vision():
     count = flops(TINY, "full", 0, 5)
     assert (count.vision, count.projector) == (0, 0)
     assert count.decoder == 2 * decoder_layer(5) + READ_OUT
@@ -123,14 +123,15 @@ TABLE_7 = [
 
 
 @pytest.mark.parametrize(("name", "tokens", "text_tokens", "method", "text", "published"), TABLE_7)
-def test_table_7_of_the_paper(name, tokens, text_tokens, method, text, published):
+def test_totals_match_table_7_of_the_paper(name, tokens, text_tokens, method, text, published):
     ours = flops(SHAPES[name], text, tokens, text_tokens).total / 1e12
     assert ours == pytest.approx(published, rel=0.05)
-    documented = f"{name:15} {method:10} {text:18} {ours:6.2f}  {published:6.2f}  {ours / published - 1:+6.1%}"
+    change = f"{ours / published - 1:+6.1%}"
+    documented = f"{name:15} {method:10} {text:18} {ours:6.2f}  {published:6.2f}  {change}"
     assert documented.replace("%", " %") in apet.flops.__doc__
 
 
-def test_table_7_schedules_are_what_the_budgets_mean():
+def test_table_7_schedules_follow_from_budgets():
     assert str(Schedule.from_budget("11.1%", visual_tokens=576, layers=32)) == "encoder=96,16=32"
     assert str(Schedule.from_budget("10%", visual_tokens=740, layers=28)) == "encoder=111,14=37"
     assert (
@@ -151,7 +152,7 @@ def test_table_7_schedules_are_what_the_budgets_mean():
             7_615_616_512,
             2 * 152_064 * 3584 + (2 * 28 + 1) * 3584 + 28 * (3584 + 2 * 512),
         ),
-        # CLIP ViT-L/14 at 336: patches, class token, positions, norms (each layer's and two more), biases.
+        # CLIP ViT-L/14 at 336: patches, class token, positions, norms (two more), biases.
         (
             SHAPES["llava-1.5-7b"].vision,
             303_507_456,
@@ -160,11 +161,11 @@ def test_table_7_schedules_are_what_the_budgets_mean():
     ],
     ids=["vicuna", "qwen2.5", "clip"],
 )
-def test_shapes_have_the_weights_of_the_real_models(stack, total, beside):
+def test_shapes_have_the_weights_of_real_models(stack, total, beside):
     assert stack.layers * stack.weights == total - beside
 
 
-def test_a_schedule_for_another_model_is_refused():
+def test_schedule_for_another_model_is_refused():
     shape = SHAPES["qwen2.5-vl-7b"]
     with pytest.raises(ValueError, match=r"of 32 decoder layers.*32 vision and 28 decoder layers"):
         prefill_flops(shape, Schedule.full(visual_tokens=740, layers=32), 56)
