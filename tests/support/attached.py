@@ -1,6 +1,6 @@
-"""What the tests of attaching share: four unequal rows a family, tiny models, methods, and what they answer.
+"""Shared by the tests of attaching: four unequal rows per family, tiny models, methods and answers.
 
-Models, inputs and answers are made once for all of these tests; the models are attached to again and again.
+Models, inputs and answers are made once for all tests. Models are attached to again and again.
 """
 
 from __future__ import annotations
@@ -16,26 +16,43 @@ from torch import Tensor
 from transformers import BatchFeature, GenerationMixin, PreTrainedModel
 
 from apet import attach
-from apet.attach.prefill import RowStats
+from apet.attach.row_stats import RowStats
 from apet.methods import METHODS
 from apet.methods.base import Method
-from apet.methods.decoder import DecoderMethod
+from apet.methods.decoder_method import DecoderMethod
 from tests.support import tiny
 
 STEPS = 3
 CLOSE = {"rtol": 0, "atol": 1e-4}
-REFUSED = {("llava_onevision", "visionzip")}  # its tokens are no patches of the tower
-FEW = ("apet", "sparsevlm", "tome")  # at encoder and decoder, at several layers, inside the tower
-PAIRS = [
-    (family, name) for family in tiny.FAMILIES for name in METHODS if (family, name) not in REFUSED
+
+# One method for each kind of sites: at encoder and decoder, at several layers, inside the tower.
+# Every family is tested with each of them.
+SITE_KINDS = ("apet", "sparsevlm", "tome")
+
+# The other methods, with the families in which they act in a way of their own.
+OTHER_PAIRS = [
+    ("llava", "vanilla"),  # no sites
+    ("qwen2_5_vl", "apet_greedy"),  # after the projector, with M-RoPE
+    ("qwen3_vl", "fastv"),  # DeepStack moves the site
+    ("llava_next", "pdrop"),  # several stages, crops
+    ("video_llava", "dart"),  # keys of one layer; a decoder site in an encoder-only family
+    ("qwen2_5_vl", "dart"),  # keys with M-RoPE
+    ("llava", "visionzip"),  # CLS, before the projector
+    ("video_llava", "visionzip"),  # CLS has a column of its own
+    ("qwen2_5_vl", "visionzip"),  # without CLS, in windows
+    ("llava_next", "divprune"),  # after the projector in a family that compresses before it
+    ("llava_onevision", "random"),  # seeds of frames and crops
+    ("llava_onevision", "uniform"),  # grids of frames and crops
+    ("llava_next", "downsample"),  # means before the projector
 ]
-EITHER = pytest.mark.parametrize("family", tiny.FAMILIES)
-EVERY = pytest.mark.parametrize(("family", "name"), PAIRS)
+PAIRS = [(family, name) for family in tiny.FAMILIES for name in SITE_KINDS] + OTHER_PAIRS
+EVERY_FAMILY = pytest.mark.parametrize("family", tiny.FAMILIES)
+EVERY_PAIR = pytest.mark.parametrize(("family", "name"), PAIRS)
 
 
-def rows(family: str) -> list[dict[str, Any]]:
-    """Unequal in everything: one picture, two, none, and a video with a picture behind it."""
-    found = [
+def example_rows(family: str) -> list[dict[str, Any]]:
+    """Unequal rows: one picture, two pictures, none, and a video with a picture behind it."""
+    rows = [
         {"text": "What is this?", "images": [tiny.image(30, 20, 1)]},
         {
             "text": "Describe both in detail",
@@ -44,12 +61,13 @@ def rows(family: str) -> list[dict[str, Any]]:
         {"text": "No picture, only words, and more of them than most rows have tokens. " * 2},
     ]
     if family in tiny.VIDEO_FAMILIES:
-        video = {"videos": [tiny.video(8, 24, 16, 5)], "images": [tiny.image(20, 20, 6)]}
-        found.append({"text": "First <video> then <image>?", **video})
-    return found
+        media = {"videos": [tiny.video(8, 24, 16, 5)], "images": [tiny.image(20, 20, 6)]}
+        rows.append({"text": "First <video> then <image>?", **media})
+    return rows
 
 
-SIZES = {  # of the groups of each medium of each of these rows
+# Visual tokens of each group of each medium of each of these rows.
+GROUP_SIZES = {
     "llava": [[[36]], [[36], [36]], []],
     "llava_next": [[[36, 30, 30]], [[36, 30, 36, 30], [36, 36, 36]], []],
     "qwen2_5_vl": [[[8]], [[12], [18]], [], [[6, 6, 6, 6], [4]]],
@@ -57,7 +75,9 @@ SIZES = {  # of the groups of each medium of each of these rows
     "qwen3_vl": [[[8]], [[12], [18]], [], [[6, 6, 6, 6], [4]]],
     "llava_onevision": [[[25, 40]], [[25], [25]], [], [[9] * 8, [25, 25]]],
 }
-VISUAL = {family: [sum(map(sum, media)) for media in found] for family, found in SIZES.items()}
+VISUAL_TOKENS = {
+    family: [sum(map(sum, media)) for media in rows] for family, rows in GROUP_SIZES.items()
+}
 
 
 @cache
@@ -66,32 +86,34 @@ def model(family: str, attn: str = "sdpa", dtype: torch.dtype = torch.float32) -
 
 
 @cache
-def batch(family: str) -> BatchFeature:
-    return tiny.inputs(family, rows(family))
+def batch_inputs(family: str) -> BatchFeature:
+    return tiny.inputs(family, example_rows(family))
 
 
 @cache
-def alone(family: str, row: int) -> BatchFeature:
-    return tiny.inputs(family, [rows(family)[row]])
+def row_inputs(family: str, row: int) -> BatchFeature:
+    return tiny.inputs(family, [example_rows(family)[row]])
 
 
-def repeatable(family: str) -> list[int]:
-    """Rows that `generate` can repeat: before 5.23 it mixed up the pictures of a row with several."""
-    mixes = not hasattr(GenerationMixin, "_expand_multimodal_outputs") and "qwen" not in family
-    return [row for row in range(len(rows(family))) if row != 1 or not mixes]
+def expandable_rows(family: str) -> list[int]:
+    """Rows that `generate` can repeat: before 5.23 it mixed up the pictures of a row with two."""
+    mixes_up = not hasattr(GenerationMixin, "_expand_multimodal_outputs") and "qwen" not in family
+    return [row for row in range(len(example_rows(family))) if row != 1 or not mixes_up]
 
 
 @cache
-def repeated(family: str) -> BatchFeature:
-    return tiny.inputs(family, [rows(family)[row] for row in repeatable(family)])
+def expandable_inputs(family: str) -> BatchFeature:
+    return tiny.inputs(family, [example_rows(family)[row] for row in expandable_rows(family)])
 
 
-def make(name: str, family: str, budget: int | str | None = None) -> Method:
-    """With a budget that every method can meet: in six layers with DeepStack, the first three see all tokens."""
+def build_method(name: str, family: str, budget: int | str | None = None) -> Method:
+    """Build a method, by default with a budget that it can meet in this family.
+
+    In six layers with DeepStack, the first three see all tokens.
+    """
     if budget is None:
-        budget = (
-            "70%" if family == "qwen3_vl" and issubclass(METHODS[name], DecoderMethod) else "40%"
-        )
+        late = family == "qwen3_vl" and issubclass(METHODS[name], DecoderMethod)
+        budget = "70%" if late else "40%"
     small = {"basis": 4} if "basis" in {field.name for field in fields(METHODS[name])} else {}
     return METHODS[name](budget=budget, **small)
 
@@ -103,26 +125,21 @@ class Answer(NamedTuple):
 
 
 def generate(
-    model: PreTrainedModel, inputs: BatchFeature, steps: int = STEPS, **more: Any
+    model: PreTrainedModel, inputs: BatchFeature, steps: int = STEPS, **options: Any
 ) -> Answer:
-    options = {"max_new_tokens": steps, "min_new_tokens": steps, **more}
+    options = {"max_new_tokens": steps, "min_new_tokens": steps, **options}
     out = model.generate(**inputs, **options, return_dict_in_generate=True, output_logits=True)
     ids = out.sequences[:, inputs["input_ids"].shape[1] :]
-    keys = (
-        [layer.keys for layer in out.past_key_values.layers]
-        if out.past_key_values is not None
-        else []
-    )
-    return Answer(ids, torch.stack(out.logits, dim=1), keys)
+    layers = () if out.past_key_values is None else out.past_key_values.layers
+    return Answer(ids, torch.stack(out.logits, dim=1), [layer.keys for layer in layers])
 
 
 @torch.no_grad()
-def prompt(model: PreTrainedModel, inputs: BatchFeature) -> Answer:
-    """The first token alone, as `generate` above chooses it: no placeholder, and not the end."""
+def first_token(model: PreTrainedModel, inputs: BatchFeature) -> Answer:
+    """The first token as `generate` above chooses it: not a placeholder, and not the end."""
     out = model(**inputs, use_cache=True, logits_to_keep=1)
-    never = torch.tensor(
-        [*model.generation_config.suppress_tokens, model.generation_config.eos_token_id]
-    )
+    config = model.generation_config
+    never = torch.tensor([*config.suppress_tokens, config.eos_token_id])
     ids = out.logits.index_fill(-1, never, -torch.inf).argmax(dim=-1)
     return Answer(ids, out.logits, [layer.keys for layer in out.past_key_values.layers])
 
@@ -133,24 +150,25 @@ def last_logits(model: PreTrainedModel, inputs: BatchFeature) -> Tensor:
 
 
 @cache
-def plain(family: str, call: Callable[..., Answer] = generate) -> Answer:
-    """What the unmodified model answers."""
-    return call(model(family), batch(family))
+def uncompressed(family: str, call: Callable[..., Answer] = generate) -> Answer:
+    """The unmodified model's answer to the batch."""
+    return call(model(family), batch_inputs(family))
 
 
 @cache
 def compressed(family: str, name: str, row: int | None = None) -> tuple[Answer, list[RowStats]]:
-    """What a method makes of the batch, or of one of its rows alone.
+    """The answer with a method attached, to the batch or to one of its rows.
 
-    Steps after a prompt depend on how many tokens were dropped where, whoever chose them: rows alone take them with a
-    `FEW` methods only, at all kinds of sites.
+    Steps after a prompt depend on the number of tokens dropped at each site, not on the method. So
+    single rows take steps with the methods of `SITE_KINDS` only.
     """
-    with attach(model(family), make(name, family), keep_index=True) as run:
+    with attach(model(family), build_method(name, family), keep_index=True) as run:
         if row is None:
-            return generate(model(family), batch(family)), run.stats
-        return (generate if name in FEW else prompt)(model(family), alone(family, row)), run.stats
+            return generate(model(family), batch_inputs(family)), run.stats
+        call = generate if name in SITE_KINDS else first_token
+        return call(model(family), row_inputs(family, row)), run.stats
 
 
-def index(stats: RowStats) -> dict[str, list[int]]:
+def kept_indices(stats: RowStats) -> dict[str, list[int]]:
     assert stats.index is not None
-    return {site: kept.tolist() for site, kept in stats.index.items()}
+    return {site: index.tolist() for site, index in stats.index.items()}

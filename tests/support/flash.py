@@ -1,4 +1,6 @@
-"""Flash attention's contract without its kernel: 2-D masks or none, packed sequences, rows computed unpadded.
+"""The contract of flash attention without its kernel.
+
+It takes 2-D masks or none, and packed sequences, and computes rows without padding.
 
 model = tiny.model("llava", attn=flash.NAME)
 """
@@ -13,11 +15,11 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import flash_attention_mask
 
-NAME = "reference_flash"  # with "flash" in it, models pack their inputs as for the kernel
+NAME = "reference_flash"  # the "flash" in it makes models pack their inputs as for the kernel
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, scale: float, causal: bool) -> Tensor:
-    """One sequence (H, Q, d) against (H, S, d); causal: the last query sees all."""
+    """Attention of one sequence (H, Q, d) to (H, S, d); causal: the last query sees all."""
     weights = query @ key.transpose(1, 2) * scale
     if causal:
         ahead = torch.ones_like(weights[0], dtype=torch.bool).triu(
@@ -57,9 +59,9 @@ def forward(
     valid = torch.ones(len(key), key.shape[2]) if attention_mask is None else attention_mask
     assert valid.shape == (len(key), key.shape[2])
     for row, real in enumerate(valid.bool()):
-        asked = real[-query.shape[2] :]
-        out[row, :, asked] = attend(
-            query[row][:, asked], key[row][:, real], value[row][:, real], scale, causal
+        queries = real[-query.shape[2] :]
+        out[row, :, queries] = attend(
+            query[row][:, queries], key[row][:, real], value[row][:, real], scale, causal
         )
     return out.transpose(1, 2), None
 

@@ -1,7 +1,7 @@
-"""ApET written down step by step from the paper, in float64 and plain numpy: slow, and nothing shared with ours.
+"""ApET step by step from the paper, in float64 and plain numpy, sharing no code with ours.
 
-Of values that are equal up to rounding the first wins (`first_best`), which is the paper's order with our one
-addition that ties break towards the lower index.
+Among values that are equal up to rounding the first wins (`first_best`). That is the paper's order
+with our one addition that ties go to the lower index.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def farthest(tokens: Array, size: int) -> list[int]:
 
 
 def errors(tokens: Array, basis: list[int]) -> Array:
-    """Residual norms of the least-squares fit, by SVD: rank-deficient bases are no trouble."""
+    """Residual norms of the least-squares fit, by SVD, which also handles rank-deficient bases."""
     weights = np.linalg.lstsq(tokens[basis].T, tokens.T, rcond=1e-10)[0]
     return np.linalg.norm(tokens - weights.T @ tokens[basis], axis=1)
 
@@ -59,7 +59,7 @@ def apet(
     while len(kept) < keep:
         kept.append(first_best(error, norms.max(), [i for i in range(count) if i not in kept]))
     index = sorted(kept)
-    groups = {place: [place] for place in index}
+    groups = {token: [token] for token in index}
     for other in range(count) if merge else []:
         if other not in groups:
             length = norms[other] * norms[index]
@@ -67,5 +67,5 @@ def apet(
                 tokens[index] @ tokens[other], length, out=np.zeros(keep), where=length > 0
             )
             groups[index[first_best(cosine, 1.0, list(range(keep)))]].append(other)
-    merged = np.stack([tokens[groups[place]].mean(axis=0) for place in index])
+    merged = np.stack([tokens[groups[token]].mean(axis=0) for token in index])
     return Answer(merged, index, error, basis)

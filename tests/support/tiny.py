@@ -1,9 +1,11 @@
-"""Every model family in miniature: random weights, the real model and processor classes, no files, no hub.
+"""Every model family in miniature: the real classes with random weights, without files or a hub.
 
-A tiny model keeps what makes its family hard to compress: CLS tokens, crops, unpadding and newlines, pooling,
-windows, M-RoPE, DeepStack. Its patches have 4 pixels a side, so that a few dozen of them fit a thumbnail.
+A tiny model keeps the features that make its family hard to compress: CLS tokens, crops, unpadding
+and newlines, pooling, windows, M-RoPE, DeepStack. Its patches have 4 pixels a side, so that a few
+dozen of them fit a thumbnail.
 
-    model, inputs = tiny.model("llava"), tiny.inputs("llava", [{"text": "What?", "images": [tiny.image(30, 20)]}])
+    model = tiny.model("llava")
+    inputs = tiny.inputs("llava", [{"text": "What?", "images": [tiny.image(30, 20)]}])
     model.generate(**inputs, max_new_tokens=8)
 """
 
@@ -22,11 +24,8 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import nn
 
-PATCH, TILE, SQUARE = (
-    4,
-    24,
-    20,
-)  # pixels a side: a patch, CLIP's input (6 x 6 patches), SigLIP's (5 x 5: odd)
+# Pixels a side: a patch, CLIP's input (6 x 6 patches), SigLIP's (5 x 5: odd).
+PATCH, TILE, SQUARE = 4, 24, 20
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 _IMAGE, _VIDEO = "<image>", "<video>"
 _QWEN_IMAGE, _QWEN_VIDEO = "<|image_pad|>", "<|video_pad|>"
@@ -47,14 +46,17 @@ _ID = {token: index for index, token in enumerate([*_ALPHABET, *_SPECIAL])}
 _PLACEHOLDERS = [_ID[token] for token in (_IMAGE, _VIDEO, _QWEN_IMAGE, _QWEN_VIDEO)]
 
 _VICUNA = (
-    "{% for message in messages %}{{ message['role'] | upper }}: {% for part in message['content'] %}"
+    "{% for message in messages %}{{ message['role'] | upper }}: "
+    "{% for part in message['content'] %}"
     "{% if part['type'] == 'text' %}{{ part['text'] }}{% else %}<{{ part['type'] }}>\n{% endif %}"
     "{% endfor %} {% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
 _CHATML = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% for part in message['content'] %}"
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% for part in message['content'] %}"
     "{% if part['type'] == 'text' %}{{ part['text'] }}{% else %}MEDIUM{% endif %}"
-    "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 _CHATML_OV = _CHATML.replace("MEDIUM", "<{{ part['type'] }}>\n")
 _CHATML_QWEN = _CHATML.replace("MEDIUM", "<|vision_start|><|{{ part['type'] }}_pad|><|vision_end|>")
@@ -254,10 +256,11 @@ VIDEO_FAMILIES = tuple(name for name, family in _FAMILIES.items() if family.vide
 
 
 def _weights(model: nn.Module, seed: int) -> None:
-    """Random weights that a parameter's name decides, not transformers' initialisers or their order.
+    """Set random weights that depend on a parameter's name, not on transformers' initialisers.
 
-    Every layer answers at the scale of its input, over small embeddings, and attention is far from uniform: logits
-    then tell images, tokens and positions apart, where the usual deviation of 0.02 makes every row answer alike.
+    Every layer's output has the scale of its input, embeddings are small, and attention is far from
+    uniform: logits then depend on images, tokens and positions. With the usual deviation of 0.02
+    every row would get the same answer.
     """
     embeddings = {
         id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)
@@ -282,11 +285,11 @@ def _weights(model: nn.Module, seed: int) -> None:
 def model(
     family: str, attn: str = "sdpa", dtype: torch.dtype = torch.float32, seed: int = 0
 ) -> hf.PreTrainedModel:
-    """A new tiny model in evaluation mode; the same numbers for the same `seed`, whatever `attn` is.
+    """Build a tiny model in evaluation mode, with the same weights for the same `seed`.
 
-    `attn` may also name an attention function that a test has registered. It is set on the built model, because
-    transformers answers a name with "flash" in it by looking for kernels.
-    It never generates a placeholder, which a random model would and which breaks `generate(use_cache=False)`.
+    `attn` may also name an attention function that a test has registered. It is set on the built
+    model, because transformers looks for kernels if a name has "flash" in it. The model never
+    generates a placeholder: a random model would, and that breaks `generate(use_cache=False)`.
     """
     return build(_FAMILIES[family].config(), attn, dtype, seed)
 
@@ -297,7 +300,7 @@ def build(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
 ) -> hf.PreTrainedModel:
-    """Likewise, of a config of one's own."""
+    """Build a tiny model from a config."""
     built = hf.AutoModelForImageTextToText.from_config(config, dtype=dtype).eval()
     built.config._attn_implementation = attn
     _weights(built, seed)
@@ -312,7 +315,10 @@ def build(
 
 
 def tokenizer(begin: bool) -> hf.PreTrainedTokenizerFast:
-    """One token a byte, and the special tokens of all families; `begin`: every text starts with BOS, as Llama's."""
+    """One token per byte, and the special tokens of all families.
+
+    begin: every text starts with BOS, as in Llama
+    """
     backend = Tokenizer(models.BPE(vocab={token: _ID[token] for token in _ALPHABET}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -327,7 +333,7 @@ def tokenizer(begin: bool) -> hf.PreTrainedTokenizerFast:
 
 
 def processor(family: str) -> hf.ProcessorMixin:
-    """A new processor: tokenizer, image processor, chat template and, where the family has one, video processor."""
+    """The processor of a family: tokenizer, image processor, chat template, any video processor."""
     spec = _FAMILIES[family]
     return spec.processor(
         tokenizer=tokenizer(begin=spec.template == _VICUNA), chat_template=spec.template
@@ -335,14 +341,14 @@ def processor(family: str) -> hf.ProcessorMixin:
 
 
 def save(family: str, folder: str | Path, seed: int = 0) -> Path:
-    """Write model and processor as one checkpoint folder, which the Auto classes load."""
+    """Save model and processor as one checkpoint folder, which the Auto classes load."""
     model(family, seed=seed).save_pretrained(folder)
     processor(family).save_pretrained(folder)
     return Path(folder)
 
 
 def image(width: int, height: int, seed: int = 0) -> Image.Image:
-    """Smooth blobs over noise: neighbouring patches are alike, far ones are not, and two seeds share nothing."""
+    """Smooth blobs with noise: near patches are alike, far ones differ, two seeds share nothing."""
     rng = np.random.default_rng([seed, width, height])
     coarse = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
     smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), dtype=np.float64)
@@ -351,7 +357,7 @@ def image(width: int, height: int, seed: int = 0) -> Image.Image:
 
 
 def video(frames: int, width: int, height: int, seed: int = 0) -> np.ndarray:
-    """Frames x height x width x 3 bytes: a picture that slides and fades into another one."""
+    """A picture that slides and fades into another one: bytes (frames, height, width, 3)."""
     first, last = (
         np.asarray(image(width, height, 2 * seed + end), dtype=np.float64) for end in (0, 1)
     )
@@ -365,7 +371,7 @@ def video(frames: int, width: int, height: int, seed: int = 0) -> np.ndarray:
 def prompt(processor: hf.ProcessorMixin, row: dict[str, Any]) -> str:
     """The chat template's text for a row.
 
-    `<image>` and `<video>` in the row's text say where its media go; without them they go before the text.
+    Media go where the row's text has `<image>` and `<video>`, or before a text that has neither.
     """
     text = row["text"]
     if not re.search("<image>|<video>", text):
@@ -383,7 +389,10 @@ def prompt(processor: hf.ProcessorMixin, row: dict[str, Any]) -> str:
 
 
 def inputs(family: str, rows: Sequence[dict[str, Any]]) -> hf.BatchFeature:
-    """A left-padded batch for `model.generate`; a row is `{"text": ..., "images": [...], "videos": [...]}`."""
+    """A left-padded batch for `model.generate`.
+
+    rows: each `{"text": ..., "images": [...], "videos": [...]}`
+    """
     build = processor(family)
     images = [list(row.get("images", ())) for row in rows]
     videos = [clip for row in rows for clip in row.get("videos", ())]

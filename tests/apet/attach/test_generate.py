@@ -1,4 +1,4 @@
-"""`generate` and `forward` do what they always do: caches or none, ends, loops of one's own."""
+"""`generate` and `forward` behave as usual: with a cache or without, to the end, in other loops."""
 
 from __future__ import annotations
 
@@ -9,56 +9,59 @@ from transformers import BatchFeature
 
 from apet import ApET, attach
 from apet.attention import packed_kernel
+from tests.support import tiny
 from tests.support.attached import (
     CLOSE,
-    EITHER,
+    EVERY_FAMILY,
     STEPS,
-    VISUAL,
-    alone,
-    batch,
+    VISUAL_TOKENS,
+    batch_inputs,
+    build_method,
     compressed,
+    example_rows,
+    first_token,
     generate,
-    index,
+    kept_indices,
     last_logits,
-    make,
     model,
-    plain,
-    prompt,
-    rows,
+    row_inputs,
+    uncompressed,
 )
 
 
-@EITHER
-@pytest.mark.parametrize("attn", ["sdpa", packed_kernel.NAME])
-def test_without_a_cache(family: str, attn: str) -> None:
+@pytest.mark.parametrize(
+    ("family", "attn"),
+    [*((family, "sdpa") for family in tiny.FAMILIES), ("llava", packed_kernel.NAME)],
+)
+def test_generate_without_a_cache_gives_the_same_answer(family: str, attn: str) -> None:
     want, _ = compressed(family, "apet")
     core = model(family, attn)
-    with attach(core, make("apet", family), keep_index=True) as run:
-        answer = generate(core, batch(family), use_cache=False)
-        assert [stats.visual_tokens for stats in run.stats] == VISUAL[family]
-        again = generate(core, alone(family, 0))  # nothing is left of the batch before
+    with attach(core, build_method("apet", family), keep_index=True) as run:
+        answer = generate(core, batch_inputs(family), use_cache=False)
+        assert [stats.visual_tokens for stats in run.stats] == VISUAL_TOKENS[family]
+        again = generate(core, row_inputs(family, 0))  # nothing is left of the batch before
     assert torch.equal(answer.ids, want.ids)
     torch.testing.assert_close(answer.logits, want.logits, **CLOSE)
     torch.testing.assert_close(again.logits[0], want.logits[0], **CLOSE)
 
 
-@EITHER
-def test_a_row_stops_at_the_end(family: str) -> None:
+@pytest.mark.parametrize("family", ["llava", "qwen3_vl"])
+def test_row_stops_at_its_end(family: str) -> None:
     want, _ = compressed(family, "apet")
     end = int(want.ids[0, -1])
     last = want.ids[0].tolist().index(end) + 1
-    with attach(model(family), make("apet", family)):
-        out = model(family).generate(**batch(family), max_new_tokens=6, eos_token_id=end)
-    new = out[:, batch(family)["input_ids"].shape[1] :]
+    with attach(model(family), build_method("apet", family)):
+        out = model(family).generate(**batch_inputs(family), max_new_tokens=6, eos_token_id=end)
+    new = out[:, batch_inputs(family)["input_ids"].shape[1] :]
     pad = model(family).generation_config.pad_token_id
     assert new[0].tolist() == [*want.ids[0, :last].tolist(), *[pad] * (new.shape[1] - last)]
     assert new.shape[1] <= 6
-    with attach(model(family), make("apet", family)):
-        one = model(family).generate(**alone(family, 0), max_new_tokens=6, eos_token_id=end)
-    assert one.shape[1] == alone(family, 0)["input_ids"].shape[1] + last
+    with attach(model(family), build_method("apet", family)):
+        one = model(family).generate(**row_inputs(family, 0), max_new_tokens=6, eos_token_id=end)
+    assert one.shape[1] == row_inputs(family, 0)["input_ids"].shape[1] + last
 
 
-def longer(inputs: BatchFeature, ids: Tensor) -> BatchFeature:
+def append_tokens(inputs: BatchFeature, ids: Tensor) -> BatchFeature:
     """The inputs with further tokens (B, n) behind them."""
     more = {
         "input_ids": ids,
@@ -71,33 +74,33 @@ def longer(inputs: BatchFeature, ids: Tensor) -> BatchFeature:
     return BatchFeature({**inputs, **grown})
 
 
-@EITHER
+@EVERY_FAMILY
 @torch.no_grad()
-def test_steps_equal_a_fresh_run(family: str) -> None:
-    """Of the whole sequence: nothing that a step sees is out of place."""
+def test_steps_equal_a_new_prompt_with_the_same_tokens(family: str) -> None:
+    """Everything a step sees has the right position."""
     want, stats = compressed(family, "apet")
-    for row in range(len(rows(family))):
+    for row in range(len(example_rows(family))):
         one, _ = compressed(family, "apet", row)
-        with attach(model(family), make("apet", family), keep_index=True) as run:
+        with attach(model(family), build_method("apet", family), keep_index=True) as run:
             for step in range(1, STEPS):
-                logits = last_logits(model(family), longer(alone(family, row), one.ids[:, :step]))
+                logits = last_logits(
+                    model(family), append_tokens(row_inputs(family, row), one.ids[:, :step])
+                )
                 torch.testing.assert_close(logits[0], want.logits[row, step], **CLOSE)
-                assert index(run.stats[0]) == index(stats[row])
+                assert kept_indices(run.stats[0]) == kept_indices(stats[row])
 
 
-@EITHER
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "llava_onevision"])
 @torch.no_grad()
-def test_a_site_at_the_decoder_s_first_layer(family: str) -> None:
-    """All layers' caches are then shorter than what entered, and positions are counted from what entered."""
-    if family == "qwen3_vl":
-        return  # allows none so early
-    core, inputs = model(family), alone(family, 0)
+def test_site_at_the_first_decoder_layer_keeps_positions(family: str) -> None:
+    """All caches are then shorter than the decoder's input, which positions are counted from."""
+    core, inputs = model(family), row_inputs(family, 0)
     with attach(core, ApET(schedule="encoder=80%,0=40%", basis=3)):
         answer = generate(core, inputs)
         out = core(**inputs, use_cache=True)
         for step in range(STEPS):
             fresh = (
-                last_logits(core, longer(inputs, answer.ids[:, :step]))
+                last_logits(core, append_tokens(inputs, answer.ids[:, :step]))
                 if step
                 else out.logits[:, -1]
             )
@@ -112,27 +115,28 @@ def test_a_site_at_the_decoder_s_first_layer(family: str) -> None:
 
 
 @torch.no_grad()
-def test_a_cache_that_was_cut_back_is_refused() -> None:
-    core, inputs = model("llava"), alone("llava", 0)
-    with attach(core, make("apet", "llava")):
+def test_cropped_cache_is_refused_after_compression() -> None:
+    core, inputs = model("llava"), row_inputs("llava", 0)
+    with attach(core, build_method("apet", "llava")):
         cache = core(**inputs, use_cache=True).past_key_values
         cache.crop(-2)
         with pytest.raises(ValueError, match="cut back by 2 tokens into the compressed prompt"):
             core(input_ids=inputs["input_ids"][:, -2:], past_key_values=cache)
-    with attach(core, make("apet", "llava", "100%")):  # where nothing was compressed, it may be
+    # Without compression it is allowed.
+    with attach(core, build_method("apet", "llava", "100%")):
         cache = core(**inputs, use_cache=True).past_key_values
         cache.crop(-2)
         again = core(input_ids=inputs["input_ids"][:, -2:], past_key_values=cache).logits[:, -1]
-    torch.testing.assert_close(again, plain("llava", prompt).logits[:1, 0], **CLOSE)
+    torch.testing.assert_close(again, uncompressed("llava", first_token).logits[:1, 0], **CLOSE)
 
 
-@EITHER
+@EVERY_FAMILY
 @torch.no_grad()
-def test_forward_step_by_step(family: str) -> None:
-    """A loop of one's own, with no more than ids and the cache, or with a mask for a padded batch."""
+def test_forward_in_a_loop_gives_the_answer_of_generate(family: str) -> None:
+    """Each step gets only ids and the cache."""
     want, _ = compressed(family, "apet", 0)
-    with attach(model(family), make("apet", family)):
-        out = model(family)(**alone(family, 0), use_cache=True)
+    with attach(model(family), build_method("apet", family)):
+        out = model(family)(**row_inputs(family, 0), use_cache=True)
         for step in range(STEPS):
             torch.testing.assert_close(out.logits[:, -1], want.logits[:, step], **CLOSE)
             out = model(family)(

@@ -1,4 +1,4 @@
-"""Inside the decoder's layers nothing waits for the device: how many tokens stay is known on the host."""
+"""Inside the decoder's layers nothing waits for the device: the host knows how many tokens stay."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from apet.attention import packed_kernel
 from apet.methods import METHODS, build
 from tests.support import tiny
 
+# Operations whose result, or its size, the host has to wait for.
 READING = {
     "_local_scalar_dense",
     "is_nonzero",
@@ -25,22 +26,20 @@ READING = {
     "_unique2",
     "unique_dim",
 }
-SPARSEVLM = {
-    "llava": 6,
-    "qwen2_5_vl": 18,
-}  # it counts words and raters, at each of 3 sites, for each size of images
+# SparseVLM counts words and raters at each of 3 sites, for each size of images.
+SPARSEVLM_WAITS = {"llava": 6, "qwen2_5_vl": 18}
 ROWS = [
     {"text": "Short", "images": [tiny.image(30, 20, 1)]},
     {"text": "Rather longer", "images": [tiny.image(50, 20, 2), tiny.image(24, 44, 3)]},
 ]
 
 
-class Waits(TorchDispatchMode):
-    """Operations that need a value, or a size that depends on one, on the host."""
+class DeviceWaits(TorchDispatchMode):
+    """Records operations that need a value, or a size that depends on one, on the host."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[str] = []
+        self.operations: list[str] = []
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -50,14 +49,14 @@ class Waits(TorchDispatchMode):
             isinstance(index, Tensor) and index.dtype == torch.bool for index in args[1]
         )
         if name in READING or masks:
-            self.found.append(name)
+            self.operations.append(name)
         return func(*args, **(kwargs or {}))
 
 
 @torch.no_grad()
-def waits(model: PreTrainedModel, call: Callable[[], Any]) -> list[str]:
-    """What waits between the decoder's entry, a method's work there excluded, and its end."""
-    mode = Waits()
+def device_waits(model: PreTrainedModel, call: Callable[[], Any]) -> list[str]:
+    """The waits between the decoder's input, after a method has acted there, and its end."""
+    mode = DeviceWaits()
 
     def begin(*_: object) -> None:
         mode.__enter__()
@@ -72,27 +71,29 @@ def waits(model: PreTrainedModel, call: Callable[[], Any]) -> list[str]:
     finally:
         for hook in hooks:
             hook.remove()
-    return mode.found
+    return mode.operations
 
 
-@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
-@pytest.mark.parametrize("name", METHODS)
-def test_a_prompt(family: str, name: str) -> None:
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [*(("llava", name) for name in METHODS), ("qwen2_5_vl", "apet"), ("qwen2_5_vl", "sparsevlm")],
+)
+def test_prompt_adds_no_waits(family: str, name: str) -> None:
     model, inputs = tiny.model(family), tiny.inputs(family, ROWS)
-    plain = waits(model, lambda: model(**inputs))
+    unmodified = device_waits(model, lambda: model(**inputs))
     with attach(model, build(name, budget="40%")):
-        found = waits(model, lambda: model(**inputs))
+        masked = device_waits(model, lambda: model(**inputs))
         model.set_attn_implementation(packed_kernel.NAME)
-        packed = waits(model, lambda: model(**inputs))
-    assert len(found) == len(plain) + SPARSEVLM[family] * (name == "sparsevlm"), found
-    assert len(packed) == SPARSEVLM[family] * (name == "sparsevlm"), packed
+        packed = device_waits(model, lambda: model(**inputs))
+    assert len(masked) == len(unmodified) + SPARSEVLM_WAITS[family] * (name == "sparsevlm"), masked
+    assert len(packed) == SPARSEVLM_WAITS[family] * (name == "sparsevlm"), packed
 
 
 @pytest.mark.parametrize("rows", [ROWS[:1], ROWS])
 @pytest.mark.parametrize("name", ["apet", "pdrop", "uniform"])
 @torch.no_grad()
-def test_a_step(name: str, rows: list[dict[str, Any]]) -> None:
-    """One question a step at most: are all the new tokens real?"""
+def test_step_adds_no_waits(name: str, rows: list[dict[str, Any]]) -> None:
+    """A step asks the device at most once whether all new tokens are valid, like the model does."""
     model, inputs = tiny.model("llava"), tiny.inputs("llava", rows)
     word = torch.full((len(rows), 1), 65)
     step = {
@@ -100,7 +101,9 @@ def test_a_step(name: str, rows: list[dict[str, Any]]) -> None:
         "attention_mask": torch.cat([inputs["attention_mask"], word > 0], dim=1),
     }
     cache = model(**inputs, use_cache=True).past_key_values
-    plain = waits(model, lambda: model(**step, past_key_values=cache))
+    unmodified = device_waits(model, lambda: model(**step, past_key_values=cache))
     with attach(model, build(name, budget="40%")):
         cache = model(**inputs, use_cache=True).past_key_values
-        assert len(waits(model, lambda: model(**step, past_key_values=cache))) == len(plain)
+        assert len(device_waits(model, lambda: model(**step, past_key_values=cache))) == len(
+            unmodified
+        )

@@ -12,30 +12,38 @@ from transformers import BatchFeature, PreTrainedModel
 from apet import attach, compress
 from apet.methods.base import Method
 from apet.schedule import Schedule, share
-from tests.support.attached import EITHER, SIZES, alone, last_logits, make, model
+from tests.support.attached import (
+    EVERY_FAMILY,
+    GROUP_SIZES,
+    build_method,
+    last_logits,
+    model,
+    row_inputs,
+)
 
 
-class Entries(NamedTuple):
-    """What the decoder and its layer 3 are called with, before and after the method."""
+class DecoderInputs(NamedTuple):
+    """Inputs of the decoder and of its layer 3."""
 
     entry: Tensor
     layer: Tensor
 
 
 @torch.no_grad()
-def entries(
+def decoder_inputs(
     model: PreTrainedModel, inputs: BatchFeature, method: Method | None
-) -> tuple[Entries, Entries]:
-    core, seen = model.model, {}
+) -> tuple[DecoderInputs, DecoderInputs]:
+    """The inputs before and after a method, if any, has acted."""
+    core, inputs_of = model.model, {}
 
     def watch(when: str) -> list[Any]:
         return [
             core.language_model.register_forward_pre_hook(
-                lambda module, args, kwargs: seen.update({when: kwargs["inputs_embeds"]}),
+                lambda module, args, kwargs: inputs_of.update({when: kwargs["inputs_embeds"]}),
                 with_kwargs=True,
             ),
             core.language_model.layers[3].register_forward_pre_hook(
-                lambda module, args: seen.update({when + " layer": args[0]})
+                lambda module, args: inputs_of.update({when + " layer": args[0]})
             ),
         ]
 
@@ -49,13 +57,13 @@ def entries(
         model(**inputs)
     for hook in held:
         hook.remove()
-    return Entries(seen["before"], seen["before layer"]), Entries(
-        seen["after"], seen["after layer"]
+    return DecoderInputs(inputs_of["before"], inputs_of["before layer"]), DecoderInputs(
+        inputs_of["after"], inputs_of["after layer"]
     )
 
 
-def packed(core: Any, features: Tensor, sizes: Tensor) -> Tensor:
-    """Which feature each placeholder of one image holds, by the model's own packing; -1 for newlines."""
+def features_of_placeholders(core: Any, features: Tensor, sizes: Tensor) -> Tensor:
+    """The feature of each placeholder of an image, by the model's own packing; -1 for newlines."""
     numbers = torch.arange(features[..., 0].numel()).view(*features.shape[:2], 1).double()
     (flat,), _ = core.pack_image_features(
         [numbers], sizes, "default", image_newline=torch.tensor([-1.0])
@@ -63,27 +71,29 @@ def packed(core: Any, features: Tensor, sizes: Tensor) -> Tensor:
     return flat[:, 0].long()
 
 
-def by_hand(family: str) -> tuple[list[tuple[Tensor, Tensor]], Callable[[Tensor], Tensor]]:
-    """The groups of row 0 as (columns, tokens at the encoder's site), and what is left to do to these."""
-    core, inputs = model(family).model, alone(family, 0)
+def groups_and_projector(
+    family: str,
+) -> tuple[list[tuple[Tensor, Tensor]], Callable[[Tensor], Tensor]]:
+    """The groups of row 0 as (columns, tokens at the encoder's site), and what projects these."""
+    core, inputs = model(family).model, row_inputs(family, 0)
     columns = (inputs["input_ids"][0] == model(family).config.image_token_id).nonzero()[:, 0]
     if family not in ("llava", "llava_next"):
-        embeds = entries(model(family), inputs, None)[0].entry[0]
+        embeds = decoder_inputs(model(family), inputs, None)[0].entry[0]
         if family == "llava_onevision":
             columns = columns[(embeds[columns] != core.image_newline).any(-1)]
         return [
-            (part, embeds[part]) for part in columns.split(SIZES[family][0][0])
+            (part, embeds[part]) for part in columns.split(GROUP_SIZES[family][0][0])
         ], lambda tokens: tokens
-    seen: list[Tensor] = []
+    projector_inputs: list[Tensor] = []
     hook = core.multi_modal_projector.register_forward_pre_hook(
-        lambda module, args: seen.append(args[0])
+        lambda module, args: projector_inputs.append(args[0])
     )
     last_logits(model(family), inputs)
     hook.remove()
-    features = seen[0]  # (tiles, T, D)
+    features = projector_inputs[0]  # (tiles, T, D)
     if family == "llava":
         return [(columns, features[0])], core.multi_modal_projector
-    cells = packed(core, features, inputs["image_sizes"])
+    cells = features_of_placeholders(core, features, inputs["image_sizes"])
     tiles = [
         cells.where(cells >= 0, -features.shape[1]) // features.shape[1] == tile
         for tile in range(len(features))
@@ -93,21 +103,21 @@ def by_hand(family: str) -> tuple[list[tuple[Tensor, Tensor]], Callable[[Tensor]
     ], core.multi_modal_projector
 
 
-@EITHER
+@EVERY_FAMILY
 @torch.no_grad()
-def test_inside_apet_is_compress(family: str) -> None:
-    inputs = alone(family, 0)
-    before, after = entries(model(family), inputs, make("apet", family))
-    whole = entries(model(family), inputs, None)[0].entry[0]
-    groups, project = by_hand(family)
+def test_apet_in_a_model_equals_compress_at_each_site(family: str) -> None:
+    inputs = row_inputs(family, 0)
+    before, after = decoder_inputs(model(family), inputs, build_method("apet", family))
+    embeds_after = decoder_inputs(model(family), inputs, None)[0].entry[0]
+    groups, project = groups_and_projector(family)
     sizes = [len(columns) for columns, _ in groups]
-    assert sizes == SIZES[family][0][0]
+    assert sizes == GROUP_SIZES[family][0][0]
     schedule = Schedule.from_budget(
         "40%", visual_tokens=sum(sizes), layers=6, encoder_only=family == "video_llava"
     )
     alive, visual = (
-        torch.ones(len(whole), dtype=torch.bool),
-        torch.zeros(len(whole), dtype=torch.bool),
+        torch.ones(len(embeds_after), dtype=torch.bool),
+        torch.zeros(len(embeds_after), dtype=torch.bool),
     )
     for (columns, tokens), keep in zip(
         groups, share(schedule.tokens_at(0, "encoder"), sizes), strict=True
@@ -115,8 +125,8 @@ def test_inside_apet_is_compress(family: str) -> None:
         out = compress(tokens, keep, basis=min(4, keep))
         alive[columns] = False
         alive[columns[out.index]] = visual[columns[out.index]] = True
-        whole[columns[out.index]] = project(out.tokens)
-    torch.testing.assert_close(after.entry[0], whole[alive], rtol=1e-5, atol=1e-5)
+        embeds_after[columns[out.index]] = project(out.tokens)
+    torch.testing.assert_close(after.entry[0], embeds_after[alive], rtol=1e-5, atol=1e-5)
     if family == "video_llava":
         return
     hidden, kept = before.layer[0], schedule.tokens_at(3)

@@ -1,8 +1,9 @@
-"""FastV, PyramidDrop, SparseVLM and DART: against plain loops, against the model's own attention, and in a model."""
+"""FastV, PyramidDrop, SparseVLM and DART: against plain loops and the model's own attention."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,45 +17,39 @@ from transformers.models.llama.modeling_llama import (
 )
 
 from apet import attach
-from apet.attention.weights import attended, keys, of_rows, weights
+from apet.attention.recomputed_weights import (
+    attention_weights,
+    layer_keys,
+    mean_attention,
+    select_rows,
+)
 from apet.methods import METHODS
-from apet.methods.base import Method, Model
+from apet.methods.base import Method, ModelLayout
 from apet.methods.dart import text_pivots
-from apet.methods.sparsevlm import TABLE, recycle, split
+from apet.methods.sparsevlm import TABLE, recycle, unchanged_count
 from apet.schedule import Budget
 from apet.view import DecoderSite, LayerInput, Sequence, View
 from tests.support import tiny
 
 RIVALS = ["fastv", "pdrop", "sparsevlm", "dart"]
-WIDTH, HEADS, SHARED, HEAD = (
-    16,
-    4,
-    2,
-    4,
-)  # of the layers below: four heads, of which two and two share keys
+# Of the layers below: four heads, two of which share their keys with the other two.
+WIDTH, HEADS, SHARED, HEAD = 16, 4, 2, 4
 
 
 def method(name: str, **options: Any) -> Method:
     return METHODS[name](**({"budget": 1} | options))
 
 
-def model(layers: int, first: int = 0) -> Model:
-    asked = {
-        "layers": layers,
-        "first_decoder_site": first,
-        "encoder_only": False,
-        "tower_layers": 0,
-    }
-    return Model(**{name: asked[name] for name in Model._fields})
+def layout(layers: int, first: int = 0) -> ModelLayout:
+    return ModelLayout(layers, tower_layers=0, first_decoder_site=first, encoder_only=False)
 
 
 # ---- budgets
 
 
 @pytest.mark.parametrize("name", RIVALS)
-@pytest.mark.parametrize("layers", [6, 28, 32])
-@pytest.mark.parametrize("tokens", [36, 576, 740])
-def test_the_average_is_the_budget(name: str, layers: int, tokens: int) -> None:
+@pytest.mark.parametrize(("layers", "tokens"), [(6, 36), (6, 576), (28, 740), (32, 576)])
+def test_average_over_layers_is_the_budget(name: str, layers: int, tokens: int) -> None:
     budgets = [
         192,
         128,
@@ -63,35 +58,34 @@ def test_the_average_is_the_budget(name: str, layers: int, tokens: int) -> None:
         "22.2%",
         "11.1%",
         "5%",
-        *range(1, tokens + 9, max(1, tokens // 40)),
+        *range(1, tokens + 9, max(1, tokens // 16)),
     ]
-    refused = []
+    refused: list[float] = []
     for budget in budgets:
-        asked = float(min(Budget.parse(budget).of(tokens), tokens))
+        average = float(min(Budget.parse(budget).of(tokens), tokens))
         try:
-            schedule = method(name, budget=budget).plan(tokens, model(layers))
+            schedule = method(name, budget=budget).plan(tokens, layout(layers))
         except ValueError:
-            refused.append(asked)
+            refused.append(average)
             continue
-        assert abs(schedule.average - asked) <= 1
+        assert abs(schedule.average - average) <= 1
         assert all(site.stage == "decoder" and site.layer >= 1 for site in schedule.sites)
-        if asked == tokens:
+        if average == tokens:
             assert {site.keep for site in schedule.sites} == {tokens}
-    assert (
-        max(refused, default=0) < tokens / layers + (3 + 0.2 * tokens) / layers + 1
-    )  # what one layer and one each need
+    # The layers before the first site, and one token in each other layer.
+    assert max(refused, default=0) < tokens / layers + (3 + 0.2 * tokens) / layers + 1
 
 
 @pytest.mark.parametrize("name", RIVALS)
-def test_the_smallest_budget_is_told(name: str) -> None:
+def test_error_names_the_smallest_possible_budget(name: str) -> None:
     with pytest.raises(
         ValueError, match=rf"a budget of 4 leaves {name} none of .* 576 visual .*possible is \d+"
-    ) as told:
-        method(name, budget=4).plan(576, model(32))
-    least = int(str(told.value).rsplit(" ", 1)[1])
-    assert abs(method(name, budget=least).plan(576, model(32)).average - least) <= 1
+    ) as error:
+        method(name, budget=4).plan(576, layout(32))
+    least = int(str(error.value).rsplit(" ", 1)[1])
+    assert abs(method(name, budget=least).plan(576, layout(32)).average - least) <= 1
     with pytest.raises(ValueError, match="possible is"):
-        method(name, budget=least - 1).plan(576, model(32))
+        method(name, budget=least - 1).plan(576, layout(32))
 
 
 @pytest.mark.parametrize(
@@ -102,13 +96,11 @@ def test_the_smallest_budget_is_told(name: str) -> None:
         ("fastv", 64, "2=30"),
         ("fastv", 28, "1=10"),
         ("dart", 64, "2=30"),
-        ("pdrop", 270, "8=288,16=144,24=72"),  # the paper's: a half, a quarter, an eighth
+        # The paper's: a half, a quarter, an eighth.
+        ("pdrop", 270, "8=288,16=144,24=72"),
         ("pdrop", 192, "8=146,16=37,24=9"),
-        (
-            "pdrop",
-            64,
-            "2=110,8=21,16=4",
-        ),  # the author's advice for budgets that [8, 16, 24] cannot reach
+        # The author's advice for budgets that [8, 16, 24] cannot reach.
+        ("pdrop", 64, "2=110,8=21,16=4"),
         ("pdrop", 30, "1=91,4=14,8=2"),
         ("sparsevlm", 192, "3=280,7=185,16=102"),
         ("sparsevlm", 64, "3=29,7=11,16=6"),
@@ -116,48 +108,46 @@ def test_the_smallest_budget_is_told(name: str) -> None:
         ("sparsevlm", 576, "3=576,7=576,16=576"),
     ],
 )
-def test_schedules(name: str, budget: int, schedule: str) -> None:
-    assert str(method(name, budget=budget).plan(576, model(32))) == schedule
+def test_budget_gives_the_schedule_of_the_paper(name: str, budget: int, schedule: str) -> None:
+    assert str(method(name, budget=budget).plan(576, layout(32))) == schedule
 
 
 @pytest.mark.parametrize("budget", [64, 96, 128, 192])
-def test_sparsevlm_scales_the_table(budget: int) -> None:
-    sites = method("sparsevlm", budget=budget).plan(576, model(32)).sites
+def test_sparsevlm_scales_the_table_to_the_budget(budget: int) -> None:
+    sites = method("sparsevlm", budget=budget).plan(576, layout(32)).sites
     factor = (32 * budget - 3 * 576) / sum(
         span * kept for span, kept in zip((4, 9, 16), TABLE[budget], strict=True)
     )
     assert [site.keep for site in sites] == [round(factor * kept) for kept in TABLE[budget]]
 
 
-def test_layers_follow_the_depth_and_the_model() -> None:
-    assert [site.layer for site in method("pdrop", budget="50%").plan(576, model(28)).sites] == [
-        7,
-        14,
-        21,
-    ]
-    assert [
-        site.layer for site in method("sparsevlm", budget="50%").plan(576, model(28)).sites
-    ] == [3, 6, 14]
-    assert [
-        site.layer for site in method("sparsevlm", budget="50%").plan(576, model(36, first=5)).sites
-    ] == [5, 8, 18]
-    assert [
-        site.layer for site in method("fastv", budget="60%").plan(576, model(6, first=3)).sites
-    ] == [3]
-    assert [site.layer for site in method("pdrop", budget="60%").plan(576, model(3)).sites] == [
-        1,
-        2,
-    ]  # no third
-    assert method("fastv", budget="100%").plan(576, model(1)).sites == ()
-    assert method("fastv", budget="10%").plan(0, model(32)).sites == ()
+@pytest.mark.parametrize(
+    ("name", "budget", "model", "layers"),
+    [
+        ("pdrop", "50%", layout(28), [7, 14, 21]),
+        ("sparsevlm", "50%", layout(28), [3, 6, 14]),
+        ("sparsevlm", "50%", layout(36, first=5), [5, 8, 18]),
+        ("fastv", "60%", layout(6, first=3), [3]),
+        ("pdrop", "60%", layout(3), [1, 2]),  # without a third
+        ("fastv", "100%", layout(1), []),
+    ],
+)
+def test_sites_follow_the_depth_of_the_model(
+    name: str, budget: str, model: ModelLayout, layers: list[int]
+) -> None:
+    assert [site.layer for site in method(name, budget=budget).plan(576, model).sites] == layers
 
 
-def test_schedules_that_cannot_be() -> None:
+def test_row_without_visual_tokens_has_no_sites() -> None:
+    assert method("fastv", budget="10%").plan(0, layout(32)).sites == ()
+
+
+def test_invalid_schedules_and_options_are_refused() -> None:
     with pytest.raises(ValueError, match=r"'encoder=96'.*fastv ranks .* layers 1 to 31"):
-        method("fastv", budget=None, schedule="encoder=96,16=32").plan(576, model(32))
+        method("fastv", budget=None, schedule="encoder=96,16=32").plan(576, layout(32))
     with pytest.raises(ValueError, match=r"'0=96'.*layers 1 to 31"):
-        method("dart", budget=None, schedule="0=96").plan(576, model(32))
-    assert str(method("pdrop", budget=None, schedule="0=96").plan(576, model(32))) == "0=96"
+        method("dart", budget=None, schedule="0=96").plan(576, layout(32))
+    assert str(method("pdrop", budget=None, schedule="0=96").plan(576, layout(32))) == "0=96"
     with pytest.raises(ValueError, match="pivot_image is 0"):
         method("dart", pivot_image=0)
     with pytest.raises(ValueError, match="tau is 2"):
@@ -177,12 +167,12 @@ ROWS = [
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "qwen3_vl", "llava_onevision"])
-def test_attention_is_the_models_own(family: str) -> None:
+def test_recomputed_attention_equals_the_model_s_own(family: str) -> None:
     vlm, inputs = tiny.model(family, attn="eager"), tiny.inputs(family, ROWS)
-    seen: list[LayerInput] = []
+    layer_inputs: list[LayerInput] = []
 
     def note(layer: nn.Module, args: tuple[Tensor], kwargs: dict[str, Any]) -> None:
-        seen.append(LayerInput(layer, args[0], *kwargs["position_embeddings"]))
+        layer_inputs.append(LayerInput(layer, args[0], *kwargs["position_embeddings"]))
 
     for layer in vlm.model.language_model.layers:
         layer.register_forward_pre_hook(note, with_kwargs=True)
@@ -194,49 +184,54 @@ def test_attention_is_the_models_own(family: str) -> None:
         queries = torch.tensor(
             [[last, last - 1, last - 3], [last - 5, last, last - 2], [last, last - 4, last - 4]]
         )
-        for layer, want in zip(seen, out.attentions, strict=True):
-            found = weights(layer, valid, queries)
-            assert found.dtype == torch.float32
+        for layer, want in zip(layer_inputs, out.attentions, strict=True):
+            kept = attention_weights(layer, valid, queries)
+            assert kept.dtype == torch.float32
             torch.testing.assert_close(
-                found, want[torch.arange(3)[:, None], :, queries].transpose(1, 2)
+                kept, want[torch.arange(3)[:, None], :, queries].transpose(1, 2)
             )
-            some = attended(layer, valid, torch.tensor([2, 0, 0]), queries)
+            some = mean_attention(layer, valid, torch.tensor([2, 0, 0]), queries)
             want = torch.stack(
                 [want[2, :, queries[0]], want[0, :, queries[1]], want[0, :, queries[2]]]
             ).mean(dim=1)
             torch.testing.assert_close(some, want)
         cache = vlm(**inputs, use_cache=True).past_key_values
         torch.testing.assert_close(
-            keys(of_rows(seen[1], torch.tensor([1]))), cache.layers[1].keys[1:2]
+            layer_keys(select_rows(layer_inputs[1], torch.tensor([1]))), cache.layers[1].keys[1:2]
         )
 
 
-def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
-    view = a_view(keep=5)
+def test_chunks_do_not_change_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    view = decoder_view(keep=5)
     assert view.decoder
-    asked = view.decoder.here, view.decoder.sequence.valid, view.rows[:, 0], torch.full((4, 2), 39)
-    whole = attended(*asked)
-    monkeypatch.setattr("apet.attention.weights.CHUNK", 1)
-    torch.testing.assert_close(attended(*asked), whole)
+    arguments = (
+        view.decoder.next_layer,
+        view.decoder.sequence.valid,
+        view.rows[:, 0],
+        torch.full((4, 2), 39),
+    )
+    at_once = mean_attention(*arguments)
+    monkeypatch.setattr("apet.attention.recomputed_weights.MAX_WEIGHTS", 1)
+    torch.testing.assert_close(mean_attention(*arguments), at_once)
 
 
-def test_layers_that_cannot_be_asked() -> None:
+def test_unsupported_layers_are_refused() -> None:
     hidden = torch.randn(1, 8, WIDTH)
     with pytest.raises(
         ValueError, match=r"Linear: it has no q_proj, .*input_layernorm, apply_rotary_pos_emb"
     ):
-        keys(LayerInput(nn.Linear(2, 2), hidden, hidden, hidden))
-    layer = a_layer(0)
+        layer_keys(LayerInput(nn.Linear(2, 2), hidden, hidden, hidden))
+    layer = llama_layer(0)
     layer.self_attn.sliding_window = 4
     with pytest.raises(ValueError, match="8 tokens: it looks 4 tokens back"):
-        keys(LayerInput(layer, hidden, hidden, hidden))
+        layer_keys(LayerInput(layer, hidden, hidden, hidden))
 
 
-# ---- what is kept, against loops
+# ---- selection, against loops
 
 
-def a_layer(seed: int) -> Any:
-    """Llama's, with weights of a useful size."""
+def llama_layer(seed: int) -> Any:
+    """A layer of Llama, with weights of a useful size."""
     config = LlamaConfig(
         hidden_size=WIDTH,
         intermediate_size=8,
@@ -250,8 +245,11 @@ def a_layer(seed: int) -> Any:
     return layer.requires_grad_(False)
 
 
-def a_view(keep: int, seed: int = 0) -> View:
-    """Three rows, left-padded to 40 columns, at a site where 8 columns went before; the second has two groups of 12."""
+def decoder_view(keep: int, seed: int = 0) -> View:
+    """Three rows of 40 columns, left-padded, at a site after 8 columns were dropped.
+
+    The second row has two groups of 12 tokens.
+    """
     generator = torch.Generator().manual_seed(seed)
     entered, hidden, earlier = (
         torch.randn(3, count, WIDTH, generator=generator) for count in (48, 40, 40)
@@ -261,9 +259,9 @@ def a_view(keep: int, seed: int = 0) -> View:
     for row, padding in enumerate((16, 2, 12)):
         valid[row, padding:] = True
     for row, start in groups:
-        visual[row, start : start + 16] = True  # as it was
-    visual[1, 22:24] = False  # there is some text between them
-    source = torch.stack(
+        visual[row, start : start + 16] = True  # at the decoder's input
+    visual[1, 22:24] = False  # text between two images
+    entry_columns = torch.stack(
         [torch.randperm(48, generator=generator)[:40].sort().values for _ in range(3)]
     )
     short_valid, short_visual = torch.zeros(2, 3, 40, dtype=torch.bool)
@@ -273,108 +271,110 @@ def a_view(keep: int, seed: int = 0) -> View:
         short_valid[row, padding:] = True
     rows = torch.tensor([[row] for row, _ in groups])
     columns = torch.tensor(
-        [[start - 4 * (row == 0) + place for place in range(12)] for row, start in groups]
+        [[start - 4 * (row == 0) + token for token in range(12)] for row, start in groups]
     )
     rotary = LlamaRotaryEmbedding(
         LlamaConfig(hidden_size=WIDTH, num_attention_heads=HEADS, head_dim=HEAD)
     )
-    cos, sin = rotary(hidden, torch.arange(40)[None] * 3)  # of one row for all
+    cos, sin = rotary(hidden, torch.arange(40)[None] * 3)  # the same for all rows
     norm = LlamaRMSNorm(WIDTH).requires_grad_(False)
     norm.weight.data = torch.rand(WIDTH, generator=generator)
     site = DecoderSite(
         sequence=Sequence(hidden, short_valid, short_visual),
-        here=LayerInput(a_layer(1), hidden, cos, sin),
-        before=LayerInput(a_layer(2), earlier, cos, sin),
+        next_layer=LayerInput(llama_layer(1), hidden, cos, sin),
+        previous_layer=LayerInput(llama_layer(2), earlier, cos, sin),
         norm=norm,
-        entered=Sequence(entered, valid, visual),
-        source=source,
+        entry_sequence=Sequence(entered, valid, visual),
+        entry_columns=entry_columns,
     )
     return View(
         "decoder", 3, hidden[rows, columns], keep, (1, 12), (0, 1, 1, 2), rows, columns, site
     )
 
 
-def turned(vector: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate(vector: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.stack(
         [
-            vector[place] * cos[place]
-            + (-vector[place + 2] if place < 2 else vector[place - 2]) * sin[place]
-            for place in range(HEAD)
+            vector[number] * cos[number]
+            + (-vector[number + 2] if number < 2 else vector[number - 2]) * sin[number]
+            for number in range(HEAD)
         ]
     )
 
 
-def key_by_hand(
+def key_in_loops(
     layer: LayerInput, row: int, column: int, head: int, which: str = "k_proj"
 ) -> Tensor:
     normed = layer.layer.input_layernorm(layer.hidden[row, column])
     projected = (
         getattr(layer.layer.self_attn, which).weight[head * HEAD : (head + 1) * HEAD] @ normed
     )
-    return turned(projected, layer.cos[0, column], layer.sin[0, column])
+    return rotate(projected, layer.cos[0, column], layer.sin[0, column])
 
 
-def attention_by_hand(layer: LayerInput, valid: Tensor, row: int, query: int) -> dict[int, float]:
-    """The mean over the heads of what one token attends to."""
-    places = [column for column in range(query + 1) if valid[row, column]]
+def attention_in_loops(layer: LayerInput, valid: Tensor, row: int, query: int) -> dict[int, float]:
+    """The attention of one token, averaged over the heads."""
+    columns = [column for column in range(query + 1) if valid[row, column]]
     mean = dict.fromkeys(range(valid.shape[1]), 0.0)
     for head in range(HEADS):
-        asked = key_by_hand(layer, row, query, head, "q_proj")
+        query_vector = key_in_loops(layer, row, query, head, "q_proj")
         logits = [
-            float(asked @ key_by_hand(layer, row, place, head // 2)) / HEAD**0.5 for place in places
+            float(query_vector @ key_in_loops(layer, row, column, head // 2)) / HEAD**0.5
+            for column in columns
         ]
         total = sum(map(math.exp, logits))
-        for place, logit in zip(places, logits, strict=True):
-            mean[place] += math.exp(logit) / total / HEADS
+        for column, logit in zip(columns, logits, strict=True):
+            mean[column] += math.exp(logit) / total / HEADS
     return mean
 
 
-def best(score: list[float], count: int) -> list[int]:
-    return sorted(sorted(range(len(score)), key=lambda place: -score[place])[:count])
+def highest(score: list[float], count: int) -> list[int]:
+    return sorted(sorted(range(len(score)), key=lambda token: -score[token])[:count])
 
 
 @pytest.mark.parametrize("keep", [1, 5, 11])
 @pytest.mark.parametrize("name", ["fastv", "pdrop"])
-def test_what_the_last_token_attends_to(name: str, keep: int) -> None:
-    view = a_view(keep)
+def test_fastv_and_pdrop_keep_what_the_last_token_attends_to(name: str, keep: int) -> None:
+    view = decoder_view(keep)
     site = view.decoder
     assert site
-    assert site.before
-    found = method(name).select(view)
+    assert site.previous_layer
+    kept = method(name).select(view)
     for group, row in enumerate(view.rows[:, 0].tolist()):
-        layer = {"fastv": site.before, "pdrop": site.here}[name]
-        seen = attention_by_hand(layer, site.sequence.valid, row, 39)
-        want = best([seen[column] for column in view.columns[group].tolist()], keep)
-        assert found.places[group].tolist() == want
-        assert torch.equal(found.tokens[group], view.tokens[group, want])
+        layer = {"fastv": site.previous_layer, "pdrop": site.next_layer}[name]
+        attention = attention_in_loops(layer, site.sequence.valid, row, 39)
+        want = highest([attention[column] for column in view.columns[group].tolist()], keep)
+        assert kept.indices[group].tolist() == want
+        assert torch.equal(kept.tokens[group], view.tokens[group, want])
 
 
-def test_the_last_token_under_right_padding() -> None:
-    view = a_view(5)
+def test_pdrop_finds_the_last_token_under_right_padding() -> None:
+    view = decoder_view(5)
     site = view.decoder
     assert site
     site.sequence.valid[2, 35:] = False
-    seen = attention_by_hand(site.here, site.sequence.valid, 2, 34)
-    assert method("pdrop").select(view).places[3].tolist() == best(
-        [seen[c] for c in view.columns[3].tolist()], 5
+    attention = attention_in_loops(site.next_layer, site.sequence.valid, 2, 34)
+    assert method("pdrop").select(view).indices[3].tolist() == highest(
+        [attention[c] for c in view.columns[3].tolist()], 5
     )
 
 
-@pytest.mark.parametrize("keep", [1, 4, 5, 9, 11])
-@pytest.mark.parametrize("pivots", [(4, 4), (1, 2)])
-def test_dart(keep: int, pivots: tuple[int, int]) -> None:
-    view = a_view(keep)
+@pytest.mark.parametrize(
+    ("keep", "pivots"), [(1, (4, 4)), (4, (4, 4)), (5, (4, 4)), (11, (4, 4)), (9, (1, 2))]
+)
+def test_dart_equals_its_rule_in_loops(keep: int, pivots: tuple[int, int]) -> None:
+    view = decoder_view(keep)
     site = view.decoder
     assert site
-    assert site.before
-    found = method("dart", pivot_image=pivots[0], pivot_text=pivots[1]).select(view)
+    assert site.previous_layer
+    kept = method("dart", pivot_image=pivots[0], pivot_text=pivots[1]).select(view)
     normed = site.norm(site.sequence.hidden)
     for group, row in enumerate(view.rows[:, 0].tolist()):
         image = view.columns[group].tolist()
         text = [c for c in range(40) if c > (33 if row else 27)]  # after the row's last image
         size = {
             column: sum(
-                float(key_by_hand(site.before, row, column, head).abs().sum())
+                float(key_in_loops(site.previous_layer, row, column, head).abs().sum())
                 for head in range(SHARED)
             )
             for column in image + text
@@ -393,11 +393,11 @@ def test_dart(keep: int, pivots: tuple[int, int]) -> None:
                 if column not in chosen
             }
             chosen = chosen + sorted(alike, key=lambda column: alike[column])[:count]
-        assert found.places[group].tolist() == sorted(image.index(column) for column in chosen)
-        assert torch.equal(found.tokens[group], view.tokens[group, found.places[group]])
+        assert kept.indices[group].tolist() == sorted(image.index(column) for column in chosen)
+        assert torch.equal(kept.tokens[group], view.tokens[group, kept.indices[group]])
 
 
-def test_few_words_take_turns_as_pivots() -> None:
+def test_fewer_words_than_pivots_take_turns() -> None:
     size = torch.tensor([[5.0, 4, 3, 2, 1], [1.0, 2, 3, 4, 5]])
     text = torch.tensor([[False, True, False, False, True], [False, True, True, True, True]])
     assert text_pivots(size, text, 3).tolist() == [[1, 1, 4], [2, 3, 4]]
@@ -407,19 +407,19 @@ def test_few_words_take_turns_as_pivots() -> None:
     ]
 
 
-def recycled_by_hand(tokens: Tensor, score: list[float], keep: int) -> tuple[list[int], Tensor]:
-    """SparseVLM's step for one image, clusters among the `keep`."""
+def recycle_in_loops(tokens: Tensor, score: list[float], keep: int) -> tuple[list[int], Tensor]:
+    """SparseVLM's step for one image. `keep` includes clusters."""
     count, kept = len(tokens), keep
-    while True:  # as many are left alone as leaves room for the clusters of the rest
+    while True:  # the largest count that leaves room for clusters of the rest
         again = int(0.3 * (count - kept)) + 1
         clusters = min(int(again / 10) + 1, keep // 2)
         if kept + clusters <= keep:
             break
         kept -= 1
-    chosen = best(score, kept)
-    values = {place: tokens[place].double() for place in chosen}
-    rest = [place for place in range(count) if place not in chosen]
-    pool = sorted(sorted(rest, key=lambda place: -score[place])[:again])
+    chosen = highest(score, kept)
+    values = {token: tokens[token].double() for token in chosen}
+    rest = [token for token in range(count) if token not in chosen]
+    pool = sorted(sorted(rest, key=lambda token: -score[token])[:again])
     if clusters:
         distance = {
             (i, j): float((tokens[i] - tokens[j]).double().norm()) / WIDTH**0.5
@@ -441,44 +441,44 @@ def recycled_by_hand(tokens: Tensor, score: list[float], keep: int) -> tuple[lis
         for centre in centres:
             members = [i for i in pool if min(centres, key=lambda c: distance[c, i]) == centre]
             values[centre] = torch.stack([tokens[i].double() for i in members]).mean(dim=0)
-    places = sorted(values)
-    return places, torch.stack([values[place] for place in places])
+    indices = sorted(values)
+    return indices, torch.stack([values[token] for token in indices])
 
 
 @pytest.mark.parametrize(
     ("count", "keep"),
     [(12, 1), (12, 2), (12, 3), (12, 11), (90, 10), (90, 30), (90, 60), (240, 40)],
 )
-def test_sparsevlm_recycles(count: int, keep: int) -> None:
+def test_sparsevlm_recycles_dropped_tokens_into_clusters(count: int, keep: int) -> None:
     generator = torch.Generator().manual_seed(count + keep)
     tokens, score = (
         torch.randn(3, count, WIDTH, generator=generator),
         torch.rand(3, count, generator=generator),
     )
-    kept = split(count, keep)
-    found = recycle(tokens, score, kept, keep - kept)
+    kept = unchanged_count(count, keep)
+    kept = recycle(tokens, score, kept, keep - kept)
     for group in range(3):
-        places, values = recycled_by_hand(tokens[group], score[group].tolist(), keep)
-        assert found.places[group].tolist() == places
-        torch.testing.assert_close(found.tokens[group].double(), values, rtol=0, atol=1e-6)
+        indices, values = recycle_in_loops(tokens[group], score[group].tolist(), keep)
+        assert kept.indices[group].tolist() == indices
+        torch.testing.assert_close(kept.tokens[group].double(), values, rtol=0, atol=1e-6)
 
 
-def test_sparsevlm_counts_are_the_codes() -> None:
+def test_sparsevlm_counts_equal_those_of_the_code() -> None:
     for before, table in ((576, 300), (309, 200), (204, 110), (576, 66), (82, 30), (32, 17)):
         clusters = int((int((before - table) * 0.3) + 1) / 10) + 1
-        assert split(before, table + clusters) == table
+        assert unchanged_count(before, table + clusters) == table
 
 
-@pytest.mark.parametrize("keep", [2, 5, 11])
-def test_sparsevlm(keep: int) -> None:
-    view = a_view(keep)
+def test_sparsevlm_equals_its_rule_in_loops() -> None:
+    views = {keep: decoder_view(keep) for keep in (2, 5, 11)}
+    kept = {keep: method("sparsevlm").select(view) for keep, view in views.items()}
+    view = views[2]
     site = view.decoder
     assert site
-    assert site.before
-    assert site.entered
-    assert site.source is not None
-    found = method("sparsevlm").select(view)
-    start = site.entered
+    assert site.previous_layer
+    assert site.entry_sequence
+    assert site.entry_columns is not None
+    start = site.entry_sequence
     for group, row in enumerate(view.rows[:, 0].tolist()):
         image = [column for column in range(48) if start.visual[row, column]]
         text = list(range(max(image) + 1, 48))
@@ -491,109 +491,84 @@ def test_sparsevlm(keep: int) -> None:
             for word, value in zip(text, likeness, strict=True):
                 rating[word] += value / sum(likeness) / len(image)
         raters = [word for word in text if rating[word] > sum(rating.values()) / len(text)]
-        queries = [
-            site.source[row].tolist().index(word) for word in raters if word in site.source[row]
+        columns = site.entry_columns[row].tolist()
+        queries = [columns.index(word) for word in raters if word in columns]
+        attention = [
+            attention_in_loops(site.previous_layer, site.sequence.valid, row, query)
+            for query in queries
         ]
-        seen = [
-            attention_by_hand(site.before, site.sequence.valid, row, query) for query in queries
+        score = [
+            sum(one[c] for one in attention) / len(attention) for c in view.columns[group].tolist()
         ]
-        score = [sum(one[c] for one in seen) / len(seen) for c in view.columns[group].tolist()]
-        places, values = recycled_by_hand(view.tokens[group], score, keep)
-        assert found.places[group].tolist() == places
-        torch.testing.assert_close(found.tokens[group].double(), values, rtol=0, atol=1e-6)
+        for keep, (tokens, indices) in kept.items():
+            expected, values = recycle_in_loops(view.tokens[group], score, keep)
+            assert indices[group].tolist() == expected
+            torch.testing.assert_close(tokens[group].double(), values, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", RIVALS)
-@pytest.mark.parametrize("what", ["alike", "zero", "twins", "bfloat16", "no words", "one word"])
-def test_nasty_data(name: str, what: str) -> None:
+@pytest.mark.parametrize("case", ["alike", "zero", "twins", "bfloat16", "no words", "one word"])
+def test_degenerate_tokens_give_distinct_finite_ones(name: str, case: str) -> None:
     for keep in (1, 3, 6, 11):
-        view = a_view(keep)
+        view = decoder_view(keep)
         site = view.decoder
         assert site
-        assert site.entered
-        for sequence in (site.sequence, site.entered):
-            if what == "no words":
+        assert site.entry_sequence
+        for sequence in (site.sequence, site.entry_sequence):
+            if case == "no words":
                 sequence.visual[:] = sequence.valid
-            elif what == "one word":
+            elif case == "one word":
                 sequence.visual[:, :-1] = sequence.valid[:, :-1]
         tokens = view.tokens
-        if what == "alike":
+        if case == "alike":
             tokens = tokens[:, :1].expand_as(tokens)
-        elif what == "zero":
+        elif case == "zero":
             tokens = torch.zeros_like(tokens)
-        elif what == "twins":
+        elif case == "twins":
             tokens = tokens[:, :6].repeat(1, 2, 1)
-        elif what == "bfloat16":
+        elif case == "bfloat16":
             tokens = tokens.bfloat16()
         dtype = tokens.dtype
         hidden = site.sequence.hidden.to(dtype).index_put((view.rows, view.columns), tokens)
-        cos, sin = site.here.cos.to(dtype), site.here.sin.to(dtype)
-        here = LayerInput(site.here.layer.to(dtype), hidden, cos, sin)
-        view = View(
-            "decoder", 3, tokens, keep, view.grid, view.seeds, view.rows, view.columns,
-            DecoderSite(Sequence(hidden, site.sequence.valid, site.sequence.visual), here, here, site.norm.to(dtype),
-                        site.entered, site.source),
-        )  # fmt: skip
-        found = method(name).select(view)
-        assert found.places.shape == (4, keep)
-        assert found.tokens.shape == (4, keep, WIDTH)
-        assert (found.places.diff(dim=1) > 0).all()
-        assert found.tokens.isfinite().all()
-        assert torch.equal(found.places, method(name).select(view).places)
+        cos, sin = site.next_layer.cos.to(dtype), site.next_layer.sin.to(dtype)
+        layer = LayerInput(site.next_layer.layer.to(dtype), hidden, cos, sin)
+        site = replace(
+            site,
+            sequence=Sequence(hidden, site.sequence.valid, site.sequence.visual),
+            next_layer=layer,
+            previous_layer=layer,
+            norm=site.norm.to(dtype),
+        )
+        view = replace(view, tokens=tokens, decoder=site)
+        kept = method(name).select(view)
+        assert kept.indices.shape == (4, keep)
+        assert kept.tokens.shape == (4, keep, WIDTH)
+        assert (kept.indices.diff(dim=1) > 0).all()
+        assert kept.tokens.isfinite().all()
+        assert torch.equal(kept.indices, method(name).select(view).indices)
 
 
-def test_equals_lose_to_the_first() -> None:
+def test_ties_go_to_the_lower_index() -> None:
     tokens = torch.ones(1, 12, WIDTH)
-    found = recycle(tokens, torch.ones(1, 12), 4, 1)
-    assert found.places.tolist() == [[0, 1, 2, 3, 4]]
-    assert torch.equal(found.tokens, tokens[:, :5])
+    kept = recycle(tokens, torch.ones(1, 12), 4, 1)
+    assert kept.indices.tolist() == [[0, 1, 2, 3, 4]]
+    assert torch.equal(kept.tokens, tokens[:, :5])
 
 
 # ---- in a model
 
 
-@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
 @pytest.mark.parametrize("name", RIVALS)
-def test_a_batch_is_its_rows(family: str, name: str) -> None:
-    vlm, rows = tiny.model(family), [*ROWS, ROWS[0] | {"text": "And what is this one here?"}]
-    if family in tiny.VIDEO_FAMILIES:
-        rows.append({"text": "a video", "videos": [tiny.video(8, 24, 24, 5)]})
-    asked: dict[str, Any] = {
-        "max_new_tokens": 2,
-        "return_dict_in_generate": True,
-        "output_logits": True,
-    }
-    with attach(vlm, method(name, budget="50%"), keep_index=True) as run:
-        together, stats = vlm.generate(**tiny.inputs(family, rows), **asked), run.stats
-        for place, row in enumerate(rows):
-            alone = vlm.generate(**tiny.inputs(family, [row]), **asked)
-            for step, logits in enumerate(alone.logits):
-                torch.testing.assert_close(
-                    together.logits[step][place], logits[0], rtol=0, atol=1e-4
-                )
-            if len(row) == 1:
-                continue  # text
-            one, other = stats[place], run.stats[0]
-            assert one.index
-            assert other.index
-            assert {site: kept.tolist() for site, kept in one.index.items()} == {
-                site: kept.tolist() for site, kept in other.index.items()
-            }
-            assert one.kept == other.kept
-            assert abs(one.budget - one.visual_tokens / 2) <= len(row.get("images", "v"))
-
-
-@pytest.mark.parametrize("name", RIVALS)
-def test_all_kernels_keep_the_same(name: str) -> None:
-    found = []
+def test_eager_and_sdpa_keep_the_same_tokens(name: str) -> None:
+    kept = []
     for kernel in ("eager", "sdpa"):
         vlm = tiny.model("llava", attn=kernel)
         with torch.no_grad(), attach(vlm, method(name, budget="40%"), keep_index=True) as run:
             vlm(**tiny.inputs("llava", ROWS))
-            found.append(
+            kept.append(
                 [
                     {site: index.tolist() for site, index in (row.index or {}).items()}
                     for row in run.stats
                 ]
             )
-    assert found[0] == found[1]
+    assert kept[0] == kept[1]
