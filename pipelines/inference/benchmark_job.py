@@ -264,13 +264,13 @@ def manifest_of(config: EvalConfig) -> Manifest:
     bench = benchmark(config.benchmark)
     if bench.kind is not None and bench.kind != config.kind:
         raise ValueError(f"{bench.name} is about {bench.kind}s: use jobs/eval_{bench.kind}.py")
-    data = config.data or bench.manifest(config.split, config.limit)
+    data = config.data or bench.generate(config.split, config.limit)
     if data is None:
         raise ValueError(
             f"--benchmark {bench.name} needs --data: the folder with its files"
             " (docs/benchmarks.md lists them)"
         )
-    return bench.rows(
+    return bench.load(
         str(data),
         config.split,
         media_root=config.media_root,

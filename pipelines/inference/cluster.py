@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
 import signal
 import sys
+import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -48,10 +50,35 @@ def join(address: str | None) -> None:
     if ray.is_initialized():
         return
     handler = signal.getsignal(signal.SIGTERM)
-    _join(address)
+    with _quiet_backend():
+        _join(address)
     if threading.current_thread() is threading.main_thread():
         # Ray's own handler would end the process at once
         signal.signal(signal.SIGTERM, handler)
+
+
+@contextlib.contextmanager
+def _quiet_backend() -> Iterator[None]:
+    """Connect with the driver's C++ log level at fatal, unless the user has chosen a level.
+
+    Otherwise it prints errors that a user can do nothing about, e.g. core_worker.cc for each actor
+    pool. `putenv` reaches this process only: Ray starts its own with a copy of os.environ. The line
+    that says that the level was set is dropped; what else came on stderr is printed at the end.
+    """
+    if "RAY_BACKEND_LOG_LEVEL" in os.environ:
+        yield
+        return
+    os.putenv("RAY_BACKEND_LOG_LEVEL", "fatal")
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as buffer:
+        os.dup2(buffer.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            buffer.seek(0)
+            os.write(2, b"".join(line for line in buffer if b" logging.cc:" not in line))
 
 
 def _join(address: str | None) -> None:

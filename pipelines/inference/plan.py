@@ -82,15 +82,15 @@ class Pipeline:
             for benchmark, table in enumerate(missing)
             for block in self._pointer_blocks(benchmark, table, task_rows)
         ]
+        block_rows = min(task_rows, batch_size * BATCHES_PER_BLOCK)
+        # an actor without a block would load the model for nothing, and Ray would warn about it
+        blocks = sum(math.ceil(len(block) / block_rows) for block in pointers)
+        min_actors, max_actors = min(share.min_actors, blocks), min(share.max_actors, blocks)
         return (
             ray.data.from_blocks(pointers)  # from_arrow would start a task for each block first
             .map_batches(
                 prepare_rows,
-                fn_kwargs={
-                    "job": self.spec,
-                    "tracker": self.tracker,
-                    "block_rows": min(task_rows, batch_size * BATCHES_PER_BLOCK),
-                },
+                fn_kwargs={"job": self.spec, "tracker": self.tracker, "block_rows": block_rows},
                 batch_size=None,
                 batch_format="pyarrow",
                 num_cpus=share.prepare_cpus,
@@ -102,7 +102,7 @@ class Pipeline:
                 fn_constructor_kwargs={"job": self.spec, "tracker": self.tracker},
                 batch_size=None,
                 batch_format="pyarrow",
-                compute=ActorPoolStrategy(min_size=share.min_actors, max_size=share.max_actors),
+                compute=ActorPoolStrategy(min_size=min_actors, max_size=max_actors),
                 num_cpus=share.cpus,
                 **({"num_gpus": share.gpus} if share.gpus else {}),
             )

@@ -7,6 +7,7 @@ the data travels. A row that cannot be preprocessed becomes a row that says why.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -145,6 +146,8 @@ def preprocessor_for(config: EvalConfig) -> Preprocessor:
 
 def job_processor(config: EvalConfig) -> ProcessorMixin:
     """The model's processor with the job's conversation checked and its pixel limits applied."""
+    # its only warning says that a model without a fast image processor uses its ordinary one
+    logging.getLogger("transformers.models.auto.image_processing_auto").setLevel(logging.ERROR)
     processor = load_processor(
         config.model, revision=config.revision, trust_remote_code=config.trust_remote_code
     )
