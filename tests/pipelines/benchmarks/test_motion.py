@@ -1,4 +1,4 @@
-"""`motion`: its files, and its answers against a reading of the clip that looks at where things are, frame by frame."""
+"""`motion`: its files, and its answers against positions of the things in each frame."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def path(clip: Clip, name: str) -> list[tuple[float, float] | None]:
-    """Where the thing of that name is in each frame; None where it is not to be seen."""
+    """Return the position of the thing of that name in each frame; None where it is hidden."""
     places: list[tuple[float, float] | None] = []
     for frame in range(clip.length):
         found = [
@@ -48,7 +48,7 @@ def direction(places: list[tuple[float, float] | None]) -> str:
 
 
 def when(places: list[tuple[float, float] | None]) -> float:
-    """The first frame that differs from the one before."""
+    """Return the first frame that differs from the one before."""
     return next(at for at, (one, other) in enumerate(pairwise(places)) if one != other)
 
 
@@ -72,7 +72,7 @@ def answer(clip: Clip, kind: str, text: str) -> str:
     return "appears" if first is None else "disappears" if last is None else "stays"
 
 
-def test_answers_are_what_the_clip_shows() -> None:
+def test_answers_match_the_clip_and_are_balanced() -> None:
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for number in range(250):
         rng = motion.rng_for("test", 0, number)
@@ -88,7 +88,7 @@ def test_answers_are_what_the_clip_shows() -> None:
         )
 
 
-def test_clips_are_what_the_manifest_says(manifest: Path) -> None:
+def test_clips_have_the_frames_of_their_description(manifest: Path) -> None:
     found = rows(manifest)
     assert len({row["id"] for row in found}) == FEW
     for row in found:
@@ -101,7 +101,7 @@ def test_clips_are_what_the_manifest_says(manifest: Path) -> None:
         assert frames[0].shape == (96, 96, 3)
 
 
-def test_the_same_bytes_twice(manifest: Path, tmp_path: Path) -> None:
+def test_make_twice_writes_the_same_bytes(manifest: Path, tmp_path: Path) -> None:
     again = motion.make(tmp_path, "test", FEW)
     assert again.read_bytes() == manifest.read_bytes()
     for row in rows(manifest):
@@ -122,8 +122,8 @@ def test_splits_share_no_clip() -> None:
         motion.make(Path("nowhere"), "tset")
 
 
-def test_no_event_hides_between_the_eight_frames_that_a_model_sees() -> None:
-    """What moves has moved, and what appears or disappears is seen with and without it."""
+def test_events_are_visible_in_eight_sampled_frames() -> None:
+    """A thing that appears or disappears is in some of the eight frames and not in others."""
     for number in range(100):
         clip = motion.clip(motion.rng_for("test", 0, number))
         scenes = [clip.at(int(frame)) for frame in np.linspace(0, clip.length - 1, 8)]

@@ -1,4 +1,4 @@
-"""Raw answers to scores, by hand: what the official scorers make of answers as models give them."""
+"""Scores of raw answers by hand, as the official scorers give them."""
 
 from __future__ import annotations
 
@@ -147,7 +147,9 @@ CLIPS = [
         *((name, *case) for case in BENCH for name in ("mmbench", "mmbench_cn")),
     ],
 )
-def test_an_answer_is_right_or_wrong(name: str, said: str, right: str, score: int) -> None:
+def test_score_of_a_raw_answer_equals_the_official_one(
+    name: str, said: str, right: str, score: int
+) -> None:
     options = (
         ("a small dog", "two cats", "none", "Zürich")
         if "mmbench" in name
@@ -172,7 +174,7 @@ TEN = ["yes"] * 4 + ["no"] * 3 + ["maybe"] * 2 + ["a  Dog!"]
         (REFUSAL, 0.0),
     ],
 )
-def test_vqa_accuracy(name: str, said: str, score: float) -> None:
+def test_vqa_score_of_ten_answers(name: str, said: str, score: float) -> None:
     found = benchmark(name).score(row(TEN), said)
     assert found.score == pytest.approx(score)
     assert found.correct is (score == 1.0)
@@ -183,12 +185,12 @@ def test_vqa_accuracy(name: str, said: str, score: float) -> None:
     ("said", "score"),
     [("2", 1), ("Two.", 1), ("Café!", 1), ("CAFE", 0), ("A.", 0), ("(a)", 0), ("two or café", 0)],
 )
-def test_vqa_accuracy_of_a_tie(said: str, score: int) -> None:
+def test_vqa_score_of_a_tie_is_full_for_both_answers(said: str, score: int) -> None:
     assert benchmark("vqav2").score(row(["two", "café"] * 5), said) == (float(score), bool(score))
 
 
-def test_leave_one_out() -> None:
-    """The definition: the mean over people of min(1, others who agree / 3)."""
+def test_accuracy_equals_its_leave_one_out_definition() -> None:
+    """Compare with the mean over people of min(1, others who agree / 3)."""
     for same in range(11):
         answers = ["x"] * same + ["y"] * (10 - same)
         each = [min(1.0, (answers[:out] + answers[out + 1 :]).count("x") / 3) for out in range(10)]
@@ -228,5 +230,5 @@ def test_leave_one_out() -> None:
         ("?!", ""),
     ],
 )
-def test_answers_are_normalised(said: str, compared: str) -> None:
+def test_normalised_answer_equals_the_servers(said: str, compared: str) -> None:
     assert normalised(said) == compared

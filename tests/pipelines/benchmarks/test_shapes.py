@@ -1,4 +1,4 @@
-"""`shapes`: its files, its splits, and its answers against a reading of the scene that shares no code with it."""
+"""`shapes`: its files, its splits, and its answers against an independent reading of the scene."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def rows(manifest: Path) -> list[dict]:
 
 
 def things(scene: Scene, text: str) -> list[Thing]:
-    """All things that the words of `text` describe."""
+    """Return all things that the words of `text` describe."""
     words = [
         "cross" if word == "crosses" else word.removesuffix("s") if word != "cross" else word
         for word in text.split()
@@ -45,7 +45,7 @@ def things(scene: Scene, text: str) -> list[Thing]:
 
 
 def answer(scene: Scene, kind: str, text: str) -> str:
-    """Read the question as a person would, and the scene."""
+    """Answer the question from its words and the scene."""
     text = text.rstrip("?.")
     if kind == "relation":
         first, second = re.split(
@@ -80,7 +80,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return shapes.make(tmp_path_factory.mktemp("data"), "test", FEW)
 
 
-def test_the_same_bytes_twice(manifest: Path, tmp_path: Path) -> None:
+def test_make_twice_writes_the_same_bytes(manifest: Path, tmp_path: Path) -> None:
     again = shapes.make(tmp_path, "test", FEW)
     assert again.read_bytes() == manifest.read_bytes()
     for row in rows(manifest):
@@ -89,9 +89,7 @@ def test_the_same_bytes_twice(manifest: Path, tmp_path: Path) -> None:
         ).read_bytes()
 
 
-def test_a_finished_manifest_is_not_touched_and_a_killed_call_leaves_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_make_resumes_after_a_killed_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = []
 
     def dies(scene: Scene) -> np.ndarray:
@@ -114,13 +112,13 @@ def test_a_finished_manifest_is_not_touched_and_a_killed_call_leaves_none(
     )  # the one that failed, again
 
 
-def test_a_part_is_the_beginning_of_the_whole(manifest: Path) -> None:
+def test_partial_manifest_is_the_beginning_of_the_full_one(manifest: Path) -> None:
     part = shapes.make(manifest.parents[2], "test", 50)
     assert rows(part) == rows(manifest)[:50]
     assert len(rows(part)) == 50
 
 
-def test_rows_are_complete(manifest: Path) -> None:
+def test_manifest_rows_have_ids_options_and_images(manifest: Path) -> None:
     found = rows(manifest)
     assert len(found) == FEW
     assert len({row["id"] for row in found}) == FEW
@@ -141,7 +139,7 @@ def test_splits_share_no_scene() -> None:
         shapes.make(Path("nowhere"), "tests")
 
 
-def test_answers_are_what_the_scene_says() -> None:
+def test_answers_match_the_scene() -> None:
     asked = 0
     for number in range(150):
         rng = shapes.rng_for("test", 0, number)
@@ -152,7 +150,7 @@ def test_answers_are_what_the_scene_says() -> None:
     assert asked > 800
 
 
-def test_answers_are_balanced() -> None:
+def test_answers_are_balanced_within_each_type() -> None:
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for number in range(400):
         rng = shapes.rng_for("test", 0, number)
@@ -166,8 +164,8 @@ def test_answers_are_balanced() -> None:
     assert abs(yes - 0.5) < 0.1
 
 
-def test_a_no_is_near() -> None:
-    """Of nearly all shapes that are asked for in vain the shape and the colour are in the picture, apart."""
+def test_absent_pairs_have_colour_and_shape_in_the_picture() -> None:
+    """The colour and the shape of nearly all absent pairs are in the picture, on other things."""
     near = []
     for number in range(200):
         rng = shapes.rng_for("test", 0, number)
@@ -179,7 +177,7 @@ def test_a_no_is_near() -> None:
     assert sum(near) / len(near) > 0.9
 
 
-def test_points_are_where_phrases_end() -> None:
+def test_phrase_targets_end_at_their_noun() -> None:
     for number in range(40):
         rng = shapes.rng_for("train", 0, number)
         scene = shapes.scene(rng)
@@ -190,8 +188,8 @@ def test_points_are_where_phrases_end() -> None:
                     assert all(text[-1] in (scene.things[n].shape, "thing") for n in target.numbers)
 
 
-def test_labels_say_what_is_drawn() -> None:
-    """A patch that a thing has to itself has its colour; the patch of its centre is its own."""
+def test_labels_match_the_drawn_pixels() -> None:
+    """A patch covered by one thing has its colour; the patch of a centre belongs to its thing."""
     for scene in scenes("test", 30):
         seen, picture = labels(scene), draw(scene).astype(float)
         for number, thing in enumerate(scene.things):

@@ -1,4 +1,4 @@
-"""What the official scorers report of all answers together: by hand, from tables of a few rows."""
+"""Metrics of the official scorers, computed by hand from tables of a few rows."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ import pyarrow as pa
 import pytest
 
 from pipelines.benchmarks import benchmark
-from pipelines.metrics import summary
-from pipelines.metrics import intervals
+from pipelines.metrics import intervals, summary
 from pipelines.metrics.answer_metrics import AnswerArrays, value
 from pipelines.results.answer_schema import ANSWER_SCHEMA
 
 
-def sheet(rows: Sequence[dict[str, Any]]) -> AnswerArrays:
+def answer_arrays(rows: Sequence[dict[str, Any]]) -> AnswerArrays:
     full = [
         {
             "row_id": str(number),
@@ -30,12 +29,14 @@ def sheet(rows: Sequence[dict[str, Any]]) -> AnswerArrays:
     return AnswerArrays(pa.Table.from_pylist(full, schema=ANSWER_SCHEMA))
 
 
-def figures(name: str, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    return {key: value(figure) for key, figure in benchmark(name).metrics(sheet(rows)).items()}
+def metric_values(name: str, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    return {
+        key: value(figure) for key, figure in benchmark(name).metrics(answer_arrays(rows)).items()
+    }
 
 
-def test_pope_by_split() -> None:
-    """Confusions by hand; a split without a yes has no precision and is no error."""
+def test_pope_metrics_by_split_equal_confusions_by_hand() -> None:
+    """A split without a yes has a precision of 0 and is not an error."""
     said = {
         "adversarial": [
             ("yes", 1),
@@ -52,7 +53,7 @@ def test_pope_by_split() -> None:
         for label, right in answers
     ]
     rows.append({"type": "random", "reference": ["yes"], "status": "error"})
-    found = figures("pope", rows)
+    found = metric_values("pope", rows)
     assert found["adversarial/precision"] == pytest.approx(2 / 3)
     assert found["adversarial/recall"] == pytest.approx(2 / 3)
     assert found["adversarial/f1"] == pytest.approx(2 / 3)
@@ -63,8 +64,8 @@ def test_pope_by_split() -> None:
     assert found["accuracy"] == pytest.approx((3 / 5 + 1 / 2) / 2)
 
 
-def test_mme_points() -> None:
-    """Existence: three of four right and one of two images whole. OCR: one image, of which a row was not answered."""
+def test_mme_points_leave_out_incomplete_images() -> None:
+    """Existence has one of two images complete; OCR has an image with an unanswered row."""
     rows = [
         {"row_id": f"existence/{image}/{place}", "type": "existence", "correct": right}
         for image, place, right in [
@@ -80,7 +81,7 @@ def test_mme_points() -> None:
         {"row_id": "code_reasoning/1/a", "type": "code_reasoning", "correct": True},
         {"row_id": "code_reasoning/1/b", "type": "code_reasoning", "correct": True},
     ]
-    found = figures("mme", rows)
+    found = metric_values("mme", rows)
     assert found["existence/points"] == pytest.approx(100 * 0.75 + 100 * 0.5)
     assert found["existence/acc_plus"] == pytest.approx(0.5)
     assert found["OCR/points"] == pytest.approx(100)
@@ -89,11 +90,12 @@ def test_mme_points() -> None:
     assert found["total"] == pytest.approx(425)
 
 
-def test_mmbench_circular() -> None:
-    """Question 1 is right in all rotations, 2 in its plain one only, and 3 has a rotation without an answer."""
+def test_mmbench_circular_needs_all_rotations() -> None:
+    """Question 1 is right in all rotations, 2 in one, and 3 has an unanswered rotation."""
     rows = [
-        ("1", True), ("1000001", True), ("2000001", True), ("2", True), ("1000002", False), ("3", True),
-    ]  # fmt: skip
+        *[("1", True), ("1000001", True), ("2000001", True)],
+        *[("2", True), ("1000002", False), ("3", True)],
+    ]
     table = [
         {
             "row_id": id,
@@ -105,7 +107,7 @@ def test_mmbench_circular() -> None:
         for id, right in rows
     ]
     table.append({"row_id": "1000003", "status": "error", "type": "c", "options": ["x", "y"]})
-    found = figures("mmbench", table)
+    found = metric_values("mmbench", table)
     assert found["circular"] == pytest.approx(1 / 2)
     assert found["plain"] == pytest.approx(1)
     assert found["every_row"] == pytest.approx(5 / 6)
@@ -114,20 +116,20 @@ def test_mmbench_circular() -> None:
     assert found["circular_chance"] == pytest.approx((1 / 8 + 1 / 4) / 2)
 
 
-def test_gqa_open_and_binary() -> None:
+def test_gqa_metrics_by_structure_semantics_and_words() -> None:
     rows = [
         {"type": "query", "correct": True, "meta": [("semantic", "rel")], "question": "what is it"},
         {"type": "query", "correct": False, "meta": [("semantic", "attr")]},
         {"type": "verify", "correct": True, "meta": [("semantic", "attr")]},
         {"type": "choose", "correct": False},
     ]
-    found = figures("gqa", rows)
+    found = metric_values("gqa", rows)
     assert (found["accuracy"], found["open"], found["binary"]) == (0.5, 0.5, 0.5)
     assert (found["semantic/attr"], found["semantic/rel"]) == (0.5, 1.0)
     assert (found["words/02"], found["words/03"]) == (pytest.approx(1 / 3), 1.0)
 
 
-def test_scienceqa_by_subject_modality_and_grade() -> None:
+def test_scienceqa_metrics_by_subject_modality_and_grade() -> None:
     rows = [
         {
             "type": "natural science",
@@ -146,8 +148,8 @@ def test_scienceqa_by_subject_modality_and_grade() -> None:
         },
     ]
     rows = [{**each, "options": ["a", "b", "c"]} for each in rows]
-    found = figures("scienceqa", rows)
-    metrics = summary.summarise(sheet(rows).table, None, benchmark("scienceqa"))
+    found = metric_values("scienceqa", rows)
+    metrics = summary.summarise(answer_arrays(rows).table, None, benchmark("scienceqa"))
     assert metrics["scienceqa.natural science.accuracy"] == 0.5
     assert metrics["scienceqa.social science.accuracy"] == 1
     assert found["img"] == pytest.approx(1 / 2)
@@ -157,8 +159,8 @@ def test_scienceqa_by_subject_modality_and_grade() -> None:
     assert found["chance"] == pytest.approx(1 / 3)
 
 
-def test_headlines_have_intervals_and_retention() -> None:
-    """F1's interval against a plain bootstrap; the unmodified model's answers to the same rows keep all of it."""
+def test_f1_interval_equals_a_plain_bootstrap() -> None:
+    """The retention of the same answers is 1."""
     dice = np.random.default_rng(0)
     rows = [
         {
@@ -172,7 +174,7 @@ def test_headlines_have_intervals_and_retention() -> None:
         for label in ("yes", "no")
     ]
     bench = benchmark("pope")
-    answers = sheet(rows).table
+    answers = answer_arrays(rows).table
     metrics = summary.summarise(answers, answers, bench)
     assert metrics["accuracy"] == pytest.approx(metrics["pope.f1"])
     assert metrics["accuracy_retention"] == pytest.approx(1)
@@ -188,7 +190,7 @@ def test_headlines_have_intervals_and_retention() -> None:
     assert metrics["accuracy_ci_high"] == pytest.approx(high, abs=0.15 * (high - low))
 
 
-def test_an_accuracy_of_points_is_a_share_of_them() -> None:
+def test_accuracy_of_points_is_a_share_of_the_maximum() -> None:
     rows = [
         {
             "row_id": f"{subtask}/{image}/{place}",
@@ -200,15 +202,17 @@ def test_an_accuracy_of_points_is_a_share_of_them() -> None:
         for image in range(3)
         for place in "ab"
     ]
-    metrics = summary.summarise(sheet(rows).table, None, benchmark("mme"))
+    metrics = summary.summarise(answer_arrays(rows).table, None, benchmark("mme"))
     assert metrics["mme.total"] == pytest.approx(400)
     assert metrics["accuracy"] == pytest.approx(400 / 2800)
     parts = intervals.RatioSum([1.0], [np.array([1.0, 0.0])], [np.array([0.0, 0.0])])
     assert intervals.ratio_sum(parts, np.array([0, 1])).value == 0
 
 
-def test_a_headline_of_no_row_is_left_out() -> None:
+def test_headline_without_rows_is_left_out() -> None:
     rows = [{"correct": True, "meta": [("image", "no"), ("text", "no")], "options": ["a", "b"]}]
-    metrics = summary.summarise(sheet(rows).table, sheet(rows).table, benchmark("scienceqa"))
+    metrics = summary.summarise(
+        answer_arrays(rows).table, answer_arrays(rows).table, benchmark("scienceqa")
+    )
     assert metrics["scienceqa.all"] == 1
     assert not {"accuracy", "accuracy_retention", "scienceqa.img"} & set(metrics)

@@ -1,4 +1,4 @@
-"""A run beside another on the same rows, against plain loops over the rows."""
+"""Comparison of two runs on the same rows, against plain loops over the rows."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import pyarrow as pa
 import pytest
 
 from pipelines.benchmarks import benchmark
-from pipelines.metrics import comparison, significance, summary
-from pipelines.metrics import intervals
+from pipelines.metrics import comparison, intervals, significance, summary
 from pipelines.metrics.answer_metrics import AnswerArrays, value
 from pipelines.metrics.comparison import PairedAnswers
 from pipelines.results.answer_schema import ANSWER_SCHEMA
@@ -23,7 +22,7 @@ def table(rows: list[dict[str, Any]]) -> pa.Table:
     )
 
 
-def plain(seed: int, rows: int = 200, per_medium: int = 3, right: float = 0.6) -> pa.Table:
+def random_answers(seed: int, rows: int = 200, per_medium: int = 3, right: float = 0.6) -> pa.Table:
     dice = random.Random(seed)
     found = []
     for number in range(rows):
@@ -40,7 +39,7 @@ def plain(seed: int, rows: int = 200, per_medium: int = 3, right: float = 0.6) -
     return table(found)
 
 
-def known(answers: pa.Table) -> dict[str, float]:
+def scores_by_id(answers: pa.Table) -> dict[str, float]:
     rows = answers.to_pylist()
     return {
         row["row_id"]: float(row["correct"])
@@ -49,9 +48,9 @@ def known(answers: pa.Table) -> dict[str, float]:
     }
 
 
-def test_pairs_are_the_rows_that_both_have_answered() -> None:
-    ours, theirs = plain(1), plain(2).slice(0, 150)
-    mine, other = known(ours), known(theirs)
+def test_pairs_are_the_rows_answered_by_both() -> None:
+    ours, theirs = random_answers(1), random_answers(2).slice(0, 150)
+    mine, other = scores_by_id(ours), scores_by_id(theirs)
     both = sorted(mine.keys() & other.keys())
     found = PairedAnswers.of(ours, theirs, benchmark("manifest")).metrics()
     assert len(mine) > found["rows_compared"] == len(both) > 50
@@ -67,9 +66,9 @@ def test_pairs_are_the_rows_that_both_have_answered() -> None:
     assert found["rows_needed"] == significance.rows_needed(spread)
 
 
-def test_each_type_keeps_its_own() -> None:
-    ours, theirs = plain(3, right=0.5), plain(4, right=0.8)
-    mine, other = known(ours), known(theirs)
+def test_retention_of_each_type_equals_a_plain_loop() -> None:
+    ours, theirs = random_answers(3, right=0.5), random_answers(4, right=0.8)
+    mine, other = scores_by_id(ours), scores_by_id(theirs)
     metrics = summary.summarise(ours, theirs, benchmark("manifest"))
     for place, kind in enumerate(("color", "count")):
         both = [each for each in mine.keys() & other.keys() if int(each) % 2 == place]
@@ -78,19 +77,22 @@ def test_each_type_keeps_its_own() -> None:
         assert metrics[f"manifest.{kind}.accuracy_retention_ci_low"] < kept
 
 
-def test_one_question_a_medium_is_mcnemars_test() -> None:
-    ours, theirs = plain(5, per_medium=1, right=0.5), plain(6, per_medium=1, right=0.8)
+def test_p_value_is_mcnemars_for_one_question_a_medium() -> None:
+    ours, theirs = (
+        random_answers(5, per_medium=1, right=0.5),
+        random_answers(6, per_medium=1, right=0.8),
+    )
     pair = PairedAnswers.of(ours, theirs, benchmark("manifest"))
     lost, gained = int(pair.lost.sum()), int(pair.gained.sum())
     assert pair.metrics()["p_value"] == significance.mcnemar(lost, gained) < 0.05
-    pair = PairedAnswers.of(plain(5), plain(6), benchmark("manifest"))
+    pair = PairedAnswers.of(random_answers(5), random_answers(6), benchmark("manifest"))
     assert pair.metrics()["p_value"] != significance.mcnemar(
         int(pair.lost.sum()), int(pair.gained.sum())
     )
 
 
 def rotations(seed: int, right: float, broken: str | None = None) -> pa.Table:
-    """MMBench: 60 questions, each asked in four rotations about its own image."""
+    """Return answers to 60 questions of MMBench, each in four rotations about its own image."""
     dice = random.Random(seed)
     rows = []
     for number in range(240):
@@ -105,7 +107,7 @@ def rotations(seed: int, right: float, broken: str | None = None) -> pa.Table:
     return table(rows)
 
 
-def whole(answers: pa.Table, question: int) -> bool:
+def all_rotations_right(answers: pa.Table, question: int) -> bool:
     rows = [row for row in answers.to_pylist() if int(row["row_id"]) % 1_000_000 == question]
     assert len(rows) == 4
     return all(row["correct"] for row in rows)
@@ -114,7 +116,9 @@ def whole(answers: pa.Table, question: int) -> bool:
 def test_mmbench_counts_questions_not_rotations() -> None:
     ours, theirs = rotations(1, 0.8), rotations(2, 0.95)
     metrics = summary.summarise(ours, theirs, benchmark("mmbench"))
-    right = [(whole(ours, each), whole(theirs, each)) for each in range(60)]
+    right = [
+        (all_rotations_right(ours, each), all_rotations_right(theirs, each)) for each in range(60)
+    ]
     interval = intervals.wilson(sum(one for one, _ in right), 60)
     assert [metrics[f"accuracy{end}"] for end in ("", "_ci_low", "_ci_high")] == pytest.approx(
         list(interval)
@@ -126,8 +130,8 @@ def test_mmbench_counts_questions_not_rotations() -> None:
     )
 
 
-def test_what_counts_together_is_compared_together() -> None:
-    """A question of which one run lacks a rotation is in neither's number."""
+def test_question_with_a_missing_rotation_counts_in_neither_run() -> None:
+    """It is left out of both runs, whichever run lacks the rotation."""
     ours, theirs = rotations(3, 0.9), rotations(4, 0.95, broken="2000007")
     for one, other in ((ours, theirs), (theirs, ours)):
         pair = PairedAnswers.of(one, other, benchmark("mmbench"))
@@ -135,7 +139,8 @@ def test_what_counts_together_is_compared_together() -> None:
         left = [each for each in range(60) if each != 7]
         assert kept is not None
         assert kept.value == pytest.approx(
-            sum(whole(one, each) for each in left) / sum(whole(other, each) for each in left)
+            sum(all_rotations_right(one, each) for each in left)
+            / sum(all_rotations_right(other, each) for each in left)
         )
     gone = theirs.filter(pa.array([row != "2000007" for row in theirs["row_id"].to_pylist()]))
     assert (
@@ -145,19 +150,20 @@ def test_what_counts_together_is_compared_together() -> None:
 
 
 def needed(changes: list[int], rows: int) -> int | None:
-    """By hand: as many rows as these have, for a spread of changes that are independent."""
+    """Return the rows needed for independent changes, by hand."""
     mean = sum(changes) / len(changes)
     spread = sum((change - mean) ** 2 for change in changes) / len(changes)
     return significance.rows_needed(spread * rows / len(changes))
 
 
-def test_rows_needed_are_rows_of_the_data_set() -> None:
-    """Not questions, of which MMBench has one for four rows; nor ScienceQA's images, which are of some rows alone."""
+def test_rows_needed_counts_rows_of_the_data_set() -> None:
+    """MMBench has four rows a question, and only some rows of ScienceQA have images."""
     ours, theirs = rotations(5, 0.9), rotations(6, 0.95)
     metrics = PairedAnswers.of(ours, theirs, benchmark("mmbench")).metrics()
     assert metrics["rows_compared"] == 240
     assert metrics["rows_needed"] == needed(
-        [whole(ours, each) - whole(theirs, each) for each in range(60)], 240
+        [all_rotations_right(ours, each) - all_rotations_right(theirs, each) for each in range(60)],
+        240,
     )
 
     def science(seed: int, right: float) -> pa.Table:
@@ -168,7 +174,7 @@ def test_rows_needed_are_rows_of_the_data_set() -> None:
         )
 
     ours, theirs = science(1, 0.6), science(2, 0.8)
-    mine, other = known(ours), known(theirs)
+    mine, other = scores_by_id(ours), scores_by_id(theirs)
     metrics = PairedAnswers.of(ours, theirs, benchmark("scienceqa")).metrics()
     assert metrics["rows_compared"] == 150
     assert metrics["rows_needed"] == needed(
@@ -176,8 +182,8 @@ def test_rows_needed_are_rows_of_the_data_set() -> None:
     )
 
 
-def test_a_number_that_is_no_mean_is_tested_by_swapping_media() -> None:
-    """POPE's F1, against a plain loop that swaps images."""
+def test_p_value_of_f1_equals_a_loop_that_swaps_images() -> None:
+    """POPE's F1 is not a mean."""
     dice = np.random.default_rng(0)
 
     def run(right: float) -> pa.Table:
@@ -214,9 +220,9 @@ def test_a_number_that_is_no_mean_is_tested_by_swapping_media() -> None:
     assert found == pytest.approx(extreme / 1000, abs=0.05)
 
 
-def test_hard_rows_are_those_that_a_coarser_picture_gets_wrong() -> None:
-    ours, coarse = plain(7, right=0.8), plain(8)
-    mine, theirs = known(ours), known(coarse)
+def test_hard_split_has_the_rows_that_downsampling_gets_wrong() -> None:
+    ours, coarse = random_answers(7, right=0.8), random_answers(8)
+    mine, theirs = scores_by_id(ours), scores_by_id(coarse)
     rows = [each for each in mine.keys() & theirs.keys() if theirs[each] == 0]
     found = comparison.hard_split(ours, coarse, benchmark("manifest"))
     assert found is not None
@@ -230,9 +236,9 @@ def test_hard_rows_are_those_that_a_coarser_picture_gets_wrong() -> None:
     assert comparison.hard_split(fine, fine, benchmark("manifest")) is None
 
 
-def test_nothing_in_common_is_no_number() -> None:
+def test_runs_without_common_rows_have_no_metrics() -> None:
     one, other = (
-        plain(9).slice(0, 20),
+        random_answers(9).slice(0, 20),
         table([{"row_id": "elsewhere", "media": ["a"], "correct": True}]),
     )
     assert PairedAnswers.of(one, other, benchmark("manifest")).metrics() == {}

@@ -1,4 +1,4 @@
-"""Tests of difference and how many rows they take, against scipy and statsmodels."""
+"""Significance tests and the rows they need, against scipy and statsmodels."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.metrics import significance
-from pipelines.metrics import intervals
+from pipelines.metrics import intervals, significance
 from pipelines.metrics.intervals import Interval, RatioSum
 
 scipy_stats = pytest.importorskip("scipy.stats")
@@ -18,14 +17,14 @@ power = pytest.importorskip("statsmodels.stats.power")
 proportion = pytest.importorskip("statsmodels.stats.proportion")
 
 
-def mean_of(values: np.ndarray) -> RatioSum:
+def as_mean(values: np.ndarray) -> RatioSum:
     return RatioSum([1.0], [values.astype(np.float64)], [np.ones(len(values))])
 
 
-def answered(
+def clustered_runs(
     seed: int, media: int, most: int, gain: float = 0.0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Right and wrong of two runs, alike within a medium, and the medium of each row."""
+    """Return the scores of two runs, similar within a medium, and the medium of each row."""
     dice = np.random.default_rng(seed)
     cluster = np.repeat(np.arange(media), dice.integers(1, most + 1, media))
     easy = dice.uniform(0.1, 0.9, media)[cluster]
@@ -39,7 +38,7 @@ def answered(
 
 
 @given(st.integers(0, 400), st.integers(0, 400))
-def test_mcnemar_is_scipys_and_statsmodels(lost: int, gained: int) -> None:
+def test_mcnemar_equals_scipy_and_statsmodels(lost: int, gained: int) -> None:
     found = significance.mcnemar(lost, gained)
     assert found == significance.mcnemar(gained, lost)
     if lost + gained:
@@ -51,14 +50,14 @@ def test_mcnemar_is_scipys_and_statsmodels(lost: int, gained: int) -> None:
         assert found == 1
 
 
-def test_mcnemar_of_many_rows() -> None:
+def test_mcnemar_of_many_rows_equals_scipy() -> None:
     assert significance.mcnemar(60_000, 61_000) == pytest.approx(
         scipy_stats.binomtest(60_000, 121_000).pvalue, rel=1e-6
     )
 
 
 @given(st.integers(1, 10_000), st.data())
-def test_wilson_is_statsmodels(rows: int, data: st.DataObject) -> None:
+def test_wilson_equals_statsmodels(rows: int, data: st.DataObject) -> None:
     right = data.draw(st.integers(0, rows))
     low, high = proportion.proportion_confint(right, rows, method="wilson")
     assert intervals.wilson(right, rows)[1:] == pytest.approx((low, high), abs=1e-12)
@@ -68,23 +67,23 @@ def test_wilson_is_statsmodels(rows: int, data: st.DataObject) -> None:
     max_examples=20
 )  # statsmodels collects garbage each time, which takes a while beside torch
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
-def test_holm_is_statsmodels(found: list[float]) -> None:
+def test_holm_equals_statsmodels(found: list[float]) -> None:
     assert significance.holm(found) == pytest.approx(
         multitest.multipletests(found, method="holm")[1], abs=1e-12
     )
 
 
-def test_one_question_a_medium_is_mcnemar() -> None:
-    ours, theirs, cluster = answered(0, 300, 1)
+def test_p_value_of_one_question_a_medium_equals_statsmodels_mcnemar() -> None:
+    ours, theirs, cluster = clustered_runs(0, 300, 1)
     lost, gained = int((ours < theirs).sum()), int((ours > theirs).sum())
     assert lost != gained
-    found = significance.paired_p_value(mean_of(ours), mean_of(theirs), cluster)
+    found = significance.paired_p_value(as_mean(ours), as_mean(theirs), cluster)
     assert found == pytest.approx(contingency.mcnemar([[0, lost], [gained, 0]], exact=True).pvalue)
 
 
 @pytest.mark.parametrize(("seed", "gain"), [(1, 0.0), (2, 0.1), (3, 0.1), (4, 0.2), (5, -0.1)])
-def test_swaps_are_scipys_permutation_test(seed: int, gain: float) -> None:
-    ours, theirs, cluster = answered(seed, 80, 5, gain)
+def test_p_value_of_clusters_equals_scipys_permutation_test(seed: int, gain: float) -> None:
+    ours, theirs, cluster = clustered_runs(seed, 80, 5, gain)
     sums = [np.bincount(cluster, weights=values) for values in (ours, theirs)]
     expected = scipy_stats.permutation_test(
         sums,
@@ -95,50 +94,52 @@ def test_swaps_are_scipys_permutation_test(seed: int, gain: float) -> None:
         alternative="greater",
         rng=np.random.default_rng(seed),
     ).pvalue
-    found = significance.paired_p_value(mean_of(ours), mean_of(theirs), cluster)
+    found = significance.paired_p_value(as_mean(ours), as_mean(theirs), cluster)
     assert found == pytest.approx(expected, abs=4 * np.sqrt(max(expected, 0.001) / 9999) + 0.0002)
-    assert found == significance.paired_p_value(mean_of(ours), mean_of(theirs), cluster)
+    assert found == significance.paired_p_value(as_mean(ours), as_mean(theirs), cluster)
 
 
-def test_swaps_of_single_questions_come_to_mcnemars() -> None:
-    """One row more, which never differs, makes a medium of two: the test is drawn, and nothing else has changed."""
-    ours, theirs, cluster = answered(6, 200, 1, 0.15)
-    exact = significance.paired_p_value(mean_of(ours), mean_of(theirs), cluster)
-    more = (mean_of(np.append(values, 1.0)) for values in (ours, theirs))
-    assert significance.paired_p_value(*more, np.append(cluster, 0)) == pytest.approx(exact, abs=0.02)
+def test_permutation_of_single_questions_approximates_mcnemar() -> None:
+    """One more row, equal in both runs, makes a medium of two, so that swaps are drawn."""
+    ours, theirs, cluster = clustered_runs(6, 200, 1, 0.15)
+    exact = significance.paired_p_value(as_mean(ours), as_mean(theirs), cluster)
+    more = (as_mean(np.append(values, 1.0)) for values in (ours, theirs))
+    assert significance.paired_p_value(*more, np.append(cluster, 0)) == pytest.approx(
+        exact, abs=0.02
+    )
 
 
-def test_equal_runs_do_not_differ_however_alike_within_media() -> None:
-    """Of 300 pairs without a difference about 5 % are found different; row by row it would be far more."""
+def test_false_positive_rate_of_clustered_runs_is_5_percent() -> None:
+    """About 5 % of 300 equal pairs differ significantly; row by row it would be far more."""
     found, naive = 0, 0
     for seed in range(300):
         dice = np.random.default_rng(seed)
         cluster = np.repeat(np.arange(40), 6)
         theirs, ours = ((dice.random((2, 40)) < 0.5) * 1.0)[:, cluster]
-        found += significance.paired_p_value(mean_of(ours), mean_of(theirs), cluster, seed) < 0.05
+        found += significance.paired_p_value(as_mean(ours), as_mean(theirs), cluster, seed) < 0.05
         naive += significance.mcnemar(int((ours < theirs).sum()), int((ours > theirs).sum())) < 0.05
     assert found / 300 < 0.09
     assert naive / 300 > 0.2
 
 
-def test_two_same_runs() -> None:
-    ours, _, cluster = answered(7, 50, 4)
-    assert significance.paired_p_value(mean_of(ours), mean_of(ours), cluster) == 1
-    assert significance.difference_variance(mean_of(ours), mean_of(ours), cluster) == 0
+def test_identical_runs_have_p_value_1_and_no_variance() -> None:
+    ours, _, cluster = clustered_runs(7, 50, 4)
+    assert significance.paired_p_value(as_mean(ours), as_mean(ours), cluster) == 1
+    assert significance.difference_variance(as_mean(ours), as_mean(ours), cluster) == 0
     assert significance.rows_needed(0.0) is None
 
 
-def test_the_variance_is_that_of_the_differences() -> None:
-    ours, theirs, cluster = answered(8, 500, 1)
-    assert significance.difference_variance(mean_of(ours), mean_of(theirs), cluster) == pytest.approx(
-        np.var(ours - theirs)
-    )
+def test_variance_of_single_rows_equals_numpy() -> None:
+    ours, theirs, cluster = clustered_runs(8, 500, 1)
+    assert significance.difference_variance(
+        as_mean(ours), as_mean(theirs), cluster
+    ) == pytest.approx(np.var(ours - theirs))
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_variance_is_that_of_a_bootstrap(seed: int) -> None:
-    """Of media, and of a number that is no mean: two shares of their own, one of them twice."""
-    ours, theirs, cluster = answered(seed, 300, 4, 0.1)
+def test_variance_of_a_ratio_sum_equals_a_bootstrap(seed: int) -> None:
+    """The number is a weighted sum of two shares, resampled by media."""
+    ours, theirs, cluster = clustered_runs(seed, 300, 4, 0.1)
     half = np.random.default_rng(seed).random(len(cluster)) < 0.5
 
     def parts(values: np.ndarray) -> RatioSum:
@@ -158,7 +159,7 @@ def test_the_variance_is_that_of_a_bootstrap(seed: int) -> None:
 
 
 @given(st.floats(0.02, 0.6), st.floats(0.005, 0.1))
-def test_rows_needed_are_statsmodels(spread: float, difference: float) -> None:
+def test_rows_needed_equals_statsmodels(spread: float, difference: float) -> None:
     found = significance.rows_needed(spread, difference)
     assert found is not None
     expected = power.TTestPower().solve_power(
@@ -167,8 +168,8 @@ def test_rows_needed_are_statsmodels(spread: float, difference: float) -> None:
     assert found == pytest.approx(expected, abs=4)  # Student's t asks for two more than the normal
 
 
-def test_that_many_rows_find_it() -> None:
-    """Of samples of that many rows, four of five find a true loss of ten points."""
+def test_rows_needed_give_a_power_of_80_percent() -> None:
+    """Four of five samples of that many rows detect a true loss of ten points."""
     dice = np.random.default_rng(0)
     lost, gained = 0.2, 0.1
     rows = significance.rows_needed(lost + gained - (lost - gained) ** 2, lost - gained)
@@ -177,7 +178,7 @@ def test_that_many_rows_find_it() -> None:
     assert 0.74 < found < 0.84
 
 
-def test_an_average_has_the_interval_of_independent_numbers() -> None:
+def test_average_interval_equals_that_of_independent_draws() -> None:
     dice = np.random.default_rng(0)
     drawn = dice.normal([0.9, 0.8, 1.0], [0.01, 0.02, 0.04], (100_000, 3)).mean(axis=1)
     found = intervals.average(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
-import statistics as plain
+import statistics as stdlib_statistics
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -20,8 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.metrics import summary
-from pipelines.metrics import intervals
+from pipelines.metrics import intervals, summary
 from pipelines.metrics.answer_metrics import AnswerArrays, Metric, mean_over
 from pipelines.results.answer_schema import ANSWER_SCHEMA
 from pipelines.results.answers import AnswerParts
@@ -64,8 +63,8 @@ def answers(rows: list[dict[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=ANSWER_SCHEMA)
 
 
-def drawn(seed: int, rows: int = 400, per_medium: int = 4) -> pa.Table:
-    """Answers as they come: several questions a medium, of which some are harder; errors; rows without a reference."""
+def random_answers(seed: int, rows: int = 400, per_medium: int = 4) -> pa.Table:
+    """Return random answers: several questions a medium, errors, rows without a reference."""
     dice = random.Random(seed)
     hard = [dice.random() for _ in range(rows)]
     found = []
@@ -97,8 +96,8 @@ def drawn(seed: int, rows: int = 400, per_medium: int = 4) -> pa.Table:
     return answers(found)
 
 
-def test_every_metric_by_a_plain_loop() -> None:
-    table, vanilla = drawn(1), drawn(2)
+def test_every_metric_equals_a_plain_loop() -> None:
+    table, vanilla = random_answers(1), random_answers(2)
     found = summary.summarise(table, vanilla, Shapes(), {"wall_s": 12.5, "load_s": 3.0})
     rows = table.to_pylist()
     good = [row for row in rows if row["status"] == "ok"]
@@ -130,30 +129,32 @@ def test_every_metric_by_a_plain_loop() -> None:
         < found["accuracy_retention_ci_high"]
     )
     assert found["visual_retention"] == pytest.approx(
-        plain.fmean(row["budget"] / row["visual_tokens_in"] for row in good)
+        stdlib_statistics.fmean(row["budget"] / row["visual_tokens_in"] for row in good)
     )
-    assert found["visual_tokens_kept"] == pytest.approx(plain.fmean(row["budget"] for row in good))
+    assert found["visual_tokens_kept"] == pytest.approx(
+        stdlib_statistics.fmean(row["budget"] for row in good)
+    )
     seconds = sum(row["prefill_ms"] + row["decode_ms"] for row in good) / 1000
     assert found["samples_per_s"] == pytest.approx(len(good) / seconds)
     assert found["visual_tokens_per_s"] == pytest.approx(
         sum(row["visual_tokens_in"] for row in good) / seconds
     )
     prefill = sorted(row["prefill_ms"] for row in good)
-    assert found["prefill_ms_p50"] == pytest.approx(plain.median(prefill))
+    assert found["prefill_ms_p50"] == pytest.approx(stdlib_statistics.median(prefill))
     place = 0.95 * (len(prefill) - 1)
     below = math.floor(place)
     assert found["prefill_ms_p95"] == pytest.approx(
         prefill[below] + (place - below) * (prefill[below + 1] - prefill[below])
     )
     assert found["compress_ms_p50"] == pytest.approx(
-        plain.median(row["compress_ms"] for row in good)
+        stdlib_statistics.median(row["compress_ms"] for row in good)
     )
     assert found["peak_memory_gib"] == max(row["peak_memory_bytes"] for row in good) / 2**30
     assert (found["wall_s"], found["load_s"]) == (12.5, 3.0)
 
 
-def test_the_order_of_rows_and_where_they_lie_do_not_matter(tmp_path: Any) -> None:
-    table, vanilla = drawn(3), drawn(4)
+def test_metrics_do_not_depend_on_row_order_or_files(tmp_path: Any) -> None:
+    table, vanilla = random_answers(3), random_answers(4)
     found = summary.summarise(table, vanilla, Shapes())
     pq.write_table(table.sort_by("row_id").slice(0, 100), tmp_path / "a.parquet")
     pq.write_table(table.sort_by("row_id").slice(100), tmp_path / "b.parquet")
@@ -164,14 +165,14 @@ def test_the_order_of_rows_and_where_they_lie_do_not_matter(tmp_path: Any) -> No
     }
 
 
-def test_a_score_counts_before_correct() -> None:
+def test_score_takes_precedence_over_correct() -> None:
     rows = [answer(number, f"{number}", number % 2 == 0, score=number / 10) for number in range(10)]
     found = summary.summarise(answers(rows), None, Shapes())
     assert found["accuracy"] == pytest.approx(0.45)
     assert found["accuracy_ci_low"] < 0.45 < found["accuracy_ci_high"]
 
 
-def test_what_is_not_known_is_left_out() -> None:
+def test_unknown_metrics_are_left_out() -> None:
     none = {
         "budget": None,
         "visual_tokens_in": None,
@@ -191,14 +192,14 @@ def test_what_is_not_known_is_left_out() -> None:
 
 
 @given(st.integers(1, 300), st.data())
-def test_wilson_is_scipys(rows: int, data: st.DataObject) -> None:
+def test_wilson_equals_scipy(rows: int, data: st.DataObject) -> None:
     right = data.draw(st.integers(0, rows))
     found = intervals.wilson(right, rows)
     expected = scipy_stats.binomtest(right, rows).proportion_ci(0.95, method="wilson")
     assert found == pytest.approx((right / rows, expected.low, expected.high), abs=1e-12)
 
 
-def test_one_question_a_medium_is_wilson() -> None:
+def test_interval_of_one_question_a_medium_is_wilsons() -> None:
     rows = [answer(number, f"{number}", number < 30) for number in range(40)]
     found = summary.summarise(answers(rows), None, Shapes())
     expected = scipy_stats.binomtest(30, 40).proportion_ci(0.95, method="wilson")
@@ -207,7 +208,7 @@ def test_one_question_a_medium_is_wilson() -> None:
     )
 
 
-def grouped(seed: int, media: int = 60) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def clustered_scores(seed: int, media: int = 60) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     dice = np.random.default_rng(seed)
     cluster = np.repeat(np.arange(media), dice.integers(1, 7, media))
     easy = dice.uniform(0.1, 0.9, media)[cluster]
@@ -219,8 +220,8 @@ def grouped(seed: int, media: int = 60) -> tuple[np.ndarray, np.ndarray, np.ndar
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_bootstrap_is_scipys(seed: int) -> None:
-    ours, theirs, cluster = grouped(seed)
+def test_bootstrap_equals_scipy(seed: int) -> None:
+    ours, theirs, cluster = clustered_scores(seed)
     sums, reference, sizes = (
         np.bincount(cluster, weights=w) for w in (ours, theirs, np.ones_like(ours))
     )
@@ -244,8 +245,8 @@ def test_the_bootstrap_is_scipys(seed: int) -> None:
         assert found.high == pytest.approx(expected.high, abs=0.06 * width)
 
 
-def test_the_interval_covers_what_it_says() -> None:
-    """Media of which some are easy: about 95 of 100 intervals hold the truth; without the media far fewer do."""
+def test_intervals_of_clustered_rows_cover_95_percent() -> None:
+    """Some media are easy: row by row, far fewer intervals would contain the true value."""
     dice = np.random.default_rng(0)
     held, naive = 0, 0
     for _ in range(400):
@@ -259,7 +260,7 @@ def test_the_interval_covers_what_it_says() -> None:
     assert naive / 400 < 0.8
 
 
-def test_no_spread_is_no_certainty() -> None:
+def test_intervals_without_spread_are_not_empty() -> None:
     cluster = np.repeat(np.arange(10), 3)
     found = intervals.mean(np.ones(30), cluster)
     assert found == intervals.wilson(10, 10)
@@ -273,8 +274,8 @@ def test_no_spread_is_no_certainty() -> None:
     assert single.high > 0.8
 
 
-def test_a_seed_gives_the_same_interval() -> None:
-    ours, _, cluster = grouped(9)
+def test_seed_determines_the_interval() -> None:
+    ours, _, cluster = clustered_scores(9)
     assert intervals.mean(ours, cluster, seed=3) == intervals.mean(ours, cluster, seed=3)
     assert intervals.mean(ours, cluster, seed=3) != intervals.mean(ours, cluster, seed=4)
 
@@ -295,7 +296,7 @@ def test_rows_that_share_a_medium_are_one_cluster(media: list[list[str]]) -> Non
     assert not len(found) or sorted(set(found.tolist())) == list(range(found.max() + 1))
 
 
-def test_a_row_without_media_is_alone() -> None:
+def test_row_without_media_is_its_own_cluster() -> None:
     assert (
         len(
             set(
@@ -308,7 +309,7 @@ def test_a_row_without_media_is_alone() -> None:
     )
 
 
-def test_errors_by_class() -> None:
+def test_failures_are_counted_by_class() -> None:
     broken = {"status": "error"}
     rows = [
         answer(1, "a", True),
@@ -334,8 +335,8 @@ def test_errors_by_class() -> None:
     assert summary.failure_lines([]) == ""
 
 
-def test_the_table_is_narrow_and_aligned() -> None:
-    full = summary.summarise(drawn(5), drawn(6), Shapes())
+def test_table_is_aligned_and_at_most_100_wide() -> None:
+    full = summary.summarise(random_answers(5), random_answers(6), Shapes())
     big = {
         **full,
         "visual_tokens_kept": 2880.0,
@@ -355,7 +356,7 @@ def test_the_table_is_narrow_and_aligned() -> None:
     assert lines[2].split()[1:] == ["-"] * 6 + ["0/3"]
 
 
-def test_how_busy_a_gpu_was_is_shown_where_there_was_one() -> None:
+def test_table_shows_gpu_utilization_only_with_a_gpu() -> None:
     assert "GPU" not in summary.table([("vanilla", {"rows_total": 3, "worker_busy": 0.5})])
     points = [("vanilla", {"rows_total": 3, "gpu_busy": 0.957}), ("apet-64", {"rows_total": 3})]
     lines = summary.table(points).splitlines()
@@ -364,11 +365,14 @@ def test_how_busy_a_gpu_was_is_shown_where_there_was_one() -> None:
         "95.7 %",
         "-",
     ]
-    assert summary.summarise(drawn(5), None, Shapes(), {"gpu_busy": 0.957})["gpu_busy"] == 0.957
+    assert (
+        summary.summarise(random_answers(5), None, Shapes(), {"gpu_busy": 0.957})["gpu_busy"]
+        == 0.957
+    )
 
 
-def test_the_sample_shows_errors_and_the_whole_run() -> None:
-    found = json.loads(summary.sample(drawn(7), rows=40))
+def test_sample_has_errors_first_and_spans_the_run() -> None:
+    found = json.loads(summary.sample(random_answers(7), rows=40))
     assert found["columns"][0] == "row_id"
     ids = [line[0] for line in found["data"]]
     assert len(ids) == len(set(ids)) == 40
@@ -380,7 +384,7 @@ def test_the_sample_shows_errors_and_the_whole_run() -> None:
     assert json.loads(summary.sample(answers([])))["data"] == []
 
 
-def test_a_million_rows_take_seconds() -> None:
+def test_retention_of_a_million_rows_is_fast() -> None:
     dice = np.random.default_rng(0)
     values, reference = ((dice.random(1_000_000) < 0.6) * 1.0 for _ in range(2))
     cluster = np.repeat(np.arange(250_000), 4)
@@ -390,8 +394,9 @@ def test_a_million_rows_take_seconds() -> None:
 
 
 @pytest.mark.usefixtures("subprocesses")
-def test_nothing_heavy_is_imported(tmp_path: Path) -> None:
-    """Neither by itself nor where there are errors to list."""
+@pytest.mark.usefixtures("subprocesses")
+def test_summary_imports_nothing_heavy(tmp_path: Path) -> None:
+    """Also when it lists errors. mlflow and pandas would slow down every start."""
     AnswerParts(Folder(str(tmp_path)), ["a", "b"]).write(
         [{"row_id": "a", "status": "error"}, {"row_id": "b", "status": "ok"}]
     )
@@ -400,8 +405,9 @@ def test_nothing_heavy_is_imported(tmp_path: Path) -> None:
 import sys, pipelines.results.run_record
 from pipelines.metrics import summary
 from pipelines.results import answers, storage
-assert len(summary.failures(answers.batches(storage.Folder({str(tmp_path)!r}), summary.ERROR_COLUMNS))) == 1
-assert answers.read(storage.Folder({str(tmp_path)!r})).num_rows == 2
+folder = storage.Folder({str(tmp_path)!r})
+assert len(summary.failures(answers.batches(folder, summary.ERROR_COLUMNS))) == 1
+assert answers.read(folder).num_rows == 2
 print([name for name in {heavy} if name in sys.modules])
 """
     assert (

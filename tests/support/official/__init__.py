@@ -1,4 +1,4 @@
-"""The official benchmarks in miniature: each layout as it lies on disk, with a few rows of its own.
+"""The official benchmarks in miniature: each layout on disk, with a few rows.
 
 bench, split, write = LAYOUTS["gqa of the hub"]
 write(folder)                # the rows by hand

@@ -1,4 +1,4 @@
-"""Files as benchmarks have them: pictures, clips, tables and lists."""
+"""Writers of the files of benchmarks: pictures, clips, tables and lists."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def embedded(shade: int) -> dict[str, Any]:
 
 
 def clip(path: Path, seed: int) -> None:
-    """Nine little frames; an AVI file begins with RIFF."""
+    """Write nine small frames. An AVI file begins with RIFF."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as out:
         stream = out.add_stream("mpeg4", rate=10, width=48, height=32)

@@ -1,4 +1,4 @@
-"""The folders of LLaVA's, Video-LLaVA's and the benchmarks' own evaluation, as they lie on disk."""
+"""The folders of LLaVA's, Video-LLaVA's and the benchmarks' own evaluation."""
 
 from __future__ import annotations
 

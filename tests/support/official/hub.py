@@ -1,4 +1,4 @@
-"""The data sets of the hub, in Parquet."""
+"""The data sets of the hub in Parquet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the fixtures hold: a few rows of each benchmark by hand, with its oddities, and ten plain ones for a run."""
+"""Rows of the fixtures: a few odd ones of each benchmark by hand, and ten plain ones for a run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ CHINESE = "\n请直接回答选项字母。"
 UNANSWERABLE = "\nWhen the provided information is insufficient, respond with 'Unanswerable'."
 YES_NO = " Please answer yes or no."
 SUBJECT = "natural science"
-SUFFIX = {  # what each benchmark ends its questions with
+SUFFIX = {  # the end of each benchmark's prompts
     **dict.fromkeys(("gqa", "mme", "pope", "vqav2", "textvqa"), SHORT),
     **dict.fromkeys(("mmbench", "scienceqa"), LETTER),
     **dict.fromkeys(("tgif", "msvd", "msrvtt"), "?"),
