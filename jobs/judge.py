@@ -115,7 +115,7 @@ def _parser() -> CommandParser:
 def _judge(options: argparse.Namespace, first_run: Folder) -> Judge:
     """The requested judge; a ValueError if an option is missing or belongs to another judge."""
     kind = options.judge or ("endpoint" if os.environ.get(KEY, "").strip() else "offline")
-    given = {}
+    values = {}
     for judges, flags in FLAGS.items():
         for name, *_ in flags:
             value = getattr(options, name.replace("-", "_"))
@@ -126,20 +126,20 @@ def _judge(options: argparse.Namespace, first_run: Folder) -> Judge:
                     " --judge that you mean"
                 )
             if value is not None:
-                given[name.replace("-", "_")] = value
+                values[name.replace("-", "_")] = value
     for name in REQUIRED[kind]:
-        if name not in given:
+        if name not in values:
             raise ValueError(
                 f"--judge {kind} needs --{name}; give it, or use --judge offline, which is a metric"
                 " and not a judge"
             )
     if kind == "offline":
         return judge(kind)
-    cache = given.pop("cache", None)
+    cache = values.pop("cache", None)
     folder = None if cache == "none" else first_run.parent.child("judge-cache")
     if cache not in (None, "none"):
         folder = Folder.of(to_write(cache, "cache"))
-    return judge(kind, cache=folder, **given)
+    return judge(kind, cache=folder, **values)
 
 
 @one_line_errors("judge.py")

@@ -36,10 +36,10 @@ def describe_error(error: BaseException) -> str:
     return f"{type(error).__name__}: {one_line(error)}"[:MAX_ERROR]
 
 
-def did_you_mean(given: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+def did_you_mean(word: str, names: Iterable[str], cutoff: float = 0.6) -> str:
     """End of an error message that suggests the closest known name; empty if none is close."""
-    names = list(known)
-    close = get_close_matches(given, names, 1, cutoff) or [
-        name for name in names if given and name.startswith(given)
+    candidates = list(names)
+    close = get_close_matches(word, candidates, 1, cutoff) or [
+        name for name in candidates if word and name.startswith(word)
     ]
     return f"; did you mean '{close[0]}'?" if close else ""

@@ -113,8 +113,8 @@ def parse_argv(
     """The values that a command line gives, by field, and the YAML file it names, if any."""
     texts = vars(parser.parse(argv))
     file = texts.pop("config", "")
-    given = [flag for flag in flags if flag.field in texts]
-    return {flag.field: _parse(flag, texts[flag.field], flag.option) for flag in given}, file
+    typed = [flag for flag in flags if flag.field in texts]
+    return {flag.field: _parse(flag, texts[flag.field], flag.option) for flag in typed}, file
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -136,14 +136,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def parse_mapping(content: Mapping[str, Any], flags: Sequence[Flag], where: str) -> dict[str, Any]:
     """The values of a YAML mapping, by field. Keys are fields or flags; null means the default."""
-    known = {name: flag for flag in flags for name in (flag.field, flag.key)}
+    by_name = {name: flag for flag in flags for name in (flag.field, flag.key)}
     values: dict[str, Any] = {}
     for key, value in content.items():
         name = str(key).replace("-", "_")
-        if name not in known:
-            hint = did_you_mean(name, known) or "; --help lists all flags"
+        if name not in by_name:
+            hint = did_you_mean(name, by_name) or "; --help lists all flags"
             raise ValueError(f"{where}: unknown key '{key}'{hint}")
-        flag = known[name]
+        flag = by_name[name]
         if flag.field in values:
             raise ValueError(f"{where}: '{key}' is given twice, under two names; keep one")
         if value is not None and value != []:
@@ -151,12 +151,12 @@ def parse_mapping(content: Mapping[str, Any], flags: Sequence[Flag], where: str)
     return values
 
 
-def _parse(flag: Flag, given: Any, where: str) -> Any:
+def _parse(flag: Flag, value: Any, where: str) -> Any:
     """Parse the texts of a flag or the scalars of a key; `where` begins the message of an error."""
-    items = list(given) if isinstance(given, list | tuple) else [given]
+    items = list(value) if isinstance(value, list | tuple) else [value]
     too_many = len(items) > 1 and not flag.repeatable
     if too_many or any(isinstance(item, dict | list) for item in items):
-        raise ValueError(f"{where}: expected one value, not {json.dumps(given, default=str)}")
+        raise ValueError(f"{where}: expected one value, not {json.dumps(value, default=str)}")
     texts = [str(item).lower() if isinstance(item, bool) else str(item) for item in items]
     if flag.comma_separated:
         texts = [part.strip() for text in texts for part in text.split(",")]

@@ -107,8 +107,8 @@ def to_write(path: str, flag: str) -> str:
 
 def _tracking(uri: str | None, output: str) -> str:
     """MLflow's address: the flag's, else the environment's, else a file beside the answers."""
-    if given := uri or os.environ.get("MLFLOW_TRACKING_URI"):
-        return mlflow_address(given)
+    if address := uri or os.environ.get("MLFLOW_TRACKING_URI"):
+        return mlflow_address(address)
     local = output.removeprefix("file://") if output.startswith("file://") else output
     folder = Path(HOME).expanduser() if _URI.match(local) else Path(local)
     return f"{_SQLITE}{folder}/mlflow.db"
