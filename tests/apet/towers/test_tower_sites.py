@@ -223,7 +223,7 @@ def test_half_precision_model_gives_float32_choices(
             self, replace(view, tokens=view.tokens.float(), memory=dict(view.memory))
         )
         kept = kind.select(self, view)
-        assert torch.equal(kept.places, exact.places)
+        assert torch.equal(kept.indices, exact.indices)
         torch.testing.assert_close(kept.tokens, exact.tokens.to(kept.tokens.dtype))
         views.append(view)
         return kept
@@ -338,9 +338,9 @@ def test_visionzip_matches_direct_computation(keep: int, contextual: int, cls: b
         ]
     else:
         want = [merged.get(place, tokens[place]) for place in sorted(dominant + targets)]
-        assert found.places[0].tolist() == sorted(dominant + targets)
+        assert found.indices[0].tolist() == sorted(dominant + targets)
     torch.testing.assert_close(found.tokens[0], torch.stack(want))
-    assert len(set(found.places[0].tolist())) == keep
+    assert len(set(found.indices[0].tolist())) == keep
 
 
 @pytest.mark.parametrize(("count", "keep"), [(36, 28), (36, 18), (7, 4), (2, 1)])
