@@ -58,8 +58,9 @@ def visualize(
     """
     runs = load_runs(uris)
     selected = select_rows(runs, rows, count)
-    permissions = {"trust_remote_code": trust_remote_code, "allow_outside": allow_outside}
-    config = replace(_config(runs[0]), **permissions)
+    config = replace(
+        _config(runs[0]), trust_remote_code=trust_remote_code, allow_outside=allow_outside
+    )
     if model_fingerprint(config.model, config.revision) != runs[0].record.identity["model"]:
         say(f"{config.model} has changed since the runs were made; answers may differ")
     probe = ModelProbe(config)
@@ -117,6 +118,10 @@ def _draw(
     say: Callable[[str], None],
 ) -> list[tuple[dict[str, str], bytes]]:
     """The row's two figures with their entries; `stored` has one answer per selected run."""
+
+    def warn(text: str) -> None:
+        say(redacted(f"{row.row_id}: {text}"))
+
     methods = [run.spec.build() for run in selection.runs]
     outcomes = []
     for run, method, answer in zip(selection.runs, methods, stored, strict=True):
@@ -124,18 +129,14 @@ def _draw(
         outcomes.append(outcome)
         if not outcome.is_reproduced:
             here, before = outcome.generation.answer, answer["prediction"]
-            say(
-                redacted(
-                    f"{row.row_id}: {outcome.name} answers {here!r} here, {before!r} in the run"
-                )
-            )
+            warn(f"{outcome.name} answers {here!r} here, {before!r} in the run")
     apet = next((method for method in methods if isinstance(method, ApET)), ApET(budget=1))
     scores = []
     for score in token_scores(probe, prompt, apet):
         if isinstance(score, TokenScores):
             scores.append(score)
         else:
-            say(redacted(f"{row.row_id}: {score}"))
+            warn(score)
 
     title = f"{probe.config.benchmark}, row {row.row_id}"
     head = _head(title, row)
@@ -143,24 +144,22 @@ def _draw(
     names = " and ".join(outcome.name for outcome in outcomes if outcome.generation.sites)
     answers = "; ".join(map(_describe, outcomes))
     meanings = " ".join(f"{score.name.capitalize()}: {score.meaning}." for score in scores)
-    file = _file_stem(probe.config, selection)
-    return [
-        (
-            {
-                "file": f"{file}-kept.png",
-                "title": f"Tokens kept by {names or 'the model'}, {row.row_id}",
-                "caption": f"{question} {answers}. {selection.reason}".strip(),
-            },
+    figures = {
+        "kept": (
+            f"Tokens kept by {names or 'the model'}, {row.row_id}",
+            f"{question} {answers}. {selection.reason}".strip(),
             kept_figure(prompt, outcomes, head),
         ),
-        (
-            {
-                "file": f"{file}-ranked.png",
-                "title": f"Attention beside the approximation error, {row.row_id}",
-                "caption": f"{question} {meanings}",
-            },
+        "ranked": (
+            f"Attention beside the approximation error, {row.row_id}",
+            f"{question} {meanings}",
             scores_figure(prompt, scores, head),
         ),
+    }
+    stem = _file_stem(probe.config, selection)
+    return [
+        ({"file": f"{stem}-{kind}.png", "title": title, "caption": caption}, png)
+        for kind, (title, caption, png) in figures.items()
     ]
 
 
@@ -199,4 +198,6 @@ def update_list(folder: Folder, entries: Sequence[dict[str, str]]) -> None:
     earlier = json.loads(folder.read(PICTURES_INDEX)) if folder.exists(PICTURES_INDEX) else []
     files = {entry["file"] for entry in entries}
     remaining = [e for e in earlier if e["file"] not in files and folder.exists(e["file"])]
-    folder.write(PICTURES_INDEX, json.dumps([*remaining, *entries], indent=1, ensure_ascii=False).encode())
+    folder.write(
+        PICTURES_INDEX, json.dumps([*remaining, *entries], indent=1, ensure_ascii=False).encode()
+    )

@@ -28,7 +28,7 @@ Values = NDArray[np.floating[Any]]
 COLOURMAP = "viridis"  # perceptually uniform, readable without telling red from green
 VEIL, EDGE = 255, 70  # grey levels: dropped patches fade to white; edges are dark
 SWATCH_COLOUR = np.array([240, 150, 40])
-SWATCH_SIZE, BAR_SIZE = (16, 26), (14, 96)
+SWATCH_SIZE, BAR_SIZE = (16, 26), (14, 64)
 MIN_CLARITY = 0.13  # how much of a patch remains visible if its token is dropped first
 CLIP_PERCENTILE = 98  # end of a colour scale: a few patches have far more attention than the rest
 
@@ -55,12 +55,16 @@ class Outcome:
         marks = {None: ("", INK), True: ("✓ ", RIGHT), False: ("✗ ", WRONG)}
         mark, colour = marks[self.stored["correct"]]
         verdict = f" ({self.verdict})" if self.verdict else ""
-        answer = f"{mark}{quoted(self.stored['prediction'])}{verdict}"
-        lines = [Line(answer, 19, colour, bold=True)]
+        answer = _quoted_answer(self.stored["prediction"])
+        lines = [Line(f"{mark}{answer}{verdict}", 19, colour, bold=True)]
         if not self.is_reproduced:
-            here = f"! answered alone, here: {quoted(self.generation.answer, 120)}"
-            lines.append(Line(here, colour=WRONG))
+            here = _quoted_answer(self.generation.answer)
+            lines.append(Line(f"! alone, it answers {here} here", colour=WRONG))
         return lines
+
+
+def _quoted_answer(text: str | None) -> str:
+    return quoted(text) if text and text.strip() else "nothing"
 
 
 def kept_figure(prompt: Prompt, outcomes: Sequence[Outcome], head: Sequence[Line]) -> bytes:
@@ -194,7 +198,7 @@ def _edges(values: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def quoted(text: str | None, max_characters: int = 200) -> str:
-    """The text on one line in quotation marks; "nothing" if it is empty."""
+    """The text on one line in quotation marks, cut with an ellipsis."""
     line = " ".join((text or "").split())
     ellipsis = "…" if len(line) > max_characters else ""
-    return f"“{line[:max_characters]}{ellipsis}”" if line else "nothing"
+    return f"“{line[:max_characters]}{ellipsis}”"

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from math import ceil
+from typing import Any
 
 import numpy as np
 from matplotlib import font_manager
@@ -27,14 +28,16 @@ from pipelines.data.media.content import Pixels
 # Lengths in pixels.
 WIDTH, MARGIN = 1240, 28
 TEXT_WIDTH = WIDTH - 2 * MARGIN
-COLUMN_GAP, PICTURE_GAP, LINE_GAP = 20, 8, 4
+COLUMN_GAP, PICTURE_GAP, LINE_GAP = 20, 8, 7
 MAX_PICTURE_WIDTH = 440
 MAX_PICTURES_PER_STRIP = 8  # frames of a video or crops of an image, side by side
 MAX_CHARACTERS = 400  # a text is cut there before it is measured
 INK, GREY = "#1a1a1a", "#5c5c5c"
 RIGHT, WRONG = "#00597a", "#a63600"  # blue and vermilion: distinct for colour-blind readers
-FALLBACK_FONTS = ("Noto Sans CJK SC", "Noto Sans SC", "WenQuanYi Micro Hei", "PingFang SC")
-FALLBACK_FONTS += ("Microsoft YaHei", "Noto Sans")
+FALLBACK_FONTS = (
+    *("Noto Sans CJK SC", "Noto Sans SC", "WenQuanYi Micro Hei", "PingFang SC"),
+    *("Microsoft YaHei", "Noto Sans"),
+)
 
 
 @dataclass(frozen=True)
@@ -97,9 +100,9 @@ def render(head: Sequence[Line], panels: Sequence[Panel]) -> bytes:
     pictures = max(len(panel.pictures) for panel in panels)
     boxes = [panel.box(picture_width(len(panels), pictures)) for panel in panels]
     body = (_row if pictures == 1 else _stack)(boxes, COLUMN_GAP)
-    page = _stack([*(line.box(TEXT_WIDTH) for line in head), body], PICTURE_GAP)
+    page = _stack([_stack([line.box(TEXT_WIDTH) for line in head]), body], COLUMN_GAP)
     figure = Figure(dpi=72)
-    canvas = FigureCanvasAgg(figure)
+    canvas: Any = FigureCanvasAgg(figure)  # untyped
     figure.add_artist(page)
     png = io.BytesIO()
     with warnings.catch_warnings():
@@ -112,11 +115,11 @@ def render(head: Sequence[Line], panels: Sequence[Panel]) -> bytes:
 
 
 def _stack(boxes: Sequence[OffsetBox], gap: int = LINE_GAP) -> OffsetBox:
-    return VPacker(children=boxes, align="left", pad=0, sep=gap)
+    return VPacker(children=[*boxes], align="left", pad=0, sep=gap)
 
 
 def _row(boxes: Sequence[OffsetBox], gap: int) -> OffsetBox:
-    return HPacker(children=boxes, align="top", pad=0, sep=gap)
+    return HPacker(children=[*boxes], align="top", pad=0, sep=gap)
 
 
 def wrap(text: str, width: float, size: int, bold: bool = False, max_lines: int = 3) -> list[str]:

@@ -106,7 +106,11 @@ class ModelProbe:
             if tiles is not None and all(group.cells is not None for group in tokens.groups):
                 groups += _groups_of_tiles(tokens.groups, medium, image, tiles, patch)
             else:
-                pictures = _decoded(medium, manifest.fetch(medium), self.config.frames)
+                content = manifest.fetch(medium)
+                if medium.kind == "image":
+                    pictures = images.decode(content)[None]
+                else:
+                    pictures = videos.decode(content, self.config.frames).frames
                 groups += _groups_of_pictures(tokens.groups, medium, image, pictures)
         return Prompt(row.row_id, inputs, groups)
 
@@ -145,13 +149,6 @@ def _tiles(raw: dict[str, Tensor]) -> Pixels | None:
     if any(values.ndim < 4 for values in pixels):
         return None
     return torch.cat([v.flatten(0, -4) for v in pixels]).permute(0, 2, 3, 1).byte().numpy()
-
-
-def _decoded(medium: Medium, content: Any, frames: int) -> Pixels:
-    """The image or the frames of a video: (pictures, H, W, 3)."""
-    if medium.kind == "image":
-        return images.decode(content)[None]
-    return videos.decode(content, frames).frames
 
 
 def _groups_of_tiles(

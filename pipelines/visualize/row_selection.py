@@ -91,7 +91,8 @@ def load_runs(uris: Sequence[str]) -> list[StoredRun]:
             if key not in METHOD_KEYS and other.identity.get(key) != value:
                 raise ValueError(
                     f"{first.name} and {other.name} cannot be compared: their {key} differs"
-                    f" ({value} and {other.identity.get(key)}); give runs of one model and one benchmark"
+                    f" ({value} and {other.identity.get(key)}); give runs of one model and"
+                    " one benchmark"
                 )
     names = [run.spec.name for run in runs]
     if repeated := {name for name in names if names.count(name) > 1}:
@@ -108,8 +109,7 @@ class Disagreement:
     first: StoredRun
     second: StoredRun
     rows: int  # answered by both
-    only_first_right: list[str]
-    only_second_right: list[str]
+    one_right: tuple[list[str], list[str]]  # only the first run is right, only the second
     different: list[str]  # different answers, correctness unknown
 
     @classmethod
@@ -117,29 +117,31 @@ class Disagreement:
         ids = second.table["row_id"].combine_chunks()
         one = first.table.filter(pc.is_in(first.table["row_id"], value_set=ids))
         other = second.table.take(pc.index_in(one["row_id"], value_set=ids))
-        right, other_right = (pc.fill_null(table["correct"], False) for table in (one, other))
+        # correctness is null where it is unknown, and so are comparisons with it
         scored = pc.and_(pc.is_valid(one["correct"]), pc.is_valid(other["correct"]))
-        differ = pc.and_not(pc.not_equal(one["prediction"], other["prediction"]), scored)
         masks = (
-            pc.and_(scored, pc.and_not(right, other_right)),
-            pc.and_(scored, pc.and_not(other_right, right)),
-            pc.fill_null(differ, False),
+            pc.and_not(one["correct"], other["correct"]),
+            pc.and_not(other["correct"], one["correct"]),
+            pc.and_not(pc.not_equal(one["prediction"], other["prediction"]), scored),
         )
-        row_ids = (_shuffled(one["row_id"].filter(mask).to_pylist()) for mask in masks)
-        return cls(first, second, len(one), *row_ids)
+        only_first, only_second, different = (
+            _shuffled(one["row_id"].filter(mask).to_pylist()) for mask in masks
+        )
+        return cls(first, second, len(one), (only_first, only_second), different)
+
+    def __contains__(self, row_id: object) -> bool:
+        return any(row_id in ids for ids in (*self.one_right, self.different))
 
     @property
     def summary(self) -> str:
         first, second = self.first.spec.name, self.second.spec.name
-        right = len(self.only_first_right), len(self.only_second_right)
-        if self.different and not any(right):
-            return (
-                f"{first} and {second} answer {len(self.different):,} of {self.rows:,} rows"
-                " differently."
-            )
+        only_first, only_second = map(len, self.one_right)
+        if self.different and not only_first and not only_second:
+            differ = f"{len(self.different):,} of {self.rows:,} rows differently"
+            return f"{first} and {second} answer {differ}."
         return (
-            f"Of {self.rows:,} rows, only {first} is right on {right[0]:,} and only {second} on"
-            f" {right[1]:,}."
+            f"Of {self.rows:,} rows, only {first} is right on {only_first:,} and only {second} on"
+            f" {only_second:,}."
         )
 
 
@@ -163,24 +165,18 @@ def select_rows(
     """Select the rows of these ids or, for None, `count` rows on which runs disagree."""
     pairs = [Disagreement.between(*pair) for pair in _comparable(runs)]
     if row_ids is not None:
-        return [_select_named(runs, pairs, row_id) for row_id in _check_answered(runs, row_ids)]
+        _check_answered(runs, row_ids)
+        return [_select(runs, pairs, row_id) for row_id in dict.fromkeys(row_ids)]
     if not pairs:
         raise ValueError(
             "a single run has nothing to disagree with: give two or more, or name rows with --rows"
             " ID,ID"
         )
-    right = [
-        [(pair, row_id) for row_id in queue[: MAX_CANDIDATES * count]]
-        for pair in pairs
-        for queue in (pair.only_first_right, pair.only_second_right)
-    ]
-    different = [
-        [(pair, row_id) for row_id in pair.different[: MAX_CANDIDATES * count]] for pair in pairs
-    ]
+    one_right = [(pair, ids) for pair in pairs for ids in pair.one_right]
     selected: dict[str, SelectedRow] = {}
     drawn: set[tuple[str, ...]] = set()
-    for queues in (right, different):
-        candidates = [item for turn in zip_longest(*queues) for item in turn if item]
+    for queues in (one_right, [(pair, pair.different) for pair in pairs]):
+        candidates = _alternate(queues, MAX_CANDIDATES * count)
         ids = [row_id for _, row_id in candidates]
         media = {row_id: names for run in runs for row_id, names in run.media(ids).items()}
         for repeat_media in (False, True):  # rows about media not drawn yet come first
@@ -189,7 +185,7 @@ def select_rows(
                     continue
                 if repeat_media or media[row_id] not in drawn:
                     drawn.add(media[row_id])
-                    selected[row_id] = _select(runs, pair, row_id)
+                    selected[row_id] = _select(runs, [pair], row_id)
     if not selected:
         raise ValueError("these runs disagree on no row; name the rows to draw with --rows ID,ID")
     return list(selected.values())
@@ -202,27 +198,24 @@ def _comparable(runs: Sequence[StoredRun]) -> list[tuple[StoredRun, StoredRun]]:
     return same_budget or compressed or list(combinations(runs, 2))
 
 
-def _select_named(
-    runs: Sequence[StoredRun], pairs: Sequence[Disagreement], row_id: str
-) -> SelectedRow:
-    for pair in pairs:
-        if row_id in {*pair.only_first_right, *pair.only_second_right, *pair.different}:
-            return _select(runs, pair, row_id)
-    return SelectedRow(row_id, _drawn_runs(runs, pairs[0] if pairs else None), "")
+def _alternate(
+    queues: Sequence[tuple[Disagreement, list[str]]], limit: int
+) -> list[tuple[Disagreement, str]]:
+    """Take one row of each queue in turn, and at most `limit` of each."""
+    turns = zip_longest(*([(pair, row_id) for row_id in ids[:limit]] for pair, ids in queues))
+    return [candidate for turn in turns for candidate in turn if candidate]
 
 
-def _select(runs: Sequence[StoredRun], pair: Disagreement, row_id: str) -> SelectedRow:
-    return SelectedRow(row_id, _drawn_runs(runs, pair), f"They disagree here. {pair.summary}")
+def _select(runs: Sequence[StoredRun], pairs: Sequence[Disagreement], row_id: str) -> SelectedRow:
+    """The row with the first of `pairs` that disagrees on it or, if none does, with the first."""
+    pair = next((pair for pair in pairs if row_id in pair), None)
+    if len(runs) > MAX_RUNS and pairs:
+        drawn = pair or pairs[0]
+        runs = [*(run for run in runs if run.is_vanilla), drawn.first, drawn.second]
+    return SelectedRow(row_id, tuple(runs), f"They disagree here. {pair.summary}" if pair else "")
 
 
-def _drawn_runs(runs: Sequence[StoredRun], pair: Disagreement | None) -> tuple[StoredRun, ...]:
-    if len(runs) <= MAX_RUNS or pair is None:
-        return tuple(runs)
-    return (*(run for run in runs if run.is_vanilla), pair.first, pair.second)
-
-
-def _check_answered(runs: Sequence[StoredRun], row_ids: Sequence[str]) -> list[str]:
-    """The ids without repetition; raises a ValueError if a run has not answered one of them."""
+def _check_answered(runs: Sequence[StoredRun], row_ids: Sequence[str]) -> None:
     for run in runs:
         ids = run.table["row_id"]
         for row_id in row_ids:
@@ -230,4 +223,3 @@ def _check_answered(runs: Sequence[StoredRun], row_ids: Sequence[str]) -> list[s
                 hint = did_you_mean(row_id, ids.slice(0, 5000).to_pylist())
                 hint = hint or f"; its ids look like {ids[0].as_py()!r}"
                 raise ValueError(f"{run.record.name} has no answer to a row {row_id!r}{hint}")
-    return list(dict.fromkeys(row_ids))

@@ -30,8 +30,7 @@ from tests.pipelines.judge.chat_server import (
     ChatServer,
     Serve,
     make_run,
-    replying,
-)
+    replying)
 from tests.support import ROOT
 
 RIGHT, WRONG = Verdict(True, 5, "r"), Verdict(False, 2)

@@ -187,7 +187,7 @@ def test_kept_figure_fades_patches_by_site_of_dropping(
 
     row = {"prediction": generation.answer, "correct": True, "score": 1.0, "budget": 9.0}
     outcome = figures.Outcome("apet", row, generation)
-    png = figures.kept_figure(prompt, [outcome], [])
+    png = figures.kept_figure(prompt, [outcome], [layout.Line("")])
     drawn = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
     width = layout.picture_width(2, 1)
     original = layout.scaled(prompt.groups[0].pixels, width)
