@@ -1,10 +1,11 @@
-"""Damages files by a seed and has them read: whatever comes out is rows, pixels or a ValueError, and never a crash.
+"""Damages files by a seed and reads them: the result must be rows, pixels or a ValueError.
 
-    python tests/tests/support/fuzz.py --cases 10000                              # of each kind: a table, and what was found
-    python tests/tests/support/fuzz.py --kinds videos --first 4711 --cases 1      # one case once more
+    python -m tests.support.fuzz --cases 10000     # of each kind: prints a table and the findings
+    python -m tests.support.fuzz --kinds videos --first 4711 --cases 1     # one case again
 
-A case is a number: it is the same file every time. Cases run in another process, which a decoder may take down with it;
-its end is a finding, as are an exception that is no ValueError, more memory than any honest file needs, and silence.
+A case is a number and the same file every time. Cases run in another process, which a decoder may
+crash. A crash is a finding, as are an exception other than ValueError, more memory than any honest
+file needs, and no response.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from pipelines.data import spreadsheet
 from pipelines.data.manifest import Manifest
 from pipelines.data.media import images, videos
 from pipelines.data.rows import Row
-from tests.support import samples
+from tests.support import ROOT, samples
 
 Read = Callable[[random.Random, Path], None]
 MEMORY = 4 << 30  # bytes that a case may ask for, beside what the process has anyway
@@ -199,14 +200,22 @@ class Result:
 
 
 def fuzz(kind: str, first: int, cases: int, silence: float = SILENCE) -> Result:
-    """Run cases in other processes; after one that took its process down the next one gets a new one."""
+    """Run cases in another process; after a crash the next case gets a new one."""
     result, last = Result(kind), first + cases
     with tempfile.TemporaryDirectory() as folder:
         while first < last:
-            given = [sys.executable, __file__, "--worker", folder, "--kinds", kind]
+            given = [
+                sys.executable,
+                "-m",
+                "tests.support.fuzz",
+                "--worker",
+                folder,
+                "--kinds",
+                kind,
+            ]
             given += ["--first", str(first), "--cases", str(last - first)]
             with subprocess.Popen(
-                given, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+                given, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
             ) as process:
                 first = _followed(process, first, result, silence)
     return result
