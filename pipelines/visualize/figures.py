@@ -20,7 +20,8 @@ from pipelines.visualize.layout import (
     Panel,
     picture_width,
     render,
-    scaled)
+    scaled,
+)
 from pipelines.visualize.model_probe import Generation, Prompt, TokenGroup
 from pipelines.visualize.token_scores import TokenScores
 

@@ -32,7 +32,8 @@ from tests.pipelines.judge.chat_server import (
     reply_yes,
     replying,
     sending,
-    slow)
+    slow,
+)
 
 
 def make_endpoint(server: ChatServer, **options: Any) -> Endpoint:

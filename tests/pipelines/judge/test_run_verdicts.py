@@ -24,13 +24,7 @@ from pipelines.metrics.verdicts import Judge
 from pipelines.metrics.word_match import Offline
 from pipelines.results import answers
 from pipelines.results.run_record import RunRecord
-from tests.pipelines.judge.chat_server import (
-    SECRET,
-    YES,
-    ChatServer,
-    Serve,
-    make_run,
-    replying)
+from tests.pipelines.judge.chat_server import SECRET, YES, ChatServer, Serve, make_run, replying
 from tests.support import ROOT
 
 RIGHT, WRONG = Verdict(True, 5, "r"), Verdict(False, 2)
