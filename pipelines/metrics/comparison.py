@@ -75,7 +75,7 @@ class PairedAnswers:
         are_means = row_values(ours) is not None and row_values(theirs) is not None
         rows = ours[0].denominator > 0 if are_means else self.scored
         first, second = (as_ratio_sum(metric).select(rows) for metric in (ours, theirs))
-        return first, second, intervals.renumber(self.clusters[rows])
+        return first, second, self.clusters[rows]
 
     @property
     def rows(self) -> int:
@@ -97,9 +97,8 @@ class PairedAnswers:
         retentions = {}
         for kind in self.ours.scored_types:
             rows = self.scored & (self.ours.types == kind)
-            cluster = intervals.renumber(self.clusters[rows])
             scores = self.ours.scores[rows], self.theirs.scores[rows]
-            retention = intervals.retention(*scores, cluster, self.seed)
+            retention = intervals.retention(*scores, self.clusters[rows], self.seed)
             if retention is not None:
                 retentions[str(kind)] = retention
         return retentions
@@ -164,8 +163,8 @@ def hard_split(
     rows = pair.scored & (np.nan_to_num(pair.theirs.scores) < WRONG_BELOW)
     if not rows.any():
         return None
-    cluster = intervals.renumber(pair.clusters[rows])
-    return HardSplit(int(rows.sum()), intervals.mean(pair.ours.scores[rows], cluster, seed))
+    accuracy = intervals.mean(pair.ours.scores[rows], pair.clusters[rows], seed)
+    return HardSplit(int(rows.sum()), accuracy)
 
 
 def _align(table: pa.Table, ids: pa.Array) -> pa.Table:

@@ -66,13 +66,8 @@ def clusters(media: pa.Array | pa.ChunkedArray) -> Ints:
         spread = label.copy()
         np.minimum.at(spread, row, lowest[medium])
         if np.array_equal(spread, label):
-            return renumber(label)
+            return _renumber(label)
         label = spread
-
-
-def renumber(cluster: Ints) -> Ints:
-    """Number the clusters of a selection of rows without gaps."""
-    return np.unique(cluster, return_inverse=True)[1].astype(np.int64)
 
 
 def wilson(right: float, rows: int) -> Interval:
@@ -92,7 +87,7 @@ def mean(values: Sequence[float] | Floats, cluster: Ints, seed: int = 0) -> Inte
     clusters. Where all clusters have the same mean, a bootstrap sees no spread and would claim
     certainty: then Wilson's interval is used, with clusters in place of rows.
     """
-    scores = np.asarray(values, dtype=np.float64)
+    scores, cluster = np.asarray(values, dtype=np.float64), _renumber(cluster)
     sums, sizes = _cluster_sums(scores, cluster), _cluster_sums(np.ones_like(scores), cluster)
     value = float(scores.mean())
     if len(sums) == len(scores) and np.isin(scores, (0.0, 1.0)).all():
@@ -118,7 +113,7 @@ def retention(
     ours, theirs = np.asarray(values, dtype=np.float64), np.asarray(reference, dtype=np.float64)
     if theirs.sum() <= 0:
         return None
-    value = float(ours.sum() / theirs.sum())
+    value, cluster = float(ours.sum() / theirs.sum()), _renumber(cluster)
     pair = np.stack([_cluster_sums(ours, cluster), _cluster_sums(theirs, cluster)])
     if np.array_equal(pair[0], pair[1]):
         unseen = wilson(0, pair.shape[1]).high / float(theirs.mean())
@@ -144,7 +139,7 @@ class RatioSum(NamedTuple):
 
     def sums(self, cluster: Ints) -> Floats:
         """Return each column's sum over each cluster, (2 x ratios, C)."""
-        columns = (*self.numerators, *self.denominators)
+        columns, cluster = (*self.numerators, *self.denominators), _renumber(cluster)
         return np.stack([_cluster_sums(column, cluster) for column in columns])
 
     def values(self, sums: Floats) -> Floats:
@@ -183,6 +178,11 @@ def average(numbers: Sequence[Interval]) -> Interval:
     below = sum((number.value - number.low) ** 2 for number in numbers) ** 0.5 / len(numbers)
     above = sum((number.high - number.value) ** 2 for number in numbers) ** 0.5 / len(numbers)
     return Interval(value, value - below, value + above)
+
+
+def _renumber(cluster: Ints) -> Ints:
+    """Number clusters without gaps, which a selection of rows may have."""
+    return np.unique(cluster, return_inverse=True)[1].astype(np.int64)
 
 
 def _cluster_sums(values: Floats, cluster: Ints) -> Floats:

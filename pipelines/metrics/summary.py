@@ -127,7 +127,7 @@ def _accuracy(table: pa.Table, benchmark: Scorer, seed: int) -> dict[str, float]
     for kind in answers.scored_types:
         rows = answers.scored & (answers.types == kind)
         prefix = metric_name(f"{benchmark.name}/{kind}")
-        interval = intervals.mean(answers.scores[rows], intervals.renumber(cluster[rows]), seed)
+        interval = intervals.mean(answers.scores[rows], cluster[rows], seed)
         metrics |= intervals.as_metrics(f"{prefix}.accuracy", interval)
         metrics[f"{prefix}.rows"] = int(rows.sum())
         if (chance := benchmark.chance(kind)) is not None:
@@ -138,7 +138,7 @@ def _accuracy(table: pa.Table, benchmark: Scorer, seed: int) -> dict[str, float]
 def _headline_interval(metric: Metric, maximum: float, cluster: Ints, seed: int) -> Interval:
     if (values := answer_metrics.row_values(metric)) is not None:
         rows = metric[0].denominator > 0
-        return intervals.mean(values[rows], intervals.renumber(cluster[rows]), seed)
+        return intervals.mean(values[rows], cluster[rows], seed)
     points = intervals.ratio_sum(answer_metrics.as_ratio_sum(metric), cluster, seed)
     return Interval(*(bound / maximum for bound in points))
 

@@ -410,9 +410,6 @@ assert len(summary.failures(answers.batches(folder, summary.ERROR_COLUMNS))) == 
 assert answers.read(folder).num_rows == 2
 print([name for name in {heavy} if name in sys.modules])
 """
-    assert (
-        subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True
-        ).stdout
-        == "[]\n"
-    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
