@@ -43,11 +43,12 @@ def can_pack(decoder: Any, inputs: Mapping[str, Any]) -> bool:
 
 
 def _has_packed_kernel(decoder: Any) -> bool:
-    """Whether its kernel is "packed". On a GPU without flash, masks cost less than packing."""
+    """Whether its kernel is "packed", and its device has an implementation for it."""
     config, weight = decoder.config, next(decoder.layers.parameters())
     if config._attn_implementation != packed_kernel.NAME:
         return False
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    # Without flash, a GPU would need a launch for each row, which costs more than a mask.
     return weight.device.type != "cuda" or packed_kernel.has_flash(
         weight.device, weight.dtype, head_dim
     )

@@ -34,8 +34,8 @@ def write_labels(labels: Tensor, like: Tensor, dropped: Tensor | None = None) ->
 def read_labels(vectors: Tensor) -> tuple[Tensor, Tensor]:
     """Read (..., D): labels (...), -1 where there is none, and which are dropped; on the host."""
     digits, rest = vectors[..., :LENGTH].float(), vectors[..., LENGTH:]
-    whole = (digits == digits.round()) & (digits >= 0) & (digits < BASE)
-    labelled = (rest == 0).all(-1) & whole.all(-1)
+    valid = (digits == digits.round()) & (digits >= 0) & (digits < BASE)
+    labelled = (rest == 0).all(-1) & valid.all(-1)
     weights = torch.tensor([BASE**digit for digit in range(DIGITS)], device=vectors.device)
     labels = torch.where(labelled, (digits[..., :DIGITS].long() * weights).sum(-1), -1)
     return labels.cpu(), (labelled & (digits[..., DIGITS] == 1)).cpu()
