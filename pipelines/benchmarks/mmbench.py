@@ -41,8 +41,10 @@ EMPTY = {"", "#N/A", "<NA>", "N/A", "NA", "NULL", "n/a", "null"}
 
 def row_id(record: RawRecord, split: str) -> str | None:
     """Return a row's id. A file of another split than the requested one is refused."""
-    if (found := cell(record, "split")) not in ("", split):
-        raise ValueError(f"there are rows of the split '{found}'; expected '{split}'; see --split")
+    if (row_split := cell(record, "split")) not in ("", split):
+        raise ValueError(
+            f"there are rows of the split '{row_split}'; expected '{split}'; see --split"
+        )
     value = record.get("index")
     return str(int(float(value))) if value not in (None, "") else None
 

@@ -138,7 +138,11 @@ class ScienceQA(OfficialBenchmark):
         }
         guessed = answers.scored & image & ~np.isnan(answers.chances)
         return {
-            **{name: it for name, it in metrics.items() if name == "img" or has_rows(it)},
+            **{
+                name: metric
+                for name, metric in metrics.items()
+                if name == "img" or has_rows(metric)
+            },
             "chance": mean_over(answers.chances, guessed),
         }
 

@@ -56,13 +56,13 @@ def _permutation(ours: RatioSum, theirs: RatioSum, cluster: Ints, seed: int) -> 
 
     Clusters with equal sums are one kind: the number of swapped clusters of a kind is binomial.
     """
-    mine, other = ours.sums(cluster), theirs.sums(cluster)
-    kinds, counts = np.unique(other - mine, axis=1, return_counts=True)
+    our_sums, their_sums = ours.sums(cluster), theirs.sums(cluster)
+    kinds, counts = np.unique(their_sums - our_sums, axis=1, return_counts=True)
     moved = kinds.any(axis=0)
     kinds, counts = kinds[:, moved], counts[moved]
     if not counts.size:
         return 1.0
-    totals = mine.sum(axis=1, keepdims=True), other.sum(axis=1, keepdims=True)
+    totals = [sums.sum(axis=1, keepdims=True) for sums in (our_sums, their_sums)]
     observed = abs(float((ours.values(totals[0]) - theirs.values(totals[1]))[0]))
     generator = np.random.default_rng(seed)
     step = max(1, MAX_CELLS // len(counts))

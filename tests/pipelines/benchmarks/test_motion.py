@@ -30,31 +30,33 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def path(clip: Clip, name: str) -> list[tuple[float, float] | None]:
     """Return the position of the thing of that name in each frame; None where it is hidden."""
-    places: list[tuple[float, float] | None] = []
+    positions: list[tuple[float, float] | None] = []
     for frame in range(clip.length):
-        found = [
-            (one.x, one.y) for one in clip.at(frame).things if f"{one.colour} {one.shape}" == name
+        result = [
+            (thing.x, thing.y)
+            for thing in clip.at(frame).things
+            if f"{thing.colour} {thing.shape}" == name
         ]
-        places.append(found[0] if found else None)
-    return places
+        positions.append(result[0] if result else None)
+    return positions
 
 
-def direction(places: list[tuple[float, float] | None]) -> str:
-    seen = [place for place in places if place]
-    x, y = np.subtract(seen[-1], seen[0])
+def direction(positions: list[tuple[float, float] | None]) -> str:
+    visible = [position for position in positions if position]
+    x, y = np.subtract(visible[-1], visible[0])
     if max(abs(x), abs(y)) < 1:
         return ""
     return ("left" if x < 0 else "right") if abs(x) > abs(y) else ("up" if y < 0 else "down")
 
 
-def when(places: list[tuple[float, float] | None]) -> float:
+def when(positions: list[tuple[float, float] | None]) -> float:
     """Return the first frame that differs from the one before."""
-    return next(at for at, (one, other) in enumerate(pairwise(places)) if one != other)
+    return next(at for at, (before, after) in enumerate(pairwise(positions)) if before != after)
 
 
 def answer(clip: Clip, kind: str, text: str) -> str:
     names = re.findall("((?:red|orange|yellow|green|cyan|blue|purple|white) \\w+)", text)
-    everything = {f"{one.colour} {one.shape}" for one in clip.things}
+    everything = {f"{thing.colour} {thing.shape}" for thing in clip.things}
     moving = [name for name in everything if direction(path(clip, name))]
     if kind == "mover":
         (name,) = moving
@@ -89,9 +91,9 @@ def test_answers_match_the_clip_and_are_balanced() -> None:
 
 
 def test_clips_have_the_frames_of_their_description(manifest: Path) -> None:
-    found = rows(manifest)
-    assert len({row["id"] for row in found}) == FEW
-    for row in found:
+    result = rows(manifest)
+    assert len({row["id"] for row in result}) == FEW
+    for row in result:
         assert row["answers"][0] in row["options"]
         number = int(Path(row["media"]).stem)
         clip = motion.clip(motion.rng_for("test", 0, number))
@@ -128,6 +130,6 @@ def test_events_are_visible_in_eight_sampled_frames() -> None:
         clip = motion.clip(motion.rng_for("test", 0, number))
         scenes = [clip.at(int(frame)) for frame in np.linspace(0, clip.length - 1, 8)]
         for which, act in enumerate(clip.actions):
-            seen = [which in scene.numbers for scene in scenes]
-            assert any(seen)
-            assert all(seen) == (act.kind in ("stay", "move"))
+            visible = [which in scene.numbers for scene in scenes]
+            assert any(visible)
+            assert all(visible) == (act.kind in ("stay", "move"))

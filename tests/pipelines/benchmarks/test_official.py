@@ -89,26 +89,26 @@ def test_mme_prompts_and_ids_are_the_same_in_both_layouts(name: str, tmp_path: P
 
 def test_references_in_another_order_are_joined_by_id(tmp_path: Path) -> None:
     """In every fixture the answers are in another order than the questions."""
-    found = {name: rows_of(name, tmp_path / name)[1] for name in LAYOUTS}
-    assert [row.answers for row in found["gqa"]] == [("no",), ("woman",), ("red",)]
-    assert [row.answers for row in found["gqa of the hub"]] == [("no",), ("woman",), ("red",)]
-    assert [row.answers for row in found["pope"]] == [(label,) for *_, label in POPE]
-    assert [row.answers for row in found["textvqa"]] == [tuple(answers) for *_, answers in TEXT]
-    assert [row.answers for row in found["vqav2 val"]] == [tuple(row[3]) for row in VQA]
-    assert [row.answers for row in found["vqav2 test"]] == [(), (), ()]
-    assert [row.answers for row in found["msvd"]] == [("someone",), ("two",)]
-    assert [row.answers for row in found["scienceqa"]] == [("B",), ("A",), ("A",)]
-    assert {row.row_id: row.answers for row in found["mme"]} == {
-        row.row_id: row.answers for row in found["mme of the hub"]
+    result = {name: rows_of(name, tmp_path / name)[1] for name in LAYOUTS}
+    assert [row.answers for row in result["gqa"]] == [("no",), ("woman",), ("red",)]
+    assert [row.answers for row in result["gqa of the hub"]] == [("no",), ("woman",), ("red",)]
+    assert [row.answers for row in result["pope"]] == [(label,) for *_, label in POPE]
+    assert [row.answers for row in result["textvqa"]] == [tuple(answers) for *_, answers in TEXT]
+    assert [row.answers for row in result["vqav2 val"]] == [tuple(row[3]) for row in VQA]
+    assert [row.answers for row in result["vqav2 test"]] == [(), (), ()]
+    assert [row.answers for row in result["msvd"]] == [("someone",), ("two",)]
+    assert [row.answers for row in result["scienceqa"]] == [("B",), ("A",), ("A",)]
+    assert {row.row_id: row.answers for row in result["mme"]} == {
+        row.row_id: row.answers for row in result["mme of the hub"]
     }
     for name in ("scienceqa", "scienceqa of the hub"):
-        assert [len(row.media) for row in found[name]] == [0, 1, 1]
-        assert [row.type for row in found[name]] == ["natural science"] * 3
-        assert [row.meta["grade"] for row in found[name]] == ["9", "11", "11"]
+        assert [len(row.media) for row in result[name]] == [0, 1, 1]
+        assert [row.type for row in result[name]] == ["natural science"] * 3
+        assert [row.meta["grade"] for row in result[name]] == ["9", "11", "11"]
 
 
 @pytest.mark.parametrize(
-    ("name", "gone", "said"),
+    ("name", "missing", "message"),
     [
         (
             "gqa",
@@ -153,13 +153,13 @@ def test_references_in_another_order_are_joined_by_id(tmp_path: Path) -> None:
     ],
 )
 def test_missing_file_error_names_the_expected_paths(
-    name: str, gone: str, said: str, tmp_path: Path
+    name: str, missing: str, message: str, tmp_path: Path
 ) -> None:
     bench, split, write = LAYOUTS[name]
     write(tmp_path)
-    target = tmp_path / gone
+    target = tmp_path / missing
     shutil.rmtree(target) if target.is_dir() else target.unlink()
-    with pytest.raises(FileNotFoundError, match=said):
+    with pytest.raises(FileNotFoundError, match=message):
         benchmark(bench).load(str(tmp_path), split).ready()
 
 
@@ -355,9 +355,9 @@ def test_layout_gives_its_media_prompts_and_version(name: str, tmp_path: Path) -
 
 def test_every_registered_benchmark_loads() -> None:
     for name in BENCHMARKS:
-        found = benchmark(name)
-        assert found.name == name
-        assert found.version
+        result = benchmark(name)
+        assert result.name == name
+        assert result.version
 
 
 def write_vqav2_val(folder: Path, count: int) -> Manifest:

@@ -137,7 +137,7 @@ CLIPS = [
 
 
 @pytest.mark.parametrize(
-    ("name", "said", "right", "score"),
+    ("name", "prediction", "right", "score"),
     [
         *(("gqa", *case) for case in GQA),
         *(("pope", *case) for case in POPE),
@@ -148,14 +148,17 @@ CLIPS = [
     ],
 )
 def test_score_of_a_raw_answer_equals_the_official_one(
-    name: str, said: str, right: str, score: int
+    name: str, prediction: str, right: str, score: int
 ) -> None:
     options = (
         ("a small dog", "two cats", "none", "Zürich")
         if "mmbench" in name
         else ("chiasmus", "apostrophe")
     )
-    assert benchmark(name).score(row([right], options=options), said) == (float(score), bool(score))
+    assert benchmark(name).score(row([right], options=options), prediction) == (
+        float(score),
+        bool(score),
+    )
 
 
 TEN = ["yes"] * 4 + ["no"] * 3 + ["maybe"] * 2 + ["a  Dog!"]
@@ -163,7 +166,7 @@ TEN = ["yes"] * 4 + ["no"] * 3 + ["maybe"] * 2 + ["a  Dog!"]
 
 @pytest.mark.parametrize("name", ["vqav2", "textvqa", "vizwiz"])
 @pytest.mark.parametrize(
-    ("said", "score"),
+    ("prediction", "score"),
     [
         ("Yes.", 1.0),
         ("no", 0.9),
@@ -174,19 +177,22 @@ TEN = ["yes"] * 4 + ["no"] * 3 + ["maybe"] * 2 + ["a  Dog!"]
         (REFUSAL, 0.0),
     ],
 )
-def test_vqa_score_of_ten_answers(name: str, said: str, score: float) -> None:
-    found = benchmark(name).score(row(TEN), said)
-    assert found.score == pytest.approx(score)
-    assert found.correct is (score == 1.0)
-    assert benchmark(name).score(row([]), said) == (None, None)
+def test_vqa_score_of_ten_answers(name: str, prediction: str, score: float) -> None:
+    result = benchmark(name).score(row(TEN), prediction)
+    assert result.score == pytest.approx(score)
+    assert result.correct is (score == 1.0)
+    assert benchmark(name).score(row([]), prediction) == (None, None)
 
 
 @pytest.mark.parametrize(
-    ("said", "score"),
+    ("prediction", "score"),
     [("2", 1), ("Two.", 1), ("Café!", 1), ("CAFE", 0), ("A.", 0), ("(a)", 0), ("two or café", 0)],
 )
-def test_vqa_score_of_a_tie_is_full_for_both_answers(said: str, score: int) -> None:
-    assert benchmark("vqav2").score(row(["two", "café"] * 5), said) == (float(score), bool(score))
+def test_vqa_score_of_a_tie_is_full_for_both_answers(prediction: str, score: int) -> None:
+    assert benchmark("vqav2").score(row(["two", "café"] * 5), prediction) == (
+        float(score),
+        bool(score),
+    )
 
 
 def test_accuracy_equals_its_leave_one_out_definition() -> None:
@@ -198,7 +204,7 @@ def test_accuracy_equals_its_leave_one_out_definition() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "compared"),
+    ("prediction", "compared"),
     [
         ("Two dogs.", "2 dogs"),
         ("It's a cat", "it 's cat"),
@@ -230,5 +236,5 @@ def test_accuracy_equals_its_leave_one_out_definition() -> None:
         ("?!", ""),
     ],
 )
-def test_normalised_answer_equals_the_servers(said: str, compared: str) -> None:
-    assert normalised(said) == compared
+def test_normalised_answer_equals_the_servers(prediction: str, compared: str) -> None:
+    assert normalised(prediction) == compared

@@ -66,13 +66,13 @@ def answer(scene: Scene, kind: str, text: str) -> str:
     if kind == "size":
         (one,) = things(scene, re.sub("small|large", "", text).replace(",", ""))
         return one.size
-    found = things(scene, text)
+    result = things(scene, text)
     if kind == "existence":
-        return "yes" if found else "no"
+        return "yes" if result else "no"
     if kind == "count":
-        return str(len(found))
-    assert len(found) == 1, text
-    return getattr(found[0], kind)
+        return str(len(result))
+    assert len(result) == 1, text
+    return getattr(result[0], kind)
 
 
 @pytest.fixture(scope="module")
@@ -101,9 +101,9 @@ def test_make_resumes_after_a_killed_call(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(shapes, "draw", dies)
     with pytest.raises(KeyboardInterrupt):
         shapes.make(tmp_path, "val", 60)
-    left = [file for file in tmp_path.rglob("*") if file.is_file()]
-    assert len(left) == 3
-    assert all(file.suffix == ".png" for file in left)
+    files_left = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert len(files_left) == 3
+    assert all(file.suffix == ".png" for file in files_left)
     manifest = shapes.make(tmp_path, "val", 60)
     count = len(drawn)
     assert shapes.make(tmp_path, "val", 60) == manifest
@@ -119,11 +119,11 @@ def test_partial_manifest_is_the_beginning_of_the_full_one(manifest: Path) -> No
 
 
 def test_manifest_rows_have_ids_options_and_images(manifest: Path) -> None:
-    found = rows(manifest)
-    assert len(found) == FEW
-    assert len({row["id"] for row in found}) == FEW
-    assert found[0]["id"] == "shapes-test-000000-0"
-    for row in found:
+    result = rows(manifest)
+    assert len(result) == FEW
+    assert len({row["id"] for row in result}) == FEW
+    assert result[0]["id"] == "shapes-test-000000-0"
+    for row in result:
         assert row["answers"][0] in row["options"]
         assert row["type"] in shapes.CHANCE
         with Image.open(manifest.parent / row["media"]) as image:
@@ -140,14 +140,14 @@ def test_splits_share_no_scene() -> None:
 
 
 def test_answers_match_the_scene() -> None:
-    asked = 0
+    total = 0
     for number in range(150):
         rng = shapes.rng_for("test", 0, number)
         scene = shapes.scene(rng)
         for question in shapes.questions(scene, rng, 7):
             assert answer(scene, question.type, question.text) == question.answer, question.text
-            asked += 1
-    assert asked > 800
+            total += 1
+    assert total > 800
 
 
 def test_answers_are_balanced_within_each_type() -> None:
@@ -158,8 +158,8 @@ def test_answers_are_balanced_within_each_type() -> None:
             counts[question.type][question.answer] += 1
     assert set(counts) == set(shapes.CHANCE)
     for kind, answers in counts.items():
-        asked = sum(answers.values())
-        assert answers.most_common(1)[0][1] / asked < shapes.CHANCE[kind] + 0.1, (kind, answers)
+        total = sum(answers.values())
+        assert answers.most_common(1)[0][1] / total < shapes.CHANCE[kind] + 0.1, (kind, answers)
     yes = counts["existence"]["yes"] / sum(counts["existence"].values())
     assert abs(yes - 0.5) < 0.1
 
@@ -191,16 +191,16 @@ def test_phrase_targets_end_at_their_noun() -> None:
 def test_labels_match_the_drawn_pixels() -> None:
     """A patch covered by one thing has its colour; the patch of a centre belongs to its thing."""
     for scene in scenes("test", 30):
-        seen, picture = labels(scene), draw(scene).astype(float)
+        patches, picture = labels(scene), draw(scene).astype(float)
         for number, thing in enumerate(scene.things):
-            assert seen.thing[seen.centre[number]] == number
-            assert int(thing.y // 8) * 24 + int(thing.x // 8) == seen.centre[number]
+            assert patches.thing[patches.centre[number]] == number
+            assert int(thing.y // 8) * 24 + int(thing.x // 8) == patches.centre[number]
         for patch in np.flatnonzero(
-            (seen.cover.min(1) == 1) & (seen.glyph < 0) & (seen.ink.max(1) == 0)
+            (patches.cover.min(1) == 1) & (patches.glyph < 0) & (patches.ink.max(1) == 0)
         ):
             row, column = divmod(int(patch), 24)
             mean = picture[8 * row : 8 * row + 8, 8 * column : 8 * column + 8].mean((0, 1))
-            tint = np.array(scene.things[seen.thing[patch]].tint)
+            tint = np.array(scene.things[patches.thing[patch]].tint)
             if len({other.colour for other in scene.things if _touch(other, row, column)}) == 1:
                 assert np.abs(mean - tint).max() < 14
 

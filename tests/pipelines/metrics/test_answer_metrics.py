@@ -37,7 +37,7 @@ def metric_values(name: str, rows: Sequence[dict[str, Any]]) -> dict[str, float]
 
 def test_pope_metrics_by_split_equal_confusions_by_hand() -> None:
     """A split without a yes has a precision of 0 and is not an error."""
-    said = {
+    predictions = {
         "adversarial": [
             ("yes", 1),
             ("yes", 1),
@@ -49,26 +49,30 @@ def test_pope_metrics_by_split_equal_confusions_by_hand() -> None:
     }
     rows = [
         {"type": split, "reference": [label], "correct": bool(right)}
-        for split, answers in said.items()
+        for split, answers in predictions.items()
         for label, right in answers
     ]
     rows.append({"type": "random", "reference": ["yes"], "status": "error"})
-    found = metric_values("pope", rows)
-    assert found["adversarial/precision"] == pytest.approx(2 / 3)
-    assert found["adversarial/recall"] == pytest.approx(2 / 3)
-    assert found["adversarial/f1"] == pytest.approx(2 / 3)
-    assert found["adversarial/accuracy"] == pytest.approx(3 / 5)
-    assert found["adversarial/yes_ratio"] == pytest.approx(3 / 5)
-    assert (found["random/precision"], found["random/f1"], found["random/yes_ratio"]) == (0, 0, 0)
-    assert found["f1"] == pytest.approx(1 / 3)
-    assert found["accuracy"] == pytest.approx((3 / 5 + 1 / 2) / 2)
+    result = metric_values("pope", rows)
+    assert result["adversarial/precision"] == pytest.approx(2 / 3)
+    assert result["adversarial/recall"] == pytest.approx(2 / 3)
+    assert result["adversarial/f1"] == pytest.approx(2 / 3)
+    assert result["adversarial/accuracy"] == pytest.approx(3 / 5)
+    assert result["adversarial/yes_ratio"] == pytest.approx(3 / 5)
+    assert (result["random/precision"], result["random/f1"], result["random/yes_ratio"]) == (
+        0,
+        0,
+        0,
+    )
+    assert result["f1"] == pytest.approx(1 / 3)
+    assert result["accuracy"] == pytest.approx((3 / 5 + 1 / 2) / 2)
 
 
 def test_mme_points_leave_out_incomplete_images() -> None:
     """Existence has one of two images complete; OCR has an image with an unanswered row."""
     rows = [
-        {"row_id": f"existence/{image}/{place}", "type": "existence", "correct": right}
-        for image, place, right in [
+        {"row_id": f"existence/{image}/{index}", "type": "existence", "correct": right}
+        for image, index, right in [
             ("1", "a", True),
             ("2", "a", True),
             ("1", "b", True),
@@ -81,13 +85,13 @@ def test_mme_points_leave_out_incomplete_images() -> None:
         {"row_id": "code_reasoning/1/a", "type": "code_reasoning", "correct": True},
         {"row_id": "code_reasoning/1/b", "type": "code_reasoning", "correct": True},
     ]
-    found = metric_values("mme", rows)
-    assert found["existence/points"] == pytest.approx(100 * 0.75 + 100 * 0.5)
-    assert found["existence/acc_plus"] == pytest.approx(0.5)
-    assert found["OCR/points"] == pytest.approx(100)
-    assert found["perception"] == pytest.approx(225)
-    assert found["cognition"] == pytest.approx(200)
-    assert found["total"] == pytest.approx(425)
+    result = metric_values("mme", rows)
+    assert result["existence/points"] == pytest.approx(100 * 0.75 + 100 * 0.5)
+    assert result["existence/acc_plus"] == pytest.approx(0.5)
+    assert result["OCR/points"] == pytest.approx(100)
+    assert result["perception"] == pytest.approx(225)
+    assert result["cognition"] == pytest.approx(200)
+    assert result["total"] == pytest.approx(425)
 
 
 def test_mmbench_circular_needs_all_rotations() -> None:
@@ -107,13 +111,13 @@ def test_mmbench_circular_needs_all_rotations() -> None:
         for id, right in rows
     ]
     table.append({"row_id": "1000003", "status": "error", "type": "c", "options": ["x", "y"]})
-    found = metric_values("mmbench", table)
-    assert found["circular"] == pytest.approx(1 / 2)
-    assert found["plain"] == pytest.approx(1)
-    assert found["every_row"] == pytest.approx(5 / 6)
-    assert found["c/circular"] == found["big/circular"] == pytest.approx(1 / 2)
-    assert found["plain_chance"] == pytest.approx(1 / 2)
-    assert found["circular_chance"] == pytest.approx((1 / 8 + 1 / 4) / 2)
+    result = metric_values("mmbench", table)
+    assert result["circular"] == pytest.approx(1 / 2)
+    assert result["plain"] == pytest.approx(1)
+    assert result["every_row"] == pytest.approx(5 / 6)
+    assert result["c/circular"] == result["big/circular"] == pytest.approx(1 / 2)
+    assert result["plain_chance"] == pytest.approx(1 / 2)
+    assert result["circular_chance"] == pytest.approx((1 / 8 + 1 / 4) / 2)
 
 
 def test_gqa_metrics_by_structure_semantics_and_words() -> None:
@@ -123,10 +127,10 @@ def test_gqa_metrics_by_structure_semantics_and_words() -> None:
         {"type": "verify", "correct": True, "meta": [("semantic", "attr")]},
         {"type": "choose", "correct": False},
     ]
-    found = metric_values("gqa", rows)
-    assert (found["accuracy"], found["open"], found["binary"]) == (0.5, 0.5, 0.5)
-    assert (found["semantic/attr"], found["semantic/rel"]) == (0.5, 1.0)
-    assert (found["words/02"], found["words/03"]) == (pytest.approx(1 / 3), 1.0)
+    result = metric_values("gqa", rows)
+    assert (result["accuracy"], result["open"], result["binary"]) == (0.5, 0.5, 0.5)
+    assert (result["semantic/attr"], result["semantic/rel"]) == (0.5, 1.0)
+    assert (result["words/02"], result["words/03"]) == (pytest.approx(1 / 3), 1.0)
 
 
 def test_scienceqa_metrics_by_subject_modality_and_grade() -> None:
@@ -148,15 +152,19 @@ def test_scienceqa_metrics_by_subject_modality_and_grade() -> None:
         },
     ]
     rows = [{**each, "options": ["a", "b", "c"]} for each in rows]
-    found = metric_values("scienceqa", rows)
+    result = metric_values("scienceqa", rows)
     metrics = summary.summarise(answer_arrays(rows).table, None, benchmark("scienceqa"))
     assert metrics["scienceqa.natural science.accuracy"] == 0.5
     assert metrics["scienceqa.social science.accuracy"] == 1
-    assert found["img"] == pytest.approx(1 / 2)
-    assert found["all"] == pytest.approx(2 / 3)
-    assert (found["modality/image"], found["modality/text"], found["modality/none"]) == (0.5, 0, 1)
-    assert (found["grade/1-6"], found["grade/7-12"]) == (1, 0.5)
-    assert found["chance"] == pytest.approx(1 / 3)
+    assert result["img"] == pytest.approx(1 / 2)
+    assert result["all"] == pytest.approx(2 / 3)
+    assert (result["modality/image"], result["modality/text"], result["modality/none"]) == (
+        0.5,
+        0,
+        1,
+    )
+    assert (result["grade/1-6"], result["grade/7-12"]) == (1, 0.5)
+    assert result["chance"] == pytest.approx(1 / 3)
 
 
 def test_f1_interval_equals_a_plain_bootstrap() -> None:
@@ -193,14 +201,14 @@ def test_f1_interval_equals_a_plain_bootstrap() -> None:
 def test_accuracy_of_points_is_a_share_of_the_maximum() -> None:
     rows = [
         {
-            "row_id": f"{subtask}/{image}/{place}",
+            "row_id": f"{subtask}/{image}/{index}",
             "type": subtask,
             "correct": True,
             "media": [f"{subtask}/{image}"],
         }
         for subtask in ("existence", "OCR")
         for image in range(3)
-        for place in "ab"
+        for index in "ab"
     ]
     metrics = summary.summarise(answer_arrays(rows).table, None, benchmark("mme"))
     assert metrics["mme.total"] == pytest.approx(400)

@@ -24,7 +24,7 @@ def table(rows: list[dict[str, Any]]) -> pa.Table:
 
 def random_answers(seed: int, rows: int = 200, per_medium: int = 3, right: float = 0.6) -> pa.Table:
     dice = random.Random(seed)
-    found = []
+    result = []
     for number in range(rows):
         row = {
             "row_id": f"{number:04}",
@@ -34,9 +34,9 @@ def random_answers(seed: int, rows: int = 200, per_medium: int = 3, right: float
         row["type"] = ("color", "count")[number % 2]
         if dice.random() < 0.1:
             row |= {"status": "error", "correct": None}
-        found.append(row)
-    dice.shuffle(found)
-    return table(found)
+        result.append(row)
+    dice.shuffle(result)
+    return table(result)
 
 
 def scores_by_id(answers: pa.Table) -> dict[str, float]:
@@ -50,29 +50,29 @@ def scores_by_id(answers: pa.Table) -> dict[str, float]:
 
 def test_pairs_are_the_rows_answered_by_both() -> None:
     ours, theirs = random_answers(1), random_answers(2).slice(0, 150)
-    mine, other = scores_by_id(ours), scores_by_id(theirs)
-    both = sorted(mine.keys() & other.keys())
-    found = PairedAnswers.of(ours, theirs, benchmark("manifest")).metrics()
-    assert len(mine) > found["rows_compared"] == len(both) > 50
-    assert found["rows_lost"] == sum(mine[each] < other[each] for each in both)
-    assert found["rows_gained"] == sum(mine[each] > other[each] for each in both)
-    assert found["accuracy_retention"] == pytest.approx(
-        sum(mine[each] for each in both) / sum(other[each] for each in both)
+    scores_here, other = scores_by_id(ours), scores_by_id(theirs)
+    both = sorted(scores_here.keys() & other.keys())
+    result = PairedAnswers.of(ours, theirs, benchmark("manifest")).metrics()
+    assert len(scores_here) > result["rows_compared"] == len(both) > 50
+    assert result["rows_lost"] == sum(scores_here[each] < other[each] for each in both)
+    assert result["rows_gained"] == sum(scores_here[each] > other[each] for each in both)
+    assert result["accuracy_retention"] == pytest.approx(
+        sum(scores_here[each] for each in both) / sum(other[each] for each in both)
     )
     media = [int(each) // 3 for each in both]
-    differences = np.array([mine[each] - other[each] for each in both])
+    differences = np.array([scores_here[each] - other[each] for each in both])
     off = differences - differences.mean()
     spread = sum(sum(off[np.array(media) == medium]) ** 2 for medium in set(media)) / len(both)
-    assert found["rows_needed"] == significance.rows_needed(spread)
+    assert result["rows_needed"] == significance.rows_needed(spread)
 
 
 def test_retention_of_each_type_equals_a_plain_loop() -> None:
     ours, theirs = random_answers(3, right=0.5), random_answers(4, right=0.8)
-    mine, other = scores_by_id(ours), scores_by_id(theirs)
+    scores_here, other = scores_by_id(ours), scores_by_id(theirs)
     metrics = summary.summarise(ours, theirs, benchmark("manifest"))
-    for place, kind in enumerate(("color", "count")):
-        both = [each for each in mine.keys() & other.keys() if int(each) % 2 == place]
-        kept = sum(mine[each] for each in both) / sum(other[each] for each in both)
+    for index, kind in enumerate(("color", "count")):
+        both = [each for each in scores_here.keys() & other.keys() if int(each) % 2 == index]
+        kept = sum(scores_here[each] for each in both) / sum(other[each] for each in both)
         assert metrics[f"manifest.{kind}.accuracy_retention"] == pytest.approx(kept)
         assert metrics[f"manifest.{kind}.accuracy_retention_ci_low"] < kept
 
@@ -174,11 +174,11 @@ def test_rows_needed_counts_rows_of_the_data_set() -> None:
         )
 
     ours, theirs = science(1, 0.6), science(2, 0.8)
-    mine, other = scores_by_id(ours), scores_by_id(theirs)
+    scores_here, other = scores_by_id(ours), scores_by_id(theirs)
     metrics = PairedAnswers.of(ours, theirs, benchmark("scienceqa")).metrics()
     assert metrics["rows_compared"] == 150
     assert metrics["rows_needed"] == needed(
-        [int(mine[each] - other[each]) for each in sorted(mine)[::3]], 150
+        [int(scores_here[each] - other[each]) for each in sorted(scores_here)[::3]], 150
     )
 
 
@@ -215,20 +215,22 @@ def test_p_value_of_f1_equals_a_loop_that_swaps_images() -> None:
         swap = np.repeat(dice.random(80) < 0.5, 2)
         one, other = np.where(swap, right[1], right[0]), np.where(swap, right[0], right[1])
         extreme += abs(f1(one) - f1(other)) >= seen - 1e-9
-    found = PairedAnswers.of(ours, theirs, bench).p_value()
-    assert 0.005 < found < 0.5
-    assert found == pytest.approx(extreme / 1000, abs=0.05)
+    result = PairedAnswers.of(ours, theirs, bench).p_value()
+    assert 0.005 < result < 0.5
+    assert result == pytest.approx(extreme / 1000, abs=0.05)
 
 
 def test_hard_split_has_the_rows_that_downsampling_gets_wrong() -> None:
     ours, coarse = random_answers(7, right=0.8), random_answers(8)
-    mine, theirs = scores_by_id(ours), scores_by_id(coarse)
-    rows = [each for each in mine.keys() & theirs.keys() if theirs[each] == 0]
-    found = comparison.hard_split(ours, coarse, benchmark("manifest"))
-    assert found is not None
-    assert found.rows == len(rows)
-    assert found.accuracy.value == pytest.approx(sum(mine[each] for each in rows) / len(rows))
-    assert found.accuracy.low < found.accuracy.value < found.accuracy.high
+    scores_here, theirs = scores_by_id(ours), scores_by_id(coarse)
+    rows = [each for each in scores_here.keys() & theirs.keys() if theirs[each] == 0]
+    result = comparison.hard_split(ours, coarse, benchmark("manifest"))
+    assert result is not None
+    assert result.rows == len(rows)
+    assert result.accuracy.value == pytest.approx(
+        sum(scores_here[each] for each in rows) / len(rows)
+    )
+    assert result.accuracy.low < result.accuracy.value < result.accuracy.high
     itself = comparison.hard_split(coarse, coarse, benchmark("manifest"))
     assert itself is not None
     assert itself.accuracy.value == 0

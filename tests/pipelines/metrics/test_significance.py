@@ -39,15 +39,15 @@ def clustered_runs(
 
 @given(st.integers(0, 400), st.integers(0, 400))
 def test_mcnemar_equals_scipy_and_statsmodels(lost: int, gained: int) -> None:
-    found = significance.mcnemar(lost, gained)
-    assert found == significance.mcnemar(gained, lost)
+    result = significance.mcnemar(lost, gained)
+    assert result == significance.mcnemar(gained, lost)
     if lost + gained:
-        assert found == pytest.approx(scipy_stats.binomtest(lost, lost + gained).pvalue, rel=1e-9)
-        assert found == pytest.approx(
+        assert result == pytest.approx(scipy_stats.binomtest(lost, lost + gained).pvalue, rel=1e-9)
+        assert result == pytest.approx(
             contingency.mcnemar([[9, lost], [gained, 9]], exact=True).pvalue, rel=1e-9
         )
     else:
-        assert found == 1
+        assert result == 1
 
 
 def test_mcnemar_of_many_rows_equals_scipy() -> None:
@@ -67,9 +67,9 @@ def test_wilson_equals_statsmodels(rows: int, data: st.DataObject) -> None:
     max_examples=20
 )  # statsmodels collects garbage each time, which takes a while beside torch
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
-def test_holm_equals_statsmodels(found: list[float]) -> None:
-    assert significance.holm(found) == pytest.approx(
-        multitest.multipletests(found, method="holm")[1], abs=1e-12
+def test_holm_equals_statsmodels(result: list[float]) -> None:
+    assert significance.holm(result) == pytest.approx(
+        multitest.multipletests(result, method="holm")[1], abs=1e-12
     )
 
 
@@ -77,8 +77,8 @@ def test_p_value_of_one_question_a_medium_equals_statsmodels_mcnemar() -> None:
     ours, theirs, cluster = clustered_runs(0, 300, 1)
     lost, gained = int((ours < theirs).sum()), int((ours > theirs).sum())
     assert lost != gained
-    found = significance.paired_p_value(as_mean(ours), as_mean(theirs), cluster)
-    assert found == pytest.approx(contingency.mcnemar([[0, lost], [gained, 0]], exact=True).pvalue)
+    result = significance.paired_p_value(as_mean(ours), as_mean(theirs), cluster)
+    assert result == pytest.approx(contingency.mcnemar([[0, lost], [gained, 0]], exact=True).pvalue)
 
 
 @pytest.mark.parametrize(("seed", "gain"), [(1, 0.0), (2, 0.1), (3, 0.1), (4, 0.2), (5, -0.1)])
@@ -94,9 +94,9 @@ def test_p_value_of_clusters_equals_scipys_permutation_test(seed: int, gain: flo
         alternative="greater",
         rng=np.random.default_rng(seed),
     ).pvalue
-    found = significance.paired_p_value(as_mean(ours), as_mean(theirs), cluster)
-    assert found == pytest.approx(expected, abs=4 * np.sqrt(max(expected, 0.001) / 9999) + 0.0002)
-    assert found == significance.paired_p_value(as_mean(ours), as_mean(theirs), cluster)
+    result = significance.paired_p_value(as_mean(ours), as_mean(theirs), cluster)
+    assert result == pytest.approx(expected, abs=4 * np.sqrt(max(expected, 0.001) / 9999) + 0.0002)
+    assert result == significance.paired_p_value(as_mean(ours), as_mean(theirs), cluster)
 
 
 def test_permutation_of_single_questions_approximates_mcnemar() -> None:
@@ -111,14 +111,14 @@ def test_permutation_of_single_questions_approximates_mcnemar() -> None:
 
 def test_false_positive_rate_of_clustered_runs_is_5_percent() -> None:
     """About 5 % of 300 equal pairs differ significantly; row by row it would be far more."""
-    found, naive = 0, 0
+    result, naive = 0, 0
     for seed in range(300):
         dice = np.random.default_rng(seed)
         cluster = np.repeat(np.arange(40), 6)
         theirs, ours = ((dice.random((2, 40)) < 0.5) * 1.0)[:, cluster]
-        found += significance.paired_p_value(as_mean(ours), as_mean(theirs), cluster, seed) < 0.05
+        result += significance.paired_p_value(as_mean(ours), as_mean(theirs), cluster, seed) < 0.05
         naive += significance.mcnemar(int((ours < theirs).sum()), int((ours > theirs).sum())) < 0.05
-    assert found / 300 < 0.09
+    assert result / 300 < 0.09
     assert naive / 300 > 0.2
 
 
@@ -154,18 +154,18 @@ def test_variance_of_a_ratio_sum_equals_a_bootstrap(seed: int) -> None:
     for _ in range(1500):
         rows = np.concatenate([members[each] for each in dice.integers(0, 300, 300)])
         drawn.append(number(ours, rows) - number(theirs, rows))
-    found = significance.difference_variance(parts(ours), parts(theirs), cluster)
-    assert found == pytest.approx(len(cluster) * np.var(drawn), rel=0.12)
+    result = significance.difference_variance(parts(ours), parts(theirs), cluster)
+    assert result == pytest.approx(len(cluster) * np.var(drawn), rel=0.12)
 
 
 @given(st.floats(0.02, 0.6), st.floats(0.005, 0.1))
 def test_rows_needed_equals_statsmodels(spread: float, difference: float) -> None:
-    found = significance.rows_needed(spread, difference)
-    assert found is not None
+    result = significance.rows_needed(spread, difference)
+    assert result is not None
     expected = power.TTestPower().solve_power(
         effect_size=difference / spread**0.5, power=0.8, alpha=0.05
     )
-    assert found == pytest.approx(expected, abs=4)  # Student's t asks for two more than the normal
+    assert result == pytest.approx(expected, abs=4)  # Student's t asks for two more than the normal
 
 
 def test_rows_needed_give_a_power_of_80_percent() -> None:
@@ -174,18 +174,20 @@ def test_rows_needed_give_a_power_of_80_percent() -> None:
     lost, gained = 0.2, 0.1
     rows = significance.rows_needed(lost + gained - (lost - gained) ** 2, lost - gained)
     counts = dice.multinomial(rows, [lost, gained, 1 - lost - gained], size=1000)
-    found = np.mean([significance.mcnemar(int(one), int(other)) < 0.05 for one, other, _ in counts])
-    assert 0.74 < found < 0.84
+    result = np.mean(
+        [significance.mcnemar(int(one), int(other)) < 0.05 for one, other, _ in counts]
+    )
+    assert 0.74 < result < 0.84
 
 
 def test_average_interval_equals_that_of_independent_draws() -> None:
     dice = np.random.default_rng(0)
     drawn = dice.normal([0.9, 0.8, 1.0], [0.01, 0.02, 0.04], (100_000, 3)).mean(axis=1)
-    found = intervals.average(
+    result = intervals.average(
         [
             Interval(mean, mean - 1.96 * sd, mean + 1.96 * sd)
             for mean, sd in ((0.9, 0.01), (0.8, 0.02), (1.0, 0.04))
         ]
     )
     low, high = np.quantile(drawn, [0.025, 0.975])
-    assert found == pytest.approx((0.9, low, high), abs=5e-4)
+    assert result == pytest.approx((0.9, low, high), abs=5e-4)

@@ -67,7 +67,7 @@ def random_answers(seed: int, rows: int = 400, per_medium: int = 4) -> pa.Table:
     """Return random answers: several questions a medium, errors, rows without a reference."""
     dice = random.Random(seed)
     hard = [dice.random() for _ in range(rows)]
-    found = []
+    result = []
     for number in range(rows):
         medium = number // per_medium
         row = answer(
@@ -91,85 +91,85 @@ def random_answers(seed: int, rows: int = 400, per_medium: int = 4) -> pa.Table:
             }
         elif dice.random() < 0.05:
             row["correct"] = None
-        found.append(row)
-    dice.shuffle(found)
-    return answers(found)
+        result.append(row)
+    dice.shuffle(result)
+    return answers(result)
 
 
 def test_every_metric_equals_a_plain_loop() -> None:
     table, vanilla = random_answers(1), random_answers(2)
-    found = summary.summarise(table, vanilla, Shapes(), {"wall_s": 12.5, "load_s": 3.0})
+    result = summary.summarise(table, vanilla, Shapes(), {"wall_s": 12.5, "load_s": 3.0})
     rows = table.to_pylist()
     good = [row for row in rows if row["status"] == "ok"]
     scored = [row for row in good if row["correct"] is not None]
-    assert next(iter(found)) == "accuracy"
-    assert found["rows_total"] == 400
-    assert found["rows_error"] == 400 - len(good) > 0
-    assert found["rows_scored"] == len(scored) < len(good)
-    assert found["accuracy"] == pytest.approx(sum(row["correct"] for row in scored) / len(scored))
+    assert next(iter(result)) == "accuracy"
+    assert result["rows_total"] == 400
+    assert result["rows_error"] == 400 - len(good) > 0
+    assert result["rows_scored"] == len(scored) < len(good)
+    assert result["accuracy"] == pytest.approx(sum(row["correct"] for row in scored) / len(scored))
     for name, kind in (("color", "color"), ("count _all_", "count (all)")):
         mine = [row["correct"] for row in scored if row["type"] == kind]
-        assert found[f"shapes.{name}.accuracy"] == pytest.approx(sum(mine) / len(mine))
-        assert found[f"shapes.{name}.rows"] == len(mine)
-        assert found[f"shapes.{name}.accuracy_ci_low"] < found[f"shapes.{name}.accuracy"]
-    assert found["shapes.color.chance"] == 0.25
-    assert "shapes.count _all_.chance" not in found
+        assert result[f"shapes.{name}.accuracy"] == pytest.approx(sum(mine) / len(mine))
+        assert result[f"shapes.{name}.rows"] == len(mine)
+        assert result[f"shapes.{name}.accuracy_ci_low"] < result[f"shapes.{name}.accuracy"]
+    assert result["shapes.color.chance"] == 0.25
+    assert "shapes.count _all_.chance" not in result
     theirs = {row["row_id"]: row["correct"] for row in vanilla.to_pylist() if row["status"] == "ok"}
     both = [
         (row["correct"], theirs[row["row_id"]])
         for row in scored
         if theirs.get(row["row_id"]) is not None
     ]
-    assert found["accuracy_retention"] == pytest.approx(
+    assert result["accuracy_retention"] == pytest.approx(
         sum(a for a, _ in both) / sum(b for _, b in both)
     )
     assert (
-        found["accuracy_retention_ci_low"]
-        < found["accuracy_retention"]
-        < found["accuracy_retention_ci_high"]
+        result["accuracy_retention_ci_low"]
+        < result["accuracy_retention"]
+        < result["accuracy_retention_ci_high"]
     )
-    assert found["visual_retention"] == pytest.approx(
+    assert result["visual_retention"] == pytest.approx(
         stdlib_statistics.fmean(row["budget"] / row["visual_tokens_in"] for row in good)
     )
-    assert found["visual_tokens_kept"] == pytest.approx(
+    assert result["visual_tokens_kept"] == pytest.approx(
         stdlib_statistics.fmean(row["budget"] for row in good)
     )
     seconds = sum(row["prefill_ms"] + row["decode_ms"] for row in good) / 1000
-    assert found["samples_per_s"] == pytest.approx(len(good) / seconds)
-    assert found["visual_tokens_per_s"] == pytest.approx(
+    assert result["samples_per_s"] == pytest.approx(len(good) / seconds)
+    assert result["visual_tokens_per_s"] == pytest.approx(
         sum(row["visual_tokens_in"] for row in good) / seconds
     )
     prefill = sorted(row["prefill_ms"] for row in good)
-    assert found["prefill_ms_p50"] == pytest.approx(stdlib_statistics.median(prefill))
-    place = 0.95 * (len(prefill) - 1)
-    below = math.floor(place)
-    assert found["prefill_ms_p95"] == pytest.approx(
-        prefill[below] + (place - below) * (prefill[below + 1] - prefill[below])
+    assert result["prefill_ms_p50"] == pytest.approx(stdlib_statistics.median(prefill))
+    index = 0.95 * (len(prefill) - 1)
+    below = math.floor(index)
+    assert result["prefill_ms_p95"] == pytest.approx(
+        prefill[below] + (index - below) * (prefill[below + 1] - prefill[below])
     )
-    assert found["compress_ms_p50"] == pytest.approx(
+    assert result["compress_ms_p50"] == pytest.approx(
         stdlib_statistics.median(row["compress_ms"] for row in good)
     )
-    assert found["peak_memory_gib"] == max(row["peak_memory_bytes"] for row in good) / 2**30
-    assert (found["wall_s"], found["load_s"]) == (12.5, 3.0)
+    assert result["peak_memory_gib"] == max(row["peak_memory_bytes"] for row in good) / 2**30
+    assert (result["wall_s"], result["load_s"]) == (12.5, 3.0)
 
 
 def test_metrics_do_not_depend_on_row_order_or_files(tmp_path: Any) -> None:
     table, vanilla = random_answers(3), random_answers(4)
-    found = summary.summarise(table, vanilla, Shapes())
+    result = summary.summarise(table, vanilla, Shapes())
     pq.write_table(table.sort_by("row_id").slice(0, 100), tmp_path / "a.parquet")
     pq.write_table(table.sort_by("row_id").slice(100), tmp_path / "b.parquet")
     again = summary.summarise(pa.dataset.dataset(tmp_path), vanilla.sort_by("prefill_ms"), Shapes())
-    assert again == pytest.approx(found, rel=1e-12)
+    assert again == pytest.approx(result, rel=1e-12)
     assert {key: value for key, value in again.items() if "ci" in key} == {
-        key: value for key, value in found.items() if "ci" in key
+        key: value for key, value in result.items() if "ci" in key
     }
 
 
 def test_score_takes_precedence_over_correct() -> None:
     rows = [answer(number, f"{number}", number % 2 == 0, score=number / 10) for number in range(10)]
-    found = summary.summarise(answers(rows), None, Shapes())
-    assert found["accuracy"] == pytest.approx(0.45)
-    assert found["accuracy_ci_low"] < 0.45 < found["accuracy_ci_high"]
+    result = summary.summarise(answers(rows), None, Shapes())
+    assert result["accuracy"] == pytest.approx(0.45)
+    assert result["accuracy_ci_low"] < 0.45 < result["accuracy_ci_high"]
 
 
 def test_unknown_metrics_are_left_out() -> None:
@@ -194,16 +194,16 @@ def test_unknown_metrics_are_left_out() -> None:
 @given(st.integers(1, 300), st.data())
 def test_wilson_equals_scipy(rows: int, data: st.DataObject) -> None:
     right = data.draw(st.integers(0, rows))
-    found = intervals.wilson(right, rows)
+    result = intervals.wilson(right, rows)
     expected = scipy_stats.binomtest(right, rows).proportion_ci(0.95, method="wilson")
-    assert found == pytest.approx((right / rows, expected.low, expected.high), abs=1e-12)
+    assert result == pytest.approx((right / rows, expected.low, expected.high), abs=1e-12)
 
 
 def test_interval_of_one_question_a_medium_is_wilsons() -> None:
     rows = [answer(number, f"{number}", number < 30) for number in range(40)]
-    found = summary.summarise(answers(rows), None, Shapes())
+    result = summary.summarise(answers(rows), None, Shapes())
     expected = scipy_stats.binomtest(30, 40).proportion_ci(0.95, method="wilson")
-    assert (found["accuracy_ci_low"], found["accuracy_ci_high"]) == pytest.approx(
+    assert (result["accuracy_ci_low"], result["accuracy_ci_high"]) == pytest.approx(
         (expected.low, expected.high)
     )
 
@@ -225,7 +225,7 @@ def test_bootstrap_equals_scipy(seed: int) -> None:
     sums, reference, sizes = (
         np.bincount(cluster, weights=w) for w in (ours, theirs, np.ones_like(ours))
     )
-    for found, pair in (
+    for result, pair in (
         (intervals.mean(ours, cluster), (sums, sizes)),
         (intervals.retention(ours, theirs, cluster), (sums, reference)),
     ):
@@ -238,11 +238,11 @@ def test_bootstrap_equals_scipy(seed: int) -> None:
             method="percentile",
             rng=np.random.default_rng(seed),
         ).confidence_interval
-        assert found is not None
-        assert found.value == pytest.approx(pair[0].sum() / pair[1].sum())
+        assert result is not None
+        assert result.value == pytest.approx(pair[0].sum() / pair[1].sum())
         width = expected.high - expected.low
-        assert found.low == pytest.approx(expected.low, abs=0.06 * width)
-        assert found.high == pytest.approx(expected.high, abs=0.06 * width)
+        assert result.low == pytest.approx(expected.low, abs=0.06 * width)
+        assert result.high == pytest.approx(expected.high, abs=0.06 * width)
 
 
 def test_intervals_of_clustered_rows_cover_95_percent() -> None:
@@ -252,8 +252,8 @@ def test_intervals_of_clustered_rows_cover_95_percent() -> None:
     for _ in range(400):
         cluster = np.repeat(np.arange(80), 6)
         values = (dice.random(480) < dice.choice([0.1, 0.9], 80)[cluster]) * 1.0
-        found = intervals.mean(values, cluster)
-        held += found.low <= 0.5 <= found.high
+        result = intervals.mean(values, cluster)
+        held += result.low <= 0.5 <= result.high
         alone = intervals.wilson(values.sum(), 480)
         naive += alone.low <= 0.5 <= alone.high
     assert 0.92 <= held / 400 <= 0.98
@@ -262,8 +262,8 @@ def test_intervals_of_clustered_rows_cover_95_percent() -> None:
 
 def test_intervals_without_spread_are_not_empty() -> None:
     cluster = np.repeat(np.arange(10), 3)
-    found = intervals.mean(np.ones(30), cluster)
-    assert found == intervals.wilson(10, 10)
+    result = intervals.mean(np.ones(30), cluster)
+    assert result == intervals.wilson(10, 10)
     same = intervals.retention(np.tile([1.0, 0.0, 1.0], 10), np.tile([1.0, 0.0, 1.0], 10), cluster)
     assert same is not None
     assert same.value == 1
@@ -282,7 +282,7 @@ def test_seed_determines_the_interval() -> None:
 
 @given(st.lists(st.lists(st.sampled_from("abcdefgh"), max_size=3), max_size=12))
 def test_rows_that_share_a_medium_are_one_cluster(media: list[list[str]]) -> None:
-    found = intervals.clusters(pa.array(media, pa.list_(pa.string())))
+    result = intervals.clusters(pa.array(media, pa.list_(pa.string())))
     groups = [{number} for number in range(len(media))]
     for one in range(len(media)):
         for other in range(len(media)):
@@ -290,10 +290,10 @@ def test_rows_that_share_a_medium_are_one_cluster(media: list[list[str]]) -> Non
                 merged = groups[one] | groups[other]
                 for number in merged:
                     groups[number] = merged
-    assert [[bool(a == b) for b in found] for a in found] == [
+    assert [[bool(a == b) for b in result] for a in result] == [
         [other in groups[one] for other in range(len(media))] for one in range(len(media))
     ]
-    assert not len(found) or sorted(set(found.tolist())) == list(range(found.max() + 1))
+    assert not len(result) or sorted(set(result.tolist())) == list(range(result.max() + 1))
 
 
 def test_row_without_media_is_its_own_cluster() -> None:
@@ -322,14 +322,14 @@ def test_failures_are_counted_by_class() -> None:
     ]
     random.Random(0).shuffle(rows)
     table = answers(rows).select(summary.ERROR_COLUMNS)
-    found = summary.failures([table])
-    assert found == summary.failures(table.slice(start, 2) for start in range(0, len(table), 2))
-    assert found[0] == ("OSError", 5, "file 2: gone", ("row-0002", "row-0003", "row-0004"))
-    assert [(failure.kind, failure.rows) for failure in found[1:]] == [
+    result = summary.failures([table])
+    assert result == summary.failures(table.slice(start, 2) for start in range(0, len(table), 2))
+    assert result[0] == ("OSError", 5, "file 2: gone", ("row-0002", "row-0003", "row-0004"))
+    assert [(failure.kind, failure.rows) for failure in result[1:]] == [
         ("ValueError", 1),
         ("unknown", 1),
     ]
-    lines = summary.failure_lines(found).splitlines()
+    lines = summary.failure_lines(result).splitlines()
     assert lines[0] == "5 x OSError: file 2: gone"
     assert lines[1].strip() == "row-0002, row-0003, row-0004, ..."
     assert summary.failure_lines([]) == ""
@@ -372,11 +372,11 @@ def test_table_shows_gpu_utilization_only_with_a_gpu() -> None:
 
 
 def test_sample_has_errors_first_and_spans_the_run() -> None:
-    found = json.loads(summary.sample(random_answers(7), rows=40))
-    assert found["columns"][0] == "row_id"
-    ids = [line[0] for line in found["data"]]
+    result = json.loads(summary.sample(random_answers(7), rows=40))
+    assert result["columns"][0] == "row_id"
+    ids = [line[0] for line in result["data"]]
     assert len(ids) == len(set(ids)) == 40
-    status = [line[found["columns"].index("status")] for line in found["data"]]
+    status = [line[result["columns"].index("status")] for line in result["data"]]
     assert status[:10] == ["error"] * 10
     assert set(status[10:]) == {"ok"}
     assert min(ids[10:]) < "row-0020"
@@ -388,9 +388,9 @@ def test_retention_of_a_million_rows_is_fast() -> None:
     dice = np.random.default_rng(0)
     values, reference = ((dice.random(1_000_000) < 0.6) * 1.0 for _ in range(2))
     cluster = np.repeat(np.arange(250_000), 4)
-    found = intervals.retention(values, reference, cluster)
-    assert found is not None
-    assert found.low < 1 < found.high
+    result = intervals.retention(values, reference, cluster)
+    assert result is not None
+    assert result.low < 1 < result.high
 
 
 @pytest.mark.usefixtures("subprocesses")

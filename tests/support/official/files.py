@@ -25,10 +25,10 @@ def png(shade: int) -> bytes:
 
 
 def media(folder: Path, *names: str) -> None:
-    for place, name in enumerate(names):
+    for index, name in enumerate(names):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(png(place))
+        path.write_bytes(png(index))
 
 
 def jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -36,9 +36,9 @@ def jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def as_json(path: Path, value: Any, **how: Any) -> None:
+def as_json(path: Path, value: Any, **options: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, **how))
+    path.write_text(json.dumps(value, **options))
 
 
 def parquet(path: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -70,11 +70,11 @@ def pope(folder: Path, rows: Table = by_hand.POPE) -> None:
 
 def mme(folder: Path, rows: Table = by_hand.MME) -> None:
     home = folder / "MME_Benchmark_release_version"
-    for place, (subtask, image, question, answer) in enumerate(rows):
+    for index, (subtask, image, question, answer) in enumerate(rows):
         nested = subtask == "artwork"
         texts = home / subtask / ("questions_answers_YN" if nested else "")
         texts.mkdir(parents=True, exist_ok=True)
-        space = " " if place % 3 == 0 else ""  # some of the originals have two
+        space = " " if index % 3 == 0 else ""  # some of the originals have two
         with (texts / f"{image.partition('.')[0]}.txt").open("a", encoding="utf-8") as file:
             file.write(f"{question}{space}{YES_NO}\t{answer}\n")
         media(home / subtask, f"images/{image}" if nested else image)
@@ -170,12 +170,12 @@ def textvqa(folder: Path, rows: Table = by_hand.TEXT) -> None:
 def vizwiz(folder: Path, rows: Table = by_hand.VIZ) -> None:
     lines = [
         {
-            "question_id": place,
+            "question_id": index,
             "image": image.format("test"),
             "text": question + UNANSWERABLE + SHORT,
             "category": "d",
         }
-        for place, (image, question, *_) in enumerate(rows)
+        for index, (image, question, *_) in enumerate(rows)
     ]
     jsonl(folder / "llava_test.jsonl", lines)
     media(folder / "test", *(row["image"] for row in lines))
@@ -207,5 +207,5 @@ def clips(folder: Path, rows: Table = by_hand.CLIPS, *, name: str, home: str) ->
         {"answer": answer, "type": 3, "question_id": id} for _, id, _, answer in reversed(rows)
     ]
     as_json(base / "test_a.json", answers)
-    for place, (video, *_) in enumerate(rows):
-        clip(base / home / f"{video}.avi", place)
+    for index, (video, *_) in enumerate(rows):
+        clip(base / home / f"{video}.avi", index)

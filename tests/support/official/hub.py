@@ -15,22 +15,22 @@ def gqa(folder: Path, rows: Table = by_hand.GQA) -> None:
         for id, image, text, answer, *types in rows
     ]
     parquet(folder / "testdev_balanced_instructions" / "testdev-00000-of-00001.parquet", lines)
-    images = [{"id": image, "image": embedded(place)} for place, (_, image, *_) in enumerate(rows)]
+    images = [{"id": image, "image": embedded(index)} for index, (_, image, *_) in enumerate(rows)]
     parquet(folder / "testdev_balanced_images" / "testdev-00000-of-00001.parquet", images[::-1])
 
 
 def pope(folder: Path, rows: Table = by_hand.POPE) -> None:
     lines = [
         {
-            "id": str(place),
+            "id": str(index),
             "question_id": str(id % 10_000_000),
             "question": f"Is there a {thing} in the image?",
             "answer": label,
             "image_source": image,
-            "image": embedded(place // 2),
+            "image": embedded(index // 2),
             "category": split,
         }
-        for place, (id, split, image, thing, label) in enumerate(rows)
+        for index, (id, split, image, thing, label) in enumerate(rows)
     ]
     parquet(folder / "data" / "test-00000-of-00001.parquet", lines)
 
@@ -39,12 +39,12 @@ def mme(folder: Path, rows: Table = by_hand.MME) -> None:
     lines = [
         {
             "question_id": f"{subtask}/{image}",
-            "image": embedded(place // 2),
+            "image": embedded(index // 2),
             "question": question + YES_NO,
             "answer": answer,
             "category": subtask,
         }
-        for place, (subtask, image, question, answer) in enumerate(rows)
+        for index, (subtask, image, question, answer) in enumerate(rows)
     ]
     parquet(folder / "data" / "test-00000-of-00001.parquet", lines)
 
@@ -52,7 +52,7 @@ def mme(folder: Path, rows: Table = by_hand.MME) -> None:
 def scienceqa(folder: Path, rows: Table = by_hand.SCIENCE) -> None:
     lines = [
         {
-            "image": embedded(place) if image else None,
+            "image": embedded(index) if image else None,
             "question": question,
             "choices": choices,
             "answer": answer,
@@ -60,7 +60,7 @@ def scienceqa(folder: Path, rows: Table = by_hand.SCIENCE) -> None:
             "grade": grade(id),
             "subject": SUBJECT,
         }
-        for place, (id, image, hint, question, choices, answer) in enumerate(rows)
+        for index, (id, image, hint, question, choices, answer) in enumerate(rows)
     ]
     parquet(folder / "ScienceQA-FULL" / "test-00000-of-00001.parquet", lines)
     parquet(folder / "ScienceQA-FULL" / "train-00000-of-00001.parquet", lines[:1])
@@ -111,13 +111,13 @@ def textvqa(folder: Path, rows: Table = by_hand.TEXT) -> None:
 def vizwiz(folder: Path, rows: Table = by_hand.VIZ) -> None:
     lines = [
         {
-            "image": embedded(place),
+            "image": embedded(index),
             "question_id": image.format("val"),
             "question": question,
             "answers": answers,
             "category": kind,
         }
-        for place, (image, question, answers, kind) in enumerate(rows)
+        for index, (image, question, answers, kind) in enumerate(rows)
     ]
     parquet(folder / "data" / "val-00000-of-00001.parquet", lines)
     parquet(folder / "data" / "test-00000-of-00001.parquet", lines[:1])

@@ -184,8 +184,8 @@ def cells(
 
 def people(answers: Sequence[str]) -> list[dict[str, Any]]:
     return [
-        {"answer": each, "answer_confidence": "yes", "answer_id": place}
-        for place, each in enumerate(answers, 1)
+        {"answer": answer, "answer_confidence": "yes", "answer_id": index}
+        for index, answer in enumerate(answers, 1)
     ]
 
 
