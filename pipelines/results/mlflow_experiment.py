@@ -124,7 +124,7 @@ class MlflowExperiment:
             database.parent.mkdir(parents=True, exist_ok=True)
             location = (database.parent / f"{database.stem}-artifacts").as_uri()
         client = MlflowClient(self.uri)
-        experiment = client.get_experiment_by_name(self.experiment)
+        experiment: Any = client.get_experiment_by_name(self.experiment)
         if experiment is None:
             try:
                 client.create_experiment(self.experiment, artifact_location=location)
@@ -236,7 +236,7 @@ class MlflowExperiment:
         client = self._connect()
         while state["history"] < len(history):
             points = history[state["history"] : state["history"] + MAX_POINTS]
-            metrics = []
+            metrics: list[Any] = []
             for point in points:
                 values = {
                     name: value for name, value in point.items() if name not in ("ts_ms", "step")

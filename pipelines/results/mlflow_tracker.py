@@ -24,7 +24,8 @@ from pipelines.results.mlflow_experiment import (
     ArtifactError,
     MlflowExperiment,
     is_behind,
-    short_error)
+    short_error,
+)
 from pipelines.results.run_record import NAME, RunRecord, git_commit, run_folders
 from pipelines.results.storage import Folder
 from pipelines.results.system_metrics import SystemMetrics

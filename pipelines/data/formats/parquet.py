@@ -23,7 +23,8 @@ from pipelines.data.formats.base import (
     Format,
     RawRecord,
     Span,
-    content_digest)
+    content_digest,
+)
 from pipelines.data.memory_limit import bounded
 
 BATCH = 4 << 20  # bytes of rows to decode at once, according to the file's metadata

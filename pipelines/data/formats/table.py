@@ -19,7 +19,8 @@ from pipelines.data.formats.base import (
     content_digest,
     read_lines,
     read_ranges,
-    try_parse)
+    try_parse,
+)
 
 MAX_RECORD = 16 << 20  # bytes
 csv.field_size_limit(MAX_RECORD)  # by default texts over 128 KiB are refused

@@ -21,7 +21,8 @@ from pipelines.data.formats.base import (
     Span,
     read_ranges,
     size_digest,
-    try_parse)
+    try_parse,
+)
 from pipelines.data.formats.jsonl import parse as parse_json
 
 MAX_ROW = 2 << 30  # bytes of all members of a row together
