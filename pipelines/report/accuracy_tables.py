@@ -19,7 +19,8 @@ from pipelines.report.table import (
     interval_number,
     method_row,
     number,
-    percent)
+    percent,
+)
 
 POWER_COLUMNS = ("Visible points", "Rows for one point")
 
@@ -94,7 +95,7 @@ def _scoring_notes(chapter: Chapter) -> Iterator[str]:
         bench = study.benchmark
         if bench.headline != "accuracy":
             limit = f", at most {bench.headline_max:,.0f} points" if bench.headline_max > 1 else ""
-            yield f" {study.label}: the official score '{bench.headline}'{limit}."
+            yield f" {study.label} shows the official score '{bench.headline}'{limit}."
         if bench.scoring_note:
             yield f" {study.label}: {bench.scoring_note}."
 

@@ -13,7 +13,8 @@ from pipelines.report.accuracy_tables import (
     accuracy_table,
     hard_table,
     judge_table,
-    retention_table)
+    retention_table,
+)
 from pipelines.report.efficiency_tables import ablation_tables, efficiency_table
 from pipelines.report.measurements import StudyResults, measure
 from pipelines.report.page import Section, render_page
@@ -23,7 +24,8 @@ from pipelines.report.row_tables import (
     errors_table,
     lost_rows_table,
     slowest_table,
-    types_table)
+    types_table,
+)
 from pipelines.report.runs import Chapter, collect_runs
 from pipelines.report.table import Table, slug
 from pipelines.report.table_formats import as_csv, as_latex, as_markdown

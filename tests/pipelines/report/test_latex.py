@@ -1,9 +1,8 @@
-"""Tables for a paper: what LaTeX makes of them, and that no text is taken for a command."""
+"""Tables in LaTeX: they compile, and no text is taken for a command."""
 
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from pipelines.report.table_formats import as_latex
 from pipelines.report.writer import write_report
 from tests.support.reported import rows_of, run
 
-TEX = shutil.which("pdflatex")
 SPECIAL = r"""a_b & 50% of $5 #1 {x} \input{/etc/passwd} ^ ~ <tag> | "said" [0] * `it's` -- é"""
 PATH = "s3://bucket/" + "a_very_long_folder/" * 5 + "100%.jpg"
 PAGE = r"""\documentclass{article}
@@ -39,7 +37,7 @@ COMMANDS = {
 
 
 def read(latex: str) -> str:
-    """What a reader sees, one command after the other."""
+    """The text that a reader sees. Fails at a character that is not escaped."""
     out = ""
     while latex:
         for command, text in COMMANDS.items():
@@ -53,13 +51,13 @@ def read(latex: str) -> str:
 
 
 @pytest.mark.parametrize("text", [SPECIAL[:20], SPECIAL, PATH, "[0]", "*", "\x00\x07\x7f\u200b"])
-def test_a_text_reads_as_it_is(text: str) -> None:
+def test_texts_are_escaped(text: str) -> None:
     latex = as_latex(Table("t", "T", ("Row", "Said"), (Row((text, "x")),)))
     [line] = [line for line in latex.splitlines() if line.endswith(r" & x \\")]
     assert read(line.removesuffix(r" & x \\")) == ("????" if "\x00" in text else text)
 
 
-def test_many_intervals_stand_below_their_numbers() -> None:
+def test_more_than_three_intervals_stand_below_their_numbers() -> None:
     cells = [Number(50.0, 40.0, 60.0)] * 4
     few = as_latex(Table("t", "T", ("Method", "a", "b", "c"), (Row(("x", *cells[:3])),)))
     many = as_latex(Table("t", "T", ("Method", "a", "b", "c", "d"), (Row(("x", *cells)),)))
@@ -69,7 +67,7 @@ def test_many_intervals_stand_below_their_numbers() -> None:
 
 @pytest.fixture(scope="module")
 def tables(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Of three benchmarks, with everything that a report has tables of, and hostile texts in them."""
+    """LaTeX files of a report that has every table, with hostile texts in them."""
     output = tmp_path_factory.mktemp("runs")
     for seed, name in enumerate(("gqa", "mme", "pope", "shapes")):
         model: Any = {"model": "demo_llava" if name == "shapes" else "llava-1.5-7b-hf"}
@@ -87,20 +85,16 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.mark.usefixtures("latex")
-@pytest.mark.skipif(
-    TEX is None, reason="needs pdflatex on the PATH, with array, booktabs and graphicx"
-)
-def test_every_table_compiles_and_fits(tables: list[Path], tmp_path: Path) -> None:
-    assert TEX is not None
+def test_every_table_compiles_and_fits(tables: list[Path], tmp_path: Path, latex: str) -> None:
     assert {"accuracy", "retention", "lost", "errors", "slowest", "types", "efficiency"} <= {
         path.stem.partition("-")[0] for path in tables
     }
     (tmp_path / "all.tex").write_text(
         PAGE % "\n\\clearpage\n".join(path.read_text() for path in tables)
     )
-    given = [TEX, "-halt-on-error", "-interaction=nonstopmode", "-no-shell-escape", "all.tex"]
+    command = [latex, "-halt-on-error", "-interaction=nonstopmode", "-no-shell-escape", "all.tex"]
     done = subprocess.run(
-        given, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stdout[-2000:]
     assert f"({len(tables)} pages" in done.stdout

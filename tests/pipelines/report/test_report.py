@@ -1,7 +1,8 @@
-"""`jobs/report.py`: its tables against the metrics, its queries run for real, and what must not get into its files."""
+"""Reports: tables agree with metrics and with their queries, and hostile texts stay texts."""
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import csv
 import io
@@ -29,15 +30,17 @@ from pipelines.report.accuracy_tables import (
     accuracy_table,
     hard_table,
     judge_table,
-    retention_table)
-from pipelines.report.efficiency_tables import ABLATED, ablation_tables, efficiency_table
+    retention_table,
+)
+from pipelines.report.efficiency_tables import ABLATIONS, ablation_tables, efficiency_table
 from pipelines.report.measurements import StudyResults, measure
 from pipelines.report.row_tables import (
     changes_table,
     errors_table,
     lost_rows_table,
     slowest_table,
-    types_table)
+    types_table,
+)
 from pipelines.report.runs import collect_runs
 from pipelines.report.table import Number, Row, Table
 from pipelines.report.table_formats import as_csv, as_latex, as_markdown
@@ -46,11 +49,12 @@ from pipelines.results import answers
 from tests.support import reported
 from tests.support.reported import rows_of, run
 
-HEADLINES = ("shapes", "pope", "mme", "mmbench", "scienceqa")  # one of each kind of headline
+BENCHMARKS = ("shapes", "pope", "mme", "mmbench", "scienceqa")
+"""One benchmark for each kind of headline."""
 
 
-def three(output: Path | str, name: str, **more: Any) -> None:
-    """Vanilla, ApET with two budgets and a down-sampled control."""
+def write_runs(output: Path | str, benchmark: str, **more: Any) -> None:
+    """Writes vanilla, ApET with two budgets, and a down-sampled control."""
     for seed, (method, budget, right) in enumerate(
         [
             ("vanilla", None, 0.9),
@@ -59,7 +63,8 @@ def three(output: Path | str, name: str, **more: Any) -> None:
             ("downsample", "64", 0.5),
         ]
     ):
-        run(output, name, method, rows_of(name, seed, right), budget=budget, **more)
+        rows = rows_of(benchmark, seed, right)
+        run(output, benchmark, method, rows, budget=budget, **more)
 
 
 def measured(output: Path) -> list[StudyResults]:
@@ -67,22 +72,22 @@ def measured(output: Path) -> list[StudyResults]:
     return [measure(study) for chapter in chapters for study in chapter.studies]
 
 
-def numbers(table: Table, column: str, name: int = 0) -> dict[tuple[str, str], float]:
-    """A column's values by group and method."""
-    place = table.columns.index(column)
-    found = {}
-    for row in table.rows:
-        if isinstance(cell := row.cells[place], Number) and not row.published:
-            found[row.group, str(row.cells[name])] = cell.value
-    return found
+def numbers(table: Table, column: str) -> dict[tuple[str, str], float]:
+    """Measured values of a column by group and method."""
+    index = table.columns.index(column)
+    return {
+        (row.group, str(row.cells[0])): cell.value
+        for row in table.rows
+        if isinstance(cell := row.cells[index], Number) and not row.published
+    }
 
 
-def asked(output: Path, sql: str) -> list[dict[str, Any]]:
-    """What DuckDB says to a query as it is printed, in the folder that is printed with it."""
+def query_rows(output: Path, sql: str) -> list[dict[str, Any]]:
+    """Runs a printed query with DuckDB in the folder that the report names."""
     duckdb = pytest.importorskip("duckdb")
     chapters, _ = collect_runs([str(output)])
     setup = queries.setup(chapters)
-    with contextlib.chdir(setup.base), duckdb.connect() as connection:
+    with contextlib.chdir(setup.folder), duckdb.connect() as connection:
         connection.execute(setup.sql)
         result = connection.execute(sql)
         names = [column[0] for column in result.description]
@@ -97,9 +102,11 @@ POINTS = {
 }
 
 
-@pytest.mark.parametrize("name", HEADLINES)
-def test_accuracy_and_what_is_kept_are_the_jobs_and_the_querys(name: str, tmp_path: Path) -> None:
-    three(tmp_path, name)
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_accuracy_and_retention_equal_the_metrics_and_the_queries(
+    name: str, tmp_path: Path
+) -> None:
+    write_runs(tmp_path, name)
     chapters, _ = collect_runs([str(tmp_path)])
     findings = measured(tmp_path)
     bench = benchmark(name)
@@ -107,16 +114,16 @@ def test_accuracy_and_what_is_kept_are_the_jobs_and_the_querys(name: str, tmp_pa
     table = accuracy_table(chapters[0], findings)
     shown = numbers(table, table.columns[1])
     first, average = (f"{part};" for part in table.query.split(";")[:2])
-    said = {line["point"]: line["accuracy"] for line in asked(tmp_path, first)}
-    averages = {line["point"]: line["average"] for line in asked(tmp_path, average)}
+    said = {line["point"]: line["accuracy"] for line in query_rows(tmp_path, first)}
+    averages = {line["point"]: line["average"] for line in query_rows(tmp_path, average)}
     kept = retention_table(chapters[0], findings)
     assert kept is not None
-    sums = {line["point"]: line for line in asked(tmp_path, kept.query)}
+    sums = {line["point"]: line for line in query_rows(tmp_path, kept.query)}
     assert shown.keys() == POINTS.keys()
     for place, point in POINTS.items():
         vanilla = None if point == "vanilla" else tables["vanilla"]
         metrics = summary.summarise(tables[point], vanilla, bench)
-        scale = bench.most if bench.most > 1 else 100
+        scale = bench.headline_max if bench.headline_max > 1 else 100
         assert shown[place] == pytest.approx(scale * metrics["accuracy"])
         assert said[point] == pytest.approx(shown[place])
         if point != "vanilla":
@@ -140,15 +147,15 @@ def test_accuracy_and_what_is_kept_are_the_jobs_and_the_querys(name: str, tmp_pa
     )
 
 
-def test_the_other_tables_are_their_queries(tmp_path: Path) -> None:
-    three(tmp_path, "shapes")
+def test_other_tables_equal_their_queries(tmp_path: Path) -> None:
+    write_runs(tmp_path, "shapes")
     [chapter], _ = collect_runs([str(tmp_path)])
     [each] = measured(tmp_path)
     table = types_table(each)
     assert table is not None
     first, second = (f"{part};" for part in table.query.split(";")[:2])
-    base = {line["type"]: line for line in asked(tmp_path, first)}
-    mine = {(line["type"], line["point"]): line for line in asked(tmp_path, second)}
+    base = {line["type"]: line for line in query_rows(tmp_path, first)}
+    mine = {(line["type"], line["point"]): line for line in query_rows(tmp_path, second)}
     said = {(row.group, row.cells[0]): row.cells[1:] for row in table.rows}
     whole = "All visual tokens"
     for place, kind in enumerate(table.columns[1:]):
@@ -168,7 +175,7 @@ def test_the_other_tables_are_their_queries(tmp_path: Path) -> None:
             assert isinstance(cell, Number)
             assert cell.value == mine[kind, POINTS[row.group, str(row.cells[0])]][what]
     table = efficiency_table(chapter, each)
-    cost = {line["point"]: line for line in asked(tmp_path, table.query)}
+    cost = {line["point"]: line for line in query_rows(tmp_path, table.query)}
     columns = {
         "Tokens": "tokens",
         "Share %": "share",
@@ -182,22 +189,23 @@ def test_the_other_tables_are_their_queries(tmp_path: Path) -> None:
     table = slowest_table(each)
     assert table is not None
     assert [row.cells[:2] for row in table.rows] == [
-        (line["row_id"], line["point"]) for line in asked(tmp_path, table.query)
+        (line["row_id"], line["point"]) for line in query_rows(tmp_path, table.query)
     ]
     table = lost_rows_table(each)
     assert table is not None
     assert [(row.cells[0], str(row.cells[2])) for row in table.rows] == [
-        (line["row_id"], f"{line['lost_by']} of 3") for line in asked(tmp_path, table.query)
+        (line["row_id"], f"{line['lost_by']} of 3") for line in query_rows(tmp_path, table.query)
     ]
     table = errors_table(each)
     assert table is not None
     assert {(row.cells[0], row.cells[1], row.cells[2].value) for row in table.rows} == {  # type: ignore[union-attr]
-        (line["point"], line["class"], line["rows"]) for line in asked(tmp_path, table.query)
+        (line["point"], line["class"], line["rows"]) for line in query_rows(tmp_path, table.query)
     }
     table = hard_table(chapter, [each])
     assert table is not None
     said = {
-        line["point"]: (line["accuracy"], line["rows"]) for line in asked(tmp_path, table.query)
+        line["point"]: (line["accuracy"], line["rows"])
+        for line in query_rows(tmp_path, table.query)
     }
     found = numbers(table, "On hard rows")
     assert found == pytest.approx(
@@ -213,7 +221,7 @@ def test_the_other_tables_are_their_queries(tmp_path: Path) -> None:
     assert (100 * split.accuracy.value, split.rows) == pytest.approx(said["apet-64"])
 
 
-def test_score_prints_intervals_and_p_values_again(
+def test_score_job_prints_the_reports_intervals_and_p_values(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folders = []
@@ -241,9 +249,9 @@ def test_score_prints_intervals_and_p_values_again(
     assert "answers other questions" in capsys.readouterr().err
 
 
-def test_an_average_is_the_mean_of_ratios(tmp_path: Path) -> None:
-    three(tmp_path, "shapes")
-    three(tmp_path, "pope")
+def test_average_is_the_mean_ratio_to_vanilla(tmp_path: Path) -> None:
+    write_runs(tmp_path, "shapes")
+    write_runs(tmp_path, "pope")
     [chapter], _ = collect_runs([str(tmp_path)])
     findings = measured(tmp_path)
     table = accuracy_table(chapter, findings)
@@ -255,15 +263,15 @@ def test_an_average_is_the_mean_of_ratios(tmp_path: Path) -> None:
     found = numbers(table, "Average")
     assert found["Keep 64 tokens", "downsample"] == pytest.approx(sum(each) / 2)
     *_, last = table.query.removesuffix(";").split(";")
-    said = asked(tmp_path, last)
+    said = query_rows(tmp_path, last)
     assert {line["point"]: line["average"] for line in said} == pytest.approx(
         {point: found[place] for place, point in POINTS.items() if point != "vanilla"}
     )
     assert {line["benchmarks"] for line in said} == {2}
 
 
-def test_what_no_query_brings_is_said(tmp_path: Path) -> None:
-    three(tmp_path, "shapes")
+def test_notes_name_numbers_without_query(tmp_path: Path) -> None:
+    write_runs(tmp_path, "shapes")
     [chapter], _ = collect_runs([str(tmp_path)])
     findings = measured(tmp_path)
     kept = retention_table(chapter, findings)
@@ -276,9 +284,9 @@ def test_what_no_query_brings_is_said(tmp_path: Path) -> None:
     assert "prefill_tflops in the record.json" in efficiency_table(chapter, findings[0]).note
 
 
-def test_the_papers_figures_stand_beside_ours_and_are_marked(tmp_path: Path) -> None:
+def test_published_figures_are_marked(tmp_path: Path) -> None:
     for name in ("pope", "gqa"):
-        three(tmp_path, name, model="llava-1.5-7b-hf")
+        write_runs(tmp_path, name, model="llava-1.5-7b-hf")
     [chapter], _ = collect_runs([str(tmp_path)])
     findings = measured(tmp_path)
     table = accuracy_table(chapter, findings)
@@ -302,13 +310,15 @@ def test_the_papers_figures_stand_beside_ours_and_are_marked(tmp_path: Path) -> 
     )
     cost = {row.cells[0]: row.cells for row in speed.rows if row.published}
     assert cost["ApET"][5] == Number(62.8)
-    assert cost["ApET"][4].shown() == "1.46"  # type: ignore[union-attr]
-    assert not any(row.published for each in findings[:1] for row in efficiency_table(chapter, each).rows)
+    assert cost["ApET"][4].text == "1.46"  # type: ignore[union-attr]
+    assert not any(
+        row.published for each in findings[:1] for row in efficiency_table(chapter, each).rows
+    )
     [text] = (tmp_path / "report").glob("*.html") if write_report([str(tmp_path)]) else []
     assert '<tr class="published">' in text.read_text()
 
 
-def test_runs_of_other_rows_are_said_to_be(tmp_path: Path) -> None:
+def test_notes_name_runs_with_fewer_rows(tmp_path: Path) -> None:
     good = [
         {"row_id": f"{number:02}", "media": [f"{number}.png"], "correct": number % 3 > 0}
         for number in range(30)
@@ -326,13 +336,15 @@ def test_runs_of_other_rows_are_said_to_be(tmp_path: Path) -> None:
     [chapter], _ = collect_runs([str(tmp_path)])
     findings = measured(tmp_path)
     table = accuracy_table(chapter, findings)
-    assert "GQA: runs of 12 to 30 rows stand side by side;" in table.note
+    assert "GQA: the runs have 12 to 30 rows each;" in table.note
     assert (
-        "GQA: rows that ended in an error, up to 4 of a run, are in none of its numbers."
+        "GQA: rows that ended in an error, up to 4 per run, are excluded from all numbers."
         in table.note
     )
-    assert "GQA: 1 of 2 runs are of the first 12 questions, published figures of all." in table.note
-    assert "POPE: " not in table.note  # a limit of more questions than there are leaves none out
+    limited = "GQA: 1 of 2 runs cover only the first 12 questions; published figures cover all"
+    assert limited in table.note
+    # A limit above the number of questions excludes none.
+    assert "POPE: " not in table.note
     lines = list(csv.DictReader(io.StringIO(as_csv(table))))
     [line] = [line for line in lines if line["Source"] == "ours" and line["Method"] == "ApET"]
     assert [line[f"{name} {what}"] for name in ("GQA", "POPE") for what in ("rows", "errors")] == [
@@ -343,10 +355,10 @@ def test_runs_of_other_rows_are_said_to_be(tmp_path: Path) -> None:
     ]
     assert {line["GQA rows"] for line in lines if line["Source"] == "published"} == {""}
     assert "GQA rows" not in as_markdown(table)
-    assert "GQA: runs of 12 to 30 rows" in efficiency_table(chapter, findings[0]).note
+    assert "GQA: the runs have 12 to 30 rows" in efficiency_table(chapter, findings[0]).note
 
 
-def test_ablations_where_apet_differs_in_one_option(tmp_path: Path) -> None:
+def test_ablations_vary_a_single_option_of_apet(tmp_path: Path) -> None:
     run(tmp_path, "pope", "vanilla", rows_of("pope", 0, 0.9), model="llava-1.5-7b-hf")
     for seed, options in enumerate([{}, {"basis": 5}, {"basis": 14}, {"sampling": "dpc"}]):
         more: Any = {"budget": "64", "options": options, "model": "llava-1.5-7b-hf"}
@@ -370,18 +382,18 @@ def test_ablations_where_apet_differs_in_one_option(tmp_path: Path) -> None:
     assert "ApET basis=5" in [row.cells[0] for row in whole.rows]
 
 
-def test_apets_own_choices_are_the_methods() -> None:
+def test_ablation_defaults_equal_those_of_apet() -> None:
     from apet.methods.apet import ApET
 
-    assert {option: own for option, (_, own) in ABLATED.items()} == {
-        option: str(getattr(ApET, option)) for option in ABLATED
+    assert {option: default for option, (_, default, _) in ABLATIONS.items()} == {
+        option: str(getattr(ApET, option)) for option in ABLATIONS
     }
 
 
-def test_the_same_answers_give_the_same_tables_byte_for_byte(tmp_path: Path) -> None:
-    """Another order, other parts, other times: a run that was killed and went on."""
+def test_same_answers_give_the_same_bytes(tmp_path: Path) -> None:
+    """Order, parts and times differ, as they do after a job was killed and resumed."""
     for name in ("shapes", "pope"):
-        three(tmp_path / "one", name)
+        write_runs(tmp_path / "one", name)
         for seed, (method, budget, right) in enumerate(
             [
                 ("vanilla", None, 0.9),
@@ -416,7 +428,7 @@ def test_the_same_answers_give_the_same_tables_byte_for_byte(tmp_path: Path) -> 
 EVIL = '<script>alert(1)</script>"><img src=x onerror=alert(1)>'
 
 
-class Seen(HTMLParser):
+class MarkupCollector(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
         self.tags: set[str] = set()
@@ -431,7 +443,7 @@ class Seen(HTMLParser):
         ]
 
 
-def test_nothing_from_outside_is_markup_or_a_formula(tmp_path: Path) -> None:
+def test_hostile_texts_are_neither_markup_nor_formulas(tmp_path: Path) -> None:
     evil = {
         "question": EVIL,
         "prediction": f"={EVIL}|`x`",
@@ -452,12 +464,15 @@ def test_nothing_from_outside_is_markup_or_a_formula(tmp_path: Path) -> None:
         json.dumps([{"file": "a.png", "title": EVIL, "caption": EVIL}])
     )
     write_report([str(tmp_path)])
-    seen = Seen()
+    seen = MarkupCollector()
     text = (tmp_path / "report" / "report.html").read_text()
     seen.feed(text)
     assert "script" not in seen.tags
     assert not {name for name in seen.attributes if name.startswith("on")}
-    assert all(link.startswith(("#", "data:image/png;base64,")) for link in seen.links)
+    assert all(
+        link.startswith(("#", "data:image/png;base64,", "data:image/svg+xml;base64,"))
+        for link in seen.links
+    )
     assert "default-src 'none'" in text
     assert "http" not in re.sub(r'http-equiv="', "", text)
     tables = tmp_path / "report" / "tables"
@@ -476,7 +491,7 @@ def test_nothing_from_outside_is_markup_or_a_formula(tmp_path: Path) -> None:
     assert line.count(" & ") == 6
 
 
-def test_a_cell_in_every_form() -> None:
+def test_cells_in_every_format() -> None:
     table = Table(
         "t",
         "A_title",
@@ -499,10 +514,10 @@ def test_a_cell_in_every_form() -> None:
     assert r"\caption{A\_title}" in as_latex(table)
 
 
-def test_other_settings_have_tables_of_their_own_and_kernels_a_chart(tmp_path: Path) -> None:
-    three(tmp_path, "shapes", attn="sdpa")
-    three(tmp_path, "shapes", attn="flash_attention_2")
-    three(tmp_path, "shapes", model="other")
+def test_other_settings_get_their_own_tables_and_kernels_a_chart(tmp_path: Path) -> None:
+    write_runs(tmp_path, "shapes", attn="sdpa")
+    write_runs(tmp_path, "shapes", attn="flash_attention_2")
+    write_runs(tmp_path, "shapes", model="other")
     chapters, _ = collect_runs([str(tmp_path)])
     assert [chapter.title for chapter in chapters] == [
         *("demo-llava, attn flash_attention_2", "demo-llava, attn sdpa", "other")
@@ -511,12 +526,12 @@ def test_other_settings_have_tables_of_their_own_and_kernels_a_chart(tmp_path: P
     text = (tmp_path / "report" / "report.html").read_text()
     assert "prefill with FlashAttention 2 and sdpa</h2>" in text
     assert (tmp_path / "report" / "tables" / "accuracy-other.csv").exists()
-    seen = Seen()
+    seen = MarkupCollector()
     seen.feed(text)
     assert len([link for link in seen.links if link.startswith("#")]) == 5
 
 
-def test_without_vanilla_there_is_accuracy_alone(tmp_path: Path) -> None:
+def test_report_without_vanilla_has_accuracy_only(tmp_path: Path) -> None:
     run(tmp_path, "shapes", "apet", rows_of("shapes", 0, 0.7), budget="10%")
     write_report([str(tmp_path)])
     tables = {file.stem for file in (tmp_path / "report" / "tables").iterdir()}
@@ -525,7 +540,7 @@ def test_without_vanilla_there_is_accuracy_alone(tmp_path: Path) -> None:
     assert "Keep 10 %" in (tmp_path / "report" / "report.html").read_text()
 
 
-def test_a_judge_gives_accuracy_and_score(tmp_path: Path) -> None:
+def test_judge_table_has_accuracy_and_score(tmp_path: Path) -> None:
     tags = {"judge/name": "gpt", "judge/prompt_hash": "abc", "judge/version": "1"}
     for method, budget, right in (("vanilla", None, 8), ("apet", "256", 6)):
         rows = rows_of("msvd", 0, 0.5, count=12)
@@ -559,27 +574,38 @@ def test_a_judge_gives_accuracy_and_score(tmp_path: Path) -> None:
     assert paper.cells[1:3] == (Number(70.4), Number(3.94, digits=2))
 
 
-def test_charts_are_files_as_well(tmp_path: Path) -> None:
-    """With their legend, and nothing of the page around them."""
-    three(tmp_path, "shapes", question=EVIL)
+def test_charts_are_svg_files_with_a_legend(tmp_path: Path) -> None:
+    write_runs(tmp_path, "shapes", question=EVIL)
     folder, names = write_report([str(tmp_path)])
     [name] = [name for name in names if name.startswith("figures/")]
-    assert name.endswith(".svg")
-    drawn = ElementTree.fromstring(folder.read(name))
-    assert drawn.tag == "{http://www.w3.org/2000/svg}svg"
-    texts = [element.text for element in drawn.iter("{http://www.w3.org/2000/svg}text")]
-    assert {"ApET", "downsample", "vanilla", "accuracy, %"} <= set(texts)
-    _, _, wide, high = map(float, drawn.attrib["viewBox"].split())
-    legend = [
-        float(inner.attrib["y"]) + 14
-        for inner in drawn
-        if "x" in inner.attrib and "viewBox" in inner.attrib
-    ]
-    assert 0 < max(legend) <= high < wide
+    assert name == "figures/accuracy-shapes.svg"
+    svg = folder.read(name)
+    root = ElementTree.fromstring(svg)
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    texts = {text.text for text in root.iter("{http://www.w3.org/2000/svg}text")}
+    assert {"ApET", "downsample", "Vanilla", "Accuracy (%)", "64", "128"} <= texts
+    _, _, width, height = map(float, root.attrib["viewBox"].split())
+    assert width >= 640
+    assert height >= 370
+    assert b"<script" not in svg
+    page = folder.read("report.html").decode()
+    assert f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}" in page
 
 
-def test_pictures_that_cannot_be_shown_are_named(tmp_path: Path) -> None:
-    three(tmp_path, "shapes")
+def test_chart_labels_are_escaped_texts(tmp_path: Path) -> None:
+    """Labels are neither markup nor TeX formulas."""
+    label = "<script>$x^2$&"
+    write_runs(tmp_path, "shapes")
+    run(tmp_path, "shapes", label, rows_of("shapes", 5, 0.6), budget="64")
+    folder, _ = write_report([str(tmp_path)])
+    root = ElementTree.fromstring(folder.read("figures/accuracy-shapes.svg"))
+    texts = [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert label in texts
+    assert not list(root.iter("{http://www.w3.org/2000/svg}script"))
+
+
+def test_unusable_pictures_are_listed(tmp_path: Path) -> None:
+    write_runs(tmp_path, "shapes")
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     (pictures / "a.jpg").write_text("<html>")
@@ -590,17 +616,20 @@ def test_pictures_that_cannot_be_shown_are_named(tmp_path: Path) -> None:
     (pictures / "pictures.json").write_text(json.dumps(listed))
     write_report([str(tmp_path)])
     text = (tmp_path / "report" / "report.html").read_text()
-    assert "a.jpg is left out: it is neither PNG nor JPEG" in text
+    assert "a.jpg is left out: neither PNG nor JPEG" in text
     assert "../secret.png is left out" in text
     assert "gone.png is left out" in text
-    assert "<img" not in text
+    assert "data:image/jpeg" not in text
+    assert "data:image/png" not in text
     (pictures / "pictures.json").write_text("[{}]")
     write_report([str(tmp_path)])
-    assert "pictures.json cannot be read" in (tmp_path / "report" / "report.html").read_text()
+    text = (tmp_path / "report" / "report.html").read_text()
+    assert "Cannot read " in text
+    assert "pictures.json: " in text
 
 
-def test_what_is_unfinished_is_said(tmp_path: Path) -> None:
-    three(tmp_path, "shapes")
+def test_unfinished_runs_are_listed(tmp_path: Path) -> None:
+    write_runs(tmp_path, "shapes")
     run(tmp_path, "shapes", "fastv", [], budget="64")
     run(tmp_path, "shapes", "dart", rows_of("shapes", 9, 0.6), budget="64", state="killed")
     _, notes = collect_runs([str(tmp_path)])
@@ -611,8 +640,8 @@ def test_what_is_unfinished_is_said(tmp_path: Path) -> None:
     assert "has no answers yet" in notes[1]
 
 
-def test_points_that_were_left_out_are_said(tmp_path: Path) -> None:
-    three(tmp_path, "shapes")
+def test_runs_skipped_by_a_sweep_are_listed(tmp_path: Path) -> None:
+    write_runs(tmp_path, "shapes")
     done = "shapes-demo-llava-apet-64-0a1b2c3d"
     gone = {"shapes-demo-llava-pdrop-2-12345678": "pdrop cannot keep 2 tokens of 64"}
     others = {
@@ -622,7 +651,8 @@ def test_points_that_were_left_out_are_said(tmp_path: Path) -> None:
     (tmp_path / "left_out.json").write_text(
         json.dumps({"git_commit": "x", "runs": {**others, **gone}})
     )
-    said = "shapes-demo-llava-pdrop-2-12345678 was left out of its sweep: pdrop cannot keep 2 tokens of 64"
+    [(name, reason)] = gone.items()
+    said = f"{name} was skipped by its sweep: {reason}"
     for uris in ([str(tmp_path)], [str(tmp_path / done)]):
         _, notes = collect_runs(uris)
         assert notes == [said]
@@ -630,11 +660,12 @@ def test_points_that_were_left_out_are_said(tmp_path: Path) -> None:
     assert said in (tmp_path / "report" / "report.html").read_text()
     (tmp_path / "left_out.json").write_text("[]")
     _, [note] = collect_runs([str(tmp_path)])
-    assert "left_out.json cannot be read" in note
+    assert note.startswith("Cannot read ")
+    assert "left_out.json" in note
 
 
-def test_parts_of_several_versions_are_one_view(tmp_path: Path) -> None:
-    """A part may lack a column, whichever comes first."""
+def test_view_reads_parts_of_several_versions(tmp_path: Path) -> None:
+    """The first part lacks columns that the second one has."""
     run(tmp_path, "shapes", "vanilla", rows_of("shapes", 0, 0.9))
     [folder] = tmp_path.iterdir()
     first, *_ = sorted(folder.glob("*.parquet"))
@@ -642,14 +673,14 @@ def test_parts_of_several_versions_are_one_view(tmp_path: Path) -> None:
     [each] = measured(tmp_path)
     [chapter], _ = collect_runs([str(tmp_path)])
     table = accuracy_table(chapter, [each])
-    [line] = asked(tmp_path, table.query)
+    [line] = query_rows(tmp_path, table.query)
     assert line["accuracy"] == pytest.approx(
         numbers(table, "shapes")["All visual tokens", "Vanilla"]
     )
-    assert len(asked(tmp_path, queries.slowest(each.study))) == 10
+    assert len(query_rows(tmp_path, queries.query("slowest", each.study))) == 10
 
 
-def test_wrong_use_is_one_line(
+def test_usage_errors_are_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def said(*given: str) -> str:
@@ -658,20 +689,20 @@ def test_wrong_use_is_one_line(
         [line] = capsys.readouterr().err.splitlines()
         return line
 
-    assert "holds no run; give the folder that --output named" in said(str(tmp_path / "nowhere"))
+    assert "no runs in" in said(str(tmp_path / "nowhere"))
     folder = run(tmp_path / "a", "shapes", "vanilla", rows_of("shapes", 0, 0.5))
     run(tmp_path / "b", "shapes", "vanilla", rows_of("shapes", 0, 0.5))
-    assert "are the same run" in said(str(tmp_path))
+    assert "are copies of the same run" in said(str(tmp_path))
     folder.write("record.json", b"{")
     assert "record.json in" in said(str(tmp_path / "a"))
     run(tmp_path / "c", "shapes", "vanilla", [])
-    assert "has an answer" in said(str(tmp_path / "c"))
+    assert "no answers in any run of" in said(str(tmp_path / "c"))
 
 
-def test_the_job_writes_where_it_is_told(
+def test_job_writes_to_the_output_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    three(tmp_path / "runs", "shapes")
+    write_runs(tmp_path / "runs", "shapes")
     folders = [str(folder) for folder in (tmp_path / "runs").iterdir()]
     monkeypatch.setattr(sys, "argv", ["report.py", *folders, "--output", str(tmp_path / "out")])
     assert job.main() == 0
@@ -681,34 +712,33 @@ def test_the_job_writes_where_it_is_told(
 
 
 @pytest.mark.usefixtures("subprocesses")
-def test_no_model_is_loaded(tmp_path: Path) -> None:
-    three(tmp_path, "shapes")
+def test_report_imports_no_model_library(tmp_path: Path, subprocesses: None) -> None:
+    write_runs(tmp_path, "shapes")
     code = (
-        "import sys; from pipelines.report.writer import report; report([sys.argv[1]]);"
-        "print([name for name in ('torch', 'ray', 'mlflow', 'matplotlib') if name in sys.modules])"
+        "import sys; from pipelines.report.writer import write_report;"
+        "print('matplotlib' in sys.modules); write_report([sys.argv[1]]);"
+        "print([name for name in ('torch', 'ray', 'mlflow') if name in sys.modules])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
     )
-    assert done.stdout == "[]\n"
+    assert done.stdout == "False\n[]\n"
 
 
-def test_the_helper_makes_what_a_job_makes() -> None:
-    """Every headline is among those that are tested, and each has its query."""
-    from pipelines.benchmarks import BENCHMARKS
+def test_made_up_answers_cover_every_headline() -> None:
+    """Each headline is tested and has a query; made-up answers are repeatable."""
+    from pipelines import benchmarks
 
-    assert {benchmark(name).headline for name in BENCHMARKS} == {
-        benchmark(name).headline for name in HEADLINES
-    }
-    assert set(queries.HEADLINES) == {benchmark(name).headline for name in HEADLINES}
+    every = {benchmark(name).headline for name in benchmarks.BENCHMARKS}
+    assert every == {benchmark(name).headline for name in BENCHMARKS}
     assert reported.rows_of("pope", 1, 0.5) == reported.rows_of("pope", 1, 0.5)
 
 
-@pytest.mark.filterwarnings("default")  # the server's own
-def test_runs_on_an_object_store(bucket: str, tmp_path: Path) -> None:
-    """Reads them and writes there, without the store's address or keys in anything that is written."""
-    three(tmp_path / "here", "shapes")
-    three(f"s3://apet/results?{bucket}", "shapes")
+@pytest.mark.filterwarnings("default")  # of the S3 server
+def test_report_on_an_object_store(bucket: str, tmp_path: Path) -> None:
+    """No file contains the address or keys of the store."""
+    write_runs(tmp_path / "here", "shapes")
+    write_runs(f"s3://apet/results?{bucket}", "shapes")
     write_report([str(tmp_path / "here")])
     there, _ = write_report([f"s3://apet/results?{bucket}"])
     names = there.child("tables").names()
