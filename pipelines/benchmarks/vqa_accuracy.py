@@ -20,7 +20,7 @@ from pipelines.metrics.answer_metrics import AnswerArrays, Metric
 
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _DOT = re.compile(r"\.(?!\d)")
-# At most so many dots of an answer are removed: the original passes a flag in place of the count.
+# Number of dots of an answer that are removed: the original passes a flag in place of the count.
 _MAX_DOTS = 32
 _DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _NUMBERS = {word: str(number) for number, word in enumerate(_DIGITS)} | {"none": "0"}
