@@ -1,4 +1,4 @@
-"""Runs as a job leaves them, made up: records and answers, for what reads them."""
+"""Made-up runs: folders with a record and answers, as a job writes them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def run(
     limit: int | str = "all",
     **identity: Any,
 ) -> Folder:
-    """Write one; `identity` is what else tells it apart, such as attn."""
+    """Writes a run. `identity` holds further keys of its identity, such as attn."""
     spent = {"budget": budget} if budget else {}
     shown = [f"{key}{value}" for key, value in (options or {}).items()]
     point = "-".join([method, *spent.values(), *shown]).replace("%", "pct")
@@ -97,31 +97,37 @@ def run(
 
 
 def rows_of(benchmark: str, seed: int, right: float, count: int = 120) -> list[dict[str, Any]]:
-    """Answers to the same questions for every seed, of which a share is right, some are errors and some are missing."""
-    dice = random.Random(seed)
-    found = []
+    """Answers to the same questions for every seed. Some are errors, and some are missing.
+
+    right: share of correct answers
+    """
+    random_numbers = random.Random(seed)
+    rows = []
     for number in range(count):
         row = _question(benchmark, number)
         row |= {
-            "correct": dice.random() < right,
-            "prefill_ms": dice.uniform(5, 50),
-            "decode_ms": dice.uniform(5, 50),
+            "correct": random_numbers.random() < right,
+            "prefill_ms": random_numbers.uniform(5, 50),
+            "decode_ms": random_numbers.uniform(5, 50),
         }
-        row |= {"compress_ms": dice.uniform(0, 2), "peak_memory_bytes": dice.randrange(2**33)}
-        if dice.random() < 0.05:
+        row |= {
+            "compress_ms": random_numbers.uniform(0, 2),
+            "peak_memory_bytes": random_numbers.randrange(2**33),
+        }
+        if random_numbers.random() < 0.05:
             row |= {
                 "status": "error",
                 "error": f"OSError: file {number} is torn: at 3",
                 "correct": None,
             }
             row |= {"prefill_ms": None, "decode_ms": None, "compress_ms": None, "prediction": None}
-        if dice.random() > 0.03:
-            found.append(row)
-    return found
+        if random_numbers.random() > 0.03:
+            rows.append(row)
+    return rows
 
 
 def _question(benchmark: str, number: int) -> dict[str, Any]:
-    """As the benchmarks have them: ids that say what counts together, splits, subtasks, what is about an image."""
+    """A question with the id, type and media of its benchmark, which group rows when scored."""
     if benchmark in ("mmbench", "mmbench_cn"):
         base = number // 4
         return {
