@@ -199,7 +199,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 @pytest.fixture(scope="session")
 def demo_model() -> Callable[[str], tuple[Any, Any]]:
     """Loads a trained model of the demo and its processor, by the name of its folder in demo/."""
-    from demo.training.exam import load
+    from demo.training.evaluation import load
 
     return cache(lambda name: load(ROOT / "demo" / name))
 

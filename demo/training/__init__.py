@@ -1,1 +1,1 @@
-"""How the demo models are trained: a vision tower on dense labels, then a decoder on what it sees."""
+"""The recipe of the demo models: a vision tower on dense labels, then a decoder on questions."""

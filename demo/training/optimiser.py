@@ -1,7 +1,8 @@
-"""Muon for a network's matrices and AdamW for the rest of it: on a CPU, half the steps are half the hours.
+"""Muon for a network's matrices and AdamW for the rest: half the steps are half the hours on a CPU.
 
-Muon (Jordan et al., 2024) turns each matrix's momentum into the nearest orthogonal one, so that all directions of the
-matrix learn equally fast. torch's own computes that in bfloat16, which many CPUs can only emulate.
+Muon (Jordan et al., 2024) turns each matrix's momentum into the nearest orthogonal one, so that all
+directions of the matrix learn equally fast. torch's own version computes that in bfloat16, which
+many CPUs can only emulate.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
 class Muon:
+    """An optimiser with the state dict of both parts."""
+
     def __init__(
         self, matrices: Iterable[nn.Parameter], rest: Iterable[nn.Parameter], rate: float
     ) -> None:
-        """`rate` is AdamW's; matrices learn at eight times that, as their steps have a norm of their own."""
+        """`rate` is AdamW's. Matrices learn at eight times that: their steps have another norm."""
         self.matrices, self.rest = list(matrices), list(rest)
         self.rate = rate
         self.adam = torch.optim.AdamW(self.rest, lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
@@ -38,7 +41,7 @@ class Muon:
 
     @torch.no_grad()
     def step(self, share: float) -> None:
-        """One step with the gradients there are, at `share` of the rate; the gradients are gone afterwards."""
+        """Take one step at `share` of the rate, and clear the gradients."""
         for group in self.adam.param_groups:
             group["lr"] = self.rate * share
         nn.utils.clip_grad_norm_(self.rest, 1.0)
@@ -60,7 +63,7 @@ class Muon:
 
 
 def _orthogonal(stack: Tensor) -> Tensor:
-    """Of each matrix nearly the orthogonal factor of its polar decomposition, by Newton and Schulz."""
+    """Approximate the orthogonal factor of each matrix's polar decomposition (Newton-Schulz)."""
     tall = stack.shape[-2] > stack.shape[-1]
     turned = stack.mT if tall else stack
     turned = turned / (turned.norm(dim=(-2, -1), keepdim=True) + 1e-8)
@@ -72,7 +75,7 @@ def _orthogonal(stack: Tensor) -> Tensor:
 
 
 def muon(trained: nn.Module, matrices: Iterable[nn.Module], rate: float) -> Muon:
-    """`matrices`: the modules all of whose two-dimensional weights are Muon's; what else is trained is AdamW's."""
+    """Give the two-dimensional weights of some modules to Muon, and all others to AdamW."""
     first = {id(one): one for module in matrices for one in module.parameters() if one.dim() == 2}
     rest = [one for one in trained.parameters() if one.requires_grad and id(one) not in first]
     return Muon(first.values(), rest, rate)

@@ -1,4 +1,4 @@
-"""The recipe of the demo models: packed lessons ask what the model will be asked, interruptions cost nothing."""
+"""The recipe of the demo models: packed batches, labels, and training that is interrupted."""
 
 from __future__ import annotations
 
@@ -10,45 +10,45 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from demo.training import first, state, students, tower
-from demo.training.exam import Mark
-from demo.training.lessons import few, lesson
-from demo.training.reader import Extras, named, study, vocabulary
-from demo.training.schedule import Clock
-from demo.training.students import ANSWER, QUESTION
-from demo.training.subject import Motion, Shapes, Subject
+from demo.training import saved_state, small_models, tower_losses, tower_stage
+from demo.training.batches import choose_patches, make_batch
+from demo.training.decoder_losses import AuxiliaryHeads, compute_losses, vocabulary, word_targets
+from demo.training.evaluation import Accuracy
+from demo.training.small_models import BEFORE_ANSWER, BEFORE_QUESTION
+from demo.training.step_loop import StepLoop
+from demo.training.tasks import MotionTask, ShapesTask, Task
 from pipelines.benchmarks.synthetic.scenes import labels
 
-SUBJECTS: list[Subject] = [Shapes(), Motion()]
+TASKS: list[Task] = [ShapesTask(), MotionTask()]
 
 
-@pytest.mark.parametrize("subject", SUBJECTS, ids=lambda subject: subject.name)
-def test_a_packed_lesson_asks_what_the_processor_asks(subject: Subject) -> None:
-    """The same loss for the same answers: one sequence with a block mask, or each question alone through the model."""
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
+def test_packed_batch_has_the_loss_of_single_questions(task: Task) -> None:
+    """One sequence with a block mask has the loss of the questions one by one."""
     torch.manual_seed(0)
-    shown, rng = subject.show(3), np.random.default_rng(0)
-    scenes, questions = subject.scenes(shown), subject.ask(shown, rng, 4)
-    words = students.tokenizer(
-        [f"{QUESTION}\n{one.text}{ANSWER} {one.answer}" for one in questions] * 2
+    shown, rng = task.show(3), np.random.default_rng(0)
+    scenes, questions = task.scenes(shown), task.ask(shown, rng, 4)
+    words = small_models.tokenizer(
+        [f"{BEFORE_QUESTION}\n{one.text}{BEFORE_ANSWER} {one.answer}" for one in questions] * 2
     )
     model, processor = (
-        students.model(subject.name, words).eval(),
-        students.processor(subject.name, words),
+        small_models.model(task.name, words).eval(),
+        small_models.processor(task.name, words),
     )
-    eye = model.model.vision_tower if subject.frames == 1 else model.model.video_tower
-    features = torch.from_numpy(first.look(eye, subject, 3)).float()
-    if not subject.cls:
+    eye = model.model.vision_tower if task.frames == 1 else model.model.video_tower
+    features = torch.from_numpy(tower_stage.features_of(eye, task, 3)).float()
+    if not task.cls:
         features = features[:, 1:]
     patches = len(labels(scenes[0]).thing)
-    extra = [at * (patches + 1) for at in range(subject.frames)] if subject.cls else []
-    asked = [[(one, subject.looks(shown, one)) for one in questions]]
-    given = lesson(words, asked, np.arange(subject.frames * patches)[None], extra)
+    extra = [at * (patches + 1) for at in range(task.frames)] if task.cls else []
+    asked = [[(one, task.attention_targets(shown, one)) for one in questions]]
+    given = make_batch(words, asked, np.arange(task.frames * patches)[None], extra)
     names = torch.full((1, features.shape[0] * features.shape[1], 4), -1)
     with torch.no_grad():
-        packed = study(
+        packed = compute_losses(
             model,
             vocabulary(words),
-            Extras({}, 128),
+            AuxiliaryHeads({}, 128),
             given,
             features.flatten(0, 1)[None],
             names,
@@ -57,12 +57,12 @@ def test_a_packed_lesson_asks_what_the_processor_asks(subject: Subject) -> None:
         )
     alone = []
     for one in questions:
-        kind = "image" if subject.frames == 1 else "video"
+        kind = "image" if task.frames == 1 else "video"
         prompt = processor.apply_chat_template(
             [{"role": "user", "content": [{"type": kind}, {"type": "text", "text": one.text}]}],
             add_generation_prompt=True,
         )
-        pictures = np.stack([subject.picture(scene, at) for at, scene in enumerate(scenes)])
+        pictures = np.stack([task.picture(scene, at) for at, scene in enumerate(scenes)])
         media = {"images": pictures[0]} if kind == "image" else {"videos": [pictures]}
         inputs = processor(text=f"{prompt} {one.answer}</s>", **media, return_tensors="pt")
         with torch.no_grad():
@@ -78,14 +78,14 @@ def test_a_packed_lesson_asks_what_the_processor_asks(subject: Subject) -> None:
     )  # features are float16
 
 
-@pytest.mark.parametrize("subject", SUBJECTS, ids=lambda subject: subject.name)
-def test_looks_and_names_are_about_what_is_asked(subject: Subject) -> None:
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
+def test_attention_targets_and_words_fit_the_question(task: Task) -> None:
     for number in range(20):
-        shown, rng = subject.show(number), np.random.default_rng(number)
-        scenes = subject.scenes(shown)
+        shown, rng = task.show(number), np.random.default_rng(number)
+        scenes = task.scenes(shown)
         seen = [labels(scene).thing for scene in scenes]
-        for question in subject.ask(shown, rng, 6):
-            for look in subject.looks(shown, question):
+        for question in task.ask(shown, rng, 6):
+            for look in task.attention_targets(shown, question):
                 frames, places = np.divmod(look.patches, len(seen[0]))
                 assert set(question.text[: look.end].split()[-1]) & set(
                     "abcdefghijklmnopqrstuvwxyz"
@@ -95,7 +95,7 @@ def test_looks_and_names_are_about_what_is_asked(subject: Subject) -> None:
                         int(seen[frame][place]) for frame, place in zip(frames, places, strict=True)
                     }
                     assert shown.things[thing].colour == question.answer
-            where = [look.where for look in subject.looks(shown, question) if look.where]
+            where = [look.where for look in task.attention_targets(shown, question) if look.where]
             if question.type == "relation":
                 (x, y), (other_x, other_y) = where
                 assert {
@@ -108,30 +108,30 @@ def test_looks_and_names_are_about_what_is_asked(subject: Subject) -> None:
                 (begin, end), (other_begin, other_end) = where
                 assert end < other_begin if question.answer == "before" else other_end < begin
         for scene, thing in zip(scenes, seen, strict=True):
-            shape = named(scene)[:, 0].numpy()
+            shape = word_targets(scene)[:, 0].numpy()
             assert ((shape < 5) == (thing >= 0)).all()
 
 
-def test_few_patches_hold_every_centre_and_glyph() -> None:
+def test_chosen_patches_include_every_centre_and_glyph() -> None:
     for number in range(20):
-        shown = labels(Shapes().show(number))
-        kept = few(shown, 80, np.random.default_rng(0))
+        shown = labels(ShapesTask().show(number))
+        kept = choose_patches(shown, 80, np.random.default_rng(0))
         assert len(kept) == 80
         assert (np.diff(kept) > 0).all()
         assert np.isin(shown.centre, kept).all()
         assert np.isin(np.flatnonzero(shown.glyph >= 0), kept).all()
 
 
-def test_an_interrupted_tower_ends_where_an_uninterrupted_one_does(tmp_path: Path) -> None:
+def test_interrupted_tower_ends_with_the_same_weights(tmp_path: Path) -> None:
     def trained(file: Path, stops: list[int]) -> dict[str, torch.Tensor]:
         for stop in stops:
             torch.manual_seed(0)
-            network = students.model(
-                "demo-video-llava", students.tokenizer(["a"])
+            network = small_models.model(
+                "demo-video-llava", small_models.tokenizer(["a"])
             ).model.video_tower
-            clock = Clock()
-            clock.share = lambda step, steps: 1.0  # type: ignore[method-assign]
-            first.run(Motion(), network, file, clock, stop)
+            loop = StepLoop()
+            loop.share = lambda step, steps: 1.0  # type: ignore[method-assign]
+            tower_stage.run(MotionTask(), network, file, loop, stop)
         return network.state_dict()
 
     whole, parts = trained(tmp_path / "a.pt", [4]), trained(tmp_path / "b.pt", [2, 4])
@@ -139,25 +139,25 @@ def test_an_interrupted_tower_ends_where_an_uninterrupted_one_does(tmp_path: Pat
         torch.testing.assert_close(parts[name], value)
 
 
-def test_a_killed_save_leaves_the_one_before(
+def test_interrupted_save_leaves_the_previous_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    state.save(tmp_path / "a.pt", step=1)
+    saved_state.save(tmp_path / "a.pt", step=1)
     monkeypatch.setattr(
-        state.os, "replace", lambda *names: (_ for _ in ()).throw(KeyboardInterrupt)
+        saved_state.os, "replace", lambda *names: (_ for _ in ()).throw(KeyboardInterrupt)
     )
     with pytest.raises(KeyboardInterrupt):
-        state.save(tmp_path / "a.pt", step=2)
-    assert (state.load(tmp_path / "a.pt") or {})["step"] == 1
+        saved_state.save(tmp_path / "a.pt", step=2)
+    assert (saved_state.load(tmp_path / "a.pt") or {})["step"] == 1
 
 
-def test_the_tower_starts_by_looking_at_neighbours() -> None:
+def test_initial_tower_attends_to_neighbours() -> None:
     torch.manual_seed(0)
-    network = students.model("demo-llava", students.tokenizer(["a"])).model.vision_tower
-    pictures = tower.pixels(
-        [Shapes().picture(Shapes().crowd(np.random.default_rng(n)), 0) for n in range(8)]
+    network = small_models.model("demo-llava", small_models.tokenizer(["a"])).model.vision_tower
+    pictures = tower_losses.pixels(
+        [ShapesTask().picture(ShapesTask().crowd(np.random.default_rng(n)), 0) for n in range(8)]
     )
-    tower.start(network, pictures)
+    tower_losses.initialise(network, pictures)
     network.set_attn_implementation("eager")
     with torch.no_grad():
         looked = network(pictures[:1], output_attentions=True).attentions[0][0, :, 1:, 1:]
@@ -169,7 +169,7 @@ def test_the_tower_starts_by_looking_at_neighbours() -> None:
     assert found.float().mean() > 0.8
 
 
-def test_wilson() -> None:
-    low, high = Mark(8, 10).interval
+def test_interval_of_accuracy_is_wilsons() -> None:
+    low, high = Accuracy(8, 10).interval
     assert (round(low, 3), round(high, 3)) == (0.490, 0.943)  # Newcombe, 1998
-    assert replace(Mark(0, 10), right=10).interval[1] == pytest.approx(1.0)
+    assert replace(Accuracy(0, 10), right=10).interval[1] == pytest.approx(1.0)

@@ -1,4 +1,4 @@
-"""When a training step is worth telling or saving, and how fast it learns."""
+"""The loop over training steps: logs, saves, and sets the learning rate."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import time
 from collections.abc import Callable, Iterator
 
 _log = logging.getLogger(__name__)
-_TELL, _SAVE = 30.0, 120.0  # seconds
+_LOG_EVERY_S, _SAVE_EVERY_S = 30.0, 120.0
 
 
-class Clock:
-    """Counts the steps of a stage, says every half minute how it goes, and has it saved every two minutes."""
+class StepLoop:
+    """Counts the steps of a stage, logs every half minute and saves every two minutes."""
 
     def __init__(
         self, report: Callable[[dict[str, float], int], None] = lambda numbers, step: None
@@ -28,7 +28,7 @@ class Clock:
         for step in range(done, until):
             yield step
             now = time.monotonic()
-            if now - told > _TELL or step == until - 1:
+            if now - told > _LOG_EVERY_S or step == until - 1:
                 pace = (step + 1 - done) / (now - began)
                 left = (until - step - 1) / pace / 60
                 said = ", ".join(f"{name} {value:.3f}" for name, value in self.numbers.items())
@@ -45,17 +45,17 @@ class Clock:
                     {f"{stage}_{name}": value for name, value in self.numbers.items()}, step + 1
                 )
                 told = now
-            if now - saved > _SAVE or step == until - 1:
+            if now - saved > _SAVE_EVERY_S or step == until - 1:
                 keep(step + 1)
                 saved = now
 
     def note(self, **numbers: float) -> None:
-        """Smoothed over about fifty steps."""
+        """Add numbers for the log, smoothed over about fifty steps."""
         for name, value in numbers.items():
             if not math.isnan(value):
                 self.numbers[name] = 0.98 * self.numbers.get(name, value) + 0.02 * value
 
     @staticmethod
     def share(step: int, steps: int) -> float:
-        """Of the learning rate: a short rise, then falling all the way; most is learned at low rates."""
+        """Share of the learning rate: a short rise, then a long fall, when most is learned."""
         return min((step + 1) / 50, max(0.02, (steps - step) / steps))

@@ -1,16 +1,19 @@
-"""The second stage: projector and decoder learn to answer, over a tower that no longer changes.
+"""Losses of the decoder's stage: projector and decoder learn to answer over a frozen tower.
 
-Answers alone teach this slowly: the model has to find out that words and patches are about the same things, how to
-look one up by the other, and how to say what it found. Each is taught directly, on the side:
+Answers alone teach this slowly: the model has to find out that words and patches are about the same
+things, how to look one up by the other, and how to say what it found. Auxiliary losses teach each
+of these directly:
 
 - `names`: a projected patch must be most like the embeddings of the words for what it shows;
-- `looks`: in one layer, one head of the last token of `the red circle` must attend to the red circle's patches, and
-  another, where things are counted, to their centres; one layer on, the prompt's last token to that of the phrase;
-- `says`: after its look, the phrase's token must be near the words for what it saw;
-- `where`: and a linear head must read from it where that is (in a clip: when), so that two phrases can be compared;
-- `told`: what else a subject has to say of patches, read from the decoder by linear heads.
+- `looks`: in one layer, one head of the last token of `the red circle` must attend to the red
+  circle's patches, and another, where things are counted, to their centres; one layer later, the
+  prompt's last token must attend to the last token of the phrase;
+- `says`: after that, the phrase's token must be near the words for what it attended to;
+- `where`: a linear head must read from it the position (in a clip: the time), so that two phrases
+  can be compared;
+- `told`: linear heads must read from the decoder what else a task says about patches.
 
-The linear heads are thrown away in the end.
+The linear heads are deleted in the end.
 """
 
 from __future__ import annotations
@@ -24,11 +27,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from demo.training.lessons import IGNORED, Lesson
+from demo.training.batches import IGNORED, TrainingBatch
 from pipelines.benchmarks.synthetic import motion
 from pipelines.benchmarks.synthetic.scenes import COLOURS, GLYPHS, SHAPES, SIZES, Scene, labels
 
-LOOKING = 3  # the layer that is told where to look
+ATTENTION_LAYER = 3  # the layer whose attention has a target
 _SAID = [
     *SHAPES,
     *COLOURS,
@@ -49,8 +52,8 @@ _WORDS = {
 }
 
 
-class Extras(nn.Module):
-    """What reads, from the decoder's patches, what a subject tells of them, and from phrases where things are."""
+class AuxiliaryHeads(nn.Module):
+    """Linear heads that read the task's labels from patches, and positions from phrases."""
 
     def __init__(self, told: dict[str, tuple[int, int]], width: int) -> None:
         super().__init__()
@@ -59,61 +62,65 @@ class Extras(nn.Module):
         )
         self.depth = {name: depth for name, (depth, _) in told.items()}
         self.where = nn.Linear(width, 2)
-        nn.init.zeros_(
-            self.where.weight
-        )  # its errors are too loud at first, for a decoder that knows something
+        # Its errors would be too loud at first for a decoder that has learned something.
+        nn.init.zeros_(self.where.weight)
 
 
-class Marks(NamedTuple):
+class LossReport(NamedTuple):
+    """The loss of a step, and what is logged of it."""
+
     loss: Tensor
-    answers: Tensor  # of each question, whether its first token was right, in order
+    answers: Tensor  # whether the first token of each answer was right, in order
     parts: dict[str, float]
 
 
-def study(
+def compute_losses(
     model: hf.PreTrainedModel,
     words: dict[str, Tensor],
-    extras: Extras,
-    lesson: Lesson,
+    extras: AuxiliaryHeads,
+    batch: TrainingBatch,
     features: Tensor,
     names: Tensor,
     told: dict[str, Tensor],
     side: float,
-) -> Marks:
-    """One pass over a lesson. `features` (B, N, D) are the tower's, `names` (B, N, 4) what `named` says of them or -1.
+) -> LossReport:
+    """Run one batch and add up its losses.
 
-    `told` (B, N) are what `extras` should read, -1 for nothing. `side` weighs what is taught on the side.
+    features: (B, N, D), from the tower
+    names: (B, N, 4), from `word_targets`, or -1
+    told: (B, N), what `extras` should read; -1 for nothing
+    side: weight of the auxiliary losses
     """
     core = model.model
     decoder = core.language_model
     seen = core.multi_modal_projector(features)
-    hidden = decoder.embed_tokens(lesson.ids)
-    hidden = torch.cat([hidden[:, : lesson.seen.start], seen, hidden[:, lesson.seen.stop :]], 1)
-    mask = lesson.mask
-    turns = decoder.rotary_emb(hidden, lesson.position)
+    hidden = decoder.embed_tokens(batch.ids)
+    hidden = torch.cat([hidden[:, : batch.seen.start], seen, hidden[:, batch.seen.stop :]], 1)
+    mask = batch.mask
+    turns = decoder.rotary_emb(hidden, batch.position)
     looking = reading = hidden.new_zeros(())
     for depth, layer in enumerate(decoder.layers):
-        if depth in (LOOKING, LOOKING + 1):
-            looking = looking + _looking(layer, hidden, turns, mask, lesson, depth - LOOKING)
+        if depth in (ATTENTION_LAYER, ATTENTION_LAYER + 1):
+            looking = looking + _looking(layer, hidden, turns, mask, batch, depth - ATTENTION_LAYER)
         for name, head in extras.patch.items():
             if depth == extras.depth[name]:
-                said = head(hidden[:, lesson.seen]).flatten(0, 1)
+                said = head(hidden[:, batch.seen]).flatten(0, 1)
                 reading = reading + F.cross_entropy(said, told[name].flatten(), ignore_index=-1)
         hidden = layer(
-            hidden, attention_mask=mask, position_ids=lesson.position, position_embeddings=turns
+            hidden, attention_mask=mask, position_ids=batch.position, position_embeddings=turns
         )
-        if depth == LOOKING:
-            saying = _saying(decoder, words["said"], hidden, lesson)
-            placed = extras.where(decoder.norm(hidden[tuple(lesson.spots.T)]))
+        if depth == ATTENTION_LAYER:
+            saying = _saying(decoder, words["said"], hidden, batch)
+            placed = extras.where(decoder.norm(hidden[tuple(batch.spots.T)]))
             placing = _mean(
-                F.smooth_l1_loss(placed, lesson.where, reduction="none", beta=0.1).mean(-1)
+                F.smooth_l1_loss(placed, batch.where, reduction="none", beta=0.1).mean(-1)
             )
-    where = lesson.target != IGNORED
+    where = batch.target != IGNORED
     said = model.lm_head(decoder.norm(hidden[where]))
-    target = lesson.target[where]
+    target = batch.target[where]
     answering = F.cross_entropy(said, target)
     naming = _naming(decoder.embed_tokens.weight, words, seen, names)
-    firsts = (said.argmax(-1) == target)[_first(lesson, where)]
+    firsts = (said.argmax(-1) == target)[_first(batch, where)]
     parts = {
         "answer": float(answering.detach()),
         "look": float(looking.detach()),
@@ -122,14 +129,14 @@ def study(
     parts |= {"say": float(saying.detach()), "where": float(placing.detach())}
     if extras.patch:
         parts["told"] = float(reading.detach())
-    return Marks(
+    return LossReport(
         answering + side * (looking + naming + reading + saying + 5 * placing), firsts, parts
     )
 
 
-def _first(lesson: Lesson, where: Tensor) -> Tensor:
-    """Which of the answers' tokens begin one."""
-    block = lesson.block[where]
+def _first(batch: TrainingBatch, where: Tensor) -> Tensor:
+    """Mask of the answers' tokens that are the first of their answer."""
+    block = batch.block[where]
     return torch.cat([block.new_ones(1, dtype=torch.bool), block[1:] != block[:-1]])
 
 
@@ -138,15 +145,15 @@ def _looking(
     hidden: Tensor,
     turns: tuple[Tensor, Tensor],
     mask: Tensor,
-    lesson: Lesson,
+    batch: TrainingBatch,
     which: int,
 ) -> Tensor:
-    """How far the first heads of this layer are from attending where a phrase points."""
+    """Distance of the first heads' attention from where a phrase points."""
     attention = layer.self_attn
     normed = layer.input_layernorm(hidden)
     size = attention.head_dim
-    mine = lesson.looks[:, 3] == which
-    row, column, head, _ = lesson.looks[mine].T
+    mine = batch.looks[:, 3] == which
+    row, column, head, _ = batch.looks[mine].T
     heads = int(head.max()) + 1
     query, key = (
         F.linear(normed, linear.weight[: heads * size]).unflatten(-1, (heads, size)).transpose(1, 2)
@@ -155,16 +162,15 @@ def _looking(
     query, key = apply_rotary_pos_emb(query, key, *turns)
     scores = (query[row, head, column][:, None] @ key[row, head].mT)[:, 0] * attention.scaling
     spread = (scores + mask[row, 0, column]).log_softmax(-1)
-    each = F.kl_div(spread.clamp(min=-30), lesson.aim[mine], reduction="none").sum(-1)
-    weight = 1 + 2.0 * (head > 0) * (
-        which == 0
-    )  # what is counted, and when it moves, is found last
+    each = F.kl_div(spread.clamp(min=-30), batch.aim[mine], reduction="none").sum(-1)
+    # Counting, and the time of a movement, are learned last.
+    weight = 1 + 2.0 * (head > 0) * (which == 0)
     return (weight * each).mean()
 
 
-def _saying(decoder: nn.Module, words: Tensor, hidden: Tensor, lesson: Lesson) -> Tensor:
-    """How far tokens that have looked are from the words for what they saw, and from no others."""
-    row, column, token = lesson.says.T
+def _saying(decoder: nn.Module, words: Tensor, hidden: Tensor, batch: TrainingBatch) -> Tensor:
+    """Loss that moves tokens near the words for what they attended to, and away from others."""
+    row, column, token = batch.says.T
     length = hidden.shape[1]
     places, where = (row * length + column).unique(return_inverse=True)
     truth = hidden.new_zeros(len(places), len(words))
@@ -178,7 +184,7 @@ def _saying(decoder: nn.Module, words: Tensor, hidden: Tensor, lesson: Lesson) -
 def vocabulary(
     words: hf.PreTrainedTokenizerFast, device: torch.device | str = "cpu"
 ) -> dict[str, Tensor]:
-    """The token that each property's answer begins with."""
+    """First token of every word that names a property."""
     of = {**_WORDS, "said": _SAID}
     return {
         kind: torch.tensor(
@@ -189,8 +195,11 @@ def vocabulary(
     }
 
 
-def named(scene: Scene) -> Tensor:
-    """(N, 4): which of the words for shape, colour, size and glyph each patch deserves; one past the last: none."""
+def word_targets(scene: Scene) -> Tensor:
+    """Indices (N, 4) of the words for shape, colour, size and glyph of each patch.
+
+    One past the last word means none of them.
+    """
     shown = labels(replace(scene, numbers=()))
     columns = []
     for kind, words in _WORDS.items():

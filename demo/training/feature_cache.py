@@ -1,4 +1,4 @@
-"""What the finished tower says of the training pictures, on disk: the second stage reads each many times."""
+"""Features of the training pictures from the finished tower, on disk: each is read many times."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from demo.training.first import look
-from demo.training.subject import Subject
+from demo.training.tasks import Task
+from demo.training.tower_stage import features_of
 
 _log = logging.getLogger(__name__)
-_TELL = 200  # pictures
+_LOG_EVERY = 200  # pictures
 
 
-def cache(subject: Subject, tower: nn.Module, folder: Path, count: int, age: int) -> np.ndarray:
-    """Features (count, frames, CLS + patches, width) float16, memory-mapped; a killed call goes on where it was.
+def cached_features(task: Task, tower: nn.Module, folder: Path, count: int, age: int) -> np.ndarray:
+    """Features (count, frames, CLS + patches, width) in float16, memory-mapped.
 
-    They are of a tower of that `age` in steps: those of a younger one are removed.
+    An interrupted call continues. `age` is the tower's in steps; features of another age are
+    deleted.
     """
-    one = look(tower, subject, 0)
+    one = features_of(tower, task, 0)
     file, marker = folder / f"features-{age}-{count}.npy", folder / f"features-{age}-{count}.done"
     if not file.exists():
         for other in folder.glob("features-*"):
@@ -31,8 +32,8 @@ def cache(subject: Subject, tower: nn.Module, folder: Path, count: int, age: int
     done = int(marker.read_text()) if marker.exists() else 0
     began, first = time.monotonic(), done
     for number in range(done, count):
-        table[number] = look(tower, subject, number)
-        if (number + 1) % _TELL == 0 or number + 1 == count:
+        table[number] = features_of(tower, task, number)
+        if (number + 1) % _LOG_EVERY == 0 or number + 1 == count:
             table.flush()
             marker.write_text(str(number + 1))
             pace = (number + 1 - first) / (time.monotonic() - began)

@@ -1,7 +1,7 @@
-"""What is trained: ordinary transformers checkpoints of well-known architectures, small.
+"""Models, tokenizers and processors to train: small, but ordinary transformers checkpoints.
 
-Everything is the library's own class, so `AutoModelForImageTextToText` and `AutoProcessor` load the folder and nothing
-knows that the model is small. The decoder is deep for its width, because compression happens in the middle of it.
+Every class is the library's own, so `AutoModelForImageTextToText` and `AutoProcessor` load the
+folder. The decoder is deep for its width, because compression happens in the middle of it.
 """
 
 from __future__ import annotations
@@ -17,23 +17,24 @@ from pipelines.benchmarks.synthetic.scenes import PATCH
 BOS, EOS, PAD, UNKNOWN = "<s>", "</s>", "<pad>", "<unk>"
 IMAGE, VIDEO = "<image>", "<video>"
 WIDTH = 128
-SIDES = {"demo-llava": 24, "demo-video-llava": 12}  # patches
+PATCHES_PER_SIDE = {"demo-llava": 24, "demo-video-llava": 12}  # patches
 FRAMES = 8
-_TEMPLATE = (  # LLaVA-1.5's and Video-LLaVA's: media first, then the text
+# As in LLaVA-1.5 and Video-LLaVA: media first, then the text.
+_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] | upper }}: "
-    "{% for part in message['content'] %}{% if part['type'] != 'text' %}<{{ part['type'] }}>\n{% endif %}{% endfor %}"
-    "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %} "
+    "{% for part in message['content'] %}{% if part['type'] != 'text' %}<{{ part['type'] }}>\n"
+    "{% endif %}{% endfor %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}"
+    "{% endif %}{% endfor %} "
     "{% if message['role'] == 'assistant' %}</s>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
-QUESTION, ANSWER = (
-    "USER: ",
-    " ASSISTANT:",
-)  # what the template puts around media and text of one question
+# The template's text around the media and the text of one question.
+BEFORE_QUESTION, BEFORE_ANSWER = "USER: ", " ASSISTANT:"
 
 
 def tokenizer(texts: Iterable[str]) -> hf.PreTrainedTokenizerFast:
-    """Byte-level BPE: every word of `texts` is one token, and any other text can be said in more of them."""
+    """Byte-level BPE: every word of `texts` is one token; any other text takes several."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -64,7 +65,7 @@ def tokenizer(texts: Iterable[str]) -> hf.PreTrainedTokenizerFast:
 
 
 def processor(name: str, words: hf.PreTrainedTokenizerFast) -> hf.ProcessorMixin:
-    side = SIDES[name] * PATCH
+    side = PATCHES_PER_SIDE[name] * PATCH
     size = {
         "size": {"shortest_edge": side},
         "crop_size": {"height": side, "width": side},
@@ -90,7 +91,7 @@ def processor(name: str, words: hf.PreTrainedTokenizerFast) -> hf.ProcessorMixin
 def model(name: str, words: hf.PreTrainedTokenizerFast) -> hf.PreTrainedModel:
     """A new model with random weights, in float32."""
     ids = {token: words.convert_tokens_to_ids(token) for token in (BOS, EOS, PAD, IMAGE, VIDEO)}
-    side = SIDES[name]
+    side = PATCHES_PER_SIDE[name]
     vision = hf.CLIPVisionConfig(
         hidden_size=WIDTH,
         intermediate_size=2 * WIDTH,

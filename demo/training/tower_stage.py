@@ -10,45 +10,49 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from demo.training import state, tower
+from demo.training import saved_state, tower_losses
 from demo.training.optimiser import muon
-from demo.training.schedule import Clock
-from demo.training.subject import Subject
+from demo.training.step_loop import StepLoop
+from demo.training.tasks import Task
 from pipelines.benchmarks.synthetic.scenes import PATCH
 
-_WINDOW = 12  # patches a side: attention over a quarter of the picture costs a fraction
-_PICTURES, _WINDOWS = 2, 3  # a step: many small steps teach a tower more than few large ones
-_EARLY = 2  # after so many layers outlines must be known
+# Patches a side. Attention over a quarter of the picture costs a fraction.
+_WINDOW = 12
+# Of a step. Many small steps teach a tower more than few large ones.
+_PICTURES, _WINDOWS = 2, 3
+_EARLY = 2  # layers after which outlines must be known
 
 
 def run(
-    subject: Subject,
+    task: Task,
     network: nn.Module,
     file: Path,
-    clock: Clock,
+    loop: StepLoop,
     steps: int,
     elder: Path | None = None,
 ) -> None:
-    """Train `network`, in place, until `steps` are done; the last tenth of them on whole pictures.
+    """Train `network` in place up to step `steps`, the last tenth of them on whole pictures.
 
-    A new one begins with what the `elder` knows, the state of a tower of the same make for larger pictures.
+    elder: saved state of a tower of the same architecture for larger pictures, to start from
     """
     side = network.config.image_size // PATCH
     device = network.device
-    heads = tower.Heads(network.config.hidden_size).to(device)
+    heads = tower_losses.PatchHeads(network.config.hidden_size).to(device)
     optimiser = muon(nn.ModuleList([network, heads]), [network.encoder], rate=1.5e-3)
     done = 0
-    known = state.load(file)
-    if known:
-        network.load_state_dict(known["network"])
-        heads.load_state_dict(known["heads"])
-        optimiser.load_state_dict(known["optimiser"])
-        done = known["step"]
+    saved = saved_state.load(file)
+    if saved:
+        network.load_state_dict(saved["network"])
+        heads.load_state_dict(saved["heads"])
+        optimiser.load_state_dict(saved["optimiser"])
+        done = saved["step"]
     elif elder and elder.exists():
-        inherit(network, heads, state.load(elder) or {})
+        inherit_weights(network, heads, saved_state.load(elder) or {})
     else:
-        crowds = [subject.crowd(state.dice(1, number)) for number in range(64)]
-        tower.start(network.cpu(), tower.pixels([subject.picture(scene, 0) for scene in crowds]))
+        crowds = [task.crowd(saved_state.step_rng(1, number)) for number in range(64)]
+        tower_losses.initialise(
+            network.cpu(), tower_losses.pixels([task.picture(scene, 0) for scene in crowds])
+        )
         network.to(device)
 
     def keep(step: int) -> None:
@@ -57,24 +61,24 @@ def run(
             "heads": heads.state_dict(),
             "optimiser": optimiser.state_dict(),
         }
-        state.save(file, **parts, step=step)
+        saved_state.save(file, **parts, step=step)
 
     network.train()
-    for step in clock.steps("tower", done, steps, keep):
+    for step in loop.steps("tower", done, steps, keep):
         whole = side <= _WINDOW or step >= steps * 9 // 10
-        pictures, places, truth = _batch(subject, step, side, whole)
+        pictures, places, truth = _batch(task, step, side, whole)
         pictures, places = pictures.to(device), places.to(device)
         truth = {name: label.to(device) for name, label in truth.items()}
         layers = list(_forward(network, pictures, places))
-        loss, right = tower.loss(heads, layers[_EARLY - 1], layers[-1], truth)
+        loss, right = tower_losses.compute_loss(heads, layers[_EARLY - 1], layers[-1], truth)
         loss.backward()
-        optimiser.step(clock.share(step, steps))
-        clock.note(loss=float(loss.detach()), **right)
+        optimiser.step(loop.share(step, steps))
+        loop.note(loss=float(loss.detach()), **right)
     network.eval()
 
 
-def inherit(network: nn.Module, heads: nn.Module, elder: dict[str, Any]) -> None:
-    """Everything but where the patches are: of the elder's positions a corner."""
+def inherit_weights(network: nn.Module, heads: nn.Module, elder: dict[str, Any]) -> None:
+    """Copy all weights of the elder; of its positions, a corner."""
     weights, name = elder["network"], "embeddings.position_embedding.weight"
     side, large = network.config.image_size // PATCH, int((len(weights[name]) - 1) ** 0.5)
     grid = 1 + torch.arange(large * large).view(large, large)[:side, :side].flatten()
@@ -87,19 +91,17 @@ def inherit(network: nn.Module, heads: nn.Module, elder: dict[str, Any]) -> None
 
 
 def _batch(
-    subject: Subject, step: int, side: int, whole: bool
+    task: Task, step: int, side: int, whole: bool
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    rng = state.dice(2, step)
+    rng = saved_state.step_rng(2, step)
     crowded = not whole or step % 2 > 0
     scenes = [
-        subject.crowd(rng)
-        if crowded
-        else subject.scenes(subject.show(_PICTURES * step + number))[-1]
+        task.crowd(rng) if crowded else task.scenes(task.show(_PICTURES * step + number))[-1]
         for number in range(_PICTURES)
     ]
     pictures, truth = (
-        tower.pixels([subject.picture(scene, 0) for scene in scenes]),
-        tower.dense(scenes),
+        tower_losses.pixels([task.picture(scene, 0) for scene in scenes]),
+        tower_losses.dense_labels(scenes),
     )
     grid = torch.arange(side * side).view(side, side)
     if whole:
@@ -121,7 +123,7 @@ def _batch(
 
 
 def _forward(network: nn.Module, pictures: Tensor, places: Tensor) -> Iterator[Tensor]:
-    """Every layer's output, for windows that keep the positions they have in their picture."""
+    """Output of every layer, for windows at their positions in the picture."""
     embeddings = network.embeddings
     hidden = embeddings.patch_embedding(pictures).flatten(2).mT + embeddings.position_embedding(
         places + 1
@@ -135,10 +137,12 @@ def _forward(network: nn.Module, pictures: Tensor, places: Tensor) -> Iterator[T
 
 
 @torch.inference_mode()
-def look(network: nn.Module, subject: Subject, number: int) -> np.ndarray:
+def features_of(network: nn.Module, task: Task, number: int) -> np.ndarray:
     """The tower's features of one training picture, (frames, CLS + patches, width) float16."""
-    scenes = enumerate(subject.scenes(subject.show(number)))
-    pictures = tower.pixels([subject.picture(scene, at) for at, scene in scenes]).to(network.device)
+    scenes = enumerate(task.scenes(task.show(number)))
+    pictures = tower_losses.pixels([task.picture(scene, at) for at, scene in scenes]).to(
+        network.device
+    )
     places = torch.arange((network.config.image_size // PATCH) ** 2, device=network.device)
     *_, hidden = _forward(network, pictures, places.expand(len(pictures), -1))
     return hidden.half().cpu().numpy()

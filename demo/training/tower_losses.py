@@ -1,9 +1,10 @@
-"""The first stage: a vision tower learns what every patch shows.
+"""Losses of the tower's stage: a vision tower learns what every patch shows.
 
-Questions alone teach a tower very slowly; a label for each of hundreds of patches teaches it in minutes. The labels
-are what answers will need: the kind of thing (shape and colour together, and each alone), its size and where its
-middle is, whether this patch holds the middle, the glyph. CLS learns which kinds are anywhere in the picture, so that
-its attention means something. The linear heads that read all of it are thrown away.
+Questions alone teach a tower very slowly; a label for each of hundreds of patches teaches it in
+minutes. The labels are what answers will need: the kind of thing (shape and colour together, and
+each alone), its size, its middle, whether this patch holds the middle, and the glyph. CLS learns
+which kinds are anywhere in the picture, so that its attention means something. The linear heads
+that read all of this are deleted in the end.
 """
 
 from __future__ import annotations
@@ -37,17 +38,14 @@ HEADS = {
     "middle": 2,
     "centre": 1,
 }
-_WAVES = (
-    0.13,
-    0.22,
-    1.07,
-    1.82,
-    2.39,
-)  # radians a patch; the last four together tell any two patches apart
-_FOCUS = 1.6  # how sharply attention falls on the neighbour that a head starts out looking at
+# Radians a patch. The last four together distinguish any two patches.
+_WAVES = (0.13, 0.22, 1.07, 1.82, 2.39)
+_FOCUS = 1.6  # sharpness of each head's initial attention to a neighbour
 
 
-class Heads(nn.Module):
+class PatchHeads(nn.Module):
+    """Linear heads that read labels from the tower."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.patch = nn.ModuleDict({name: nn.Linear(width, size) for name, size in HEADS.items()})
@@ -55,8 +53,8 @@ class Heads(nn.Module):
         self.around = nn.Linear(width, 9 * 32)
 
 
-def dense(scenes: Sequence[Scene]) -> dict[str, Tensor]:
-    """For every patch of every scene its labels; -1, and 0 for `kind` and `glyph`, where there is nothing."""
+def dense_labels(scenes: Sequence[Scene]) -> dict[str, Tensor]:
+    """Labels of every patch of every scene; -1, or 0 for `kind` and `glyph`, for an empty one."""
     rows: dict[str, list[np.ndarray]] = {name: [] for name in (*HEADS, "picture", "around")}
     for scene in scenes:
         seen = labels(replace(scene, numbers=()))
@@ -64,7 +62,7 @@ def dense(scenes: Sequence[Scene]) -> dict[str, Tensor]:
             (_SHAPE.index(t.shape), _COLOUR.index(t.colour), _SIZE.index(t.size))
             for t in scene.things
         ]
-        one = np.array([*known, (-1, -1, -1)])  # the last is what index -1 finds
+        one = np.array([*known, (-1, -1, -1)])  # index -1 reads the last
         shape, colour, size = one[seen.thing].T
         rows["shape"].append(shape)
         rows["colour"].append(colour)
@@ -83,7 +81,7 @@ def dense(scenes: Sequence[Scene]) -> dict[str, Tensor]:
 
 
 def _around(cells: np.ndarray) -> np.ndarray:
-    """Of each patch what it and its eight neighbours hold."""
+    """Contents of each patch and of its eight neighbours."""
     side = int(len(cells) ** 0.5)
     grid = np.pad(cells.reshape(side, side, -1), ((1, 1), (1, 1), (0, 0)))
     return np.concatenate(
@@ -91,13 +89,13 @@ def _around(cells: np.ndarray) -> np.ndarray:
     ).reshape(side * side, -1)
 
 
-def loss(
-    heads: Heads, early: Tensor, hidden: Tensor, truth: dict[str, Tensor]
+def compute_loss(
+    heads: PatchHeads, early: Tensor, hidden: Tensor, truth: dict[str, Tensor]
 ) -> tuple[Tensor, dict[str, float]]:
     """The loss, and the share of things' patches that each head gets right.
 
-    `hidden` (B, 1 + N, D), CLS first, is what the tower says last; `early` is the same some layers before: there
-    outlines in the neighbourhood must be known, because shapes and glyphs are made of them.
+    `hidden` (B, 1 + N, D) is the last layer, CLS first. `early` is a layer before, where outlines
+    in the neighbourhood must be known, because shapes and glyphs are made of them.
     """
     said = {name: head(hidden[:, 1:]) for name, head in heads.patch.items()}
     thing, glyph = truth["kind"] > 0, truth["glyph"] > 0
@@ -127,16 +125,17 @@ def loss(
 
 
 def pixels(pictures: Sequence[np.ndarray]) -> Tensor:
-    """As the checkpoint's image processor makes them: (B, 3, H, W), 127.5 is 0 and 255 is 1."""
+    """Pixels (B, 3, H, W) as the checkpoint's image processor scales them: 127.5 is 0, 255 is 1."""
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def start(tower: nn.Module, sample: Tensor) -> None:
-    """Begin with heads that look at neighbouring patches, as a convolution does.
+def initialise(tower: nn.Module, sample: Tensor) -> None:
+    """Initialise heads that attend to neighbouring patches, as a convolution does.
 
-    Positions become waves over rows and columns; the queries of each head are those waves moved by a patch or two, so
-    that its attention falls there from the first step on. Patches become their principal components over `sample`, all
-    equally loud: outlines would drown in plain colour. A tower finds this out by itself, but needs hours for it.
+    Positions become waves over rows and columns. The queries of each head are those waves moved by
+    a patch or two, so that its attention falls there from the first step on. Patches become their
+    principal components over `sample`, equally loud, since outlines would drown in plain colour. A
+    tower finds this by itself, but needs hours.
     """
     width, side = tower.embeddings.position_embedding.embedding_dim, sample.shape[-1] // PATCH
     waves = torch.tensor(_WAVES)
@@ -166,9 +165,8 @@ def start(tower: nn.Module, sample: Tensor) -> None:
             loud.view_as(tower.embeddings.patch_embedding.weight)
         )
         places[1:] -= loud @ patches.mean(0)
-        places[1:, -4:] += torch.tensor(
-            [2.0, -2.0, 2.0, -2.0]
-        )  # dull and bright patches stay about as loud
+        # Dull and bright patches stay about equally loud.
+        places[1:, -4:] += torch.tensor([2.0, -2.0, 2.0, -2.0])
         for depth, layer in enumerate(tower.encoder.layers):
             attention = layer.self_attn
             size = attention.head_dim

@@ -1,4 +1,4 @@
-"""What a checkpoint knows: its accuracy on a manifest, by type of question, in the way any user would run it."""
+"""Accuracy of a checkpoint on a manifest, by type of question, with plain transformers."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import torch
 import transformers as hf
 from PIL import Image
 
-from demo.training.students import FRAMES
+from demo.training.small_models import FRAMES
 from pipelines.data.media import videos
 from pipelines.metrics.intervals import wilson
 
 
 @dataclass(frozen=True)
-class Mark:
-    """Right answers among questions; the interval is Wilson's, 95 %."""
+class Accuracy:
+    """Right answers among questions, with Wilson's 95 % interval."""
 
     right: int
     asked: int
@@ -46,11 +46,11 @@ class Mark:
 
 
 @dataclass(frozen=True)
-class Report:
-    """`types` by type of question, `total` of all; `answers` are `(id, said, right)`."""
+class Evaluation:
+    """Accuracy by type of question and in total; `answers` are (id, answer, is right)."""
 
-    types: dict[str, Mark]
-    total: Mark
+    types: dict[str, Accuracy]
+    total: Accuracy
     answers: list[tuple[str, str, bool]]
     seconds: float
 
@@ -60,15 +60,15 @@ def load(folder: Path, device: str = "cpu") -> tuple[hf.PreTrainedModel, hf.Proc
     return model, hf.AutoProcessor.from_pretrained(folder)
 
 
-def sit(
+def evaluate(
     model: hf.PreTrainedModel,
     processor: hf.ProcessorMixin,
     manifest: Path,
     questions: int | None = None,
     batch: int = 16,
     method: Callable[[], AbstractContextManager[Any]] = nullcontext,
-) -> Report:
-    """Answer the first `questions` rows greedily; `method` opens what the model is run under.
+) -> Evaluation:
+    """Answer the first `questions` rows greedily; `method` opens a context for the model to run in.
 
     sit(model, processor, manifest, method=lambda: attach(model, ApET(budget=64)))
     """
@@ -81,9 +81,9 @@ def sit(
             right = said.strip().lower() in {answer.lower() for answer in row["answers"]}
             tally.setdefault(row["type"], []).append(right)
             answers.append((row["id"], said.strip(), right))
-    types = {kind: Mark(sum(marks), len(marks)) for kind, marks in sorted(tally.items())}
-    total = Mark(sum(right for *_, right in answers), len(answers))
-    return Report(types, total, answers, time.monotonic() - start)
+    types = {kind: Accuracy(sum(marks), len(marks)) for kind, marks in sorted(tally.items())}
+    total = Accuracy(sum(right for *_, right in answers), len(answers))
+    return Evaluation(types, total, answers, time.monotonic() - start)
 
 
 def _answers(
@@ -93,7 +93,7 @@ def _answers(
     rows: list[dict[str, Any]],
     batch: int,
 ) -> Iterator[tuple[dict[str, Any], str]]:
-    """Questions of one length share a batch, so that none waits for padding."""
+    """Rows with their answers. Questions of one length share a batch, to avoid padding."""
     rows = sorted(rows, key=lambda row: len(row["question"].split()))
     for start in range(0, len(rows), batch):
         part = rows[start : start + batch]

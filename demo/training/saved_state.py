@@ -1,4 +1,4 @@
-"""What a killed training goes on from: one file a stage, replaced whole."""
+"""State of an interrupted training: one file a stage, replaced atomically."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 
 def save(file: Path, **parts: Any) -> None:
-    """Everything that `load` gives back, and where torch's and Python's chance stand."""
+    """Save what `load` returns, and the state of the random generators of torch and Python."""
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_suffix(".part")
     torch.save({**parts, "chance": (torch.get_rng_state(), random.getstate())}, part)
@@ -29,6 +29,6 @@ def load(file: Path) -> dict[str, Any] | None:
     return parts
 
 
-def dice(*numbers: int) -> np.random.Generator:
-    """Chance for one step: a step that is repeated after an interruption is the same step."""
+def step_rng(*numbers: int) -> np.random.Generator:
+    """Random generator of one step: a step repeated after an interruption is the same."""
     return np.random.default_rng(list(numbers))

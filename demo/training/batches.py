@@ -1,9 +1,9 @@
-"""A batch of lessons for the decoder: each row one picture and many questions about it, in one sequence.
+"""Training batches of the decoder: each row has one picture and many questions about it.
 
-    <s> USER: [visual tokens] \\n | What ... ASSISTANT: red </s> | Is there ... ASSISTANT: no </s> | ...
+    <s> USER: [visual tokens] \\n | What ... ASSISTANT: red </s> | Is there ... ASSISTANT: no </s> |
 
-A block mask shows each question the picture and itself, and positions go on from the picture in every one of them, so
-that each question stands where it would stand alone, at a tenth of the cost.
+A block mask shows each question only the picture and itself. The positions of every question
+continue after the picture, as if it were alone. So a question costs a tenth.
 """
 
 from __future__ import annotations
@@ -17,36 +17,39 @@ import torch
 import transformers as hf
 from torch import Tensor
 
-from demo.training.students import ANSWER, QUESTION
-from demo.training.subject import Look
+from demo.training.small_models import BEFORE_ANSWER, BEFORE_QUESTION
+from demo.training.tasks import AttentionTarget
 from pipelines.benchmarks.synthetic.scenes import PatchLabels, Question
 
 IGNORED = -100
 
 
 @dataclass
-class Lesson:
-    ids: Tensor  # (B, T); where visual tokens go it does not matter
+class TrainingBatch:
+    """Tensors of B rows with T tokens, and what attention should do at some of them."""
+
+    ids: Tensor  # (B, T); any value in the columns of visual tokens
     block: Tensor  # (B, T): 0 the picture, 1, 2, ... the questions, -1 padding
     position: Tensor  # (B, T)
-    target: Tensor  # (B, T): the token that comes next, where that is an answer's
+    target: Tensor  # (B, T): the next token if it belongs to an answer, else IGNORED
     seen: slice  # the columns of the visual tokens
-    looks: Tensor  # (L, 4): row, column, head of attention, and 1 for the layer after the one that looks at patches
-    aim: Tensor  # (L, T): where such a look should fall
-    says: Tensor  # (S, 3): row, column, and a token that the look there should bring to mind
-    spots: Tensor  # (P, 2): row, column of looks that should tell where
-    where: Tensor  # (P, 2): what these should tell
+    # (L, 4): row, column, head, and layer: 0 attends to patches, 1 is the layer after it
+    looks: Tensor
+    aim: Tensor  # (L, T): where that attention should fall
+    says: Tensor  # (S, 3): row, column, and a token that should be near after attending
+    spots: Tensor  # (P, 2): row and column of tokens that should know a position
+    where: Tensor  # (P, 2): that position
 
     @property
     def mask(self) -> Tensor:
-        """(B, 1, T, T) of 0 and the smallest number, as attention adds it."""
+        """The additive attention mask (B, 1, T, T): 0 or the smallest number."""
         length = self.ids.shape[1]
         mine = (self.block[:, None, :] == self.block[:, :, None]) | (self.block[:, None, :] == 0)
         seen = mine & torch.ones(length, length, dtype=torch.bool, device=mine.device).tril()
         blank = torch.zeros(seen.shape, device=mine.device)
         return blank.masked_fill(~seen, torch.finfo(torch.float32).min)[:, None]
 
-    def to(self, device: torch.device) -> Lesson:
+    def to(self, device: torch.device) -> TrainingBatch:
         moved = {
             name: value.to(device)
             for name, value in vars(self).items()
@@ -55,21 +58,26 @@ class Lesson:
         return replace(self, **moved)
 
 
-def lesson(
+def make_batch(
     words: hf.PreTrainedTokenizerFast,
-    asked: Sequence[Sequence[tuple[Question, Sequence[Look]]]],
+    asked: Sequence[Sequence[tuple[Question, Sequence[AttentionTarget]]]],
     kept: np.ndarray,
     extra: Sequence[int] = (),
-) -> Lesson:
-    """`asked` are questions and where they should look; `kept` (B, N) the patches that each picture consists of.
+) -> TrainingBatch:
+    """Put the questions of each picture into one sequence.
 
-    `extra` are columns among the N + E visual ones that are no patch (the CLS tokens of frames).
+    asked: questions with their attention targets, by picture
+    kept: (B, N), the patches of each picture
+    extra: columns among the N + E visual ones that are not patches (the CLS tokens of frames)
     """
-    before, after = words(QUESTION).input_ids, words("\n", add_special_tokens=False).input_ids
+    before, after = (
+        words(BEFORE_QUESTION).input_ids,
+        words("\n", add_special_tokens=False).input_ids,
+    )
     count = kept.shape[1] + len(extra)
     first = len(before) + count + len(after)
     patches = np.setdiff1d(np.arange(count), np.array(extra, dtype=int)) + len(before)
-    texts = [f"{one.text}{ANSWER} {one.answer}" for row in asked for one, _ in row]
+    texts = [f"{one.text}{BEFORE_ANSWER} {one.answer}" for row in asked for one, _ in row]
     coded = words(texts, add_special_tokens=False, return_offsets_mapping=True)
     codes = iter(zip(coded.input_ids, coded.offset_mapping, strict=True))
     rows: list[tuple[list[int], list[int], list[int], list[int]]] = []
@@ -83,7 +91,7 @@ def lesson(
         for place, (one, wanted) in enumerate(questions, start=1):
             tokens, spans = next(codes)
             tokens = [*tokens, words.eos_token_id]
-            prompt = sum(start < len(one.text) + len(ANSWER) for start, _ in spans)
+            prompt = sum(start < len(one.text) + len(BEFORE_ANSWER) for start, _ in spans)
             ends = []
             for look in wanted:
                 column = len(ids) + next(at for at, (_, end) in enumerate(spans) if end == look.end)
@@ -111,7 +119,7 @@ def lesson(
     for number, one in enumerate(aims):
         aim[number, : len(one)] = torch.from_numpy(one)
     spots, where = torch.tensor(places).reshape(-1, 4).split(2, 1)
-    return Lesson(
+    return TrainingBatch(
         ids,
         block,
         position,
@@ -130,10 +138,10 @@ def _token(words: hf.PreTrainedTokenizerFast, word: str) -> int:
     return words(f" {word}", add_special_tokens=False).input_ids[0]
 
 
-def _aim(look: Look, kept: np.ndarray, patches: np.ndarray, first: int) -> np.ndarray:
-    """Evenly on the patches that are there; on the first token if there are none.
+def _aim(look: AttentionTarget, kept: np.ndarray, patches: np.ndarray, first: int) -> np.ndarray:
+    """Spread attention evenly over the kept patches; without any, put it on the first token.
 
-    Counting shares its look between what is counted and the first token: how much falls there tells how many.
+    Counting shares its attention with the first token: the share there depends on the count.
     """
     aim = np.zeros(first, dtype=np.float32)
     aim[patches[np.isin(kept, look.patches)]] = 1
@@ -142,8 +150,8 @@ def _aim(look: Look, kept: np.ndarray, patches: np.ndarray, first: int) -> np.nd
     return aim / aim.sum()
 
 
-def few(shown: PatchLabels, number: int, rng: np.random.Generator) -> np.ndarray:
-    """`number` patches in their order: all centres, glyphs, then things' patches and some background by chance."""
+def choose_patches(shown: PatchLabels, number: int, rng: np.random.Generator) -> np.ndarray:
+    """Choose patches, in their order: all centres, glyphs, then random ones, things preferred."""
     total = len(shown.thing)
     if number >= total:
         return np.arange(total)

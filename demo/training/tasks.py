@@ -1,6 +1,6 @@
-"""What a student studies: one interface over the benchmarks `shapes` and `motion`.
+"""Training tasks: one interface over the benchmarks `shapes` and `motion`.
 
-A picture is a sequence of frames: one for an image, those that are sampled for a clip.
+A picture is a sequence of frames: one for an image, the sampled ones for a clip.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from PIL import Image
 
-from demo.training.students import FRAMES
+from demo.training.small_models import FRAMES
 from pipelines.benchmarks.synthetic import motion, shapes
 from pipelines.benchmarks.synthetic.scenes import Question, Scene, draw, labels
 
 
-class Look(NamedTuple):
-    """Where attention should go from the token that ends at `end`: to these patches, counted over all frames.
+class AttentionTarget(NamedTuple):
+    """Where the token that ends at character `end` should attend: to patches, over all frames.
 
-    `sink`: and to the first token, which then gets as much as one patch; without patches it gets everything.
-    `says`: the words that the token should be near to after that look; `where`: two numbers that it should know then,
-    the place of what is meant, or in a clip when it begins and ends to do what it does.
+    sink: attend to the first token as well, as much as to one patch; without patches only to it
+    says: words that the token should be near after that
+    where: position of what is meant, or in a clip the times at which its action begins and ends
     """
 
     end: int
@@ -34,36 +34,37 @@ class Look(NamedTuple):
     where: tuple[float, float] | None = None
 
 
-class Subject(Protocol):
+class Task(Protocol):
+    """Pictures of a benchmark, questions about them, and labels for auxiliary losses."""
+
     name: str
     frames: int
     cls: bool  # whether the decoder sees the tower's CLS token of each frame
-    told: dict[
-        str, tuple[int, int]
-    ]  # what else the decoder is told of patches: after how many layers, how many kinds
+    # Further labels of patches: the layer after which they are read, and how many kinds there are.
+    told: dict[str, tuple[int, int]]
 
     def show(self, number: int) -> Any:
-        """The training split's scene or clip of that number."""
+        """A scene or clip of the training split."""
 
     def scenes(self, shown: Any) -> list[Scene]:
-        """Its frames."""
+        """Frames of a scene or clip."""
 
     def crowd(self, rng: np.random.Generator) -> Scene:
         """One frame full of things, for the tower alone."""
 
     def picture(self, scene: Scene, noise: int) -> np.ndarray:
-        """A frame's pixels, as a model gets to see them."""
+        """Pixels of a frame as the model's processor reads them."""
 
     def ask(self, shown: Any, rng: np.random.Generator, number: int) -> list[Question]: ...
 
-    def looks(self, shown: Any, question: Question) -> list[Look]: ...
+    def attention_targets(self, shown: Any, question: Question) -> list[AttentionTarget]: ...
 
     def tell(self, shown: Any) -> dict[str, np.ndarray]:
-        """For each name in `told` the kind of every patch of every frame; -1: nothing is told."""
+        """Kind of every patch of every frame, for each name in `told`; -1 for none."""
 
 
 @dataclass(frozen=True)
-class Shapes:
+class ShapesTask:
     name = "demo-llava"
     frames = 1
     cls = False
@@ -87,14 +88,16 @@ class Shapes:
             asked += shapes.questions(shown, rng, number - len(asked))
         return asked
 
-    def looks(self, shown: Scene, question: Question) -> list[Look]:
-        """Head 0 at what is meant; head 1 at the centres of what is counted, shared with the first token."""
+    def attention_targets(self, shown: Scene, question: Question) -> list[AttentionTarget]:
+        """Head 0 attends to what is meant, head 1 to the centres of what is counted."""
         seen = labels(shown)
-        looks = []
+        attention_targets = []
         for end, part, which in question.targets:
             if part == "centre":
-                looks.append(
-                    Look(end, 1, seen.centre[list(which)], sink=True, says=(question.answer,))
+                attention_targets.append(
+                    AttentionTarget(
+                        end, 1, seen.centre[list(which)], sink=True, says=(question.answer,)
+                    )
                 )
                 continue
             where = seen.glyph if part == "glyph" else seen.thing
@@ -111,17 +114,19 @@ class Shapes:
                 )
             if question.type == "existence":
                 says = (*says, question.answer)
-            looks.append(
-                Look(end, 0, np.flatnonzero(np.isin(where, which)), says=says, where=place)
+            attention_targets.append(
+                AttentionTarget(
+                    end, 0, np.flatnonzero(np.isin(where, which)), says=says, where=place
+                )
             )
-        return looks
+        return attention_targets
 
     def tell(self, shown: Scene) -> dict[str, np.ndarray]:
         return {}
 
 
 @dataclass(frozen=True)
-class Motion:
+class MotionTask:
     name = "demo-video-llava"
     frames = FRAMES
     cls = True
@@ -134,7 +139,7 @@ class Motion:
         return _sampled(shown)
 
     def crowd(self, rng: np.random.Generator) -> Scene:
-        """A corner of a crowded picture of `shapes`: the same things, larger ones too."""
+        """A corner of a crowded picture of `shapes`, which has larger things as well."""
         shown = shapes.scene(rng, crowd=True)
         corner = [
             thing
@@ -144,7 +149,7 @@ class Motion:
         return replace(shown, side=motion.SIDE, things=tuple(corner), glyphs=())
 
     def picture(self, scene: Scene, noise: int) -> np.ndarray:
-        """Through a JPEG file, whose losses are like a video's, and much cheaper to have."""
+        """Pixels after JPEG compression: its losses are like a video's, and it is much cheaper."""
         file = BytesIO()
         Image.fromarray(draw(scene, noise)).save(file, format="JPEG", quality=85)
         return np.asarray(Image.open(file))
@@ -155,10 +160,10 @@ class Motion:
             asked += motion.questions(shown, rng, number - len(asked))
         return asked
 
-    def looks(self, shown: motion.Clip, question: Question) -> list[Look]:
-        """Of what is meant, heads 0 and 1 at its first and last frame, head 2 at those in which it moves."""
+    def attention_targets(self, shown: motion.Clip, question: Question) -> list[AttentionTarget]:
+        """Heads 0 and 1 attend to its first and last frame, head 2 to the frames where it moves."""
         seen = [labels(scene).thing for scene in self.scenes(shown)]
-        size, looks = len(seen[0]), []
+        size, attention_targets = len(seen[0]), []
         now = np.linspace(0, 1, FRAMES)
         for end, _, which in question.targets:
             parts: list[list[np.ndarray]] = [[], [], []]
@@ -177,7 +182,10 @@ class Motion:
                 parts[1] += visible[-1:]
                 parts[2] += moving if act.kind == "move" else []
             did = {"appear": "appears", "disappear": "disappears", "stay": "stays"}
-            says = [did.get(shown.actions[number].kind, shown.actions[number].direction) for number in which]
+            says = [
+                did.get(shown.actions[number].kind, shown.actions[number].direction)
+                for number in which
+            ]
             if question.type == "count":
                 says = [question.answer]
             acts = [shown.actions[number] for number in which]
@@ -186,12 +194,16 @@ class Motion:
                 if len(acts) == 1 and acts[0].kind != "stay"
                 else None
             )
-            looks.append(Look(end, 0, _joined(parts[0]), says=tuple(says), where=times))
-            looks += [Look(end, head, _joined(parts[head])) for head in (1, 2)]
-        return looks
+            attention_targets.append(
+                AttentionTarget(end, 0, _joined(parts[0]), says=tuple(says), where=times)
+            )
+            attention_targets += [
+                AttentionTarget(end, head, _joined(parts[head])) for head in (1, 2)
+            ]
+        return attention_targets
 
     def tell(self, shown: motion.Clip) -> dict[str, np.ndarray]:
-        """Which frame it is, and, where its thing has been seen to the end, what the thing did."""
+        """Index of the frame, and what a thing did once its action is over."""
         scenes = self.scenes(shown)
         seen = [labels(scene).thing for scene in scenes]
         when = np.arange(FRAMES).repeat(len(seen[0]))
