@@ -12,6 +12,19 @@ from torch import Tensor
 
 from pipelines.data.rows import Medium, Row
 
+ROW_TYPE = pa.struct(
+    [
+        ("row_id", pa.string()),
+        ("media", pa.list_(pa.struct([("kind", pa.string()), ("path", pa.string())]))),
+        ("question", pa.string()),
+        ("answers", pa.list_(pa.string())),
+        ("options", pa.list_(pa.string())),
+        ("type", pa.string()),
+        ("meta", pa.map_(pa.string(), pa.string())),
+        ("error", pa.string()),
+    ]
+)
+
 
 @dataclass(frozen=True)
 class PreparedRow:
@@ -32,14 +45,7 @@ class PreparedRow:
     SCHEMA: ClassVar[pa.Schema] = pa.schema(
         [
             ("benchmark", pa.int16()),
-            ("row_id", pa.string()),
-            ("type", pa.string()),
-            ("question", pa.string()),
-            ("media_kinds", pa.list_(pa.string())),
-            ("media", pa.list_(pa.string())),
-            ("answers", pa.list_(pa.string())),
-            ("options", pa.list_(pa.string())),
-            ("meta", pa.map_(pa.string(), pa.string())),
+            ("row", ROW_TYPE),
             ("missing_runs", pa.list_(pa.int16())),
             ("prompt", pa.string()),
             ("inputs", pa.large_binary()),
@@ -83,35 +89,14 @@ class PreparedRow:
         return [cls._from_columns(columns) for columns in table.to_pylist()]
 
     def _columns(self) -> dict[str, Any]:
-        row = self.row
-        return {
-            "benchmark": self.benchmark,
-            "row_id": row.row_id,
-            "type": row.type,
-            "question": row.question,
-            "media_kinds": [medium.kind for medium in row.media],
-            "media": [medium.name for medium in row.media],
-            "answers": row.answers,
-            "options": row.options,
-            "meta": list(row.meta.items()),
-            "missing_runs": self.missing_runs,
-            "prompt": self.prompt,
-            "inputs": self.inputs,
-            "tokens": self.tokens,
-            "error": self.error,
-        }
+        media = [{"kind": medium.kind, "path": medium.name} for medium in self.row.media]
+        row = {**vars(self.row), "media": media, "meta": list(self.row.meta.items())}
+        return {**vars(self), "row": row}
 
     @classmethod
     def _from_columns(cls, columns: dict[str, Any]) -> PreparedRow:
-        row = Row(
-            row_id=columns["row_id"],
-            media=tuple(map(Medium, columns["media_kinds"], columns["media"])),
-            question=columns["question"],
-            answers=tuple(columns["answers"]),
-            options=tuple(columns["options"]),
-            type=columns["type"],
-            meta=dict(columns["meta"]),
-        )
-        missing_runs = tuple(columns["missing_runs"])
-        result = (columns[name] for name in ("prompt", "inputs", "tokens", "error"))
-        return cls(columns["benchmark"], row, missing_runs, *result)
+        row = columns["row"]
+        lists = {name: tuple(row[name]) for name in ("answers", "options")}
+        media = tuple(Medium(**medium) for medium in row["media"])
+        row = Row(**{**row, **lists, "media": media, "meta": dict(row["meta"])})
+        return cls(**{**columns, "row": row, "missing_runs": tuple(columns["missing_runs"])})

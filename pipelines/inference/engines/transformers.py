@@ -9,13 +9,13 @@ from typing import Any
 
 import ray
 import torch
-from apet.models.compiled_towers import compile_towers
 from transformers import LogitsProcessorList, StoppingCriteriaList
 from transformers.utils import logging as transformers_logging
 
 from apet import Decode, Towers, attach
 from apet.methods.base import Method
 from apet.models import load as load_model
+from apet.models.compiled_towers import compile_towers
 from pipelines.config.eval_config import EvalConfig
 from pipelines.config.method_spec import MethodSpec
 from pipelines.data.rows import Row
