@@ -1,4 +1,4 @@
-"""Whole jobs on an embedded Ray, with real files, real workers and a real MLflow."""
+"""Whole jobs on an embedded Ray, with real files, workers and MLflow."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ from pipelines.job import run
 from pipelines.results import answers
 from pipelines.results.run_record import RunRecord
 from pipelines.results.storage import Folder
-from tests.support import tiny
-from tests.support.killed import ROOT, kill
+from tests.support import ROOT, tiny
+from tests.support.interrupt import interrupt_after
 
-pytestmark = pytest.mark.filterwarnings("default")  # Ray and MLflow warn of themselves
+pytestmark = pytest.mark.filterwarnings("default")  # Ray and MLflow warn about themselves
 Checkpoint = Callable[[str], Path]
 
 
-def write(folder: Path, rows: Sequence[dict[str, Any]]) -> Path:
+def write_manifest(folder: Path, rows: Sequence[dict[str, Any]]) -> Path:
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder / "rows.jsonl"
 
 
-def rows_of(folder: Path, count: int) -> list[dict[str, Any]]:
-    """Questions about little pictures of several sizes."""
-    found = []
+def write_pictures(folder: Path, count: int) -> list[dict[str, Any]]:
+    """Write small pictures of several sizes; return a question about each."""
+    rows = []
     for number in range(count):
         name = f"{number:03}.png"
         tiny.image(20 + 3 * (number % 7), 20 + 2 * (number % 5), seed=number).save(folder / name)
         question = "What is this?" + " Say more." * (number % 3)
-        found.append(
+        rows.append(
             {
                 "id": f"row-{number:03}",
                 "media": name,
@@ -58,7 +58,7 @@ def rows_of(folder: Path, count: int) -> list[dict[str, Any]]:
                 "type": "easy",
             }
         )
-    return found
+    return rows
 
 
 def config(model: Path, data: Path, output: Path | str, **more: Any) -> EvalConfig:
@@ -74,13 +74,13 @@ def config(model: Path, data: Path, output: Path | str, **more: Any) -> EvalConf
 
 
 def runs(output: Path) -> dict[str, Folder]:
-    """Folders by point."""
-    found = [Folder.of(str(path.parent)) for path in output.glob("*/config.yaml")]
-    return {RunRecord.load(folder).point["name"]: folder for folder in found}
+    """Folders of the runs, by method and budget."""
+    folders = [Folder.of(str(path.parent)) for path in output.glob("*/config.yaml")]
+    return {RunRecord.load(folder).point["name"]: folder for folder in folders}
 
 
-def unique(folder: Folder) -> list[str]:
-    """All row ids, as anyone would read them: a folder of Parquet files."""
+def read_row_ids(folder: Folder) -> list[str]:
+    """Row ids of all answers, read with pyarrow alone; each must be there once."""
     files = [f"{folder.uri}/{name}" for name in folder.names() if name.endswith(".parquet")]
     ids: list[str] = (
         pyarrow.dataset.dataset(files).to_table(columns=["row_id"])["row_id"].to_pylist()
@@ -89,7 +89,7 @@ def unique(folder: Folder) -> list[str]:
     return sorted(ids)
 
 
-BAD = {
+BAD_FILES = {
     "missing": None,
     "empty": b"",
     "html": b"<!DOCTYPE html><html>404</html>",
@@ -98,12 +98,12 @@ BAD = {
 }
 
 
-def test_a_job_from_files_to_mlflow(
+def test_job_writes_answers_errors_and_mlflow_runs(
     cluster: str, checkpoint: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    good = rows_of(tmp_path, 12)
+    good = write_pictures(tmp_path, 12)
     bad = []
-    for name, content in BAD.items():
+    for name, content in BAD_FILES.items():
         path = tmp_path / f"{name}.jpg"
         if content == "torn":
             Image.effect_noise((300, 300), 90).convert("RGB").save(path)
@@ -113,7 +113,7 @@ def test_a_job_from_files_to_mlflow(
         bad.append({"id": name, "media": path.name, "question": "What is this?"})
     bad.append({"id": "silent", "media": "000.png", "question": " "})
     bad.append({"id": "escape", "media": "../../etc/passwd", "question": "?"})
-    data = write(tmp_path, [*good, *bad])
+    data = write_manifest(tmp_path, [*good, *bad])
     job = config(checkpoint("llava"), data, tmp_path / "out", max_error_rate=0.9, actors=(2, 2))
     assert run(job) == 0
     shown = capsys.readouterr()
@@ -124,7 +124,9 @@ def test_a_job_from_files_to_mlflow(
     tables = {name: answers.read(folder) for name, folder in runs(tmp_path / "out").items()}
     assert set(tables) == {"vanilla", "uniform-50pct"}
     for name, table in tables.items():
-        assert unique(runs(tmp_path / "out")[name]) == sorted(row["id"] for row in [*good, *bad])
+        assert read_row_ids(runs(tmp_path / "out")[name]) == sorted(
+            row["id"] for row in [*good, *bad]
+        )
         status = dict(zip(table["row_id"].to_pylist(), table["status"].to_pylist(), strict=True))
         assert {row for row, how in status.items() if how == "error"} == {row["id"] for row in bad}
         errors = dict(zip(table["row_id"].to_pylist(), table["error"].to_pylist(), strict=True))
@@ -136,7 +138,7 @@ def test_a_job_from_files_to_mlflow(
         assert set(fine["visual_tokens_in"].to_pylist()) == {36}
         assert set(fine["budget"].to_pylist()) == {36.0 if name == "vanilla" else 18.0}
 
-    expected = alone(checkpoint("llava"), tmp_path, good)
+    expected = answer_with_transformers(checkpoint("llava"), tmp_path, good)
     vanilla = dict(
         zip(
             tables["vanilla"]["row_id"].to_pylist(),
@@ -163,23 +165,32 @@ def test_a_job_from_files_to_mlflow(
         assert logged.tags["method"] == name.split("-")[0]
         assert logged.tags["mlflow.parentRunId"] in {run.info.run_id for run in found.values()}
 
-    check = "import runpy, sys\ntry: runpy.run_path(sys.argv[0], run_name='__main__')\nfinally: print(*sys.modules)"
-    check = f"import sys; sys.argv = sys.argv[1:]\n{check}"
-    asked = [sys.executable, "-c", check, *command(job)[1:]]
-    again = subprocess.run(asked, capture_output=True, text=True, cwd=ROOT, check=False)
+    # A finished job takes a second, not half a minute: nothing heavy is imported.
+    code = (
+        "import runpy, sys\n"
+        "sys.argv = sys.argv[1:]\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "finally: print(*sys.modules)"
+    )
+    again = subprocess.run(
+        [sys.executable, "-c", code, *command(job)[1:]],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
     assert again.returncode == 0, again.stderr
     assert "nothing to do" in again.stdout
     heavy = {"torch", "transformers", "ray", "mlflow", "pandas"}
-    assert not heavy & set(
-        again.stdout.splitlines()[-1].split()
-    )  # it takes a second, not half a minute
-    assert (
-        run(config(checkpoint("llava"), data, tmp_path / "out")) == 1
-    )  # too many errors, said without a run
+    assert not heavy & set(again.stdout.splitlines()[-1].split())
+    # With the default limit there are too many errors, which is reported without a run.
+    assert run(config(checkpoint("llava"), data, tmp_path / "out")) == 1
 
 
-def alone(model: Path, folder: Path, rows: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """What transformers answers by itself, row by row."""
+def answer_with_transformers(
+    model: Path, folder: Path, rows: Sequence[dict[str, Any]]
+) -> dict[str, str]:
+    """Answers of plain transformers, row by row."""
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     processor, found = AutoProcessor.from_pretrained(model), {}
@@ -197,52 +208,50 @@ def alone(model: Path, folder: Path, rows: Sequence[dict[str, Any]]) -> dict[str
     return found
 
 
-def command(job: EvalConfig, *more: str) -> list[str]:
-    given = [
-        "--model",
-        job.model,
-        "--data",
-        str(job.data),
-        "--output",
-        job.output,
-        "--batch-size",
-        str(job.batch_size),
-    ]
-    given += [
-        "--max-new-tokens",
-        str(job.max_new_tokens),
-        "--max-error-rate",
-        str(job.max_error_rate),
-    ]
+def command(job: EvalConfig) -> list[str]:
+    """The command line of a job."""
+    flags = {
+        "--model": job.model,
+        "--data": job.data,
+        "--output": job.output,
+        "--batch-size": job.batch_size,
+        "--max-new-tokens": job.max_new_tokens,
+        "--max-error-rate": job.max_error_rate,
+    }
+    words = [str(word) for flag in flags.items() for word in flag]
     for method in job.methods:
-        given += ["--method", method]
-    return [sys.executable, "jobs/eval_image.py", *given, "--budget", *job.budgets, *more]
+        words += ["--method", method]
+    return [sys.executable, "jobs/eval_image.py", *words, "--budget", *job.budgets]
 
 
-def test_killed_and_started_again(cluster: str, checkpoint: Checkpoint, tmp_path: Path) -> None:
-    rows = rows_of(tmp_path, 60)
-    job = config(checkpoint("llava"), write(tmp_path, rows), tmp_path / "out", max_new_tokens=16)
-    kill([*command(job), "--ray-address", cluster], tmp_path / "out", parts=3)
+def test_killed_job_continues_without_repeating_answers(
+    cluster: str, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    rows = write_pictures(tmp_path, 60)
+    job = config(
+        checkpoint("llava"), write_manifest(tmp_path, rows), tmp_path / "out", max_new_tokens=16
+    )
+    interrupt_after(3, [*command(job), "--ray-address", cluster], tmp_path / "out")
     before = {path: path.read_bytes() for path in (tmp_path / "out").glob("*/*.parquet")}
-    assert len(before) < 30, "it was killed too late to prove anything"
+    assert len(before) < 30, "the job was killed too late: most answers existed"
     torn = max(before)
     torn.write_bytes(before[torn][:100])
 
     assert run(job) == 0
     for folder in runs(tmp_path / "out").values():
-        assert unique(folder) == [row["id"] for row in rows]
+        assert read_row_ids(folder) == [row["id"] for row in rows]
         assert RunRecord.load(folder).state == "finished"
     assert not torn.exists() or torn.read_bytes() != before[torn][:100]
     assert list(torn.parent.glob("*.torn"))
     for path, content in before.items():
-        assert path == torn or path.read_bytes() == content, "an answer was made twice"
+        assert path == torn or path.read_bytes() == content, "an answer was written twice"
 
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test
 
 
 def first_time(marker: Path) -> bool:
-    """Once in all processes."""
+    """True for the first caller among all processes."""
     try:
         marker.touch(exist_ok=False)
     except FileExistsError:
@@ -270,8 +279,8 @@ class FragileWorker(InferenceWorker):
     engine_class = FragileEngine
 
 
-class Deadly(Manifest):
-    """The process that reads `deadly.png` dies, once, as a decoder may."""
+class DeadlyManifest(Manifest):
+    """The process that reads `deadly.png` dies once, as a decoder may."""
 
     def fetch(self, medium: Medium) -> Any:
         if medium.path == "deadly.png" and first_time(Path(self.root, "read")):
@@ -279,28 +288,30 @@ class Deadly(Manifest):
         return super().fetch(medium)
 
 
-def test_one_bad_row_takes_no_other_with_it(
+def test_bad_rows_do_not_affect_other_rows(
     cluster: str, checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each death is one more start of Ray's, which takes long: `tests/pipelines/inference/test_worker.py` has rows that kill every time."""
-    rows = rows_of(tmp_path, 12)
+    """tests/pipelines/inference/test_worker.py has rows that kill a worker every time."""
+    rows = write_pictures(tmp_path, 12)
     rows[2]["id"], rows[5]["id"], rows[9]["id"] = "poison", "wrong", "crash"
     shutil.copy(tmp_path / rows[9]["media"], tmp_path / "deadly.png")
     rows[9]["media"] = "deadly.png"
     asked = config(
         checkpoint("llava"),
-        write(tmp_path, rows),
+        write_manifest(tmp_path, rows),
         tmp_path / "out",
         methods=("vanilla",),
         budgets=(),
     )
     find = benchmark_job.manifest_of
-    monkeypatch.setattr(benchmark_job, "manifest_of", lambda *given: Deadly(**vars(find(*given))))
+    monkeypatch.setattr(
+        benchmark_job, "manifest_of", lambda *given: DeadlyManifest(**vars(find(*given)))
+    )
     assert run(replace(asked, max_error_rate=0.1), FragileWorker) == 0
     assert (tmp_path / "answered").exists()
     assert (tmp_path / "read").exists()
     [folder] = runs(tmp_path / "out").values()
-    assert unique(folder) == sorted(row["id"] for row in rows)
+    assert read_row_ids(folder) == sorted(row["id"] for row in rows)
     table = answers.read(folder)
     found = {
         row["row_id"]: row for row in table.select(["row_id", "error", "batch_rows"]).to_pylist()

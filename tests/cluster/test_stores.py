@@ -1,4 +1,4 @@
-"""A job whose manifest, images and answers are on an object store: a real S3 protocol, served by moto."""
+"""Manifest, images and answers on an object store, through the S3 protocol of moto."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.official import LAYOUTS
 pytestmark = pytest.mark.filterwarnings("default")
 
 
-def test_folders(bucket: str) -> None:
+def test_folder_lists_reads_and_deletes_on_s3(bucket: str) -> None:
     folder = Folder.of(f"s3://apet/here?{bucket}").child("deep")
     assert folder.names() == []
     folder.write("b", b"two")
@@ -38,7 +38,7 @@ def test_folders(bucket: str) -> None:
     assert folder.local is None
 
 
-def test_one_writer_at_a_time(bucket: str) -> None:
+def test_lock_admits_one_writer_on_s3(bucket: str) -> None:
     folder = Folder.of(f"s3://apet/locked?{bucket}")
     with Lock(folder), pytest.raises(Locked), Lock(folder):
         pass
@@ -46,14 +46,16 @@ def test_one_writer_at_a_time(bucket: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["gqa", "gqa of the hub", "mmbench", "mme", "scienceqa", "msvd"])
-def test_an_official_folder_on_an_object_store(name: str, bucket: str, tmp_path: Path) -> None:
-    """One of each way in which rows and media lie in a folder: the same rows, with the same media."""
+def test_official_layout_reads_the_same_rows_from_s3(
+    name: str, bucket: str, tmp_path: Path
+) -> None:
+    """One of each layout: rows and media are the same as in a local folder."""
     bench, split_of_it, write = LAYOUTS[name]
     write(tmp_path)
     system, _ = split(f"s3://apet/x?{bucket}")
     pyarrow.fs.copy_files(str(tmp_path), "apet/data", destination_filesystem=system)
-    here = benchmark(bench).rows(str(tmp_path), split_of_it).ready()
-    there = benchmark(bench).rows(f"s3://apet/data?{bucket}", split_of_it).ready()
+    here = benchmark(bench).load(str(tmp_path), split_of_it).ready()
+    there = benchmark(bench).load(f"s3://apet/data?{bucket}", split_of_it).ready()
     rows = here.read(here.index())
     assert there.read(there.index()) == rows
     for medium in (medium for row in rows for medium in row.media):
@@ -61,7 +63,7 @@ def test_an_official_folder_on_an_object_store(name: str, bucket: str, tmp_path:
         assert data == (original.read_bytes() if isinstance(original, Path) else original)
 
 
-def test_a_job_on_an_object_store(
+def test_job_reads_and_writes_on_s3(
     cluster: str, checkpoint: Callable[[str], Path], bucket: str, tmp_path: Path
 ) -> None:
     system, _ = split(f"s3://apet/x?{bucket}")

@@ -1,4 +1,4 @@
-"""`ray job submit` against a started head: the same command, from a working directory that is deleted afterwards."""
+"""`ray job submit` to a running head, from a working directory that is deleted afterwards."""
 
 from __future__ import annotations
 
@@ -23,24 +23,19 @@ DASHBOARD = "http://127.0.0.1:8291"
 
 @pytest.fixture
 def head(subprocesses: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A head of its own, in the foreground of a child process: `ray stop` would end every Ray on this machine."""
+    """Address of a head in a child process: `ray stop` would end every Ray on this machine."""
     from ray.job_submission import JobSubmissionClient
 
-    place = Path("/tmp") / f"apet-{os.getpid()}"  # sockets' paths must be short
+    folder = Path("/tmp") / f"apet-{os.getpid()}"  # the paths of sockets must be short
     command = [
-        str(Path(sys.executable).with_name("ray")),
-        "start",
-        "--head",
-        "--block",
-        "--num-cpus=2",
+        *(str(Path(sys.executable).with_name("ray")), "start", "--head", "--block"),
+        # Ports below 10002: those above are for workers.
+        *("--num-cpus=2", "--port=6391", "--dashboard-port=8291"),
+        *("--dashboard-agent-listen-port=8292", "--object-store-memory=200000000"),
+        *(f"--temp-dir={folder}", "--disable-usage-stats"),
     ]
-    command += [
-        "--port=6391",
-        "--dashboard-port=8291",
-        "--dashboard-agent-listen-port=8292",
-    ]  # workers have 10002 on
-    command += ["--object-store-memory=200000000", f"--temp-dir={place}", "--disable-usage-stats"]
-    for _ in range(3):  # on a busy machine it takes longer to start than it gives itself
+    # On a busy machine Ray may take longer to start than it allows itself.
+    for _ in range(3):
         process = subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
@@ -57,7 +52,7 @@ def head(subprocesses: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     pytest.fail("no Ray head started")
 
 
-def test_a_submitted_job_leaves_its_answers(
+def test_submitted_job_writes_its_answers(
     head: str, checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
     rows = []
@@ -66,15 +61,13 @@ def test_a_submitted_job_leaves_its_answers(
         rows.append({"id": f"{number}", "media": f"{number}.png", "question": "What is this?"})
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     here = tmp_path / "checkout"
-    for name in (
-        "apet",
-        "pipelines",
-        "jobs",
-    ):  # as it is: the real one may change while it is uploaded
+    # A copy, since the real checkout may change during the upload.
+    for name in ("apet", "pipelines", "jobs"):
         shutil.copytree(ROOT / name, here / name, ignore=shutil.ignore_patterns("__pycache__"))
     ray = str(Path(sys.executable).with_name("ray"))
     submit = [ray, "job", "submit", "--address", head, "--working-dir", "."]
-    job = f"{sys.executable} jobs/eval_image.py --model {checkpoint('llava')} --data {tmp_path}/rows.jsonl"
+    job = f"{sys.executable} jobs/eval_image.py --model {checkpoint('llava')}"
+    job += f" --data {tmp_path}/rows.jsonl"
     job += " --method vanilla --max-new-tokens 2 --actors 1 --cpus-per-actor 0.5 --output"
     output = tmp_path / "out"
     both = f"! {job} here && {job} {output}"  # the first would lose its answers, and says so

@@ -1,4 +1,4 @@
-"""Whole sweeps on an embedded Ray: what points share, what stops and what goes on, the same tables after a kill."""
+"""Whole sweeps on an embedded Ray: shared work, failures, and tables after an interruption."""
 
 from __future__ import annotations
 
@@ -23,23 +23,22 @@ from pipelines.results.run_record import RunRecord, State
 from pipelines.results.storage import Folder
 from pipelines.sweep import _failed, sweep
 from tests.support import tiny
-from tests.support.killed import kill
+from tests.support.interrupt import interrupt_after
 
-pytestmark = pytest.mark.filterwarnings("default")  # Ray and MLflow warn of themselves
+pytestmark = pytest.mark.filterwarnings("default")  # Ray and MLflow warn about themselves
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test
 ROWS = {"first": 24, "second": 8}
 LATE = {"late": 4}
 
 
-def questions(folder: Path, rows: Mapping[str, int]) -> None:
-    """Manifests, whose rows have the same ids."""
+def write_manifests(folder: Path, rows: Mapping[str, int]) -> None:
+    """Write manifests whose rows have the same ids."""
     for name, count in rows.items():
         lines = ["id,media,question,answers,type"]
         for number in range(count):
             tiny.image(20 + 3 * (number % 7), 20, seed=number).save(folder / f"{name}-{number}.png")
-            lines.append(
-                f"row-{number:02},{name}-{number}.png,What is {name}?,a,{'odd' if number % 2 else 'even'}"
-            )
+            kind = "odd" if number % 2 else "even"
+            lines.append(f"row-{number:02},{name}-{number}.png,What is {name}?,a,{kind}")
         (folder / f"{name}.csv").write_text("\n".join(lines) + "\n")
 
 
@@ -48,8 +47,8 @@ def grid(model: Path, data: Path, output: Path, *more: str) -> list[str]:
         f"{{benchmark: manifest, data: {data / name}.csv}}" for name in (*ROWS, *LATE)
     )
     (data / "all.yaml").write_text(
-        f"models: [{model}]\nbenchmarks: [{entries}]\nmethods: [vanilla, apet, random]\nbudgets: [50%, 25%]\n"
-        "max_new_tokens: 4\nbatch_size: 4\nactors: 1\n"
+        f"models: [{model}]\nbenchmarks: [{entries}]\nmethods: [vanilla, apet, random]\n"
+        "budgets: [50%, 25%]\nmax_new_tokens: 4\nbatch_size: 4\nactors: 1\n"
     )
     return [str(data / "all.yaml"), "--output", str(output), *more]
 
@@ -60,7 +59,7 @@ def runs(output: Path) -> dict[str, Folder]:
 
 
 def tables(output: Path) -> dict[str, bytes]:
-    """The report's tables, but for those of time."""
+    """The report's tables, without those of time."""
     found = {path.name: path.read_bytes() for path in sorted(output.glob("all-*/tables/*.csv"))}
     return {
         name: data for name, data in found.items() if not name.startswith(("efficiency", "slowest"))
@@ -85,11 +84,7 @@ class CountingEngine(TransformersEngine):
     def answer(
         self, config: Any, method: Any, rows: Sequence[Any], *args: Any
     ) -> list[dict[str, Any]]:
-        if (
-            method.name == "random"
-            and method.budget == "25%"
-            and config.data.endswith("first.csv")
-        ):
+        if method.name == "random" and method.budget == "25%" and config.data.endswith("first.csv"):
             raise ArithmeticError("this point is broken")
         return super().answer(config, method, rows, *args)
 
@@ -98,14 +93,14 @@ class CountingWorker(InferenceWorker):
     engine_class = CountingEngine
 
 
-def test_points_share_their_work_and_one_that_fails_stops_no_other(
+def test_methods_share_work_and_a_failing_one_does_not_stop_others(
     cluster: str,
     checkpoint: Callable[[str], Path],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    questions(tmp_path, ROWS)
+    write_manifests(tmp_path, ROWS)
     asked = parse_sweep(grid(checkpoint("llava"), tmp_path, tmp_path / "out"))
     monkeypatch.setattr(CountingEngine, "_warm_up", lambda self: None)
     assert sweep(SweepConfig(asked.name, asked.jobs, only_plan=True)) == 0
@@ -153,9 +148,8 @@ def test_points_share_their_work_and_one_that_fails_stops_no_other(
     files = {item.path for item in client.list_artifacts(parent.info.run_id)}
     assert files == {"report.html", "queries.sql", "figures", "tables"}
 
-    questions(
-        tmp_path, LATE
-    )  # its actor finds a benchmark with errors, one that is done and a new one
+    # The next actor finds a benchmark with errors, a finished one and a new one.
+    write_manifests(tmp_path, LATE)
     assert (
         sweep(parse_sweep(grid(checkpoint("llava"), tmp_path, tmp_path / "out", "--retry-errors")))
         == 0
@@ -168,8 +162,8 @@ def test_points_share_their_work_and_one_that_fails_stops_no_other(
     assert "nothing to do" in capsys.readouterr().out
 
 
-def demo(output: Path) -> list[str]:
-    """The demo model, whose answers are worth comparing, on two benchmarks."""
+def demo_sweep(output: Path) -> list[str]:
+    """Arguments of a sweep of the demo model, whose answers are meaningful, on two benchmarks."""
     file = output.parent / "all.yaml"
     file.write_text(
         "models: [demo]\n"
@@ -179,17 +173,17 @@ def demo(output: Path) -> list[str]:
     return [str(file), "--output", str(output)]
 
 
-def test_killed_and_started_again_it_gives_the_same_tables(cluster: str, tmp_path: Path) -> None:
+def test_interrupted_sweep_writes_the_same_tables(cluster: str, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert sweep(parse_sweep(demo(whole))) == 0
-    command = [sys.executable, "jobs/sweep.py", *demo(killed), "--ray-address", cluster]
-    assert kill(command, killed, parts=1, how=signal.SIGINT) == 130
-    assert "the same command goes on from here" in killed.with_suffix(".txt").read_text()
-    kill(command, killed, parts=4)
+    assert sweep(parse_sweep(demo_sweep(whole))) == 0
+    command = [sys.executable, "jobs/sweep.py", *demo_sweep(killed), "--ray-address", cluster]
+    assert interrupt_after(1, command, killed, signal.SIGINT) == 130
+    assert "run the same command again to continue" in killed.with_suffix(".txt").read_text()
+    interrupt_after(4, command, killed)
     done = [answers.read(folder).num_rows for folder in runs(killed).values()]
     assert sum(done) < 3 * (16 + 8)
     assert any(done)
-    assert sweep(parse_sweep(demo(killed))) == 0
+    assert sweep(parse_sweep(demo_sweep(killed))) == 0
     assert tables(whole).keys() >= {"accuracy.csv", "retention.csv"}
     assert tables(killed) == tables(whole)
     for one, other in zip(
@@ -204,17 +198,17 @@ def test_killed_and_started_again_it_gives_the_same_tables(cluster: str, tmp_pat
     ("state", "errors", "failed"),
     [("finished", 9, True), ("killed", 1, False), ("finished", 0, False)],
 )
-def test_an_interrupted_point_has_not_failed_yet(state: State, errors: int, failed: bool) -> None:
-    """One error of twenty rows is little of a thousand; and rows are asked in other company when errors are retried."""
+def test_interrupted_run_has_not_failed_yet(state: State, errors: int, failed: bool) -> None:
+    """One error of twenty rows may be one of a thousand, and retried rows share other batches."""
     record = RunRecord("point", state=state, rows={"wanted": 1000, "done": 20, "error": errors})
     work = cast(BenchmarkJob, SimpleNamespace(config=SimpleNamespace(max_error_rate=0.01)))
     assert _failed(cast(RunState, SimpleNamespace(record=record)), work) == failed
 
 
-def test_what_a_model_cannot_do_is_found_out_once(
+def test_impossible_methods_are_recorded_and_not_checked_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A sweep with nothing left to do says so at once: it must not build models to find out what they cannot do."""
+    """A finished sweep must not build models to find the methods that they do not support."""
     asked = parse_sweep(
         ["--benchmark", "shapes", "--method", "fastv", "--budget", "64", "--output", str(tmp_path)]
     )

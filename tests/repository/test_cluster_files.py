@@ -1,4 +1,4 @@
-"""The files in cluster/, as far as they can be checked without a cluster: by schemas, and against the code they run."""
+"""The files in cluster/, checked without a cluster: by schemas and against the code they run."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def amount(text: str) -> float:
 
 @pytest.mark.usefixtures("subprocesses")
 @pytest.mark.parametrize("leaf", LEAVES)
-def test_kustomize_says_the_same(leaf: str) -> None:
+def test_kustomize_renders_the_same_objects(leaf: str) -> None:
     program = shutil.which("kustomize") or shutil.which("kubectl")
     if program is None:
         pytest.skip("needs kustomize or kubectl")
@@ -134,7 +134,7 @@ def test_kustomize_says_the_same(leaf: str) -> None:
     }
 
 
-def test_all_files_are_used() -> None:
+def test_every_file_is_used() -> None:
     """Every file below kuberay is in some size."""
     used = set()
     for file in (CLUSTER / "kuberay").rglob("kustomization.yaml"):
@@ -149,7 +149,7 @@ def test_all_files_are_used() -> None:
         assert place in used | leaves, f"{path} is in no size"
 
 
-def test_kubernetes_knows_it(objects: list[Object]) -> None:
+def test_objects_match_the_kubernetes_schema(objects: list[Object]) -> None:
     for each in objects:
         if not each["apiVersion"].startswith("ray.io/"):
             kubernetes_validate.validate(each, KUBERNETES, strict=True)
@@ -158,7 +158,7 @@ def test_kubernetes_knows_it(objects: list[Object]) -> None:
         kubernetes_validate.validate(pod, KUBERNETES, strict=True)
 
 
-def test_kuberay_knows_it(objects: list[Object]) -> None:
+def test_objects_match_the_kuberay_schema(objects: list[Object]) -> None:
     from ray.scripts.scripts import start
 
     options = {option.removeprefix("--") for param in start.params for option in param.opts}
@@ -182,7 +182,7 @@ def test_kuberay_knows_it(objects: list[Object]) -> None:
         assert len(group["template"]["spec"]["containers"]) == 1
 
 
-def test_what_is_named_is_there(objects: list[Object]) -> None:
+def test_referenced_objects_exist(objects: list[Object]) -> None:
     """Volumes, claims, accounts, services and the pods that they and the policies are about."""
     names = {
         kind: {each["metadata"]["name"] for each in objects if each["kind"] == kind}
@@ -227,8 +227,8 @@ def test_what_is_named_is_there(objects: list[Object]) -> None:
     )
 
 
-def test_the_entry_point_runs(objects: list[Object]) -> None:
-    """Of a job: the script is in the image, takes exactly these flags, and reads and writes what outlives the pods."""
+def test_entry_point_takes_its_flags(objects: list[Object]) -> None:
+    """The script is in the image, takes these flags, and uses storage that outlives the pods."""
     for job in (each for each in objects if each["kind"] == "RayJob"):
         python, script, *flags = shlex.split(job["spec"]["entrypoint"])
         assert python == "python"
@@ -248,7 +248,7 @@ def test_the_entry_point_runs(objects: list[Object]) -> None:
             assert place.startswith((f"{mount}/", "s3://", "gs://")), f"{place} goes with the pods"
 
 
-def shared(
+def cluster_share(
     monkeypatch: pytest.MonkeyPatch, machines: list[tuple[float, float]], *asked: Any
 ) -> ClusterShare:
     """What pipelines.inference.cluster makes of machines with so many CPUs and GPUs."""
@@ -257,8 +257,10 @@ def shared(
     return plan_resources(*asked)
 
 
-def test_the_cpus_suffice(objects: list[Object], monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the job's own arithmetic, with as many machines as it starts with, and with all that may come."""
+def test_cpus_suffice_for_all_actors(
+    objects: list[Object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the job's own arithmetic, with the first machines and with all of them."""
     cluster = cluster_of(objects)
     jobs = [each["spec"]["entrypoint"] for each in objects if each["kind"] == "RayJob"]
     config = parse("image", shlex.split(jobs[0])[2:]) if jobs else parse("image", [])
@@ -272,15 +274,17 @@ def test_the_cpus_suffice(objects: list[Object], monkeypatch: pytest.MonkeyPatch
             each = (amount(limits["cpu"]), amount(limits.get("nvidia.com/gpu", "0")))
             machines += [each] * group[count]
             gpus += each[1] * group[count]
-        found = shared(monkeypatch, machines, *asked)
+        found = cluster_share(monkeypatch, machines, *asked)
         assert found.gpus == 1
-        assert found.least <= gpus
-        assert found.most == (config.actors[1] if config.actors else gpus)
-        assert found.least * found.cpus + found.prepare_cpus <= sum(cpus for cpus, _ in machines)
-    assert found.most == gpus, "some GPUs would have no actor"
+        assert found.min_actors <= gpus
+        assert found.max_actors == (config.actors[1] if config.actors else gpus)
+        assert found.min_actors * found.cpus + found.prepare_cpus <= sum(
+            cpus for cpus, _ in machines
+        )
+    assert found.max_actors == gpus, "some GPUs would have no actor"
 
 
-def test_memory_holds_the_object_store(objects: list[Object]) -> None:
+def test_memory_covers_the_object_store(objects: list[Object]) -> None:
     """/dev/shm counts as the container's memory; half of that is left for what runs in it."""
     cluster = cluster_of(objects)
     for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
@@ -297,8 +301,8 @@ def test_memory_holds_the_object_store(objects: list[Object]) -> None:
         assert requests["memory"] == limits["memory"], "a node would promise memory that it has not"
 
 
-def test_spot_nodes_and_gpu_nodes_take_who_belongs_there(objects: list[Object]) -> None:
-    """The head on no spot node, all workers on them too, and those without a GPU on no node that has one."""
+def test_pods_tolerate_the_right_nodes(objects: list[Object]) -> None:
+    """The head avoids spot nodes, workers accept them, and CPU workers avoid GPU nodes."""
     cluster = cluster_of(objects)
     head = cluster["headGroupSpec"]["template"]["spec"]
     assert "tolerations" not in head
@@ -324,7 +328,7 @@ def test_spot_nodes_and_gpu_nodes_take_who_belongs_there(objects: list[Object]) 
 
 
 @pytest.mark.usefixtures("subprocesses")
-def test_the_guide_changes_every_bucket(tmp_path: Path) -> None:
+def test_command_of_the_guide_changes_every_bucket(tmp_path: Path) -> None:
     [line] = re.findall("^sed -i .*$", (ROOT / "docs" / "cluster.md").read_text(), re.MULTILINE)
     shutil.copytree(CLUSTER, tmp_path / "cluster")
     for command in (
@@ -341,7 +345,7 @@ def test_the_guide_changes_every_bucket(tmp_path: Path) -> None:
     }
 
 
-def test_secrets_are_secrets(objects: list[Object]) -> None:
+def test_credentials_come_from_secrets(objects: list[Object]) -> None:
     assert not [each for each in objects if each["kind"] == "Secret"], (
         "a Secret in a file is no secret"
     )
@@ -360,7 +364,7 @@ def test_secrets_are_secrets(objects: list[Object]) -> None:
         assert not re.search(r"AKIA|-----BEGIN|hf_[A-Za-z0-9]{20}", path.read_text()), path
 
 
-def test_nothing_is_open_to_the_world(objects: list[Object]) -> None:
+def test_no_port_is_open_to_the_world(objects: list[Object]) -> None:
     kinds = {each["kind"] for each in objects}
     assert not kinds & {"Ingress", "HTTPRoute", "Gateway"}
     for service in (each for each in objects if each["kind"] == "Service"):
@@ -424,8 +428,8 @@ def test_prometheus_finds_ray(objects: list[Object]) -> None:
 
 
 @pytest.mark.usefixtures("subprocesses")
-def test_what_is_made_beside_the_code_stays_out_of_git(tmp_path: Path) -> None:
-    """And of the image; the password's file is its owner's alone."""
+def test_generated_files_stay_out_of_git_and_the_image(tmp_path: Path) -> None:
+    """Only its owner may read the file with the password."""
     if (ROOT / ".git").exists():
         made = ["cluster/.env", ".env", "apet-70001.log", "ray-70001-n1.log"]
         told = subprocess.run(
@@ -461,7 +465,7 @@ def test_what_is_made_beside_the_code_stays_out_of_git(tmp_path: Path) -> None:
     assert written.stat().st_mode & 0o777 == 0o600
 
 
-def test_nobody_is_root(objects: list[Object]) -> None:
+def test_no_container_runs_as_root(objects: list[Object]) -> None:
     confined = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
     for pod in templates(objects):
         assert pod["securityContext"]["runAsNonRoot"] is True
@@ -476,7 +480,7 @@ def test_nobody_is_root(objects: list[Object]) -> None:
     )
 
 
-def test_the_images_are_not_roots() -> None:
+def test_images_do_not_run_as_root() -> None:
     stages = re.split(r"^FROM ", DOCKERFILE, flags=re.MULTILINE)[1:]
     ends = {
         stage.split(" AS ")[1].split()[0]: re.findall(r"^USER (.*)$", stage, re.MULTILINE)
@@ -503,8 +507,8 @@ def test_versions_agree(objects: list[Object]) -> None:
     assert all(f":{VERSION}" in tag for tag in re.findall("--tag (.*?) ", DOCKERFILE))
 
 
-def test_the_image_has_the_pinned_versions() -> None:
-    """Every package that it names has its version there or in constraints.txt; one Python and one CUDA throughout."""
+def test_image_has_the_pinned_versions() -> None:
+    """Every named package is pinned there or in constraints.txt; one Python, one CUDA."""
     commands = re.findall(
         r"(?:uv pip|/pip|& pip|RUN pip) (?:install|wheel)((?:\\\n|.)*?)(?:$|&&)",
         DOCKERFILE,
@@ -533,7 +537,7 @@ def test_the_image_has_the_pinned_versions() -> None:
     assert all((ROOT / name.removeprefix("!")).exists() for name in brought if name.startswith("!"))
 
 
-def test_the_image_can_compile_kernels() -> None:
+def test_image_can_compile_kernels() -> None:
     """Triton's launcher includes Python.h, of the very Python that the environment is made with."""
     stage = DOCKERFILE.split(" AS apet\n")[1]
     [installed] = re.findall(r"apt-get install((?:.*\\\n)*)", stage)
@@ -541,7 +545,7 @@ def test_the_image_can_compile_kernels() -> None:
     assert {"gcc", "g++", "libc6-dev", f"{python}-dev", f"{python}-venv"} <= set(installed.split())
 
 
-def test_the_image_knows_its_commit() -> None:
+def test_image_records_its_commit() -> None:
     for file in ("Dockerfile", "compose.yaml"):
         assert "GIT_COMMIT=$(git rev-parse HEAD)" in (CLUSTER / file).read_text(), file
     assert COMPOSE["job"]["build"]["args"] == {"GIT_COMMIT": "${GIT_COMMIT:-}"}
@@ -557,7 +561,7 @@ def test_the_image_knows_its_commit() -> None:
 
 
 @pytest.mark.parametrize("name", LAUNCHED)
-def test_ray_up_knows_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ray_up_config_matches_its_schema(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = yaml.safe_load((CLUSTER / name).read_text())
     jsonschema.validate(
         config,
@@ -575,11 +579,13 @@ def test_ray_up_knows_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
             for each in types.values()
             for _ in range(each.get(count, 1))
         ]
-        found = shared(
+        found = cluster_share(
             monkeypatch, machines, asked.actors, asked.gpus_per_actor, asked.cpus_per_actor
         )
-        assert found.least * found.cpus + found.prepare_cpus <= sum(cpus for cpus, _ in machines)
-    assert found.most == sum(gpus for _, gpus in machines)
+        assert found.min_actors * found.cpus + found.prepare_cpus <= sum(
+            cpus for cpus, _ in machines
+        )
+    assert found.max_actors == sum(gpus for _, gpus in machines)
     for command in config["head_start_ray_commands"] + config["worker_start_ray_commands"]:
         assert command == "ray stop" or command.startswith("RAY_AUTH_MODE=token ray start")
         assert "0.0.0.0" not in command

@@ -1,4 +1,4 @@
-"""cluster/slurm.sh with stand-ins for Slurm, Ray and Python: who is started, what the job is told, who is left over."""
+"""cluster/slurm.sh with stubs for Slurm, Ray and Python: what is started, passed on and ended."""
 
 from __future__ import annotations
 
@@ -18,14 +18,18 @@ pytestmark = pytest.mark.usefixtures("subprocesses")
 
 @pytest.fixture
 def slurm(tmp_path: Path) -> Any:
-    """`slurm(job)`: cluster/slurm.sh with another Slurm, Ray and Python, which write down what they are asked for."""
+    """`slurm(job)`: run cluster/slurm.sh with stubs that write their calls to a file."""
     stubs = {
         "srun": 'while [[ $1 == --* ]]; do shift; done; exec "$@"',
-        "hostname": "case $1 in --ip-address) cat named 2>/dev/null;; --all-ip-addresses) cat bound;; esac",
+        "hostname": "case $1 in --ip-address) cat named 2>/dev/null;;"
+        " --all-ip-addresses) cat bound;; esac",
         "scontrol": '[ "$1" = requeue ] && echo "requeue $2" >>calls || printf "n1\\nn2\\nn3\\n"',
-        "ray": "trap 'echo ray ended >>calls; kill $!; exit' TERM; echo \"ray $*\" >>calls; sleep 60 & wait",
-        "python": 'case $1 in -c) echo token;; -) cat >/dev/null; joined "$2";; *) source job;; esac',
-        "joined": "until [ $(grep -c 'ray start' calls) = $1 ]; do sleep 0.1; done; echo joined $1 >>calls",
+        "ray": "trap 'echo ray ended >>calls; kill $!; exit' TERM;"
+        ' echo "ray $*" >>calls; sleep 60 & wait',
+        "python": "case $1 in -c) echo token;;"
+        ' -) cat >/dev/null; joined "$2";; *) source job;; esac',
+        "joined": "until [ $(grep -c 'ray start' calls) = $1 ]; do sleep 0.1; done;"
+        " echo joined $1 >>calls",
     }
     for name, text in stubs.items():
         (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
@@ -59,7 +63,7 @@ def slurm(tmp_path: Path) -> Any:
     return run
 
 
-def test_slurm_starts_all_runs_the_job_and_takes_all_down(slurm: Any) -> None:
+def test_script_starts_ray_runs_the_job_and_stops_ray(slurm: Any) -> None:
     status, calls = slurm(
         'echo "job $* at $RAY_ADDRESS with $RAY_AUTH_MODE $RAY_AUTH_TOKEN" >>calls; exit 3',
         "job.py",
@@ -87,7 +91,7 @@ def test_slurm_starts_all_runs_the_job_and_takes_all_down(slurm: Any) -> None:
         ("fe80::1 10.9.0.7\n", "10.9.0.7"),
     ],
 )
-def test_slurm_finds_an_address_for_other_nodes(
+def test_script_finds_an_address_that_other_nodes_reach(
     slurm: Any, tmp_path: Path, named: str, address: str
 ) -> None:
     (tmp_path / "named").write_text(named)
@@ -97,12 +101,12 @@ def test_slurm_finds_an_address_for_other_nodes(
     assert f"--node-ip-address={address} " in next(call for call in calls if "--head" in call)
 
 
-def test_slurm_says_that_there_is_none(slurm: Any, tmp_path: Path) -> None:
+def test_script_fails_without_such_an_address(slurm: Any, tmp_path: Path) -> None:
     (tmp_path / "bound").write_text("fd00::5\n")
     assert slurm("", "job.py") == (1, [])
 
 
-def test_slurm_goes_back_to_the_queue_when_its_time_is_over(slurm: Any) -> None:
+def test_script_requeues_the_job_when_its_time_is_over(slurm: Any) -> None:
     job = "trap 'echo told >>calls; kill $!; exit 130' TERM; kill -USR1 $PPID; sleep 60 & wait"
     status, calls = slurm(job, "job.py")
     assert status == 130
@@ -113,11 +117,11 @@ def test_slurm_goes_back_to_the_queue_when_its_time_is_over(slurm: Any) -> None:
     assert calls.count("ray ended") == 3
 
 
-def test_slurm_needs_a_job(slurm: Any) -> None:
+def test_script_requires_a_job(slurm: Any) -> None:
     assert slurm("") == (2, [])
 
 
-def test_shellcheck_is_content() -> None:
+def test_scripts_pass_shellcheck() -> None:
     program = Path(sys.executable).with_name("shellcheck")
     subprocess.run(["bash", "-n", SCRIPT], check=True)
     subprocess.run([program, SCRIPT, ROOT / ".ci" / "run"], check=True)

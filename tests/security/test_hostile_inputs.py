@@ -1,4 +1,7 @@
-"""What hostile rows, media, checkpoints and texts try, and what they get. Secrets: `tests/security/tests/pipelines/results/test_redaction.py`."""
+"""Hostile rows, media, checkpoints and texts: no requests, no code, no memory, no markup.
+
+Secrets have test_secrets.py and tests/pipelines/results/test_redaction.py.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ import transformers
 from transformers import dynamic_module_utils
 
 from apet.models import load
-from pipelines.config.model_info import model_info
+from pipelines.inference.model_info import model_info
 from pipelines.data.formats import parquet
 from pipelines.data.manifest import Manifest
 from pipelines.data.media import images, videos
@@ -33,11 +36,11 @@ from pipelines.results.run_record import RunRecord
 from tests.support import reported, samples, tiny
 
 
-class Ear:
-    """A port of this machine that counts who connects to it."""
+class ConnectionCounter:
+    """Listens on a port of this machine and counts connections."""
 
     def __init__(self) -> None:
-        self.heard = 0
+        self.connections = 0
         self.socket = socket.create_server(("127.0.0.1", 0))
         self.port: int = self.socket.getsockname()[1]
         threading.Thread(target=self._listen, daemon=True).start()
@@ -48,26 +51,26 @@ class Ear:
                 caller, _ = self.socket.accept()
             except OSError:
                 return
-            self.heard += 1
+            self.connections += 1
             caller.close()
 
 
 @pytest.fixture
-def ear(servers: None) -> Iterator[Ear]:
-    ear = Ear()
-    yield ear
-    ear.socket.close()
+def listener(servers: None) -> Iterator[ConnectionCounter]:
+    listener = ConnectionCounter()
+    yield listener
+    listener.socket.close()
 
 
-def test_the_ear_hears(ear: Ear) -> None:
-    socket.create_connection(("127.0.0.1", ear.port)).close()
-    socket.create_connection(("127.0.0.1", ear.port)).close()
-    while ear.heard < 2:
+def test_listener_counts_connections(listener: ConnectionCounter) -> None:
+    socket.create_connection(("127.0.0.1", listener.port)).close()
+    socket.create_connection(("127.0.0.1", listener.port)).close()
+    while listener.connections < 2:
         pass
 
 
 def addresses(port: int) -> list[str]:
-    """One port of this machine in all the ways that filters of addresses have missed, and other roads to it."""
+    """Paths that lead to a port of this machine, in forms that address filters have missed."""
     hosts = [
         "127.0.0.1",
         "localhost",
@@ -131,20 +134,24 @@ def addresses(port: int) -> list[str]:
 
 
 @pytest.mark.parametrize("allow_outside", [False, True], ids=["careful", "trusting"])
-def test_no_row_makes_anybody_ask_an_address(tmp_path: Path, ear: Ear, allow_outside: bool) -> None:
+def test_no_path_in_a_row_causes_a_request(
+    tmp_path: Path, listener: ConnectionCounter, allow_outside: bool
+) -> None:
     (tmp_path / "m.jsonl").write_text('{"id": 1, "image": "a.jpg", "question": "q"}')
     manifest = Manifest.of(str(tmp_path / "m.jsonl"), allow_outside=allow_outside)
-    for address in addresses(ear.port):
+    for address in addresses(listener.port):
         with pytest.raises((ValueError, PermissionError, FileNotFoundError)):
             manifest.fetch(Medium("image", address))
-    assert ear.heard == 0
+    assert listener.connections == 0
 
 
-def test_no_medium_makes_anybody_ask_an_address_or_read_a_file(tmp_path: Path, ear: Ear) -> None:
+def test_no_medium_causes_a_request_or_reads_a_file(
+    tmp_path: Path, listener: ConnectionCounter
+) -> None:
     (tmp_path / "secret.mp4").write_bytes(samples.clip("mp4", "mpeg4"))
     (tmp_path / "secret.png").write_bytes(samples.saved(samples.noise(), "PNG"))
     for target in (
-        f"http://127.0.0.1:{ear.port}/a.mp4",
+        f"http://127.0.0.1:{listener.port}/a.mp4",
         f"file://{tmp_path}/secret.mp4",
         f"{tmp_path}/secret.mp4",
     ):
@@ -153,8 +160,10 @@ def test_no_medium_makes_anybody_ask_an_address_or_read_a_file(tmp_path: Path, e
             segments,
             f"#EXTM3U\n#EXT-X-KEY:METHOD=AES-128,URI={target}\n{segments}",
             f"ffconcat version 1.0\nfile '{target}'\n",
-            f'<?xml version="1.0"?><MPD><Period><AdaptationSet><BaseURL>{target}</BaseURL></AdaptationSet></MPD>',
-            f"v=0\no=- 0 0 IN IP4 127.0.0.1\nc=IN IP4 127.0.0.1\nm=video {ear.port} RTP/AVP 96\na=control:{target}\n",
+            '<?xml version="1.0"?><MPD><Period><AdaptationSet>'
+            f"<BaseURL>{target}</BaseURL></AdaptationSet></MPD>",
+            "v=0\no=- 0 0 IN IP4 127.0.0.1\nc=IN IP4 127.0.0.1\n"
+            f"m=video {listener.port} RTP/AVP 96\na=control:{target}\n",
             f"[playlist]\nFile1={target}\nNumberOfEntries=1\n",
         ):
             for name in ("a.mp4", "a.m3u8", "a.sdp", "a.mpd"):
@@ -163,7 +172,7 @@ def test_no_medium_makes_anybody_ask_an_address_or_read_a_file(tmp_path: Path, e
                     videos.decode(tmp_path / name, 4)
             with pytest.raises(ValueError, match=r"cut or damaged|web page"):
                 videos.decode(text.encode(), 4)
-    link = f"http://127.0.0.1:{ear.port}/a.png"
+    link = f"http://127.0.0.1:{listener.port}/a.png"
     for text in (
         f'<svg xmlns="http://www.w3.org/2000/svg"><image href="{link}"/></svg>',
         f"push graphic-context\nviewbox 0 0 9 9\nimage over 0,0 9,9 '{link}'\n",
@@ -171,7 +180,7 @@ def test_no_medium_makes_anybody_ask_an_address_or_read_a_file(tmp_path: Path, e
     ):
         with pytest.raises(ValueError, match=r"web page|not an image"):
             images.decode(text.encode())
-    assert ear.heard == 0
+    assert listener.connections == 0
 
 
 def claims(count: int) -> bytes:
@@ -188,12 +197,12 @@ def claims(count: int) -> bytes:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the ceiling on memory is Linux's")
 @pytest.mark.parametrize("count", [2_000_000, 170_000_000, 2**31])
-def test_a_header_that_claims_any_number_of_frames(count: int) -> None:
+def test_false_frame_count_is_refused(count: int) -> None:
     with bounded(2 << 30), pytest.raises(ValueError, match=r"cut|frames"):
         videos.decode(claims(count), 4)
 
 
-def test_gigantic_frames() -> None:
+def test_gigantic_frames_are_refused() -> None:
     gif = bytearray(samples.clip("gif", "gif"))
     struct.pack_into("<HH", gif, 6, 65535, 65535)
     ivf = bytearray(samples.clip("ivf", "libvpx"))
@@ -212,7 +221,7 @@ def test_gigantic_frames() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the ceiling on memory is Linux's")
-def test_what_takes_too_much_memory_is_an_error_and_nothing_else() -> None:
+def test_excessive_memory_is_an_error_of_that_row() -> None:
     for _ in range(3):
         with pytest.raises(MemoryError), bounded(64 << 20):
             bytearray(128 << 20)
@@ -222,9 +231,7 @@ def test_what_takes_too_much_memory_is_an_error_and_nothing_else() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the ceiling on memory is Linux's")
-def test_a_few_bytes_of_parquet_that_are_gigabytes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_parquet_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One long text that all rows refer to: together they are 1 GB, each by itself is nothing."""
     rows = 20_000
     long = pa.DictionaryArray.from_arrays(
@@ -247,12 +254,13 @@ def test_a_few_bytes_of_parquet_that_are_gigabytes(
 CODE = """
 import pathlib
 pathlib.Path({marker!r}).write_text("it ran")
-from transformers import LlavaConfig as Config, LlavaForConditionalGeneration as Model, LlavaProcessor as Processor
+from transformers import LlavaConfig as Config, LlavaForConditionalGeneration as Model
+from transformers import LlavaProcessor as Processor
 """
 
 
-def hostile(folder: Path) -> Path:
-    """Code for all that can be loaded from a checkpoint. Returns what exists once any of it has run."""
+def write_hostile_checkpoint(folder: Path) -> Path:
+    """Write code for every class of a checkpoint; the returned file exists once any of it ran."""
     marker = folder.parent / "ran"
     (folder / "code.py").write_text(CODE.format(marker=str(marker)))
     classes = {
@@ -269,9 +277,9 @@ def hostile(folder: Path) -> Path:
     return marker
 
 
-def test_code_of_a_checkpoint_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoint_code_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
-    marker = hostile(tiny.save("llava", tmp_path / "model"))
+    marker = write_hostile_checkpoint(tiny.save("llava", tmp_path / "model"))
     model, _ = load(tmp_path / "model")
     assert type(model) is type(tiny.model("llava"))
     assert model_info(str(tmp_path / "model")).visual_tokens == 36
@@ -280,11 +288,11 @@ def test_code_of_a_checkpoint_does_not_run(tmp_path: Path, monkeypatch: pytest.M
     assert marker.exists()  # it would have
 
 
-def test_code_of_a_judge_does_not_run(tmp_path: Path) -> None:
+def test_judge_code_does_not_run(tmp_path: Path) -> None:
     folder = tmp_path / "judge"
     transformers.LlamaForCausalLM(transformers.LlamaConfig(**tiny._TEXT)).save_pretrained(folder)
     tiny.tokenizer(begin=True).save_pretrained(folder)
-    marker = hostile(folder)
+    marker = write_hostile_checkpoint(folder)
     assert (
         type(Reader(str(folder), None, gpu=False, threads=None).model)
         is transformers.LlamaForCausalLM
@@ -309,7 +317,7 @@ class Bang:
 @pytest.mark.parametrize(
     "names", [("pytorch_model.bin",), ("pytorch_model.bin", "training_args.bin", "adapter.pt")]
 )
-def test_pickles_of_a_checkpoint_are_not_read(tmp_path: Path, names: tuple[str, ...]) -> None:
+def test_checkpoint_pickles_are_not_read(tmp_path: Path, names: tuple[str, ...]) -> None:
     folder = tiny.save("llava", tmp_path / "model")
     for name in names:
         torch.save({"weight": Bang(tmp_path / "ran")}, folder / name)
@@ -330,13 +338,14 @@ join(None)
 import ray
 assert ray.get(ray.remote(lambda: 1).remote()) == 1
 ours = [psutil.Process(), *psutil.Process().children(recursive=True)]
-found = {each.laddr.ip for of in ours for each in of.net_connections("inet") if each.status == "LISTEN"}
+sockets = [socket for process in ours for socket in process.net_connections("inet")]
+found = {socket.laddr.ip for socket in sockets if socket.status == "LISTEN"}
 print("listens on", *sorted(found), "with", os.environ.get("RAY_AUTH_MODE"))
 """
 
 
 @pytest.mark.usefixtures("subprocesses")
-def test_what_a_job_starts_listens_to_this_machine_alone(tmp_path: Path) -> None:
+def test_job_listens_on_loopback_only(tmp_path: Path) -> None:
     given = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {
         "HOME": str(tmp_path)
     }
@@ -370,8 +379,8 @@ FORMULAS = (
 )
 
 
-def test_no_name_of_anything_is_markup_or_a_formula(tmp_path: Path) -> None:
-    """Ids, questions, answers, types, methods, points and models, in each form that a report has."""
+def test_no_text_becomes_markup_or_a_formula(tmp_path: Path) -> None:
+    """Ids, questions, answers, types, methods and models, in every format of a report."""
     evil = [f"{formula}{MARKUP}" for formula in FORMULAS]
     for point, right in (("vanilla", 12), ("apet", 6), ("random", 0)):
         rows = []

@@ -1,4 +1,4 @@
-"""A canary in every place that a secret can enter, and a look through all that a run writes, logs and sends."""
+"""Secrets in every place where one can enter, and a search through all output of a run."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ QUESTION = "What is in this picture of a kestrel?"  # no secret, but nothing for
 
 
 @pytest.fixture
-def parrot(servers: None) -> Iterator[str]:
-    """A judge's server that repeats all that it hears: in a verdict, and in errors."""
+def echoing_judge(servers: None) -> Iterator[str]:
+    """URL of a judge's server that repeats each request in its verdicts and errors."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -74,8 +74,8 @@ def parrot(servers: None) -> Iterator[str]:
     server.server_close()
 
 
-def written(root: str, system: pyarrow.fs.FileSystem) -> Iterator[tuple[str, str]]:
-    """Name and text of each file below a folder, Parquet and databases as what is in them."""
+def written_files(root: str, system: pyarrow.fs.FileSystem) -> Iterator[tuple[str, str]]:
+    """Name and text of each file below a folder, with the contents of Parquet and databases."""
     for info in system.get_file_info(pyarrow.fs.FileSelector(root, recursive=True)):
         if info.type != pyarrow.fs.FileType.File:
             continue
@@ -91,11 +91,11 @@ def written(root: str, system: pyarrow.fs.FileSystem) -> Iterator[tuple[str, str
         yield info.path, text
 
 
-def test_no_secret_gets_out(
+def test_no_secret_is_written_logged_or_sent(
     cluster: str,
     checkpoint: Callable[[str], Path],
     bucket: str,
-    parrot: str,
+    echoing_judge: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
@@ -138,12 +138,12 @@ def test_no_secret_gets_out(
     assert run(job) == 0
     [answered] = {
         path.split("/")[2]
-        for path, _ in written("apet/results", system)
+        for path, _ in written_files("apet/results", system)
         if path.endswith(".parquet")
     }
     folder = Folder.of(output).child(answered)
     judge = Endpoint(
-        f"{parrot}?api-key={BIRD}-judge-query",
+        f"{echoing_judge}?api-key={BIRD}-judge-query",
         "gpt",
         cache=Folder.of(str(tmp_path / "cache")),
         tries=1,
@@ -157,8 +157,8 @@ def test_no_secret_gets_out(
     logs = Path(ray._private.worker._global_node.get_logs_dir_path())
     local = pyarrow.fs.LocalFileSystem()
     texts = {"standard output": said.out, "standard error": said.err}
-    kept = dict([*written("apet/results", system), *written(str(tmp_path), local)])
-    logged = dict(written(str(logs), local))
+    kept = dict([*written_files("apet/results", system), *written_files(str(tmp_path), local)])
+    logged = dict(written_files(str(logs), local))
     for name, text in {**texts, **kept, **logged}.items():
         at = text.find(BIRD)
         assert at < 0, f"{name}: {text[max(0, at - 200) : at + 60]}"

@@ -1,6 +1,7 @@
-"""What `kubectl kustomize` makes of a folder, for the few features that cluster/kuberay uses.
+"""Renders a folder as `kubectl kustomize` does, for the few features that cluster/kuberay uses.
 
-Anything else, and whatever refers to nothing, is an AssertionError: kustomize itself is not on every machine.
+Other features, and references to missing objects, are an AssertionError. kustomize itself is not
+installed on every machine.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ def render(folder: Path) -> list[Object]:
 
 
 def _applied(folder: Path, objects: list[Object]) -> list[Object]:
-    """`objects` and a kustomization's own, in kustomize's order: resources, components, patches, replacements."""
+    """Apply a kustomization to objects: resources, components, patches, then replacements."""
     file = folder / "kustomization.yaml"
     assert file.is_file(), f"{folder} has no kustomization.yaml"
     said = yaml.safe_load(file.read_text())
