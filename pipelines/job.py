@@ -194,7 +194,7 @@ def _run_group(
             return "failed", redacted(str(error))
         for _, run, record in recorded_runs(group):
             tracker.watch(record, run.folder)
-            stack.callback(tracker.loosen, record)  # before the locks are released
+            stack.callback(tracker.release, record)  # before the locks are released
         return _answer_group(group, progress, locks, tracker, worker)
 
 
@@ -283,7 +283,7 @@ def _answer_missing(
 
             pipeline = Pipeline(group, progress, **({"worker": worker} if worker else {}))
         for _ in pipeline.answer(missing):
-            check_locks(Lock.BEAT)
+            check_locks(Lock.HEARTBEAT_S)
         check_locks()
         missing = [job.missing() for job in group]
         if sum(map(count_missing, missing)) == before:

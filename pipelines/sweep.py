@@ -15,12 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.config.eval_config import EvalConfig
 from pipelines.config.sweep_config import SweepConfig, model_groups
-from pipelines.inference.benchmark_job import (
-    BenchmarkJob,
-    RunState,
-    recorded_runs,
-    too_many_errors,
-)
+from pipelines.inference.benchmark_job import BenchmarkJob, RunState, recorded_runs, too_many_errors
 from pipelines.job import execute, exit_status, job_record, print_summary, report_errors
 from pipelines.report.runs import LEFT_OUT_FILE
 from pipelines.report.writer import PAGE_FILE, write_report

@@ -57,7 +57,7 @@ class JoinedManifest(Manifest):
         ]
         return hashlib.sha256(" ".join(digests).encode()).hexdigest()
 
-    def ready(self) -> JoinedManifest:
+    def require_media(self) -> JoinedManifest:
         """Return self if the media exist. Runs call it; scoring needs no media."""
         if self.missing_folders:
             raise FileNotFoundError(

@@ -86,7 +86,7 @@ class Manifest:
     def __str__(self) -> str:
         return redacted(self.data)
 
-    def ready(self) -> Manifest:
+    def require_media(self) -> Manifest:
         """The manifest itself, unless its media are known to be missing."""
         return self
 

@@ -125,7 +125,7 @@ class BenchmarkJob:
 
         skip_impossible: skip the runs that the model cannot do, instead of raising
         """
-        from pipelines.config.model_info import model_info  # imports torch
+        from pipelines.inference.model_info import model_info  # imports torch
 
         config = self.config
         frames = config.frames if config.kind == "video" else 1
@@ -227,7 +227,7 @@ class BenchmarkJob:
             timings["wall_s"] = timings.get("wall_s", 0.0) + wall_s
         sample = answers.sample(run.folder)
         with contextlib.suppress(Exception):  # one figure of the tables: nothing depends on it
-            from pipelines.config.model_info import prefill_tflops
+            from pipelines.inference.model_info import prefill_tflops
 
             good = sample.filter(pc.equal(sample["status"], "ok"))
             cost = prefill_tflops(config.model, config.revision, config.trust_remote_code, good)
@@ -277,7 +277,7 @@ def manifest_of(config: EvalConfig) -> Manifest:
         allow_outside=config.allow_outside,
         kind=config.kind,
         question=config.question,
-    ).ready()
+    ).require_media()
 
 
 def _true_columns(mask: NDArray[np.bool_]) -> pa.ChunkedArray:

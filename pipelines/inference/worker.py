@@ -23,7 +23,7 @@ from pipelines.inference.failure_tracker import FailureTrackerClient
 from pipelines.inference.job_spec import BenchmarkSpec, JobSpec
 from pipelines.inference.prepared_row import PreparedRow
 from pipelines.inference.row_guard import RowGuard
-from pipelines.results.run_record import NAME as RECORD_FILE
+from pipelines.results.run_record import RECORD_FILE
 from pipelines.results.storage import run_concurrently
 from pipelines.text import redacted
 

@@ -19,7 +19,7 @@ from pipelines.benchmarks import BENCHMARKS, benchmark
 from pipelines.benchmarks.base import Benchmark
 from pipelines.report.labels import benchmark_label
 from pipelines.results import answers
-from pipelines.results.run_record import NAME, RunRecord, run_folders
+from pipelines.results.run_record import RECORD_FILE, RunRecord, run_folders
 from pipelines.results.storage import Folder, run_concurrently
 from pipelines.text import redacted
 
@@ -195,7 +195,7 @@ def _skipped_runs(uris: Sequence[str], runs: Mapping[str, ReportRun]) -> list[st
             continue
         for name, reason in skipped:
             # A later version of the program may have done a run that an earlier one skipped.
-            if name.startswith(prefixes) and not folder.child(name).exists(NAME):
+            if name.startswith(prefixes) and not folder.child(name).exists(RECORD_FILE):
                 notes.append(f"{name} was skipped by its sweep: {redacted(str(reason))}")
     return notes
 

@@ -34,7 +34,7 @@ class Lock:
     """
 
     NAME = "lock.json"
-    BEAT = 10.0  # seconds between two changes of the file
+    HEARTBEAT_S = 10.0  # seconds between two changes of the file
 
     def __init__(self, folder: Folder, patience: float = 60.0) -> None:
         self.folder, self.patience = folder, patience
@@ -153,7 +153,7 @@ class Lock:
 
     def _beat(self) -> None:
         beat = 0
-        while not self._released.wait(self.BEAT):
+        while not self._released.wait(self.HEARTBEAT_S):
             beat += 1
             # A store that does not respond now may do so at the next beat.
             with contextlib.suppress(OSError):

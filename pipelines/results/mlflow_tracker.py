@@ -26,7 +26,7 @@ from pipelines.results.mlflow_experiment import (
     is_behind,
     short_error,
 )
-from pipelines.results.run_record import NAME, RunRecord, git_commit, run_folders
+from pipelines.results.run_record import RECORD_FILE, RunRecord, git_commit, run_folders
 from pipelines.results.storage import Folder
 from pipelines.results.system_metrics import SystemMetrics
 from pipelines.text import redacted
@@ -87,7 +87,7 @@ class Tracker:
         with self._writing:
             self._watched.pop(record.id, None)
 
-    def loosen(self, record: RunRecord) -> None:
+    def release(self, record: RunRecord) -> None:
         """Stop writing a record, whose lock is about to be released.
 
         Waits briefly for a server that responds, so that the file says what MLflow has. What
@@ -129,7 +129,7 @@ class Tracker:
             flag = _tracking_flag(self._experiment)
             self.problem = (
                 f"MLflow at {self._experiment.display_uri} lacks parts of {names} ({self._error})."
-                f" Nothing is lost: it is all in their {NAME}, and"
+                f" Nothing is lost: it is all in their {RECORD_FILE}, and"
                 f" python jobs/track.py <output>{flag} copies it there."
             )
         return not missing
@@ -201,7 +201,7 @@ class Tracker:
                 if record.id in self._watched and record.id not in self._released:
                     record.save(folder)
         except (OSError, ValueError) as error:
-            self._say(f"cannot write {NAME} of {record.name}: {short_error(error)}")
+            self._say(f"cannot write {RECORD_FILE} of {record.name}: {short_error(error)}")
 
 
 def _version(record: RunRecord) -> tuple[Any, ...]:
@@ -225,11 +225,13 @@ def replay(
         try:
             records.append((RunRecord.load(run_folder), run_folder))
         except (OSError, ValueError, TypeError) as error:
-            say(f"cannot read {run_folder}/{NAME}: {short_error(error)}")
+            say(f"cannot read {run_folder}/{RECORD_FILE}: {short_error(error)}")
             complete = False
     records.sort(key=lambda item: item[0].parent is not None)
     if not records:
-        say(f"there is no {NAME} below {Folder.of(folder)}; give the folder that --output named")
+        say(
+            f"there is no {RECORD_FILE} below {Folder.of(folder)}; give the folder that --output named"
+        )
         return False
     targets: dict[tuple[str, str], MlflowExperiment] = {}
     failed: set[tuple[str, str]] = set()  # reported once, then skipped

@@ -25,7 +25,7 @@ from pyarrow import fs
 from pipelines.results.storage import Folder, split
 from pipelines.text import redacted
 
-NAME = "record.json"
+RECORD_FILE = "record.json"
 State = Literal["running", "finished", "failed", "killed"]
 MIN_INTERVAL_S = 5.0  # between two points of the history
 POINTS_PER_E_FOLD = 500  # points of the history while the run's age grows by a factor of e
@@ -127,12 +127,12 @@ class RunRecord:
     def save(self, folder: Folder) -> None:
         data = self.snapshot()
         data["params"] = flatten(data["config"])
-        folder.write(NAME, json.dumps(data, indent=1, ensure_ascii=False).encode())
+        folder.write(RECORD_FILE, json.dumps(data, indent=1, ensure_ascii=False).encode())
 
     @classmethod
     def load(cls, folder: Folder) -> RunRecord:
         """The record in a folder; FileNotFoundError if there is none."""
-        data = json.loads(folder.read(NAME))
+        data = json.loads(folder.read(RECORD_FILE))
         names = {entry.name for entry in fields(cls)}
         # A newer version may have written more fields.
         return cls(**{name: value for name, value in data.items() if name in names})
@@ -149,7 +149,7 @@ def run_folders(folder: str) -> Iterator[Folder]:
     system, path = split(folder)
     base = Folder.of(folder)
     for info in system.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True)):
-        if info.base_name == NAME:
+        if info.base_name == RECORD_FILE:
             inner = info.path[len(path.rstrip("/")) :].strip("/").rpartition("/")[0]
             yield base.child(inner) if inner else base
 

@@ -415,7 +415,7 @@ def release_failed_run(folder: Folder, database: str, experiment: str) -> Tracke
     wait_until(lambda: folder.exists("record.json"))
     record.end("failed", {"accuracy": 0.5}, "a worker died")
     record.save(folder)
-    tracker.loosen(record)
+    tracker.release(record)
     return tracker
 
 

@@ -54,8 +54,8 @@ def test_official_layout_reads_the_same_rows_from_s3(
     write(tmp_path)
     system, _ = split(f"s3://apet/x?{bucket}")
     pyarrow.fs.copy_files(str(tmp_path), "apet/data", destination_filesystem=system)
-    here = benchmark(bench).load(str(tmp_path), split_of_it).ready()
-    there = benchmark(bench).load(f"s3://apet/data?{bucket}", split_of_it).ready()
+    here = benchmark(bench).load(str(tmp_path), split_of_it).require_media()
+    there = benchmark(bench).load(f"s3://apet/data?{bucket}", split_of_it).require_media()
     rows = here.read(here.index())
     assert there.read(there.index()) == rows
     for medium in (medium for row in rows for medium in row.media):

@@ -36,7 +36,7 @@ from tests.support.official.rows import (
 def rows_of(name: str, folder: Path) -> tuple[Manifest, list[Row]]:
     bench, split, write = LAYOUTS[name]
     write(folder)
-    manifest = pickle.loads(pickle.dumps(benchmark(bench).load(str(folder), split).ready()))
+    manifest = pickle.loads(pickle.dumps(benchmark(bench).load(str(folder), split).require_media()))
     index = manifest.index()
     assert index["row_id"].to_pylist() == [row.row_id for row in manifest.read(index)]
     return manifest, manifest.read(index)
@@ -160,13 +160,13 @@ def test_missing_file_error_names_the_expected_paths(
     target = tmp_path / missing
     shutil.rmtree(target) if target.is_dir() else target.unlink()
     with pytest.raises(FileNotFoundError, match=message):
-        benchmark(bench).load(str(tmp_path), split).ready()
+        benchmark(bench).load(str(tmp_path), split).require_media()
 
 
 def test_media_root_replaces_the_default_media_folder(tmp_path: Path) -> None:
     folders.gqa(tmp_path)
     (tmp_path / "data" / "images").rename(tmp_path / "pictures")
-    manifest = benchmark("gqa").load(str(tmp_path), media_root=str(tmp_path / "pictures")).ready()
+    manifest = benchmark("gqa").load(str(tmp_path), media_root=str(tmp_path / "pictures")).require_media()
     assert (
         manifest.fetch(manifest.read(manifest.index())[0].media[0])
         == tmp_path / "pictures" / "n161313.jpg"

@@ -71,7 +71,7 @@ def test_suspended_owner_leaves_the_lock_to_its_successor(
     folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A machine suspended for longer than `patience` finds a successor when it wakes up."""
-    monkeypatch.setattr(Lock, "BEAT", 0.02)
+    monkeypatch.setattr(Lock, "HEARTBEAT_S", 0.02)
     with Lock(folder) as suspended:
         suspended.check()
         wait_until(lambda: lock_content(folder)["beat"] > 0)  # it owns the lock, so it updates it
