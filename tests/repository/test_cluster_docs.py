@@ -1,7 +1,5 @@
-"""docs/cluster.md says what the code says: its messages, its metrics, its files, and arithmetic that adds up.
-
-And all pages show the pictures that there are.
-"""
+"""docs/cluster.md quotes real messages, metrics and files, its arithmetic adds up, and all pages
+show pictures that exist."""
 
 from __future__ import annotations
 
@@ -13,16 +11,16 @@ from tests.support import ROOT
 
 GUIDE = (ROOT / "docs" / "cluster.md").read_text()
 SOURCE = "\n".join(path.read_text() for path in sorted((ROOT / "pipelines").rglob("*.py")))
-MESSAGES = re.sub(r'"\s*\n\s*f?"', "", SOURCE)  # texts over several lines as one
+MESSAGES = re.sub(r'"\s*\n\s*f?"', "", SOURCE)  # adjacent string literals joined
 
 
-def test_every_message_is_one() -> None:
+def test_quoted_messages_are_in_the_code() -> None:
     section = GUIDE.split("## What goes wrong")[1].split("Exit status")[0]
     quoted = [
-        part
+        message
         for line in section.splitlines()
         if line.startswith("| ")
-        for part in line.split(" | ")[0].split("`")[1::2]
+        for message in line.split(" | ")[0].split("`")[1::2]
     ]
     assert len(quoted) > 12
     for message in quoted:
@@ -30,53 +28,55 @@ def test_every_message_is_one() -> None:
             assert all(part in MESSAGES for part in message.split(" ... ")), message
 
 
-def test_every_metric_is_one() -> None:
-    named = set(re.findall(r"ray_(apet_\w+)", GUIDE))
-    known = set(re.findall(r'metrics\.(?:Counter|Gauge)\("(apet_\w+)"', SOURCE))
-    assert {name.removesuffix("_total") for name in named} == known
-    assert {name for name in named if name.endswith("_total")} == {
+def test_metrics_are_those_of_the_code() -> None:
+    documented = set(re.findall(r"ray_(apet_\w+)", GUIDE))
+    defined = set(re.findall(r'metrics\.(?:Counter|Gauge)\(\s*"(apet_\w+)"', SOURCE))
+    assert {name.removesuffix("_total") for name in documented} == defined
+    assert {name for name in documented if name.endswith("_total")} == {
         "apet_rows_total",
         "apet_visual_tokens_total",
     }
-    for name in re.findall(
-        r"`((?:system/)?[a-z_/]+)`", GUIDE.split("## What to watch")[1].split("Prometheus")[0]
-    ):
+    section = GUIDE.split("## What to watch")[1].split("Prometheus")[0]
+    for name in re.findall(r"`((?:system/)?[a-z_/]+)`", section):
         assert f'"{name}"' in SOURCE, name
 
 
-def test_every_file_is_named() -> None:
+def test_all_cluster_files_are_mentioned_and_mentioned_files_exist() -> None:
     for path in (ROOT / "cluster").iterdir():
         assert f"cluster/{path.name}" in GUIDE or path.suffix == ".dockerignore", path.name
     for name in re.findall(r"(?:cluster|tests|docs)/[\w./-]+\.\w+", GUIDE):
         assert (ROOT / name).exists(), name
 
 
-def test_the_patience_is_the_plans() -> None:
-    [said] = re.findall(
+def test_stall_timeout_is_that_of_the_plan() -> None:
+    [minutes] = re.findall(
         r"nothing for (\d+) minutes \(eight times `--batch-timeout`, (\d+) minutes at least\)",
         GUIDE,
     )
-    limit = parse("image", []).batch_timeout
-    assert [60 * int(minutes) for minutes in said] == [stall_timeout_s(limit), stall_timeout_s(1)]
-    assert stall_timeout_s(10 * limit) == 8 * 10 * limit
+    timeout = parse("image", []).batch_timeout
+    assert [60 * int(number) for number in minutes] == [
+        stall_timeout_s(timeout),
+        stall_timeout_s(1),
+    ]
+    assert stall_timeout_s(10 * timeout) == 8 * 10 * timeout
 
 
-def test_every_picture_is_shown_and_there() -> None:
+def test_all_pictures_are_used_and_used_pictures_exist() -> None:
     pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
-    shown = {
+    used = {
         page.parent / name
         for page in pages
         for name in re.findall(r"!\[[^]]*\]\(([^)]+)\)", page.read_text())
     }
-    assert {path for path in shown if not path.exists()} == set()
-    assert set((ROOT / "docs" / "pictures").iterdir()) <= shown
+    assert {path for path in used if not path.exists()} == set()
+    assert set((ROOT / "docs" / "pictures").iterdir()) <= used
 
 
-def test_the_plan_adds_up() -> None:
+def test_costs_follow_from_the_rates() -> None:
     rows = re.findall(r"\| ([0-9.]+) \| ([0-9,]+) (?:machine|GPU) hours \|", GUIDE)
     assert len(rows) == 4
     for rate, hours in rows:
         assert abs(1e8 / float(rate) / 3600 / float(hours.replace(",", "")) - 1) < 0.01
     readme = (ROOT / "README.md").read_text()
     for rate, _ in rows[:2]:
-        assert f" {rate} " in readme, "the README has other rates by now"
+        assert f" {rate} " in readme, "README.md has other rates: copy them to docs/cluster.md"
