@@ -67,7 +67,7 @@ class MethodSpec:
     def build(self, model: ModelLayout | None = None, visual_tokens: int | None = None) -> Method:
         """The method from `apet`; a ValueError names a wrong option or an impossible budget.
 
-        model, visual_tokens: if known, the budget is checked (`pipelines.config.model_info`)
+        model, visual_tokens: if known, the budget is checked (`pipelines.inference.model_info`)
         """
         from apet.methods import METHODS, build  # imports torch
 

@@ -26,7 +26,7 @@ FORKSERVER.set_forkserver_preload(
     [
         "pipelines.inference.plan",
         "pipelines.results.mlflow_tracker",
-        "pipelines.config.model_info",
+        "pipelines.inference.model_info",
         "mlflow",
         "torchvision",
     ]

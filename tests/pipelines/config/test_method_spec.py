@@ -1,20 +1,18 @@
-"""Methods with their options and budgets: parsing, names, and what a model supports."""
+"""Methods with their options and budgets: parsing, names, and building."""
 
 from __future__ import annotations
 
 import json
 import re
 import string
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apet import METHODS, Budget, attach
+from apet import METHODS, Budget
 from apet.methods.base import ModelLayout
-from apet.models import FAMILIES
 from pipelines.config import parsers
 from pipelines.config.method_spec import (
     MAX_NAME,
@@ -23,8 +21,6 @@ from pipelines.config.method_spec import (
     known_methods,
     parse_method,
 )
-from pipelines.config.model_info import model_info
-from tests.support import tiny
 
 
 def test_known_methods_are_the_methods_of_apet() -> None:
@@ -132,15 +128,6 @@ def test_wrong_option_of_a_method_is_an_error(text: str, expected: str) -> None:
     with pytest.raises(ValueError, match=r"^[^\n]+$") as error:
         parse_method(text).build()
     assert expected in str(error.value)
-
-
-@pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_model_info_needs_no_weights(family: str, tmp_path: Path) -> None:
-    model = tiny.model(family)
-    model.config.save_pretrained(tmp_path)  # config.json alone
-    info = model_info(str(tmp_path), frames=4)
-    assert info.model == attach(model, METHODS["vanilla"]())._model
-    assert info.visual_tokens == {"llava": 4 * 36, "video_llava": 4 * 36}.get(family)
 
 
 def test_error_of_an_impossible_budget_names_the_smallest_possible_one() -> None:

@@ -135,7 +135,7 @@ def test_job_without_a_known_commit_does_not_start(
 ) -> None:
     """The hub gave its files but not its commit: a resumed job might use another model."""
     monkeypatch.setattr(
-        "pipelines.config.model_info.model_info",
+        "pipelines.inference.model_info.model_info",
         lambda *_: SimpleNamespace(check=lambda spec: None),
     )
     with pytest.raises(ValueError, match="cannot resolve org/m@main to a commit"):
