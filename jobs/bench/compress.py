@@ -170,12 +170,16 @@ def yes_or_no(value: bool) -> str:
     return "yes" if value else "NO"
 
 
-COMPARISON_HEAD = """\
-                                       ours   broadcast textbook     matmul textbook       same     peak MiB
-groups x tokens x width -> kept          ms        ms    ratio        ms     ratio   tokens  ours/broadcast/mm"""  # noqa: E501
-KERNELS_HEAD = """
-bfloat16                            kernels  as graph     torch  textbook |  uneven     torch    same
-groups x tokens x width -> kept          ms        ms        ms        ms |      ms        ms  tokens"""  # noqa: E501
+COMPARISON_HEAD = (
+    f"{'ours':>43}   broadcast textbook     matmul textbook       same     peak MiB\n"
+    f"{'groups x tokens x width -> kept':41}ms        ms    ratio        ms     ratio"
+    "   tokens  ours/broadcast/mm"
+)
+KERNELS_HEAD = (
+    f"\n{'bfloat16':36}kernels  as graph     torch  textbook |  uneven     torch    same\n"
+    f"{'groups x tokens x width -> kept':41}ms        ms        ms        ms"
+    " |      ms        ms  tokens"
+)
 
 
 def print_comparison(row: dict[str, Any]) -> None:

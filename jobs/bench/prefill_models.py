@@ -23,6 +23,7 @@ from apet.flops import shape_of
 from apet.methods.base import Method, ModelLayout
 from apet.models import family_of, pack_windows
 from apet.schedule import Schedule
+from apet.transformers_api import cache_of
 from jobs.bench.timing import peak_mib
 
 # Placeholder tokens of LLaVA and Video-LLaVA.
@@ -252,7 +253,7 @@ def run_prefill(model: Any, measurement: Measurement, inputs: dict[str, Tensor])
     measurement.peak_mib = max(measurement.peak_mib, peak)
     measurement.prefill.append(elapsed_ms(times["start"], times["end"]))
     measurement.decoder.append(elapsed_ms(times["decoder"], times["end"]))
-    layers = times["output"].past_key_values.layers
+    layers = cache_of(times["output"]).layers
     measurement.kv_bytes = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
     if attached:
         row = attached.stats[0]
@@ -324,9 +325,12 @@ def summarise(
     return rows
 
 
-HEAD = """\
-                    ---------- prefill ---------   ---------- decoder ---------     compress         KV     peak
-method      budget       ms speed-up limit  share       ms speed-up limit  share      ms      %      MiB      MiB"""  # noqa: E501
+HEAD = (
+    f"{'':20}---------- prefill ---------   ---------- decoder ---------"
+    "     compress         KV     peak\n"
+    "method      budget       ms speed-up limit  share       ms speed-up limit  share"
+    "      ms      %      MiB      MiB"
+)
 
 
 def format_row(row: dict[str, Any]) -> str:

@@ -38,14 +38,7 @@ import torch
 from apet import METHODS
 from apet.methods import build
 from jobs.bench.common import argument_parser, print_json
-from jobs.bench.prefill_models import (
-    HEAD,
-    SUBJECTS,
-    Measurement,
-    format_row,
-    measure,
-    summarise,
-)
+from jobs.bench.prefill_models import HEAD, SUBJECTS, Measurement, format_row, measure, summarise
 from jobs.bench.timing import default_device, describe, median_ms, title
 
 Row = dict[str, Any]

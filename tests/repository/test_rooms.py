@@ -50,7 +50,8 @@ OUTSIDE = {
     "apet": {"torch", "transformers", "triton"},
     "pipelines": {
         *("torch", "transformers", "ray", "pyarrow", "mlflow", "av", "PIL", "numpy", "yaml"),
-        *("matplotlib", "openpyxl", "psutil", "safetensors", "tokenizers", "huggingface_hub"),
+        *("jinja2", "matplotlib", "openpyxl", "psutil", "safetensors", "tokenizers"),
+        "huggingface_hub",
     },
 }
 """Third-party packages that a package may import; `jobs` and `demo` may import any."""
