@@ -24,12 +24,12 @@ import transformers
 from transformers import dynamic_module_utils
 
 from apet.models import load
-from pipelines.inference.model_info import model_info
 from pipelines.data.formats import parquet
 from pipelines.data.manifest import Manifest
 from pipelines.data.media import images, videos
 from pipelines.data.memory_limit import bounded
 from pipelines.data.rows import Medium
+from pipelines.inference.model_info import model_info
 from pipelines.judge.local import Reader
 from pipelines.report.writer import write_report
 from pipelines.results.run_record import RunRecord
