@@ -1,9 +1,9 @@
 # `make demo` runs the main job on a small model, `make test` the fast tests, `make test-all` all
-# tests. Each makes the environment in .venv first. PYTHON=python3.12 make ... chooses another Python.
+# tests. Each sets up .venv first. `PYTHON=python3.12 make ...` chooses another Python.
 PYTHON ?= python3
 BIN := .venv/bin
 
-# Every test is in exactly one of the two parts (tests/repository/test_commands.py).
+# Every test is in exactly one of the two parts (tests/repository/test_fast_and_slow.py).
 FAST := -m "not slow" --numprocesses 2 --dist worksteal
 SLOW := -m "slow"
 
@@ -28,19 +28,23 @@ lint: .venv/ready
 readme: .venv/ready
 	@$(BIN)/python jobs/bench/readme.py
 
-# Known weaknesses of the versions in constraints.txt; not part of `test`, because it asks a server.
+# Known vulnerabilities of the versions in constraints.txt. Not part of `test`: it needs a network.
 audit: .venv/ready
-	@$(BIN)/python -c "from urllib.request import urlopen; urlopen('https://api.osv.dev/v1/query', b'{\"package\": {\"name\": \"jinja2\", \"ecosystem\": \"PyPI\"}}', timeout=20)" \
-		2>/dev/null || { echo 'Nothing was audited: https://api.osv.dev cannot be reached from here.' >&2; exit 1; }
+	@$(BIN)/python -c "from urllib.request import urlopen; \
+		urlopen('https://api.osv.dev/v1/query', timeout=20, \
+		data=b'{\"package\": {\"name\": \"jinja2\", \"ecosystem\": \"PyPI\"}}')" 2>/dev/null \
+		|| { echo 'Nothing was audited: cannot reach https://api.osv.dev from here.' >&2; exit 1; }
 	@$(BIN)/uv tool run --quiet pip-audit@2.10.1 --vulnerability-service osv --no-deps --disable-pip \
 		--requirement constraints.txt
 
-# The versions of constraints.txt, installed by uv because pip takes three times as long. Compiled
-# at once: each of Ray's workers would do it again where PYTHONDONTWRITEBYTECODE is set.
+# Installs the versions of constraints.txt, with uv because pip takes three times as long. Bytecode
+# is compiled here: with PYTHONDONTWRITEBYTECODE, each of Ray's workers would compile it again.
 .venv/ready: pyproject.toml constraints.txt
 	@echo "Setting up .venv (once, about two minutes) ..."
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ApET needs Python 3.11 or newer; PYTHON=... chooses one")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) \
+		and "ApET needs Python 3.11 or newer: choose one with PYTHON=...")'
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
+	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python \
+		--constraint constraints.txt --editable '.[dev]'
 	@touch $@
