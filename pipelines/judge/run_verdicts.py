@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.metrics import intervals
-from pipelines.metrics.intervals import Interval
+from pipelines.metrics.intervals import Interval, as_metrics
 from pipelines.metrics.verdicts import BEST, Item, Judge, Unavailable, Verdict
 from pipelines.results import answers
 from pipelines.results.lock import Lock
@@ -63,10 +63,8 @@ class Outcome:
         """Metrics by their names in MLflow."""
         metrics: dict[str, float] = {"rows": self.rows, "unjudged": self.unjudged}
         metrics |= {f"unjudged_{kind}": count for kind, count in sorted(self.errors.items())}
-        for name, interval in (("accuracy", self.accuracy), ("score", self.score)):
-            if interval is not None:
-                names = (name, f"{name}_ci_low", f"{name}_ci_high")
-                metrics |= dict(zip(names, interval, strict=True))
+        if self.accuracy and self.score:
+            metrics |= as_metrics("accuracy", self.accuracy) | as_metrics("score", self.score)
         return {f"{self.label}/{name}": float(value) for name, value in metrics.items()}
 
     @property
@@ -96,20 +94,17 @@ def judge_run(folder: Folder, judge: Judge, say: Callable[[str], None] | None = 
     return outcome
 
 
-def _items(table: pa.Table) -> Iterator[Item]:
-    columns = table.select(["question", "reference", "prediction"])
-    for batch in columns.to_batches(max_chunksize=1000):
-        for row in batch.to_pylist():
-            yield Item(row["question"] or "", tuple(row["reference"]), row["prediction"] or "")
-
-
 def _verdicts(
     table: pa.Table, judge: Judge, say: Callable[[str], None] | None
 ) -> Iterator[Verdict]:
     """The verdicts; raises Unavailable if the judge fails on many items in a row."""
+    items = [
+        Item(row["question"] or "", tuple(row["reference"]), row["prediction"] or "")
+        for row in table.select(["question", "reference", "prediction"]).to_pylist()
+    ]
     consecutive, failed = 0, 0
     start = reported = time.monotonic()
-    for done, verdict in enumerate(judge.judge(_items(table)), 1):
+    for done, verdict in enumerate(judge.judge(items), 1):
         consecutive = consecutive + 1 if verdict.error else 0
         failed += bool(verdict.error)
         if consecutive >= MAX_CONSECUTIVE_FAILURES:
@@ -120,20 +115,20 @@ def _verdicts(
         if say and time.monotonic() - reported > PROGRESS_INTERVAL_S:
             reported = time.monotonic()
             say(
-                f"judged {done:,} of {len(table):,}, {done / (reported - start):.1f}/s,"
+                f"judged {done:,} of {len(items):,}, {done / (reported - start):.1f}/s,"
                 f" {failed} without a verdict"
             )
         yield verdict
 
 
 def _outcome(table: pa.Table, verdicts: list[Verdict], judge: Judge) -> Outcome:
-    judged = np.array([verdict.error is None for verdict in verdicts], dtype=bool)
     outcome = Outcome(judge.name, judge.label, judge.prompt_hash, judge.version)
-    outcome.rows, outcome.unjudged = int(judged.sum()), int((~judged).sum())
-    for error in (verdict.error for verdict in verdicts if verdict.error):
-        outcome.errors[re.sub(r"\W+", "_", error.partition(":")[0])] += 1
-        outcome.example = outcome.example or error
+    errors = [verdict.error for verdict in verdicts if verdict.error]
+    outcome.unjudged, outcome.rows = len(errors), len(verdicts) - len(errors)
+    outcome.errors.update(re.sub(r"\W+", "_", error.partition(":")[0]) for error in errors)
+    outcome.example = errors[0] if errors else ""
     if outcome.rows:
+        judged = [verdict.error is None for verdict in verdicts]
         cluster = intervals.clusters(table["media"].filter(pa.array(judged)))
         decided = [(v.correct, v.score) for v in verdicts if v.error is None]
         correct, score = np.array(decided, dtype=np.float64).T
@@ -147,8 +142,8 @@ def _write(folder: Folder, table: pa.Table, verdicts: list[Verdict], outcome: Ou
 
     Not Parquet: all Parquet files in a run's folder are answers.
     """
-    columns = {name: [getattr(verdict, name) for verdict in verdicts] for name in SCHEMA.names[1:]}
     schema = SCHEMA.with_metadata(outcome.tags)
+    columns = {name: [getattr(verdict, name) for verdict in verdicts] for name in Verdict._fields}
     stored = pa.table({"row_id": table["row_id"], **columns}, schema=schema)
     judge = f"verdicts-{outcome.judge}-{outcome.prompt_hash}".removesuffix("-none")
     name = f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', judge)}.arrow"
