@@ -38,9 +38,10 @@ class Cache:
             return None
         try:
             stored = json.loads(self._subfolder(key[:2]).read(f"{key}.json"))
-            return protocol.parse(stored["reply"]), stored.get("model") or ""
-        except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError):
-            return None  # missing, torn by a machine that went down, or written by other rules
+            verdict, model = protocol.parse(stored["reply"]), stored.get("model") or ""
+        except (FileNotFoundError, ValueError, LookupError, TypeError):
+            return None  # missing, torn by a machine that went down, or of another form
+        return (verdict, model) if verdict.error is None else None
 
     def put(self, key: str, reply: str, model: str = "") -> None:
         """Store a reply; raises if that fails, because all replies would be paid for again."""

@@ -11,19 +11,19 @@ server returns.
 
 from __future__ import annotations
 
-import email.utils
 import http.client
 import json
 import os
 import random
 import threading
 import time
-import urllib.request
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.request import HTTPHandler, HTTPSHandler, OpenerDirector, ProxyHandler, Request
 from weakref import WeakValueDictionary
 
 from pipelines.judge import protocol
@@ -34,9 +34,7 @@ from pipelines.text import redacted
 
 KEY = "APET_JUDGE_API_KEY"
 MAX_ITEMS_AHEAD = 32  # per concurrent request: items taken before the oldest has its verdict
-MIN_SECRET_LENGTH = (
-    8  # shorter keys, such as "none" and "EMPTY", are words that replies may contain
-)
+MIN_SECRET_LENGTH = 8  # shorter keys, such as "none" and "EMPTY", are words in replies, too
 MAX_RESPONSE_BYTES = 2**20
 MAX_BACKOFF_S = 60.0  # between two attempts, if the server does not say how long
 MAX_SERVER_WAIT_S = 600.0  # in total for one item, where the server asks for it
@@ -47,7 +45,6 @@ _RETRYABLE_STATUS = (408, 409, 425, 429)  # and all from 500
 class Endpoint(Judge):
     """Posts to `url`/chat/completions.
 
-    key         None: from the environment, or no key
     cache       folder of stored replies; None: nothing is stored
     concurrency maximum number of simultaneous requests
     timeout     seconds for one request, from its start to its last byte
@@ -63,7 +60,6 @@ class Endpoint(Judge):
         url: str,
         model: str,
         *,
-        key: str | None = None,
         cache: Folder | None = None,
         concurrency: int = 8,
         timeout: float = 60.0,
@@ -71,7 +67,11 @@ class Endpoint(Judge):
         backoff: float = 1.0,
         request: Mapping[str, Any] | None = None,
     ) -> None:
-        self._key = _check_key((os.environ.get(KEY, "") if key is None else key).strip())
+        self._key = os.environ.get(KEY, "").strip()
+        if not _is_printable_ascii(self._key):  # it does not fit into a header
+            raise ValueError(
+                f"{KEY} has a space, line break or non-ASCII character; set it to the key only"
+            )
         self._target, self.address, query = _parse_url(url)
         secrets = [secret for secret in (self._key, query) if len(secret) >= MIN_SECRET_LENGTH]
         self._secrets = [form for secret in secrets for form in _encodings(secret)]
@@ -85,7 +85,10 @@ class Endpoint(Judge):
         fields = {"model": model, "temperature": 0, **(request or {})}
         self._fields = {name: value for name, value in fields.items() if value is not None}
         self._cache = Cache(cache, url=self.address, fields=self._fields, prompt=self.prompt_hash)
-        self._opener = urllib.request.build_opener(_AnyStatus)
+        # without handlers of errors and redirects, a response of any status is returned
+        self._opener = OpenerDirector()
+        for handler in (ProxyHandler, HTTPHandler, HTTPSHandler):
+            self._opener.add_handler(handler())
         self._models: set[str] = set()  # as the server names them
         self._stop = threading.Event()
         self._lock = threading.Lock()
@@ -120,35 +123,34 @@ class Endpoint(Judge):
 
     def _verdict(self, messages: protocol.Messages, key: str) -> Verdict:
         if stored := self._cache.get(key):
-            self._models.add(stored[1])
-            return stored[0]
+            verdict, model = stored
+            self._models.add(model)
+            return verdict
         verdict, conversation = Verdict(None, None), messages
         for _ in range(protocol.MAX_REPLIES):
             try:
-                self._pause(0)
                 reply, model = self._complete(conversation)
             except _ItemError as error:
                 return verdict._replace(error=str(error))
-            try:
-                verdict = protocol.parse(reply)
-            except ValueError as error:
-                verdict = protocol.malformed(reply, error)
-                conversation = protocol.follow_up(messages, reply)
-                continue
-            self._models.add(model)
-            self._cache.put(key, reply, model)
-            break
+            verdict = protocol.parse(reply)
+            if verdict.error is None:
+                self._models.add(model)
+                self._cache.put(key, reply, model)
+                break
+            conversation = protocol.follow_up(messages, reply)
         return verdict
 
     def _complete(self, messages: protocol.Messages) -> tuple[str, str]:
         """The reply and the server's name for the model, after as many attempts as needed."""
         body = json.dumps({**self._fields, "messages": messages}).encode()
-        failures, waited, backoff = 0, 0.0, self.backoff
+        failures, waited, pause, backoff = 0, 0.0, 0.0, self.backoff
         while True:
-            pause = min(MAX_BACKOFF_S, backoff) * random.uniform(0.5, 1)
+            self._pause(pause)
             try:
                 return self._post(body)
             except _RetryableError as error:
+                pause = min(MAX_BACKOFF_S, backoff) * random.uniform(0.5, 1)
+                backoff *= 2
                 if error.wait is None:
                     failures += 1
                     if failures >= self.tries:
@@ -158,13 +160,10 @@ class Endpoint(Judge):
                     pause = max(pause, error.wait)
                     waited += pause
                     if waited > MAX_SERVER_WAIT_S:
-                        raise Unavailable(
-                            f"{self.address} asks to wait {waited:.0f} s: {error}"
-                        ) from None
+                        message = f"{self.address} asks to wait {waited:.0f} s: {error}"
+                        raise Unavailable(message) from None
                     with self._lock:
                         self._not_before = max(self._not_before, time.monotonic() + error.wait)
-            self._pause(pause)
-            backoff = min(MAX_BACKOFF_S, 2 * backoff)
 
     def _pause(self, seconds: float) -> None:
         """Wait for these seconds and as long as the server wants, with jitter between threads."""
@@ -178,7 +177,7 @@ class Endpoint(Judge):
 
     def _post(self, body: bytes) -> tuple[str, str]:
         headers = {"Content-Type": "application/json"}
-        request = urllib.request.Request(self._target, body, headers, method="POST")
+        request = Request(self._target, body, headers, method="POST")
         if self._key:
             request.add_unredirected_header("Authorization", f"Bearer {self._key}")
         status, retry_after, data = 200, None, b""
@@ -226,15 +225,6 @@ class Endpoint(Judge):
         return text
 
 
-class _AnyStatus(urllib.request.HTTPErrorProcessor):
-    """Returns responses of every status: raises no error and follows no redirect."""
-
-    def http_response(self, request: Any, response: Any) -> Any:
-        return response
-
-    https_response = http_response
-
-
 class _ItemError(Exception):
     """Nothing more can be done for this item."""
 
@@ -265,11 +255,10 @@ def _parse_retry_after(header: str | None) -> float | None:
         seconds = float(header or "")
     except ValueError:
         try:
-            date = email.utils.parsedate_to_datetime(header or "")
-        except (ValueError, TypeError):
+            seconds = parsedate_to_datetime(header or "").timestamp() - time.time()
+        except (ValueError, TypeError, OverflowError):
             return None
-        seconds = date.timestamp() - time.time()
-    return min(max(0.1, seconds), 1e9) if seconds == seconds else None
+    return max(0.1, seconds)
 
 
 def _parse_url(url: str) -> tuple[str, str, str]:
@@ -293,15 +282,6 @@ def _parse_url(url: str) -> tuple[str, str, str]:
 def _encodings(secret: str) -> set[str]:
     """The forms in which a server may repeat it: as it is, in an address, and in JSON."""
     return {secret, quote(secret, safe=""), json.dumps(secret)[1:-1], secret.replace("/", "\\/")}
-
-
-def _check_key(key: str) -> str:
-    """The key, if it fits into a header; the error must not contain it."""
-    if not _is_printable_ascii(key):
-        raise ValueError(
-            f"{KEY} has a space, line break or non-ASCII character; set it to the key only"
-        )
-    return key
 
 
 def _is_printable_ascii(text: str) -> bool:

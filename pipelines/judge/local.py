@@ -6,9 +6,9 @@ batch is judged again.
 
 from __future__ import annotations
 
-import contextlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -155,10 +155,8 @@ class Reader:
                 if isinstance(reply, Exception):
                     verdicts[i] = Verdict(None, None, "", f"failed: {describe_error(reply)}")
                     continue
-                try:
-                    verdicts[i] = protocol.parse(reply)
-                except ValueError as error:
-                    verdicts[i] = protocol.malformed(reply, error)
+                verdicts[i] = protocol.parse(reply)
+                if verdicts[i].error:
                     follow_ups[i] = protocol.follow_up(protocol.messages(items[i]), reply)
             if not (open_questions := follow_ups):
                 break
@@ -178,8 +176,10 @@ class Reader:
         """The conversation in the model's chat template; plain text if it has none."""
         if not self.tokenizer.chat_template:
             return "\n\n".join([message["content"] for message in messages] + [""])
-        for form in (messages, _without_system(messages)):  # some templates refuse system messages
-            with contextlib.suppress(Exception):
+        system, first, *rest = messages
+        user = {"role": "user", "content": f"{system['content']}\n\n{first['content']}"}
+        for form in (messages, [user, *rest]):  # some templates refuse system messages
+            with suppress(Exception):
                 return str(
                     self.tokenizer.apply_chat_template(
                         form, tokenize=False, add_generation_prompt=True
@@ -206,8 +206,3 @@ class Reader:
         )
         new = output[:, inputs["input_ids"].shape[1] :]
         return list(self.tokenizer.batch_decode(new, skip_special_tokens=True))
-
-
-def _without_system(messages: protocol.Messages) -> protocol.Messages:
-    system, first, *rest = messages
-    return [{"role": "user", "content": f"{system['content']}\n\n{first['content']}"}, *rest]

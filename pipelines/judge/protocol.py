@@ -11,9 +11,8 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
-import math
 import re
-from typing import Any
+from contextlib import suppress
 
 from pipelines.metrics.verdicts import BEST, Item, Verdict
 
@@ -67,43 +66,26 @@ def follow_up(conversation: Messages, reply: str) -> Messages:
 
 
 def parse(reply: str) -> Verdict:
-    """The verdict in a reply; raises a ValueError for none, or for two that differ.
+    """The verdict in a reply; one with an error if there is none, or if there are two that differ.
 
     Accepts prose or a code fence around the object, a Python dict, and a score with decimals,
     which is truncated.
     """
+    stored = reply[:MAX_REPLY_CHARACTERS]
     verdicts = set(filter(None, map(_parse_object, _OBJECT.findall(_THOUGHT.sub("", reply)))))
-    if len(verdicts) != 1:
-        problem = "verdicts that differ" if verdicts else "no verdict"
-        raise ValueError(f"{problem} in {' '.join(reply.split())[:100]!r}")
-    return Verdict(*verdicts.pop(), reply[:MAX_REPLY_CHARACTERS])
-
-
-def malformed(reply: str, error: ValueError) -> Verdict:
-    return Verdict(None, None, reply[:MAX_REPLY_CHARACTERS], f"malformed: {error}")
+    if len(verdicts) == 1:
+        return Verdict(*verdicts.pop(), stored)
+    problem = "verdicts that differ" if verdicts else "no verdict"
+    error = f"malformed: {problem} in {' '.join(reply.split())[:100]!r}"
+    return Verdict(None, None, stored, error)
 
 
 def _parse_object(text: str) -> tuple[bool, int] | None:
+    errors = (ValueError, SyntaxError, TypeError, LookupError, ArithmeticError, MemoryError)
     for parser in (json.loads, ast.literal_eval):
-        try:
-            value: Any = parser(text)
-            break
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-            continue
-    else:
-        return None
-    if not isinstance(value, dict):
-        return None
-    correct = _YES_OR_NO.get(str(value.get("pred")).strip(" .").lower())
-    score = _parse_score(value.get("score"))
-    return None if correct is None or score is None else (correct, score)
-
-
-def _parse_score(value: Any) -> int | None:
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return None
-    try:
-        score = float(value)
-    except (ValueError, OverflowError):
-        return None
-    return int(score) if math.isfinite(score) and 0 <= score <= BEST else None
+        with suppress(*errors, RecursionError):
+            value = parser(text)
+            correct, score = _YES_OR_NO[str(value["pred"]).strip(" .").lower()], value["score"]
+            if not isinstance(score, bool) and 0 <= float(score) <= BEST:
+                return correct, int(float(score))
+    return None

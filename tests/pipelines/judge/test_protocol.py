@@ -48,13 +48,14 @@ def test_parse_accepts_variants_of_the_object(reply: str, correct: bool, score: 
     ],
 )
 def test_parse_rejects_malformed_replies(reply: str) -> None:
-    with pytest.raises(ValueError, match="no verdict in"):
-        protocol.parse(reply)
+    error = f"malformed: no verdict in {' '.join(reply.split())[:100]!r}"
+    assert protocol.parse(reply) == Verdict(None, None, reply, error)
 
 
 def test_parse_rejects_two_different_verdicts() -> None:
-    with pytest.raises(ValueError, match="verdicts that differ"):
-        protocol.parse("{'pred': 'yes', 'score': 5} or {'pred': 'no', 'score': 0}")
+    verdict = protocol.parse("{'pred': 'yes', 'score': 5} or {'pred': 'no', 'score': 0}")
+    assert verdict.correct is None
+    assert str(verdict.error).startswith("malformed: verdicts that differ in ")
 
 
 def test_prompt_quotes_texts_with_format_characters() -> None:
