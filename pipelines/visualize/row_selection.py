@@ -9,9 +9,9 @@ an anecdote.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations, zip_longest
+from itertools import chain, combinations, islice, zip_longest
 from typing import Any
 
 import pyarrow as pa
@@ -24,9 +24,10 @@ from pipelines.results.storage import Folder, run_concurrently
 from pipelines.text import did_you_mean, redacted
 
 MAX_RUNS = 4  # drawn per row; of more, only vanilla and the two that disagree
-MAX_CANDIDATES = 100  # rows searched per requested row, for pictures that are not drawn yet
 COLUMNS = ("row_id", "media", "prediction", "correct", "status")
 METHOD_KEYS = ("method", "options")  # may differ between the identities of runs
+
+Media = tuple[str, ...]  # names of a row's images or videos
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,20 +67,15 @@ class StoredRun:
         options = dict(self.spec.options)
         return options.get("budget", options.get("schedule"))
 
-    def media(self, row_ids: Sequence[str]) -> dict[str, tuple[str, ...]]:
-        """The names of these rows' media."""
-        rows = _with_ids(self.table, row_ids).select(["row_id", "media"]).to_pylist()
-        return {row["row_id"]: tuple(row["media"]) for row in rows}
-
     def answers(self, row_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         """All columns of these rows, by id."""
-        batches = (_with_ids(batch, row_ids) for batch in answers.batches(self.folder))
-        rows = (row for batch in batches for row in batch.to_pylist())
-        return {row["row_id"]: row for row in rows if row["status"] == "ok"}
-
-
-def _with_ids(table: Any, row_ids: Sequence[str]) -> Any:
-    return table.filter(pc.is_in(table["row_id"], value_set=pa.array(row_ids, pa.string())))
+        ids = pa.array(row_ids, pa.string())
+        return {
+            row["row_id"]: row
+            for batch in answers.batches(self.folder)
+            for row in batch.filter(pc.is_in(batch["row_id"], value_set=ids)).to_pylist()
+            if row["status"] == "ok"
+        }
 
 
 def load_runs(uris: Sequence[str]) -> list[StoredRun]:
@@ -104,13 +100,14 @@ def load_runs(uris: Sequence[str]) -> list[StoredRun]:
 
 @dataclass(frozen=True)
 class Disagreement:
-    """Two runs, and the row ids on which they disagree, in pseudo-random order."""
+    """Two runs, and the rows on which they disagree with their media, in pseudo-random order."""
 
     first: StoredRun
     second: StoredRun
     rows: int  # answered by both
-    one_right: tuple[list[str], list[str]]  # only the first run is right, only the second
-    different: list[str]  # different answers, correctness unknown
+    only_first: dict[str, Media]  # the first run is right and the second wrong
+    only_second: dict[str, Media]
+    different: dict[str, Media]  # different answers, correctness unknown
 
     @classmethod
     def between(cls, first: StoredRun, second: StoredRun) -> Disagreement:
@@ -124,30 +121,28 @@ class Disagreement:
             pc.and_not(other["correct"], one["correct"]),
             pc.and_not(pc.not_equal(one["prediction"], other["prediction"]), scored),
         )
-        only_first, only_second, different = (
-            _shuffled(one["row_id"].filter(mask).to_pylist()) for mask in masks
-        )
-        return cls(first, second, len(one), (only_first, only_second), different)
+        return cls(first, second, len(one), *(_shuffled(one.filter(mask)) for mask in masks))
 
     def __contains__(self, row_id: object) -> bool:
-        return any(row_id in ids for ids in (*self.one_right, self.different))
+        return any(row_id in rows for rows in (self.only_first, self.only_second, self.different))
 
     @property
     def summary(self) -> str:
         first, second = self.first.spec.name, self.second.spec.name
-        only_first, only_second = map(len, self.one_right)
-        if self.different and not only_first and not only_second:
+        if self.different and not self.only_first and not self.only_second:
             differ = f"{len(self.different):,} of {self.rows:,} rows differently"
             return f"{first} and {second} answer {differ}."
         return (
-            f"Of {self.rows:,} rows, only {first} is right on {only_first:,} and only {second} on"
-            f" {only_second:,}."
+            f"Of {self.rows:,} rows, only {first} is right on {len(self.only_first):,} and only"
+            f" {second} on {len(self.only_second):,}."
         )
 
 
-def _shuffled(row_ids: list[str]) -> list[str]:
+def _shuffled(table: pa.Table) -> dict[str, Media]:
     """Always the same order; the first rows of a benchmark tend to show the same picture."""
-    return sorted(row_ids, key=lambda row_id: hashlib.sha256(row_id.encode()).digest())
+    rows = zip(table["row_id"].to_pylist(), table["media"].to_pylist(), strict=True)
+    media = {row_id: tuple(names) for row_id, names in rows}
+    return dict(sorted(media.items(), key=lambda row: hashlib.sha256(row[0].encode()).digest()))
 
 
 @dataclass(frozen=True)
@@ -172,23 +167,22 @@ def select_rows(
             "a single run has nothing to disagree with: give two or more, or name rows with --rows"
             " ID,ID"
         )
-    one_right = [(pair, ids) for pair in pairs for ids in pair.one_right]
-    selected: dict[str, SelectedRow] = {}
-    drawn: set[tuple[str, ...]] = set()
+    one_right = [(pair, rows) for pair in pairs for rows in (pair.only_first, pair.only_second)]
+    ordered: dict[str, Disagreement] = {}
+    seen: set[Media] = set()
     for queues in (one_right, [(pair, pair.different) for pair in pairs]):
-        candidates = _alternate(queues, MAX_CANDIDATES * count)
-        ids = [row_id for _, row_id in candidates]
-        media = {row_id: names for run in runs for row_id, names in run.media(ids).items()}
-        for repeat_media in (False, True):  # rows about media not drawn yet come first
-            for pair, row_id in candidates:
-                if len(selected) == count or row_id in selected:
-                    continue
-                if repeat_media or media[row_id] not in drawn:
-                    drawn.add(media[row_id])
-                    selected[row_id] = _select(runs, [pair], row_id)
-    if not selected:
+        repeated = []  # rows about media of earlier rows come last
+        for pair, row_id, media in _alternate(queues):
+            if media in seen:
+                repeated.append((row_id, pair))
+            else:
+                seen.add(media)
+                ordered[row_id] = pair
+        for row_id, pair in repeated:
+            ordered.setdefault(row_id, pair)
+    if not ordered:
         raise ValueError("these runs disagree on no row; name the rows to draw with --rows ID,ID")
-    return list(selected.values())
+    return [_select(runs, [pair], row_id) for row_id, pair in islice(ordered.items(), count)]
 
 
 def _comparable(runs: Sequence[StoredRun]) -> list[tuple[StoredRun, StoredRun]]:
@@ -199,11 +193,11 @@ def _comparable(runs: Sequence[StoredRun]) -> list[tuple[StoredRun, StoredRun]]:
 
 
 def _alternate(
-    queues: Sequence[tuple[Disagreement, list[str]]], limit: int
-) -> list[tuple[Disagreement, str]]:
-    """Take one row of each queue in turn, and at most `limit` of each."""
-    turns = zip_longest(*([(pair, row_id) for row_id in ids[:limit]] for pair, ids in queues))
-    return [candidate for turn in turns for candidate in turn if candidate]
+    queues: Sequence[tuple[Disagreement, dict[str, Media]]],
+) -> Iterator[tuple[Disagreement, str, Media]]:
+    """Take one row of each queue in turn."""
+    rows = ([(pair, row_id, media) for row_id, media in queue.items()] for pair, queue in queues)
+    return filter(None, chain.from_iterable(zip_longest(*rows)))
 
 
 def _select(runs: Sequence[StoredRun], pairs: Sequence[Disagreement], row_id: str) -> SelectedRow:
