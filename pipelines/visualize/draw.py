@@ -10,7 +10,6 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -30,7 +29,7 @@ from pipelines.visualize.figures import Outcome, kept_figure, quoted, scores_fig
 from pipelines.visualize.layout import GREY, Line
 from pipelines.visualize.model_probe import ModelProbe, Prompt
 from pipelines.visualize.row_selection import SelectedRow, StoredRun, load_runs, select_rows
-from pipelines.visualize.token_scores import TokenScores, token_scores
+from pipelines.visualize.token_scores import token_scores
 
 # Fields of a run's config that decide how rows are found, read and prompted. Permissions are not
 # among them: a record must not decide that remote code runs or that files elsewhere are read.
@@ -58,9 +57,7 @@ def visualize(
     """
     runs = load_runs(uris)
     selected = select_rows(runs, rows, count)
-    config = replace(
-        _config(runs[0]), trust_remote_code=trust_remote_code, allow_outside=allow_outside
-    )
+    config = _config(runs[0], trust_remote_code=trust_remote_code, allow_outside=allow_outside)
     if model_fingerprint(config.model, config.revision) != runs[0].record.identity["model"]:
         say(f"{config.model} has changed since the runs were made; answers may differ")
     probe = ModelProbe(config)
@@ -88,13 +85,13 @@ def visualize(
     return entries
 
 
-def _config(run: StoredRun) -> EvalConfig:
-    """The run's config, reduced to CONFIG_FIELDS."""
+def _config(run: StoredRun, **permissions: bool) -> EvalConfig:
+    """The run's config, reduced to CONFIG_FIELDS, with these permissions."""
     config = run.record.config
     fields = {name: config[name] for name in CONFIG_FIELDS if config.get(name) is not None}
     if fields.get("limit") == "all":
         del fields["limit"]
-    return EvalConfig.of(config["kind"], **fields)
+    return EvalConfig.of(config["kind"], **fields, **permissions)
 
 
 def _read_rows(config: EvalConfig, row_ids: Sequence[str]) -> tuple[Manifest, list[Row]]:
@@ -131,58 +128,38 @@ def _draw(
             here, before = outcome.generation.answer, answer["prediction"]
             warn(f"{outcome.name} answers {here!r} here, {before!r} in the run")
     apet = next((method for method in methods if isinstance(method, ApET)), ApET(budget=1))
-    scores = []
-    for score in token_scores(probe, prompt, apet):
-        if isinstance(score, TokenScores):
-            scores.append(score)
-        else:
-            warn(score)
+    scores = token_scores(probe, prompt, apet, warn)
 
     title = f"{probe.config.benchmark}, row {row.row_id}"
-    head = _head(title, row)
-    question = f"{title}: {quoted(row.question)} {_reference(row)}"
-    names = " and ".join(outcome.name for outcome in outcomes if outcome.generation.sites)
-    answers = "; ".join(map(_describe, outcomes))
-    meanings = " ".join(f"{score.name.capitalize()}: {score.meaning}." for score in scores)
-    figures = {
-        "kept": (
-            f"Tokens kept by {names or 'the model'}, {row.row_id}",
-            f"{question} {answers}. {selection.reason}".strip(),
-            kept_figure(prompt, outcomes, head),
-        ),
-        "ranked": (
-            f"Attention beside the approximation error, {row.row_id}",
-            f"{question} {meanings}",
-            scores_figure(prompt, scores, head),
-        ),
-    }
-    stem = _file_stem(probe.config, selection)
-    return [
-        ({"file": f"{stem}-{kind}.png", "title": title, "caption": caption}, png)
-        for kind, (title, caption, png) in figures.items()
-    ]
-
-
-def _head(title: str, row: Row) -> list[Line]:
-    kind = f", {row.type}" if row.type else ""
+    reference = f"The reference answer is {_join(row.answers, ' or ')}." if row.answers else ""
     options = f"The options are {_join(row.options, ', ')}." if row.options else ""
-    lines = [Line(title + kind, colour=GREY, max_lines=1), Line(row.question, 23, bold=True)]
-    about = f"{_reference(row)} {options}".strip()
-    return [*lines, Line(about, 17, GREY)] if about else lines
-
-
-def _reference(row: Row) -> str:
-    return f"The reference answer is {_join(row.answers, ' or ')}." if row.answers else ""
+    kind = f", {row.type}" if row.type else ""
+    head = [Line(f"{title}{kind}", colour=GREY), Line(row.question, 23, bold=True)]
+    if about := f"{reference} {options}".strip():
+        head.append(Line(about, 17, GREY))
+    question = f"{title}: {quoted(row.question)} {reference}"
+    names = " and ".join(outcome.name for outcome in outcomes if outcome.generation.sites)
+    answers = "; ".join(outcome.describe() for outcome in outcomes)
+    meanings = " ".join(f"{score.name.capitalize()}: {score.meaning}." for score in scores)
+    stem = _file_stem(probe.config, selection)
+    kept = {
+        "file": f"{stem}-kept.png",
+        "title": f"Tokens kept by {names or 'the model'}, {row.row_id}",
+        "caption": f"{question} {answers}. {selection.reason}".strip(),
+    }
+    ranked = {
+        "file": f"{stem}-ranked.png",
+        "title": f"Attention beside the approximation error, {row.row_id}",
+        "caption": f"{question} {meanings}",
+    }
+    return [
+        (kept, kept_figure(prompt, outcomes, head)),
+        (ranked, scores_figure(prompt, scores, head)),
+    ]
 
 
 def _join(texts: Sequence[str], separator: str) -> str:
     return separator.join(map(quoted, dict.fromkeys(texts)))
-
-
-def _describe(outcome: Outcome) -> str:
-    verdict = f", {outcome.verdict}" if outcome.verdict else ""
-    here = "" if outcome.is_reproduced else f" (alone {quoted(outcome.generation.answer)})"
-    return f"{outcome.name} answers {quoted(outcome.stored['prediction'])}{verdict}{here}"
 
 
 def _file_stem(config: EvalConfig, selection: SelectedRow) -> str:

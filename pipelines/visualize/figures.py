@@ -30,6 +30,7 @@ COLOURMAP = "viridis"  # perceptually uniform, readable without telling red from
 VEIL, EDGE = 255, 70  # grey levels: dropped patches fade to white; edges are dark
 SWATCH_COLOUR = np.array([240, 150, 40])
 SWATCH_SIZE, BAR_SIZE = (16, 26), (14, 64)
+MAX_QUOTED = 200  # characters of a quoted text
 MIN_CLARITY = 0.13  # how much of a patch remains visible if its token is dropped first
 CLIP_PERCENTILE = 98  # end of a colour scale: a few patches have far more attention than the rest
 
@@ -56,16 +57,18 @@ class Outcome:
         marks = {None: ("", INK), True: ("✓ ", RIGHT), False: ("✗ ", WRONG)}
         mark, colour = marks[self.stored["correct"]]
         verdict = f" ({self.verdict})" if self.verdict else ""
-        answer = _quoted_answer(self.stored["prediction"])
-        lines = [Line(f"{mark}{answer}{verdict}", 19, colour, bold=True)]
+        answer = f"{mark}{quoted(self.stored['prediction'])}{verdict}"
+        lines = [Line(answer, 19, colour, bold=True)]
         if not self.is_reproduced:
-            here = _quoted_answer(self.generation.answer)
+            here = quoted(self.generation.answer)
             lines.append(Line(f"! alone, it answers {here} here", colour=WRONG))
         return lines
 
-
-def _quoted_answer(text: str | None) -> str:
-    return quoted(text) if text and text.strip() else "nothing"
+    def describe(self) -> str:
+        """The answers as a part of the caption."""
+        verdict = f", {self.verdict}" if self.verdict else ""
+        here = "" if self.is_reproduced else f" (alone {quoted(self.generation.answer)})"
+        return f"{self.name} answers {quoted(self.stored['prediction'])}{verdict}{here}"
 
 
 def kept_figure(prompt: Prompt, outcomes: Sequence[Outcome], head: Sequence[Line]) -> bytes:
@@ -93,16 +96,15 @@ def scores_figure(prompt: Prompt, scores: Sequence[TokenScores], head: Sequence[
     panels = [original]
     bar = _heat(np.broadcast_to(np.linspace(0, 1, BAR_SIZE[1]), BAR_SIZE)).astype(np.uint8)
     for score in scores:
-        values = score.values[~np.isnan(score.values)]
-        low, high = float(values.min()), float(np.percentile(values, CLIP_PERCENTILE))
+        low, high = np.nanpercentile(score.values, (0, CLIP_PERCENTILE))
         shares = ((score.values - low) / max(high - low, 1e-30)).clip(0, 1)
         maps = list(map(heatmap, original.pictures, prompt.by_group(shares), prompt.groups))
-        above = " or more" if values.max() > high else ""
+        above = " or more" if np.nanmax(score.values) > high else ""
         scale = Line(f"{low:.2g} to {high:.2g}{above}", colour=GREY, swatch=bar)
         lines = [*_title(score.name, score.used_by), scale]
-        if excluded := len(score.values) - len(values):
-            blank = _framed(np.full((*SWATCH_SIZE, 3), VEIL, np.uint8))
-            lines.append(Line(f"{score.excluded}: {excluded:,}", colour=GREY, swatch=blank))
+        if excluded := np.isnan(score.values).sum():
+            text = f"{score.excluded}: {excluded:,}"
+            lines.append(Line(text, colour=GREY, swatch=_swatch(VEIL)))
         panels.append(replace(original, pictures=maps, lines=lines))
     return render(head, panels)
 
@@ -122,22 +124,20 @@ def _title(title: str, note: str) -> list[Line]:
 def _legend(generation: Generation) -> list[Line]:
     """The clarity and number of tokens that are kept, then of those dropped, last site first."""
     counts = [len(generation.sites_passed), *(count for _, count in generation.sites)]
-    lines = [Line(f"kept to the end: {counts[-1]:,}", swatch=_swatch(1.0))]
+    lines = [Line(f"kept to the end: {counts[-1]:,}", swatch=_swatch(SWATCH_COLOUR))]
     for passed, (site, count) in reversed(list(enumerate(generation.sites))):
         known = {"vision": "in the vision tower", "encoder": "at the encoder"}
         where = known.get(site, f"at the decoder's layer {site}")
-        swatch = _swatch(passed / len(generation.sites))
+        swatch = _swatch(_faded(SWATCH_COLOUR, np.array(passed / len(generation.sites))))
         lines.append(Line(f"dropped {where}: {counts[passed] - count:,}", swatch=swatch))
     return lines
 
 
-def _swatch(share: float) -> Pixels:
-    colour = np.broadcast_to(SWATCH_COLOUR, (*SWATCH_SIZE, 3))
-    return _framed(_faded(colour, np.full(SWATCH_SIZE, share)))
-
-
-def _framed(swatch: Pixels) -> Pixels:
-    return np.pad(swatch[1:-1, 1:-1], ((1, 1), (1, 1), (0, 0)), constant_values=EDGE)
+def _swatch(colour: NDArray[Any] | int) -> Pixels:
+    """A small rectangle of one colour in a dark frame."""
+    swatch = np.full((*SWATCH_SIZE, 3), EDGE, np.uint8)
+    swatch[1:-1, 1:-1] = colour
+    return swatch
 
 
 def veiled(picture: Pixels, shares: Values, group: TokenGroup) -> Pixels:
@@ -153,8 +153,8 @@ def veiled(picture: Pixels, shares: Values, group: TokenGroup) -> Pixels:
 
 def _faded(picture: NDArray[Any], shares: Values) -> Pixels:
     clarity = MIN_CLARITY + (1 - MIN_CLARITY) * shares[..., None]
-    mixed = clarity * picture + (1 - clarity) * VEIL
-    return np.where(clarity == 1, picture, mixed).astype(np.uint8)
+    faded: Pixels = (clarity * picture + (1 - clarity) * VEIL).astype(np.uint8)
+    return faded
 
 
 def heatmap(picture: Pixels, shares: Values, group: TokenGroup) -> Pixels:
@@ -180,13 +180,11 @@ def _by_pixel(
     values: Values, missing: float, group: TokenGroup, picture: Pixels
 ) -> NDArray[np.float64]:
     """The value of each pixel's patch; `missing` where the patch has no token."""
-    cells = np.full(group.grid[0] * group.grid[1], missing)
-    cells[group.cells] = values
-    rows, columns = (
-        np.arange(size) * patches // size
-        for size, patches in zip(picture.shape[:2], group.grid, strict=True)
-    )
-    by_pixel: NDArray[np.float64] = cells.reshape(group.grid)[rows][:, columns]
+    cells = np.full(group.grid, missing)
+    cells.flat[group.cells] = values
+    (height, width), (rows, columns) = picture.shape[:2], group.grid
+    y, x = np.arange(height) * rows // height, np.arange(width) * columns // width
+    by_pixel: NDArray[np.float64] = cells[y][:, x]
     return by_pixel
 
 
@@ -198,8 +196,8 @@ def _edges(values: NDArray[Any]) -> NDArray[np.bool_]:
     return edges
 
 
-def quoted(text: str | None, max_characters: int = 200) -> str:
-    """The text on one line in quotation marks, cut with an ellipsis."""
+def quoted(text: str | None) -> str:
+    """The text on one line in quotation marks, cut with an ellipsis; `nothing` if it is empty."""
     line = " ".join((text or "").split())
-    ellipsis = "…" if len(line) > max_characters else ""
-    return f"“{line[:max_characters]}{ellipsis}”"
+    ellipsis = "…" if len(line) > MAX_QUOTED else ""
+    return f"“{line[:MAX_QUOTED]}{ellipsis}”" if line else "nothing"

@@ -32,6 +32,7 @@ COLUMN_GAP, PICTURE_GAP, LINE_GAP = 20, 8, 7
 MAX_PICTURE_WIDTH = 440
 MAX_PICTURES_PER_STRIP = 8  # frames of a video or crops of an image, side by side
 MAX_CHARACTERS = 400  # a text is cut there before it is measured
+MAX_LINES = 3  # of a text after wrapping; the rest of it is cut
 INK, GREY = "#1a1a1a", "#5c5c5c"
 RIGHT, WRONG = "#00597a", "#a63600"  # blue and vermilion: distinct for colour-blind readers
 FALLBACK_FONTS = (
@@ -49,7 +50,6 @@ class Line:
     colour: str = INK
     bold: bool = False
     swatch: Pixels | None = None
-    max_lines: int = 3
 
     def box(self, width: float) -> OffsetBox:
         """The line as a box at most `width` wide."""
@@ -57,10 +57,11 @@ class Line:
         if self.swatch is not None:
             swatches = [OffsetImage(self.swatch)]
             width -= self.swatch.shape[1] + PICTURE_GAP
-        lines = wrap(self.text, width, self.size, self.bold, self.max_lines)
-        style = {"color": self.colour, "fontproperties": _font(self.size, self.bold)}
+        lines = wrap(self.text, width, self.size, self.bold)
+        font = _font(self.size, self.bold)
         # a dollar sign in a text must not start a formula
-        words = TextArea("\n".join(lines), textprops={**style, "parse_math": False})
+        style = {"color": self.colour, "fontproperties": font, "parse_math": False}
+        words = TextArea("\n".join(lines), textprops=style)
         return HPacker(children=[*swatches, words], align="center", pad=0, sep=PICTURE_GAP)
 
 
@@ -78,7 +79,7 @@ class Panel:
             lines = (line.box(width) for line in self.lines)
             return _stack([OffsetImage(self.pictures[0]), *lines])
         cells = [
-            _stack([OffsetImage(pixels), Line(name, 14, GREY, max_lines=1).box(width)])
+            _stack([OffsetImage(pixels), Line(name, 14, GREY).box(width)])
             for pixels, name in zip(self.pictures, self.names, strict=True)
         ]
         starts = range(0, len(cells), MAX_PICTURES_PER_STRIP)
@@ -98,15 +99,15 @@ def picture_width(panels: int, pictures: int) -> int:
 def render(head: Sequence[Line], panels: Sequence[Panel]) -> bytes:
     """Return a PNG: panels of one picture side by side, panels of several one below another."""
     pictures = max(len(panel.pictures) for panel in panels)
-    boxes = [panel.box(picture_width(len(panels), pictures)) for panel in panels]
-    body = (_row if pictures == 1 else _stack)(boxes, COLUMN_GAP)
-    page = _stack([_stack([line.box(TEXT_WIDTH) for line in head]), body], COLUMN_GAP)
     figure = Figure(dpi=72)
     canvas: Any = FigureCanvasAgg(figure)  # untyped
-    figure.add_artist(page)
     png = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # drawn as an empty box
+        boxes = [panel.box(picture_width(len(panels), pictures)) for panel in panels]
+        body = (_row if pictures == 1 else _stack)(boxes, COLUMN_GAP)
+        page = _stack([_stack([line.box(TEXT_WIDTH) for line in head]), body], COLUMN_GAP)
+        figure.add_artist(page)
         bounds = page.get_bbox(canvas.get_renderer())
         figure.set_size_inches(WIDTH / 72, ceil(bounds.height + 2 * MARGIN) / 72)
         page.set_offset((MARGIN - bounds.x0, MARGIN - bounds.y0))
@@ -122,8 +123,8 @@ def _row(boxes: Sequence[OffsetBox], gap: int) -> OffsetBox:
     return HPacker(children=[*boxes], align="top", pad=0, sep=gap)
 
 
-def wrap(text: str, width: float, size: int, bold: bool = False, max_lines: int = 3) -> list[str]:
-    """Break a text into at most `max_lines` lines of at most `width` pixels, cut with an ellipsis.
+def wrap(text: str, width: float, size: int, bold: bool = False) -> list[str]:
+    """Break a text into at most MAX_LINES lines of at most `width` pixels, cut with an ellipsis.
 
     Characters that cannot be printed or would turn the line around are replaced by a dot.
     """
@@ -132,17 +133,15 @@ def wrap(text: str, width: float, size: int, bold: bool = False, max_lines: int 
     # textwrap counts characters: start above the average that fits and reduce until all lines do
     start = ceil(1.5 * len(text) * width / max(1, text_width(text, size, bold)))
     for columns in range(max(1, start), 0, -1):
-        lines = textwrap.wrap(text, columns, max_lines=max_lines, placeholder="…")
+        lines = textwrap.wrap(text, columns, max_lines=MAX_LINES, placeholder="…")
         if all(text_width(line, size, bold) <= width for line in lines):
             break
     return lines
 
 
 def text_width(text: str, size: int, bold: bool = False) -> float:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")
-        font = _font(size, bold)
-        return float(text_to_path.get_text_width_height_descent(text, font, ismath=False)[0])
+    font = _font(size, bold)
+    return float(text_to_path.get_text_width_height_descent(text, font, ismath=False)[0])
 
 
 @cache
@@ -155,7 +154,6 @@ def _font(size: int, bold: bool) -> font_manager.FontProperties:
 
 def scaled(pixels: Pixels, width: int) -> Pixels:
     """Resize a picture to this width, or to less where it would be over 1.5 times as high."""
-    height = min(round(width * pixels.shape[0] / pixels.shape[1]), width * 3 // 2)
-    narrow = min(width, max(1, round(height * pixels.shape[1] / pixels.shape[0])))
-    way = Image.Resampling.LANCZOS if narrow < pixels.shape[1] else Image.Resampling.BICUBIC
-    return np.asarray(Image.fromarray(pixels).resize((narrow, max(1, height)), way))
+    factor = min(width / pixels.shape[1], 1.5 * width / pixels.shape[0])
+    size = [max(1, round(factor * length)) for length in pixels.shape[1::-1]]
+    return np.asarray(Image.fromarray(pixels).resize(size))

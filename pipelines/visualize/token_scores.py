@@ -6,7 +6,7 @@ Each score is measured where a method that uses it would choose, before any toke
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -88,10 +88,12 @@ class ApproximationError(Recorder):
         return error.scatter(1, SAMPLING[sampling](Gram(view.tokens), size, seed), torch.nan)
 
 
-def token_scores(probe: ModelProbe, prompt: Prompt, apet: ApET) -> Iterator[TokenScores | str]:
-    """Yield attention in the tower and in the decoder, and the error under these ApET options.
+def token_scores(
+    probe: ModelProbe, prompt: Prompt, apet: ApET, warn: Callable[[str], None]
+) -> list[TokenScores]:
+    """Attention in the tower and in the decoder, and the error under these ApET options.
 
-    A score that the model does not have is replaced by a sentence that says why.
+    A score that the model does not have is omitted, with a warning that says why.
     """
     family = probe.family
     layer = min(max(FASTV_LAYER, family.first_decoder_site), len(family.layers) - 1)
@@ -119,13 +121,15 @@ def token_scores(probe: ModelProbe, prompt: Prompt, apet: ApET) -> Iterator[Toke
             "the basis, always kept",
         ),
     ]
+    scores = []
     for recorder, used_by, meaning, excluded in recorders:
         try:
             values = _recorded(probe, prompt, recorder)
         except ValueError as error:
-            yield f"{recorder.name} is omitted: {error}"
+            warn(f"{recorder.name} is omitted: {error}")
         else:
-            yield TokenScores(recorder.name, used_by, meaning, values, excluded)
+            scores.append(TokenScores(recorder.name, used_by, meaning, values, excluded))
+    return scores
 
 
 @torch.inference_mode()
