@@ -38,8 +38,8 @@ class CommandParser(argparse.ArgumentParser):
         super().__init__(
             prog=prog,
             description=description,
-            formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
-                prog, max_help_position=32, width=HELP_COLUMNS
+            formatter_class=functools.partial(
+                argparse.RawDescriptionHelpFormatter, max_help_position=32, width=HELP_COLUMNS
             ),
             add_help=False,
             **options,
@@ -60,9 +60,8 @@ class CommandParser(argparse.ArgumentParser):
             raise ValueError(
                 f"unexpected argument '{wrong}'; a value follows its flag: --flag VALUE"
             )
-        spelled = wrong.replace("_", "-")
-        hint = did_you_mean(spelled, self._option_string_actions) or "; --help lists all flags"
-        raise ValueError(f"unknown flag {wrong}{hint}")
+        hint = did_you_mean(wrong.replace("_", "-"), self._option_string_actions)
+        raise ValueError(f"unknown flag {wrong}{hint or '; --help lists all flags'}")
 
 
 def argument_type(parse: TextParser) -> TextParser:

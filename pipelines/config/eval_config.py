@@ -15,15 +15,16 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from pipelines.benchmarks import BENCHMARKS, DEFAULT_SPLITS
-from pipelines.config import cli_help, parsers
+from pipelines.config import parsers
 from pipelines.config.flags import (
     field_docs,
     flag,
     flag_parser,
     flags_of,
+    help_text,
     parse_argv,
     parse_mapping,
     read_yaml,
@@ -164,13 +165,15 @@ class EvalConfig:
     def of(cls, kind: Kind, **values: Any) -> EvalConfig:
         """A config with the defaults that depend on the kind of job and on the given values."""
         demo = DEMO_BENCHMARK[kind]
-        defaults: dict[str, Any] = {}
-        defaults["benchmark"] = demo if values.get("data") is None else "manifest"
-        defaults["split"] = DEFAULT_SPLITS.get(values.get("benchmark", demo), "test")
-        defaults["budgets"] = () if values.get("schedule") else (DEMO_BUDGET[kind],)
+        benchmark = demo if values.get("data") is None else "manifest"
+        defaults: dict[str, Any] = {
+            "benchmark": benchmark,
+            "split": DEFAULT_SPLITS.get(values.get("benchmark", demo), "test"),
+            "budgets": () if values.get("schedule") else (DEMO_BUDGET[kind],),
+        }
         if values.get("model", "demo") == "demo":
             defaults["max_new_tokens"] = DEMO_TOKENS
-            if values.get("benchmark", demo) == demo and values.get("data") is None:
+            if benchmark == values.get("benchmark", demo) == demo:
                 defaults["limit"] = DEMO_ROWS
         return cls(kind=kind, **{**defaults, **values})
 
@@ -201,14 +204,10 @@ class EvalConfig:
         return re.sub(r"[^A-Za-z0-9_.-]", "_", self.model.rstrip("/").rpartition("/")[2])
 
     def identity(
-        self,
-        spec: MethodSpec,
-        manifest_digest: str,
-        model_fingerprint: str,
-        benchmark_version: str,
+        self, spec: MethodSpec, manifest_digest: str, model_fingerprint: str, benchmark_version: str
     ) -> dict[str, Any]:
         """Everything that affects answers, and nothing else. Equal identity means the same run."""
-        identity = {
+        return {
             "model": model_fingerprint,
             "benchmark_version": benchmark_version,
             "manifest": manifest_digest,
@@ -216,9 +215,9 @@ class EvalConfig:
             "frames": self.frames if self.kind == "video" else None,
             "method": spec.method,
             "options": dict(spec.options),
+            # Absent unless set, so that runs older than this flag keep their identity.
+            **({"compile": True} if self.compile else {}),
         }
-        # Absent unless set, so that runs older than this flag keep their identity.
-        return {**identity, "compile": True} if self.compile else identity
 
     def run_name(self, spec: MethodSpec, identity: Mapping[str, Any]) -> str:
         """The folder of a run's answers: readable and unique."""
@@ -234,10 +233,8 @@ class EvalConfig:
             value = getattr(self, option.field)
             if option.field == "limit" and value is None:
                 value = "all"
-            elif option.field == "actors" and value is not None:
-                value = ",".join(map(str, value))
             elif isinstance(value, tuple):
-                value = list(value)
+                value = list(value) if option.repeatable else ",".join(map(str, value))
             plain[option.field] = redacted(value) if isinstance(value, str) else value
         return plain
 
@@ -252,8 +249,7 @@ def to_yaml(config: EvalConfig) -> str:
     """The complete config as text that `--config` reads."""
     import yaml
 
-    plain = config.to_dict()
-    return cast(str, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=120))
+    return str(yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True, width=120))
 
 
 def parse(kind: Kind, argv: Sequence[str]) -> EvalConfig:
@@ -265,8 +261,8 @@ def parse(kind: Kind, argv: Sequence[str]) -> EvalConfig:
         GROUPS,
         prog=f"eval_{kind}.py",
         usage=f"python jobs/eval_{kind}.py [--benchmark B | --data PATH] [--method M]... [...]",
-        description=cli_help.EVAL.format(kind=kind),
-        epilog=f"{cli_help.BUDGETS}\n{cli_help.EXAMPLES[kind]}\n{cli_help.EVAL_EXIT}",
+        description=help_text("eval").format(kind=kind),
+        epilog=help_text("budgets", f"examples_{kind}", "resume_eval"),
     )
     typed, file = parse_argv(parser, argv, flags)
     values: dict[str, Any] = {}
@@ -289,15 +285,17 @@ def help_texts(
 ) -> dict[str, str]:
     """The help of the fields for one kind of job, or for both, with the defaults of that job."""
     docs = field_docs(EvalConfig)
-    texts = {
-        "benchmarks": ", ".join(BENCHMARKS),
-        "methods": ", ".join(known_methods()),
-        "default_benchmark": benchmark,
-        "default_methods": methods,
-        "default_budgets": budgets,
-        "demo_rows": demo_rows,
+    return {
+        flag.field: docs[flag.field].format(
+            benchmarks=", ".join(BENCHMARKS),
+            methods=", ".join(known_methods()),
+            default_benchmark=benchmark,
+            default_methods=methods,
+            default_budgets=budgets,
+            demo_rows=demo_rows,
+        )
+        for flag in flags_of(EvalConfig, kind)
     }
-    return {flag.field: docs[flag.field].format(**texts) for flag in flags_of(EvalConfig, kind)}
 
 
 def override(values: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:

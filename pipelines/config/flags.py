@@ -15,7 +15,7 @@ import ast
 import inspect
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -30,10 +30,10 @@ from pipelines.text import did_you_mean, one_line
 class Flag:
     """The command line's view of a field."""
 
+    field: str
+    default: Any
     parse: TextParser
     metavar: str
-    field: str = ""
-    default: Any = None
     name: str | None = None  # if it is not the field's name
     kind: Kind | None = None  # the only kind of job that has the flag; None: both
     repeatable: bool = False
@@ -50,16 +50,15 @@ class Flag:
 
 def flag(parse: TextParser, metavar: str, default: Any = None, **options: Any) -> Any:
     """A dataclass field with its flag; `options` are further fields of `Flag`."""
-    made = Flag(parse=parse, metavar=metavar, **options)
-    return field(default=default, metadata={"flag": made})
+    return field(default=default, metadata={"parse": parse, "metavar": metavar, **options})
 
 
 def flags_of(config: type, kind: Kind | None = None) -> list[Flag]:
     """The flags of a dataclass: those of one kind of job, or all."""
     flags = [
-        replace(item.metadata["flag"], field=item.name, default=item.default)
+        Flag(field=item.name, default=item.default, **item.metadata)
         for item in fields(config)
-        if "flag" in item.metadata
+        if item.metadata
     ]
     return [flag for flag in flags if kind is None or flag.kind in (None, kind)]
 
@@ -91,20 +90,22 @@ def flag_parser(
         if flag.field in groups:
             add = parser.add_argument_group(groups[flag.field]).add_argument
         how: dict[str, Any] = {"action": "append" if flag.repeatable else "store"}
-        how["metavar"] = flag.metavar
-        if isinstance(flag.default, bool):
-            how = {"action": argparse.BooleanOptionalAction}
+        how["metavar"], default = flag.metavar, flag.default
+        if isinstance(default, bool):
+            how, default = {"action": argparse.BooleanOptionalAction}, "yes" if default else "no"
+        elif isinstance(default, float):
+            default = f"{default:g}"
         help = helps.get(flag.field, argparse.SUPPRESS).replace("%", "%%")
-        if flag.default is not None and help != argparse.SUPPRESS and "Default:" not in help:
-            help += f" Default: {_describe(flag.default)}."
+        if default is not None and help != argparse.SUPPRESS and "Default:" not in help:
+            help += f" Default: {default}."
         add(flag.option, dest=flag.field, help=help, **how)
     return parser
 
 
-def _describe(default: Any) -> str:
-    if default is False:
-        return "no"
-    return f"{default:g}" if isinstance(default, float) else str(default)
+def help_text(*names: str) -> str:
+    """The end of `--help`: texts from the folder `help`, with an empty line between them."""
+    folder = Path(__file__).parent / "help"
+    return "\n".join((folder / f"{name}.txt").read_text(encoding="utf-8") for name in names)
 
 
 def parse_argv(

@@ -16,9 +16,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args, get_origin, get_type_hints
+from types import NoneType
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from pipelines.config.parsers import budget, scalar, schedule
 from pipelines.text import did_you_mean
@@ -30,6 +30,8 @@ Option = str | int | float | bool
 # Stands for an unknown number of visual tokens: any share of it is a whole number, or nearly.
 MANY_TOKENS = 1024
 MAX_NAME = 80  # characters of a name, which becomes part of a folder's name
+METHODS_FOLDER = Path(__file__).parents[2] / "apet/methods"
+TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
 @dataclass(frozen=True)
@@ -57,13 +59,6 @@ class MethodSpec:
             return f"{name[: MAX_NAME - 9]}-{digest}"
         return name
 
-    @property
-    def _keeps_shares(self) -> bool:
-        """Are all budgets shares of the visual tokens?"""
-        options = dict(self.options)
-        sites = str(options.get("schedule", options.get("budget", ""))).split(",")
-        return all(site.endswith("%") for site in sites)
-
     def build(self, model: ModelLayout | None = None, visual_tokens: int | None = None) -> Method:
         """The method from `apet`; a ValueError names a wrong option or an impossible budget.
 
@@ -71,17 +66,14 @@ class MethodSpec:
         """
         from apet.methods import METHODS, build  # imports torch
 
-        types = get_type_hints(METHODS[self.method])
-        types = {field.name: types[field.name] for field in fields(METHODS[self.method])}
-        for key, value in self.options:
-            if key in types and not _has_type(value, types[key]):
-                words = get_args(types[key]) if get_origin(types[key]) is Literal else ()
-                raise ValueError(
-                    f"{self.method}: {value!r} is not a valid {key}: expected"
-                    f" {_describe(types[key])}{did_you_mean(str(value), map(str, words))}"
-                )
-        method = build(self.method, **dict(self.options))
-        if model is not None and (visual_tokens or self._keeps_shares):
+        options = dict(self.options)
+        hints = get_type_hints(METHODS[self.method])
+        for name in [field.name for field in fields(METHODS[self.method]) if field.name in options]:
+            _check_type(self.method, name, options[name], hints[name])
+        method = build(self.method, **options)
+        sites = str(options.get("schedule", options.get("budget", ""))).split(",")
+        keeps_shares = all(site.endswith("%") for site in sites)
+        if model is not None and (visual_tokens or keeps_shares):
             try:
                 method.plan(visual_tokens or MANY_TOKENS, model)
             except ValueError as error:
@@ -153,13 +145,8 @@ def expand_methods(
 @cache
 def known_methods() -> tuple[str, ...]:
     """The names in `apet.METHODS`, read from its source files: an import would import torch."""
-    package = find_spec("apet")
-    assert package is not None
-    assert package.submodule_search_locations is not None
-    names = set()
-    for file in (Path(package.submodule_search_locations[0]) / "methods").glob("*.py"):
-        source = file.read_text(encoding="utf-8")
-        names |= set(re.findall(r'^    name: ClassVar\[str\] = "(\w+)"', source, re.M))
+    sources = "\n".join(file.read_text(encoding="utf-8") for file in METHODS_FOLDER.glob("*.py"))
+    names = set(re.findall(r'^    name: ClassVar\[str\] = "(\w+)"', sources, re.M))
     return tuple(
         sorted(names, key=lambda name: (name != "vanilla", not name.startswith("apet"), name))
     )
@@ -172,17 +159,15 @@ def _suffix(value: Option) -> str:
     return f"={value}" if isinstance(value, str) else str(value)
 
 
-def _has_type(value: Option, hint: object) -> bool:
-    if get_origin(hint) is Literal:
-        return value in get_args(hint)
-    types = get_args(hint) or (hint,)
-    if isinstance(value, bool):
-        return bool in types
-    classes = tuple(item for item in types if isinstance(item, type))
-    return isinstance(value, classes) or (float in types and isinstance(value, int))
-
-
-def _describe(hint: object) -> str:
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    types = [item for item in get_args(hint) or (hint,) if item is not type(None)]
-    return " or ".join(names.get(item, str(item)) for item in types)
+def _check_type(method: str, name: str, value: Option, hint: Any) -> None:
+    """Raise a ValueError if the value has none of the types, or is none of the words, of a hint."""
+    allowed = get_args(hint) or (hint,)
+    is_number = float in allowed and type(value) is int
+    if value in allowed or type(value) in allowed or is_number:
+        return
+    expected = " or ".join(TYPE_NAMES.get(item, str(item)) for item in allowed if item != NoneType)
+    words = [item for item in allowed if isinstance(item, str)]
+    raise ValueError(
+        f"{method}: {value!r} is not a valid {name}: expected {expected}"
+        f"{did_you_mean(str(value), words)}"
+    )

@@ -24,9 +24,8 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 def revision_of(model: str, revision: str | None, output: str) -> str | None:
     """The commit of a branch or tag; the revision itself for a folder, or if no commit is known."""
-    if Path(model).is_dir():
-        return revision
-    return _resolve(model, revision or "main", output) or revision
+    commit = None if Path(model).is_dir() else _resolve(model, revision or "main", output)
+    return commit or revision
 
 
 def require_commit(model: str, revision: str | None) -> None:

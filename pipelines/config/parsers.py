@@ -7,6 +7,7 @@ The parsers do not know the flag: callers add its name to the message.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Callable
@@ -155,8 +156,6 @@ def scalar(value: str) -> str | int | float | bool:
     if value in ("true", "false"):
         return value == "true"
     for number in (int, float):
-        try:
+        with contextlib.suppress(ValueError):
             return number(value)
-        except ValueError:
-            continue
     return value

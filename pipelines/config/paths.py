@@ -47,18 +47,14 @@ def resolve_paths(config: EvalConfig) -> EvalConfig:
     )
 
 
-def demo_model(kind: Kind) -> Path:
-    return DEMO / ("demo-llava" if kind == "image" else "demo-video-llava")
-
-
 def _model(model: str, kind: Kind) -> str:
     if model == "demo":
-        if not demo_model(kind).is_dir():
+        folder = DEMO / ("demo-llava" if kind == "image" else "demo-video-llava")
+        if not folder.is_dir():
             raise ValueError(
-                f"the demo model is not in {demo_model(kind)}; clone the complete repository, or"
-                " give --model"
+                f"the demo model is not in {folder}; clone the complete repository, or give --model"
             )
-        return str(demo_model(kind))
+        return str(folder)
     path = Path(model).expanduser()
     if path.is_dir():
         return str(path.absolute())
@@ -79,16 +75,18 @@ def _absolute(path: str) -> str | None:
 
 
 def _to_read(path: str | None, flag: str) -> str | None:
-    if path is None or (absolute := _absolute(path)):
-        return None if path is None else absolute
-    here = Path(os.path.normpath(Path.cwd() / path))
-    if submitted() and not here.exists():
+    if path is None:
+        return None
+    if absolute := _absolute(path):
+        return absolute
+    here = os.path.abspath(path)
+    if submitted() and not Path(here).exists():
         raise ValueError(
             f"--{flag} {path}: not in the files submitted with the job (files in .gitignore are not"
             f' submitted); give an absolute path that all machines see, e.g. "$PWD/{path}", or an'
             " s3:// or gs:// URI"
         )
-    return str(here)
+    return here
 
 
 def to_write(path: str, flag: str) -> str:
@@ -96,7 +94,7 @@ def to_write(path: str, flag: str) -> str:
     if absolute := _absolute(path):
         return absolute
     if not submitted():
-        return os.path.normpath(Path.cwd() / path)
+        return os.path.abspath(path)
     if path == OUTPUT:
         return str(Path(HOME).expanduser())
     raise ValueError(
@@ -109,7 +107,7 @@ def _tracking(uri: str | None, output: str) -> str:
     """MLflow's address: the flag's, else the environment's, else a file beside the answers."""
     if address := uri or os.environ.get("MLFLOW_TRACKING_URI"):
         return mlflow_address(address)
-    local = output.removeprefix("file://") if output.startswith("file://") else output
+    local = output.removeprefix("file://")
     folder = Path(HOME).expanduser() if _URI.match(local) else Path(local)
     return f"{_SQLITE}{folder}/mlflow.db"
 

@@ -19,13 +19,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, cast
 
 from pipelines.benchmarks import benchmark
-from pipelines.config import cli_help
 from pipelines.config.eval_config import GROUPS, EvalConfig, help_texts, override
-from pipelines.config.flags import Flag, flag_parser, flags_of, parse_argv, parse_mapping, read_yaml
+from pipelines.config.flags import (
+    flag_parser,
+    flags_of,
+    help_text,
+    parse_argv,
+    parse_mapping,
+    read_yaml,
+)
 from pipelines.config.method_spec import known_methods
 from pipelines.data.rows import Kind
 
@@ -40,6 +47,11 @@ DEMO_BENCHMARKS, DEMO_ROWS, DEMO_BATCH = ("shapes", "motion"), 300, 32
 LISTS = {"models": "model", "benchmarks": "benchmark"}
 # Fields of the whole sweep, which its entries may not set.
 SWEEP_FIELDS = ("output", "tracking_uri", "experiment", "ray_address")
+# Fields that are equal in jobs that can share workers with one loaded model.
+WORKER_FIELDS = (
+    *("model", "revision", "trust_remote_code", "dtype", "attn", "compile", "batch_timeout"),
+    *("actors", "gpus_per_actor", "cpus_per_actor", "batch_size", "batch_tokens"),
+)
 
 
 @dataclass(frozen=True)
@@ -53,7 +65,10 @@ class SweepConfig:
 
 def parse_sweep(argv: Sequence[str]) -> SweepConfig:
     """The sweep of a command line; a ValueError of one line if anything is wrong with it."""
-    flags = _flags()
+    flags = [
+        replace(flag, repeatable=True) if flag.field in LISTS.values() else flag
+        for flag in flags_of(EvalConfig)
+    ]
     budgets = "33%, 22% and 11%; for the demo 192, 128 and 64, or 25%, 12.5% and 6.25%"
     helps = help_texts(None, "shapes and motion", "all", budgets, DEMO_ROWS)
     parser = flag_parser(
@@ -62,8 +77,8 @@ def parse_sweep(argv: Sequence[str]) -> SweepConfig:
         GROUPS,
         prog="sweep.py",
         usage="python jobs/sweep.py [SWEEP.yaml] [--plan] [--model M]... [--benchmark B]... [...]",
-        description=cli_help.SWEEP,
-        epilog=f"{cli_help.BUDGETS}\n{cli_help.SWEEP_EXAMPLES}",
+        description=help_text("sweep"),
+        epilog=help_text("budgets", "examples_sweep"),
     )
     parser.add_argument("--plan", action="store_true", help="Print the plan and stop.")
     files = [argv[0]] if argv and not argv[0].startswith("-") else []
@@ -73,44 +88,33 @@ def parse_sweep(argv: Sequence[str]) -> SweepConfig:
         raise ValueError(f"{files[0]} and --config {files[1]}: give only one file")
     content = read_yaml(Path(files[0])) if files else {}
     name = Path(files[0]).stem if files else "sweep"
-    return SweepConfig(name, _jobs(content, typed, name), only_plan="--plan" in argv)
-
-
-def _jobs(
-    content: Mapping[str, Any], typed: Mapping[str, Any], name: str
-) -> tuple[EvalConfig, ...]:
-    """One job for each model and benchmark of the file and the flags."""
-    shared = dict(content)
     models, benchmarks = (
-        _entries(shared.pop(key, None), key, flag, typed) for key, flag in LISTS.items()
+        _entries(content.pop(key, None), key, flag, typed) for key, flag in LISTS.items()
     )
-    if benchmarks == [{}] and not {"benchmark", "data"} & (shared.keys() | typed.keys()):
+    if benchmarks == [{}] and not {"benchmark", "data"} & (content.keys() | typed.keys()):
         benchmarks = [{"benchmark": demo} for demo in DEMO_BENCHMARKS]
-    return tuple(
-        _job(shared, model, entry, typed, name) for model in models for entry in benchmarks
+    typed = {field: value for field, value in typed.items() if field not in LISTS.values()}
+    jobs = tuple(
+        _job({name: content, f"{name}: model": model, f"{name}: benchmark": entry}, typed)
+        for model in models
+        for entry in benchmarks
     )
+    return SweepConfig(name, jobs, only_plan="--plan" in argv)
 
 
-def _job(
-    shared: Mapping[str, Any],
-    model: Mapping[str, Any],
-    entry: Mapping[str, Any],
-    typed: Mapping[str, Any],
-    name: str,
-) -> EvalConfig:
-    """The job of one entry of `models` and one of `benchmarks`."""
-    data = {"data": typed["data"]} if "data" in typed else {}
-    kind = _kind({**shared, **model, **entry, **data})
-    flags = flags_of(EvalConfig)
+def _job(layers: Mapping[str, Mapping[str, Any]], typed: Mapping[str, Any]) -> EvalConfig:
+    """The job of one model and one benchmark.
+
+    layers: parts of the file by their names in errors; a later one overrides an earlier one
+    typed: values of flags, which override the file
+    """
+    merged = dict(item for layer in layers.values() for item in layer.items())
+    kind = _kind(merged | ({"data": typed["data"]} if "data" in typed else {}))
     values: dict[str, Any] = {}
-    for layer, where in (
-        (shared, name),
-        (model, f"{name}: model"),
-        (entry, f"{name}: benchmark"),
-    ):
+    for name, layer in layers.items():
         own = {key: value for key, value in layer.items() if key != "kind"}
-        values = override(values, parse_mapping(own, flags, where))
-    values = override(values, {f: typed[f] for f in typed.keys() - LISTS.values()})
+        values = override(values, parse_mapping(own, flags_of(EvalConfig), name))
+    values = override(values, typed)
     # A sweep may set flags of video jobs for all jobs: the others leave them out.
     allowed = {flag.field for flag in flags_of(EvalConfig, kind)}
     values = {field: value for field, value in values.items() if field in allowed}
@@ -164,20 +168,9 @@ def _kind(values: Mapping[str, Any]) -> Kind:
     return benchmark(str(name)).kind or cast("Kind | None", kind) or "image"
 
 
-def _flags() -> list[Flag]:
-    """The flags of both kinds of job, where `--model` and `--benchmark` may be repeated."""
-    return [
-        replace(flag, repeatable=True) if flag.field in LISTS.values() else flag
-        for flag in flags_of(EvalConfig)
-    ]
-
-
 def model_groups(jobs: Iterable[EvalConfig]) -> list[list[EvalConfig]]:
     """Groups of jobs that can share workers with one loaded model, in order of their first jobs."""
-    groups: dict[tuple[Any, ...], list[EvalConfig]] = {}
+    groups: dict[Any, list[EvalConfig]] = {}
     for job in jobs:
-        model = (job.model, job.revision, job.trust_remote_code, job.dtype, job.attn, job.compile)
-        workers = (job.actors, job.gpus_per_actor, job.cpus_per_actor, job.batch_timeout)
-        batches = (job.batch_size, job.batch_tokens)
-        groups.setdefault((*model, *workers, *batches), []).append(job)
+        groups.setdefault(attrgetter(*WORKER_FIELDS)(job), []).append(job)
     return list(groups.values())

@@ -16,9 +16,8 @@ import yaml
 
 from apet import METHODS
 from jobs import eval_image, eval_video
-from pipelines.config import cli_help
 from pipelines.config.eval_config import EvalConfig, digest, parse, to_yaml
-from pipelines.config.flags import field_docs, flags_of
+from pipelines.config.flags import field_docs, flags_of, help_text
 from tests.support import ROOT
 
 GOLDEN = "c6537bef2ace23ba9f2c6edfee3824e4867a7773cbccd5fccf1e69daefdd0722"
@@ -278,7 +277,7 @@ def test_examples_of_help_can_be_parsed(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("run.yaml").write_text("budget: 64")
-    lines = cli_help.EXAMPLES[kind].replace("\\\n", " ").splitlines()
+    lines = help_text(f"examples_{kind}").replace("\\\n", " ").splitlines()
     script = f"jobs/eval_{kind}.py"
     commands = [line.partition(script)[2] for line in lines if script in line]
     assert len(commands) > 3
