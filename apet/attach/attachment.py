@@ -37,10 +37,9 @@ from apet.models.base import Family
 from apet.shortened_batch import ShortenedBatch
 from apet.towers.labels import read_labels
 from apet.towers.shared_outputs import Towers
+from apet.transformers_api import MEDIA_INPUTS, cache_among, cache_of
 from apet.view import DecoderSite, LayerInput, Sequence, View
 
-# Inputs of a model that bring visual tokens.
-MEDIA_INPUTS = ("pixel_values", "pixel_values_images", "pixel_values_videos", "mm_encoder_outputs")
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
 HookInputs = tuple[Args, Kwargs]
@@ -132,7 +131,7 @@ class Attachment:
     def _start_call(self, core: nn.Module, args: Args, kwargs: Kwargs) -> None:
         """Tell a new prompt from a step after a compressed one and from calls to leave alone."""
         self._call = None
-        cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
+        cache, mask = cache_among(kwargs), kwargs.get("attention_mask")
         started = cache is not None and cache.get_seq_length() > 0
         has_media = any(kwargs.get(name) is not None and len(kwargs[name]) for name in MEDIA_INPUTS)
         if cache is not None and cache.is_compileable:
@@ -319,7 +318,7 @@ class Attachment:
         self, number: int, layer: nn.Module, args: object, kwargs: Kwargs, output: object
     ) -> None:
         """Pad the packed keys and values that the layer has put into the cache, for steps."""
-        cache = kwargs.get("past_key_values")
+        cache = cache_among(kwargs)
         if self._call is not None and self._call.packed_rows is not None and cache is not None:
             self._call.packed_rows.unpack_cache(cache.layers[number])
 
@@ -327,7 +326,7 @@ class Attachment:
         if self._call is None:
             return
         output.last_hidden_state = self._call.pad(output.last_hidden_state)
-        cache, prefill = output.past_key_values, self._call.prefill
+        cache, prefill = cache_of(output), self._call.prefill
         if cache is not None:
             self._prefills[cache] = prefill
             sizes = (layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from apet.attach.prefill import Prefill
 from apet.attention.masks import causal_mask
 from apet.attention.packed_rows import PackedRows
+from apet.transformers_api import cache_among
 from apet.view import LayerInput
 from apet.view import Sequence as TokenSequence
 
@@ -87,7 +88,7 @@ class ModelCall:
         entry = prefill.token_masks[-1].valid
         # The model measures the prompt by the cache of layer 0.
         measured = prefill.token_masks.get(0, prefill.token_masks[-1]).valid.shape[1]
-        before = kwargs["past_key_values"].get_seq_length() - measured
+        before = cache_among(kwargs).get_seq_length() - measured
         if before < 0:
             raise ValueError(
                 f"the cache was cut back by {-before} tokens into the compressed prompt, as"

@@ -4,18 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
+from torch import Tensor
 
-
-def sliding_window(layer: nn.Module) -> int | None:
-    """How many tokens the layer looks back, itself included; None: to the beginning."""
-    attention: Any = getattr(layer, "self_attn", None)
-    config = getattr(attention, "config", None)
-    window: int | None = getattr(
-        attention, "sliding_window", getattr(config, "sliding_window", None)
-    )
-    return window
+from apet.transformers_api import build_causal_mask, sliding_window
 
 
 def causal_mask(
@@ -37,18 +28,4 @@ def causal_mask(
                 " spend the budget before the decoder, where a prompt only becomes shorter:"
                 " schedule='encoder=10%', or a method that acts there alone"
             )
-    queries, keys = hidden.shape[1], valid.shape[1]
-    mask: Tensor | None = ALL_MASK_ATTENTION_FUNCTIONS[decoder.config._attn_implementation](
-        batch_size=hidden.shape[0],
-        q_length=queries,
-        kv_length=keys,
-        q_offset=keys - queries,
-        kv_offset=0,
-        mask_function=causal_mask_function,
-        attention_mask=valid if padded else None,
-        allow_is_causal_skip=not padded,
-        dtype=hidden.dtype,
-        device=valid.device,
-        config=decoder.config,
-    )
-    return mask
+    return build_causal_mask(decoder.config, hidden.shape[1], valid, padded, hidden.dtype)

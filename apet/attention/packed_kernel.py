@@ -19,9 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel, varlen
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward as sdpa
-from transformers.masking_utils import sdpa_mask
+
+from apet.transformers_api import (
+    attention_kernel,
+    register_kernel,
+    sdpa_attention,
+    set_attention_kernel,
+)
 
 NAME = "packed"
 TOWER_NAME = "packed_flash"  # transformers looks for "flash" in it; the kernel is the same
@@ -54,7 +58,7 @@ def packed_attention(
     packed = row_lengths is not None or attention_mask is None
     options = {"scaling": scaling, "is_causal": is_causal, **kwargs}
     if not packed or cu_seq_lens_q is None or max_length_q is None:
-        return sdpa(module, query, key, value, attention_mask, **options)
+        return sdpa_attention(module, query, key, value, attention_mask, **options)
     if has_flash(query.device, query.dtype, query.shape[-1]):
         causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
         return _flash(query, key, value, cu_seq_lens_q, int(max_length_q), scaling, causal), None
@@ -63,7 +67,8 @@ def packed_attention(
     rows = zip(
         *(states.split(list(row_lengths), dim=2) for states in (query, key, value)), strict=True
     )
-    return torch.cat([sdpa(module, q, k, v, None, **options)[0] for q, k, v in rows], dim=1), None
+    outputs = [sdpa_attention(module, q, k, v, None, **options)[0] for q, k, v in rows]
+    return torch.cat(outputs, dim=1), None
 
 
 def has_flash(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
@@ -86,9 +91,8 @@ def use_tower_kernel(tower: Any) -> None:
     """
     config, weight = tower.config, next(tower.parameters())
     head_dim = config.hidden_size // config.num_heads
-    if config._attn_implementation == NAME and has_flash(weight.device, weight.dtype, head_dim):
-        # `set_attn_implementation` would require the package flash-attn.
-        config._attn_implementation = TOWER_NAME
+    if attention_kernel(config) == NAME and has_flash(weight.device, weight.dtype, head_dim):
+        set_attention_kernel(config, TOWER_NAME)
 
 
 def _flash(
@@ -116,5 +120,4 @@ def _flash(
 
 
 for name in (NAME, TOWER_NAME):
-    AttentionInterface.register(name, packed_attention)
-    AttentionMaskInterface.register(name, sdpa_mask)
+    register_kernel(name, packed_attention)

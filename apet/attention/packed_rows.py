@@ -14,15 +14,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
-from transformers.utils.generic import is_flash_attention_requested
 
 from apet.attention import packed_kernel
-from apet.attention.masks import sliding_window
 from apet.device import copy_async
-
-# Outputs that a caller can request, one tensor a layer. They must be padded.
-LAYER_OUTPUTS = ("output_hidden_states", "output_attentions")
+from apet.transformers_api import (
+    LAYER_OUTPUTS,
+    attention_kernel,
+    cache_among,
+    packed_arguments,
+    sliding_window,
+    stores_input_unchanged,
+    uses_flash_attention,
+)
 
 
 def can_pack(decoder: Any, inputs: Mapping[str, Any]) -> bool:
@@ -30,22 +33,22 @@ def can_pack(decoder: Any, inputs: Mapping[str, Any]) -> bool:
 
     Their kernel must take packed rows, and their cache must store its input unchanged until
     `unpack_cache`. A layer with a sliding window is excluded: the window could be shorter than all
-    rows together, and its cache would then lose rows.
+    rows together, and its cache would then lose rows. Outputs of layers must be padded.
     """
-    cache = inputs.get("past_key_values")
+    cache = cache_among(inputs)
     requested = (inputs.get(name, getattr(decoder.config, name, False)) for name in LAYER_OUTPUTS)
     return (
-        (cache is None or (type(cache) is DynamicCache and not cache.offloading))
+        (cache is None or stores_input_unchanged(cache))
         and all(sliding_window(layer) is None for layer in decoder.layers)
         and not any(requested)
-        and (_has_packed_kernel(decoder) or is_flash_attention_requested(decoder.config))
+        and (_has_packed_kernel(decoder) or uses_flash_attention(decoder.config))
     )
 
 
 def _has_packed_kernel(decoder: Any) -> bool:
     """Whether its kernel is "packed", and its device has an implementation for it."""
     config, weight = decoder.config, next(decoder.layers.parameters())
-    if config._attn_implementation != packed_kernel.NAME:
+    if attention_kernel(config) != packed_kernel.NAME:
         return False
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     # Without flash, a GPU would need a launch for each row, which costs more than a mask.
@@ -70,10 +73,7 @@ class PackedRows:
         self._rows_and_columns = copy_async(rows_and_columns, device)
         ends = copy_async(torch.tensor([0, *accumulate(lengths)], dtype=torch.int32), device)
         self.inputs: dict[str, Any] = {  # tell a kernel where rows begin and end
-            "cu_seq_lens_q": ends,
-            "cu_seq_lens_k": ends,
-            "max_length_q": max(lengths),
-            "max_length_k": max(lengths),
+            **packed_arguments(ends, max(lengths)),
             "row_lengths": lengths,
         }
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from apet.attention.masks import sliding_window
 from apet.core.gram import gather, stable_topk
+from apet.transformers_api import sliding_window
 from apet.view import LayerInput, View
 
 MAX_WEIGHTS = 1 << 27  # attention weights in memory at a time

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicLayer
 
 from apet.decoding.decode_step import MAX_STEPS, DecodeState, decode_step, extend_masks, per_layer
 from apet.models.base import Family
+from apet.transformers_api import FilledLayer, attention_kernel, make_cache
 
 # Caches have a multiple of so many columns: prompts of similar lengths share a graph, and kernels
 # prefer such widths.
@@ -46,16 +46,12 @@ class GraphShape(NamedTuple):
         return cls(len(keys), widths, state.positions.ndim, keys.dtype)
 
 
-class FixedLayer(DynamicLayer):
+class FixedLayer(FilledLayer):
     """A layer's cache at a fixed address. A step writes column number `column` (1,)."""
 
-    keys: Any
-    values: Any
-
     def __init__(self, keys: Tensor, values: Tensor, column: Tensor) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.is_initialized, self.dtype, self.device = True, keys.dtype, keys.device
-        self.keys, self.values, self.column = keys, values, column
+        super().__init__(keys, values)
+        self.column = column
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
@@ -93,7 +89,7 @@ class FixedSteps:
         columns = per_layer(self._columns, len(storage))
         pairs = zip(storage, columns, strict=True)
         self._layers = [FixedLayer(*states, column) for states, column in pairs]
-        self._cache = Cache(layers=[*self._layers])
+        self._cache = make_cache(self._layers)
         self._logits: Tensor | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
 
@@ -188,7 +184,7 @@ class GraphStore:
         depend on earlier batches. Even answers of a single step repay the capture over later
         batches. Graphs are never replaced: a sweep, whose shapes recur, would capture forever.
         """
-        if self._family.decoder.config._attn_implementation == "eager":
+        if attention_kernel(self._family.decoder.config) == "eager":
             return None
         shape = GraphShape.of(state)
         steps = self._captured.get(shape)

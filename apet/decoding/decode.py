@@ -25,15 +25,14 @@ from transformers import (
     PreTrainedModel,
     StoppingCriteriaList,
 )
-from transformers.generation.configuration_utils import GenerationMode
 
 from apet.attach.attachment import attached_to
 from apet.attach.token_groups import TokenMask
-from apet.attention.masks import sliding_window
 from apet.decoding.cuda_graphs import FixedSteps, GraphStore
 from apet.decoding.decode_step import DecodeState, sdpa_attention
 from apet.decoding.growing_steps import GrowingSteps
 from apet.models import family_of
+from apet.transformers_api import cache_of, is_greedy, prompt_inputs, sliding_window
 
 
 class Decode:
@@ -82,9 +81,7 @@ class Decode:
         total = inputs["input_ids"].shape[1] + max_new_tokens
         windows = filter(None, map(sliding_window, self.family.layers))
         return (
-            config.get_generation_mode() == GenerationMode.GREEDY_SEARCH
-            and config.cache_implementation in (None, "dynamic")
-            and config.num_return_sequences in (None, 1)
+            is_greedy(config)
             and min(windows, default=total) >= total
             and len({*getattr(self.model, "hf_device_map", {}).values()}) <= 1
         )
@@ -100,10 +97,9 @@ class Decode:
     ) -> Tensor:
         """Replace the loop of `generate`: (B, S) -> (B, S + n)."""
         batch, width = input_ids.shape
-        prepare = model.prepare_inputs_for_generation
-        prompt = prepare(input_ids, is_first_iteration=True, **model_kwargs)
+        prompt = prompt_inputs(model, input_ids, model_kwargs)
         out = model(**prompt, return_dict=True)
-        logits, cache, steps = out.logits[:, -1], out.past_key_values, None
+        logits, cache, steps = out.logits[:, -1], cache_of(out), None
         del out
         pad, end = _pad_token(generation_config), generation_config.max_length
         ids = torch.cat([input_ids, input_ids.new_zeros(batch, end - width)], dim=1)

@@ -17,6 +17,7 @@ from transformers import Cache
 
 from apet.attach.token_groups import TokenMask
 from apet.models.base import Family
+from apet.transformers_api import attention_kernel, cache_input, set_attention_kernel
 
 # Steps that a cache has free columns for. A longer answer moves to new caches after each so many
 # steps: one copy instead of one a step.
@@ -56,13 +57,13 @@ def sdpa_attention(decoder: Any) -> Iterator[None]:
     A flash kernel gains nothing for one query per row, and the way transformers calls it for padded
     rows, each layer waits for the device to count them.
     """
-    kernel = decoder.config._attn_implementation
+    kernel = attention_kernel(decoder.config)
     try:
         if kernel not in ("sdpa", "eager"):
-            decoder.config._attn_implementation = "sdpa"
+            set_attention_kernel(decoder.config, "sdpa")
         yield
     finally:
-        decoder.config._attn_implementation = kernel
+        set_attention_kernel(decoder.config, kernel)
 
 
 def decode_step(
@@ -78,7 +79,10 @@ def decode_step(
     ]
     try:
         out = family.decoder(
-            input_ids=tokens, position_ids=positions, past_key_values=cache, use_cache=True
+            input_ids=tokens,
+            position_ids=positions,
+            use_cache=True,
+            **cache_input(family.decoder, cache),
         )
     finally:
         for hook in hooks:

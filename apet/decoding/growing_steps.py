@@ -5,23 +5,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicLayer
 
 from apet.attach.token_groups import TokenMask
 from apet.attention.masks import causal_mask
 from apet.decoding.decode_step import MAX_STEPS, DecodeState, decode_step, extend_masks, per_layer
 from apet.models.base import Family
+from apet.transformers_api import FilledLayer, make_cache
 
 
-class GrowingLayer(DynamicLayer):
+class GrowingLayer(FilledLayer):
     """A layer's cache with free columns at its end. Takes over `layer`, and leaves it empty."""
 
-    keys: Any
-    values: Any
-
     def __init__(self, layer: Any) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.is_initialized, self.dtype, self.device = True, layer.keys.dtype, layer.keys.device
+        super().__init__(layer.keys, layer.values)
         self._storage = _with_free_columns(layer.keys), _with_free_columns(layer.values)
         self._show(layer.keys.shape[2])
         layer.keys = layer.values = None
@@ -57,7 +53,7 @@ class GrowingSteps:
         self._family, self._token_masks, self._taken = family, state.token_masks, 0
         self._positions = state.positions
         self._layers = [GrowingLayer(layer) for layer in state.layers]
-        self._cache = Cache(layers=[*self._layers])
+        self._cache = make_cache(self._layers)
         self._masks: dict[int, Tensor | None] = {}  # for all steps; each step uses a part
         for first, (valid, padded) in state.token_masks.items():
             wide = torch.cat([valid, valid.new_ones(len(valid), MAX_STEPS)], dim=1)

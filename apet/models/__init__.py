@@ -25,6 +25,7 @@ from apet.models.qwen2_5_vl import Qwen25VL
 from apet.models.qwen3_vl import Qwen3VL
 from apet.models.video_llava import VideoLlava
 from apet.towers.qwen_tower import QwenTower
+from apet.transformers_api import check_arguments, warn_if_untested
 
 FAMILIES: dict[str, type[Family]] = {
     "llava": Llava,
@@ -38,7 +39,12 @@ FAMILIES: dict[str, type[Family]] = {
 
 def family_of(model: PreTrainedModel) -> Family:
     """The description of a loaded model."""
-    return FAMILIES[_check_supported(model.config.model_type)](model)
+    warn_if_untested()
+    family = FAMILIES[_check_supported(model.config.model_type)](model)
+    check_arguments("model", family.core)
+    check_arguments("decoder", family.decoder)
+    check_arguments("decoder layer", family.layers[0])
+    return family
 
 
 def load(

@@ -15,11 +15,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers.vision_utils import get_vision_window_index
 
 from apet.schedule import share
 from apet.towers.labels import write_labels
 from apet.towers.vision_record import TowerSession
+from apet.transformers_api import window_order
 from apet.view import View
 
 MAX_QUERIES = 1024  # of a block's attention at a time: a large picture has too many for one matrix
@@ -65,13 +65,7 @@ class QwenTower:
         tokens = torch.arange(sum(steps * size for steps, size in sizes), device=device)
         order = tokens
         if hasattr(config, "window_size"):
-            order, _ = get_vision_window_index(
-                grid,
-                spatial_merge_size=self.module.spatial_merge_size,
-                window_size=config.window_size,
-                patch_size=config.patch_size,
-            )
-            order = order.to(device)
+            order = window_order(self.module, grid).to(device)
         pictures = list(tokens.split([size for steps, size in sizes for _ in range(steps)]))
         position = torch.empty_like(tokens).scatter(0, order, tokens)
         call = QwenTowerCall(self, order, pictures, position)

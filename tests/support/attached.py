@@ -20,6 +20,7 @@ from apet.attach.row_stats import RowStats
 from apet.methods import METHODS
 from apet.methods.base import Method
 from apet.methods.decoder_method import DecoderMethod
+from apet.transformers_api import cache_of
 from tests.support import tiny
 
 STEPS = 3
@@ -130,7 +131,8 @@ def generate(
     options = {"max_new_tokens": steps, "min_new_tokens": steps, **options}
     out = model.generate(**inputs, **options, return_dict_in_generate=True, output_logits=True)
     ids = out.sequences[:, inputs["input_ids"].shape[1] :]
-    layers = () if out.past_key_values is None else out.past_key_values.layers
+    kv_cache = cache_of(out)
+    layers = () if kv_cache is None else kv_cache.layers
     return Answer(ids, torch.stack(out.logits, dim=1), [layer.keys for layer in layers])
 
 
@@ -141,7 +143,7 @@ def first_token(model: PreTrainedModel, inputs: BatchFeature) -> Answer:
     config = model.generation_config
     never = torch.tensor([*config.suppress_tokens, config.eos_token_id])
     ids = out.logits.index_fill(-1, never, -torch.inf).argmax(dim=-1)
-    return Answer(ids, out.logits, [layer.keys for layer in out.past_key_values.layers])
+    return Answer(ids, out.logits, [layer.keys for layer in cache_of(out).layers])
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from apet import ApET, attach
 from apet.methods import METHODS
 from apet.methods.base import Kept
 from apet.schedule import Schedule, share
+from apet.transformers_api import cache_input, cache_of
 from apet.view import View
 from tests.support import ROOT
 from tests.support.attached import (
@@ -313,9 +314,9 @@ def test_invalid_options_are_explained(family: str, options: dict[str, Any], say
 def test_incomplete_prompt_is_refused(family: str) -> None:
     inputs, core = row_inputs(family, 0), model(family)
     with attach(core, build_method("apet", family)):
-        cache = core(**inputs, use_cache=True).past_key_values
+        cache = cache_of(core(**inputs, use_cache=True))
         with pytest.raises(ValueError, match="compression starts with the prompt"):
-            core(**inputs, past_key_values=cache)
+            core(**inputs, **cache_input(core, cache))
         embeds = core.get_input_embeddings()(inputs["input_ids"])
         others = {
             key: value

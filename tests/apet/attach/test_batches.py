@@ -9,6 +9,7 @@ from transformers import BatchFeature
 from apet import attach
 from apet.attach.row_stats import RowStats
 from apet.attention import packed_kernel
+from apet.transformers_api import cache_input, cache_of
 from tests.support import tiny
 from tests.support.attached import (
     CLOSE,
@@ -86,7 +87,7 @@ def test_right_padded_rows_get_the_same_as_alone(family: str, attn: str) -> None
                 input_ids=ids,
                 attention_mask=mask,
                 position_ids=here.expand(3, -1, -1) if qwen else here,
-                past_key_values=out.past_key_values,
+                **cache_input(core, cache_of(out)),
             )
             for row, (one, _) in enumerate(want):
                 torch.testing.assert_close(out.logits[row, 0], one.logits[0, step + 1], **CLOSE)

@@ -9,6 +9,7 @@ from transformers import BatchFeature
 
 from apet import ApET, attach
 from apet.attention import packed_kernel
+from apet.transformers_api import cache_input, cache_of
 from tests.support import tiny
 from tests.support.attached import (
     CLOSE,
@@ -109,24 +110,24 @@ def test_site_at_the_first_decoder_layer_keeps_positions(family: str) -> None:
         out = core(**inputs, use_cache=True)
         for step in range(STEPS):
             torch.testing.assert_close(out.logits[:, -1], answer.logits[:, step], **CLOSE)
-            out = core(
-                input_ids=answer.ids[:, step : step + 1], past_key_values=out.past_key_values
-            )
+            out = core(input_ids=answer.ids[:, step : step + 1], **cache_input(core, cache_of(out)))
 
 
 @torch.no_grad()
 def test_cropped_cache_is_refused_after_compression() -> None:
     core, inputs = model("llava"), row_inputs("llava", 0)
     with attach(core, build_method("apet", "llava")):
-        cache = core(**inputs, use_cache=True).past_key_values
+        cache = cache_of(core(**inputs, use_cache=True))
         cache.crop(-2)
         with pytest.raises(ValueError, match="cut back by 2 tokens into the compressed prompt"):
-            core(input_ids=inputs["input_ids"][:, -2:], past_key_values=cache)
+            core(input_ids=inputs["input_ids"][:, -2:], **cache_input(core, cache))
     # Without compression it is allowed.
     with attach(core, build_method("apet", "llava", "100%")):
-        cache = core(**inputs, use_cache=True).past_key_values
+        cache = cache_of(core(**inputs, use_cache=True))
         cache.crop(-2)
-        again = core(input_ids=inputs["input_ids"][:, -2:], past_key_values=cache).logits[:, -1]
+        again = core(input_ids=inputs["input_ids"][:, -2:], **cache_input(core, cache)).logits[
+            :, -1
+        ]
     torch.testing.assert_close(again, uncompressed("llava", first_token).logits[:1, 0], **CLOSE)
 
 
@@ -135,10 +136,9 @@ def test_cropped_cache_is_refused_after_compression() -> None:
 def test_forward_in_a_loop_gives_the_answer_of_generate(family: str) -> None:
     """Each step gets only ids and the cache."""
     want, _ = compressed(family, "apet", 0)
-    with attach(model(family), build_method("apet", family)):
-        out = model(family)(**row_inputs(family, 0), use_cache=True)
+    core = model(family)
+    with attach(core, build_method("apet", family)):
+        out = core(**row_inputs(family, 0), use_cache=True)
         for step in range(STEPS):
             torch.testing.assert_close(out.logits[:, -1], want.logits[:, step], **CLOSE)
-            out = model(family)(
-                input_ids=want.ids[:, step : step + 1], past_key_values=out.past_key_values
-            )
+            out = core(input_ids=want.ids[:, step : step + 1], **cache_input(core, cache_of(out)))

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from apet import attach
 from apet.attention import packed_kernel
 from apet.methods import METHODS, build
+from apet.transformers_api import cache_input, cache_of
 from tests.support import tiny
 
 # Operations whose result, or its size, the host has to wait for.
@@ -100,10 +101,10 @@ def test_step_adds_no_waits(name: str, rows: list[dict[str, Any]]) -> None:
         "input_ids": word,
         "attention_mask": torch.cat([inputs["attention_mask"], word > 0], dim=1),
     }
-    cache = model(**inputs, use_cache=True).past_key_values
-    unmodified = device_waits(model, lambda: model(**step, past_key_values=cache))
+    cache = cache_of(model(**inputs, use_cache=True))
+    unmodified = device_waits(model, lambda: model(**step, **cache_input(model, cache)))
     with attach(model, build(name, budget="40%")):
-        cache = model(**inputs, use_cache=True).past_key_values
-        assert len(device_waits(model, lambda: model(**step, past_key_values=cache))) == len(
+        cache = cache_of(model(**inputs, use_cache=True))
+        assert len(device_waits(model, lambda: model(**step, **cache_input(model, cache)))) == len(
             unmodified
         )

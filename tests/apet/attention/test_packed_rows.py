@@ -22,6 +22,7 @@ from apet import ApET, attach
 from apet.attention import packed_kernel
 from apet.attention.packed_rows import PackedRows, can_pack
 from apet.models import pack_windows
+from apet.transformers_api import cache_input, cache_of
 from tests.support import flash, tiny
 from tests.support.attached import (
     CLOSE,
@@ -126,7 +127,7 @@ def test_caches_and_outputs_are_padded(family: str, attn: str, name: str) -> Non
     want, _ = run_attached(model(family), inputs, method)
     found, _ = run_attached(model(family, attn), inputs, method)
     lengths = []
-    for one, other in zip(want.past_key_values.layers, found.past_key_values.layers, strict=True):
+    for one, other in zip(cache_of(want).layers, cache_of(found).layers, strict=True):
         pads = (other.keys == 0).all(dim=3).all(dim=1)  # (B, S)
         lengths.append((~pads).sum(dim=1).tolist())
         assert (pads.long().diff(dim=1) <= 0).all()  # on the left
@@ -135,7 +136,7 @@ def test_caches_and_outputs_are_padded(family: str, attn: str, name: str) -> Non
             real = ~pads[:, None, :, None]
             torch.testing.assert_close(after, before * real, **CLOSE)
     assert lengths[0] >= lengths[-1]
-    assert max(lengths[0]) == want.past_key_values.layers[0].keys.shape[2]
+    assert max(lengths[0]) == cache_of(want).layers[0].keys.shape[2]
     real = (
         torch.arange(want.logits.shape[1])
         >= want.logits.shape[1] - torch.tensor(lengths[-1])[:, None]
@@ -193,12 +194,12 @@ def test_gradients_equal_those_of_sdpa() -> None:
 
 def test_unsupported_decoders_are_not_packed() -> None:
     decoder, moved = model("llava", packed_kernel.NAME).model.language_model, DynamicCache()
-    assert can_pack(decoder, {"past_key_values": moved})
+    assert can_pack(decoder, cache_input(decoder, moved))
     moved.offloading = True  # layers move to the host before they can be unpacked
     narrow = SimpleNamespace(
         config=decoder.config, layers=[SimpleNamespace(self_attn=SimpleNamespace(sliding_window=9))]
     )
-    assert not can_pack(decoder, {"past_key_values": moved})
+    assert not can_pack(decoder, cache_input(decoder, moved))
     assert not can_pack(decoder, {"output_attentions": True})
     assert not can_pack(narrow, {})
     assert not can_pack(model("llava").model.language_model, {})

@@ -28,6 +28,7 @@ from apet.methods.base import Method, ModelLayout
 from apet.methods.dart import text_pivots
 from apet.methods.sparsevlm import TABLE, recycle, unchanged_count
 from apet.schedule import Budget
+from apet.transformers_api import cache_of
 from apet.view import DecoderSite, LayerInput, Sequence, View
 from tests.support import tiny
 
@@ -195,7 +196,7 @@ def test_recomputed_attention_equals_the_model_s_own(family: str) -> None:
                 [want[2, :, queries[0]], want[0, :, queries[1]], want[0, :, queries[2]]]
             ).mean(dim=1)
             torch.testing.assert_close(some, want)
-        cache = vlm(**inputs, use_cache=True).past_key_values
+        cache = cache_of(vlm(**inputs, use_cache=True))
         torch.testing.assert_close(
             layer_keys(select_rows(layer_inputs[1], torch.tensor([1]))), cache.layers[1].keys[1:2]
         )
