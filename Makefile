@@ -7,7 +7,7 @@ BIN := .venv/bin
 FAST := -m "not slow" --numprocesses 2 --dist worksteal
 SLOW := -m "slow"
 
-.PHONY: demo test test-all lint audit readme
+.PHONY: demo test test-all test-versions test-oldest lint audit readme
 demo: .venv/ready
 	@$(BIN)/python jobs/eval_image.py
 
@@ -18,6 +18,17 @@ test: .venv/ready
 # Slow tests share one Ray, and so run one after the other.
 test-all: test
 	@$(BIN)/python -m pytest $(SLOW)
+
+# Attach, decode and jobs with the oldest and the newest versions that pyproject.toml allows.
+ATTACH := tests/apet/attach tests/apet/decoding tests/apet/test_transformers_api.py
+JOBS := tests/pipelines/inference tests/cluster/test_job.py
+test-versions: .venv-oldest/ready .venv-newest/ready
+	@.venv-oldest/bin/python -m pytest $(ATTACH) $(JOBS)
+	@.venv-newest/bin/python -m pytest $(ATTACH) $(JOBS)
+
+# The part that CI runs: there, .venv has the newest versions.
+test-oldest: .venv-oldest/ready
+	@.venv-oldest/bin/python -m pytest $(FAST) $(ATTACH)
 
 lint: .venv/ready
 	@$(BIN)/ruff check .
@@ -47,4 +58,13 @@ audit: .venv/ready
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python \
 		--constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+.venv-oldest/ready: CONSTRAINTS := constraints-oldest.txt
+.venv-newest/ready: CONSTRAINTS := constraints.txt
+.venv-oldest/ready .venv-newest/ready: pyproject.toml constraints.txt constraints-oldest.txt | .venv/ready
+	@echo "Setting up $(@D) ..."
+	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(@D)
+	@$(BIN)/uv pip install --quiet --python $(@D)/bin/python \
+		--constraint $(CONSTRAINTS) --editable '.[dev]'
 	@touch $@
