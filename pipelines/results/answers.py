@@ -21,7 +21,6 @@ from pipelines.results.answer_schema import ANSWER_SCHEMA
 from pipelines.results.storage import MAX_REQUESTS, Folder, run_concurrently
 from pipelines.text import describe_error
 
-Mask = NDArray[np.bool_]
 DAMAGED_SUFFIX = ".torn"  # appended to the name of a file that cannot be read
 SAMPLE_FILES = 16
 
@@ -75,7 +74,7 @@ def compact(folder: Folder, *, retry_errors: bool = False) -> pa.Array:
     columns = ("row_id", "status") if retry_errors else ("row_id",)
     names = answer_files(folder)
     tables = run_concurrently(lambda name: _read_undamaged(folder, name, columns), names)
-    masks: dict[str, Mask] = {}  # by file: the rows to keep
+    masks: dict[str, NDArray[np.bool_]] = {}  # by file: the rows to keep
     chunks: list[pa.Array] = []  # and their ids
     for name, rows in zip(names, tables, strict=True):
         if isinstance(rows, DamagedPart):
@@ -85,8 +84,11 @@ def compact(folder: Folder, *, retry_errors: bool = False) -> pa.Array:
         keep = pc.equal(rows["status"], "ok") if retry_errors else np.ones(len(rows))
         masks[name] = np.asarray(keep, dtype=bool)
         chunks.append(rows["row_id"].combine_chunks().filter(pa.array(masks[name])))
-    row_ids = pa.chunked_array(chunks, pa.string())
-    first = ~_is_repeated(row_ids)
+    row_ids = pa.chunked_array(chunks, pa.string()).combine_chunks()
+    # Arrow numbers the ids: a Python set of ten million would take gigabytes.
+    codes = np.asarray(row_ids.dictionary_encode().indices)
+    first = np.zeros(len(codes), bool)
+    first[np.unique(codes, return_index=True)[1]] = True
     start = 0
     for name, keep in masks.items():
         end = start + int(keep.sum())
@@ -94,24 +96,7 @@ def compact(folder: Folder, *, retry_errors: bool = False) -> pa.Array:
         if not keep.all():
             rows = _read_part(folder, name, None).filter(pa.array(keep))
             folder.write(name, _to_parquet(rows)) if rows.num_rows else folder.delete(name)
-    return row_ids.filter(pa.array(first)).combine_chunks()
-
-
-def _is_repeated(row_ids: pa.ChunkedArray) -> Mask:
-    """Marks the ids that occur earlier in the array.
-
-    Only ids with equal hashes are compared: a set of ten million ids would take gigabytes.
-    """
-    texts = (text for chunk in row_ids.chunks for text in chunk.to_pylist())
-    hashes = np.fromiter(map(hash, texts), np.int64, len(row_ids))
-    ordered = np.sort(hashes)
-    colliding = np.isin(hashes, ordered[1:][ordered[1:] == ordered[:-1]])
-    repeated, earlier = np.zeros(len(row_ids), dtype=bool), set()
-    for position in np.flatnonzero(colliding):
-        row_id = row_ids[int(position)].as_py()
-        repeated[position] = row_id in earlier
-        earlier.add(row_id)
-    return repeated
+    return row_ids.filter(pa.array(first))
 
 
 def read(folder: Folder, columns: Sequence[str] | None = None) -> pa.Table:
@@ -131,10 +116,9 @@ def batches(folder: Folder, columns: Sequence[str] | None = None) -> Iterator[pa
 def sample(folder: Folder) -> pa.Table:
     """All columns of some answers, from files spread evenly over the run."""
     names = answer_files(folder)
-    last = len(names) - 1
-    indices = sorted({round(i * last / (SAMPLE_FILES - 1)) for i in range(SAMPLE_FILES)})
-    names = [names[index] for index in indices if names]
-    parts = run_concurrently(lambda name: _read_part(folder, name, None), names)
+    indices = np.unique(np.linspace(0, len(names) - 1, SAMPLE_FILES).round().astype(int))
+    spread = [names[index] for index in indices if names]
+    parts = run_concurrently(lambda name: _read_part(folder, name, None), spread)
     return pa.concat_tables([_empty(None), *parts])
 
 
@@ -173,9 +157,8 @@ def _read_columns(folder: Folder, name: str, columns: Sequence[str]) -> pa.Table
 
 
 def _empty(columns: Sequence[str] | None) -> pa.Table:
-    return pa.schema(
-        [ANSWER_SCHEMA.field(name) for name in columns or ANSWER_SCHEMA.names]
-    ).empty_table()
+    fields = [ANSWER_SCHEMA.field(name) for name in columns or ANSWER_SCHEMA.names]
+    return pa.Table.from_batches([], pa.schema(fields))  # `empty_table` would import pandas
 
 
 def _to_parquet(table: pa.Table) -> bytes:

@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.results import answers
 from pipelines.results.answer_schema import ANSWER_SCHEMA
 from pipelines.results.answers import AnswerParts, batches, compact, read
 from pipelines.results.storage import Folder
@@ -112,35 +111,22 @@ def test_compact_drops_duplicate_rows(folder: Folder) -> None:
     assert read(folder)["row_id"].to_pylist() == ["a", "b", "c"]
 
 
-def test_compact_equals_row_by_row_reference(
-    folder: Folder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Duplicates within and across files, some of them errors; also if all hashes collide."""
-    for flat in (False, True):
-        if flat:
-            monkeypatch.setattr(answers, "hash", lambda text: 7, raising=False)
-        for retry in (False, True):
-            dice, expected = random.Random(retry), []
-            for name in folder.names():
-                folder.delete(name)
-            for number in range(12):
-                rows = [
-                    answer(f"{dice.randrange(60)}", dice.choice(["ok", "error"])) for _ in range(10)
-                ]
-                AnswerParts(folder, [f"block {number}"]).write(rows)
-            for part in sorted(folder.names()):
-                table = pq.read_table(f"{folder.uri}/{part}", columns=["row_id", "status"])
-                rows = [row for row in table.to_pylist() if row["status"] == "ok" or not retry]
-                for row in rows:
-                    if row["row_id"] not in {one["row_id"] for one in expected}:
-                        expected.append(row)
-            assert compact(folder, retry_errors=retry).to_pylist() == [
-                row["row_id"] for row in expected
-            ]
-            found = [
-                row for part in batches(folder, ["row_id", "status"]) for row in part.to_pylist()
-            ]
-            assert found == expected
+@pytest.mark.parametrize("retry", [False, True])
+def test_compact_equals_row_by_row_reference(folder: Folder, retry: bool) -> None:
+    """Duplicates within and across files, some of them errors."""
+    dice, expected = random.Random(retry), []
+    for number in range(12):
+        rows = [answer(f"{dice.randrange(60)}", dice.choice(["ok", "error"])) for _ in range(10)]
+        AnswerParts(folder, [f"block {number}"]).write(rows)
+    for part in sorted(folder.names()):
+        table = pq.read_table(f"{folder.uri}/{part}", columns=["row_id", "status"])
+        rows = [row for row in table.to_pylist() if row["status"] == "ok" or not retry]
+        for row in rows:
+            if row["row_id"] not in {one["row_id"] for one in expected}:
+                expected.append(row)
+    assert compact(folder, retry_errors=retry).to_pylist() == [row["row_id"] for row in expected]
+    found = [row for part in batches(folder, ["row_id", "status"]) for row in part.to_pylist()]
+    assert found == expected
 
 
 def test_compact_with_retry_errors_drops_error_rows(folder: Folder) -> None:
