@@ -45,7 +45,7 @@ class Lock:
             "token": uuid.uuid4().hex,
             "born": _start_time(os.getpid()),
         }
-        self._released, self._lost = threading.Event(), threading.Event()
+        self._released = threading.Event()
         self._heartbeat = threading.Thread(target=self._beat, name="run-lock", daemon=True)
 
     def __enter__(self) -> Self:
@@ -59,7 +59,7 @@ class Lock:
                     f" {owner.get('host')}; wait for it or stop it, or delete {self.NAME} there if"
                     " that process no longer exists"
                 )
-            self._remove_dead()
+            self.folder.delete(self.NAME)
         self._heartbeat.start()
         return self
 
@@ -81,16 +81,12 @@ class Lock:
     def check(self) -> None:
         """Raise Locked if another process has taken over the run: this one must stop writing."""
         with contextlib.suppress(OSError):  # a store that does not respond does not name an owner
-            self._look()
-        if self._lost.is_set():
-            raise Locked(
-                f"{self.folder} was taken over by another process while this one did not respond,"
-                f" or its {self.NAME} was deleted; this process stops, its answers are kept"
-            )
-
-    def _look(self) -> None:
-        if not self._is_held():
-            self._lost.set()  # permanently: another process may have written in the meantime
+            if not self._is_held():
+                raise Locked(
+                    f"{self.folder} was taken over by another process while this one did not"
+                    f" respond, or its {self.NAME} was deleted; this process stops, its answers"
+                    " are kept"
+                )
 
     def _is_held(self) -> bool:
         return (self._read_owner() or {}).get("token") == self._owner["token"]
@@ -144,21 +140,13 @@ class Lock:
                 return False
         return True
 
-    def _remove_dead(self) -> None:
-        """Remove the lock of a dead owner. If several processes try, one of them succeeds."""
-        name = f".{self.NAME}.{uuid.uuid4().hex[:8]}.tmp"
-        with contextlib.suppress(FileNotFoundError):
-            self.folder.rename(self.NAME, name)
-            self.folder.delete(name)
-
     def _beat(self) -> None:
         beat = 0
         while not self._released.wait(self.HEARTBEAT_S):
             beat += 1
             # A store that does not respond now may do so at the next beat.
             with contextlib.suppress(OSError):
-                self._look()
-                if self._lost.is_set():
+                if not self._is_held():
                     return
                 self.folder.write(self.NAME, json.dumps({**self._owner, "beat": beat}).encode())
 
