@@ -210,7 +210,7 @@ def bucket(servers: None) -> Iterator[str]:
     from moto.s3.models import s3_backends
     from moto.server import ThreadedMotoServer
 
-    from pipelines.results.storage import split
+    from pipelines.results.storage import locate
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
@@ -218,7 +218,7 @@ def bucket(servers: None) -> Iterator[str]:
     s3_backends.reset()
     host, port = server.get_host_and_port()
     query = f"endpoint_override={host}:{port}&scheme=http&allow_bucket_creation=true"
-    system, _ = split(f"s3://apet/x?{query}")
+    system, _ = locate(f"s3://apet/x?{query}")
     system.create_dir("apet")
     yield query
     server.stop()

@@ -26,12 +26,13 @@ from pyarrow import fs
 
 from pipelines.data import record_parsing
 from pipelines.data.formats import FORMATS
-from pipelines.data.formats.base import ALIASES, SUFFIXES, DataFile, RawRecord, Span, locate
+from pipelines.data.formats.base import ALIASES, SUFFIXES, DataFile, RawRecord, Span
 from pipelines.data.formats.folder import list_files
 from pipelines.data.media.content import Content
 from pipelines.data.media.root import MediaRoot
 from pipelines.data.row_index import duplicate_ids, index_rows, read_records
 from pipelines.data.rows import Kind, Medium, Row
+from pipelines.results.storage import locate
 from pipelines.text import describe_error, redacted
 
 REQUIRED = ("id", "media", "question")

@@ -8,6 +8,7 @@ completely, by the code that changes the run and by the tracker, which only adva
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
@@ -22,7 +23,7 @@ from typing import Any, Literal
 
 from pyarrow import fs
 
-from pipelines.results.storage import Folder, split
+from pipelines.results.storage import Folder, locate
 from pipelines.text import redacted
 
 RECORD_FILE = "record.json"
@@ -72,11 +73,6 @@ class RunRecord:
         self._last_logged: dict[str, float] = {}  # by name: the age at its last point
 
     @property
-    def params(self) -> dict[str, str]:
-        """The complete resolved config as MLflow's params."""
-        return flatten(_to_json(self.config))
-
-    @property
     def age(self) -> float:
         """Seconds that the run has taken without interruptions, on a steady clock."""
         return time.monotonic() - self._start
@@ -119,10 +115,7 @@ class RunRecord:
     def snapshot(self) -> dict[str, Any]:
         """A copy of all fields as plain data, without secrets."""
         with self._lock:
-            data: dict[str, Any] = _to_json(
-                {entry.name: getattr(self, entry.name) for entry in fields(self)}
-            )
-            return data
+            return {entry.name: _to_json(getattr(self, entry.name)) for entry in fields(self)}
 
     def save(self, folder: Folder) -> None:
         data = self.snapshot()
@@ -146,7 +139,7 @@ def mlflow_name(data: Mapping[str, Any]) -> str:
 
 def run_folders(folder: str) -> Iterator[Folder]:
     """Folders with a record: `folder` itself and all below it."""
-    system, path = split(folder)
+    system, path = locate(folder)
     base = Folder.of(folder)
     for info in system.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True)):
         if info.base_name == RECORD_FILE:
@@ -191,15 +184,12 @@ def commit_of(root: Path) -> str | None:
     """
     try:
         command = ["git", "-C", str(root), "rev-parse", "--show-cdup", "HEAD"]
-        output = subprocess.run(
-            command, capture_output=True, text=True, timeout=5, check=True
-        ).stdout
+        output = subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True, timeout=5)
+        cdup, _, commit = output.partition("\n")
+        if not cdup:  # otherwise `root` lies inside another repository
+            return commit.strip()
     except (OSError, subprocess.SubprocessError):
-        output = ""
-    cdup, _, commit = output.partition("\n")
-    if commit and not cdup:  # otherwise `root` lies inside another repository
-        return commit.strip()
-    try:
+        pass
+    with contextlib.suppress(OSError):
         return (root / "COMMIT").read_text().strip() or None
-    except OSError:
-        return None
+    return None

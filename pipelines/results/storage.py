@@ -10,12 +10,12 @@ import contextlib
 import os
 import re
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pyarrow import NativeFile, fs
 
@@ -30,10 +30,15 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def split(uri: str) -> tuple[fs.FileSystem, str]:
+def locate(uri: str) -> tuple[fs.FileSystem, str]:
     """The file system of a path or URI, and the path within it."""
     if not _SCHEME.match(uri):
         return fs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
+    return _connect(uri)
+
+
+@lru_cache(maxsize=1024)  # connecting to an object store takes longer than reading a row
+def _connect(uri: str) -> tuple[fs.FileSystem, str]:
     scheme = uri.split("://", 1)[0].lower()
     if scheme not in SCHEMES:
         raise ValueError(
@@ -61,7 +66,7 @@ def run_concurrently(function: Callable[[Item], Result], items: Iterable[Item]) 
 class Folder:
     """The files directly in one folder, which is created with its first file.
 
-    Pickled as its URI. `str(folder)` is safe to print: it contains no secret.
+    `str(folder)` is safe to print: it contains no secret.
     """
 
     uri: str
@@ -78,12 +83,9 @@ class Folder:
     def __repr__(self) -> str:
         return f"Folder({str(self)!r})"
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Folder, (self.uri,)
-
-    @cached_property
+    @property
     def _location(self) -> tuple[fs.FileSystem, str]:
-        return split(self.uri)
+        return locate(self.uri)
 
     @property
     def local(self) -> Path | None:
@@ -110,12 +112,9 @@ class Folder:
 
     def names(self) -> list[str]:
         """Names of the files, sorted; empty if the folder does not exist."""
-        return sorted(self.sizes())
-
-    def sizes(self) -> Mapping[str, int]:
         system, path = self._location
         infos = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
-        return {info.base_name: info.size for info in infos if info.type == fs.FileType.File}
+        return sorted(info.base_name for info in infos if info.type == fs.FileType.File)
 
     def exists(self, name: str) -> bool:
         return bool(self._location[0].get_file_info(self._path(name)).type == fs.FileType.File)

@@ -15,7 +15,7 @@ from pipelines.config.eval_config import EvalConfig
 from pipelines.job import run
 from pipelines.results.lock import Lock, Locked
 from pipelines.results.run_record import RunRecord
-from pipelines.results.storage import Folder, split
+from pipelines.results.storage import Folder, locate
 from tests.support import tiny
 from tests.support.official import LAYOUTS
 
@@ -52,7 +52,7 @@ def test_official_layout_reads_the_same_rows_from_s3(
     """One of each layout: rows and media are the same as in a local folder."""
     bench, split_of_it, write = LAYOUTS[name]
     write(tmp_path)
-    system, _ = split(f"s3://apet/x?{bucket}")
+    system, _ = locate(f"s3://apet/x?{bucket}")
     pyarrow.fs.copy_files(str(tmp_path), "apet/data", destination_filesystem=system)
     here = benchmark(bench).load(str(tmp_path), split_of_it).require_media()
     there = benchmark(bench).load(f"s3://apet/data?{bucket}", split_of_it).require_media()
@@ -66,7 +66,7 @@ def test_official_layout_reads_the_same_rows_from_s3(
 def test_job_reads_and_writes_on_s3(
     cluster: str, checkpoint: Callable[[str], Path], bucket: str, tmp_path: Path
 ) -> None:
-    system, _ = split(f"s3://apet/x?{bucket}")
+    system, _ = locate(f"s3://apet/x?{bucket}")
     assert isinstance(system, pyarrow.fs.S3FileSystem)
     lines = []
     for number in range(6):

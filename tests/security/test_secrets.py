@@ -22,7 +22,7 @@ from pipelines.judge.endpoint import KEY, Endpoint
 from pipelines.judge.run_verdicts import judge_run
 from pipelines.report.writer import write_report
 from pipelines.results.mlflow_tracker import replay
-from pipelines.results.storage import Folder, split
+from pipelines.results.storage import Folder, locate
 from tests.support import tiny
 
 pytestmark = pytest.mark.filterwarnings("default")  # Ray and MLflow warn of themselves
@@ -100,7 +100,7 @@ def test_no_secret_is_written_logged_or_sent(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    system, _ = split(f"s3://apet/x?{bucket}")
+    system, _ = locate(f"s3://apet/x?{bucket}")
     picture = io.BytesIO()
     tiny.image(30, 24).save(picture, format="PNG")
     media = [

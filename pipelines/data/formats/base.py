@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 from pyarrow import NativeFile, fs
 
 from pipelines.data.rows import Kind
-from pipelines.results.storage import split
+from pipelines.results.storage import locate
 
 _IMAGES = ".jpg .jpeg .png .webp .gif .bmp .tif .tiff .avif .jp2 .ppm"
 _VIDEOS = ".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .ts .flv .wmv .3gp .gif"
@@ -111,12 +110,6 @@ class Format:
     index: Callable[[DataFile], Iterator[Span]]
     read: Callable[[DataFile, Sequence[Span]], Iterator[RawRecord | Exception]]
     digest: Callable[[DataFile], Iterator[bytes]]
-
-
-@lru_cache(maxsize=64)
-def locate(uri: str) -> tuple[fs.FileSystem, str]:
-    """`storage.split`, cached: connecting to an object store takes longer than reading a row."""
-    return split(uri)
 
 
 def read_lines(file: DataFile, max_bytes: int) -> Iterator[tuple[int, int, bytes]]:

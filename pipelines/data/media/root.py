@@ -14,8 +14,8 @@ from pathlib import Path
 
 from pyarrow import fs
 
-from pipelines.data.formats.base import locate
 from pipelines.data.media.content import Content
+from pipelines.results.storage import locate
 from pipelines.text import redacted
 
 MAX_BYTES = 4 << 30  # of one medium from an object store

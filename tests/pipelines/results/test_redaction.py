@@ -38,7 +38,7 @@ def test_secrets_are_removed(text: str, shown: str) -> None:
     assert redacted(text) == shown
     assert redacted(shown) == shown
     assert describe_error(OSError(text)) == f"OSError: {shown}"
-    assert RunRecord("run", config={"output": text}).params["output"] == shown
+    assert RunRecord("run", config={"output": text}).snapshot()["config"] == {"output": shown}
 
 
 @pytest.mark.parametrize(
