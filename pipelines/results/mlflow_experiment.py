@@ -8,6 +8,7 @@ first needed, because that takes seconds and prints.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
@@ -28,7 +29,6 @@ RECORD_TAG = "apet.record"  # the record's id
 # MLflow shows the first as a run's description; the second is the description that we wrote.
 NOTE_TAG, OUR_NOTE_TAG = "mlflow.note.content", "apet.note"
 PARENT_TAG = "mlflow.parentRunId"
-STATUS = {"running": "RUNNING", "finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
 SQLITE = "sqlite:///"
 SERVERS = ("http://", "https://", "databricks")  # all other addresses are databases
 # Where runs in a database may have their files: elsewhere MLflow's client may send its login.
@@ -64,51 +64,52 @@ class MlflowExperiment:
     def __init__(self, uri: str, experiment: str) -> None:
         self.uri, self.experiment = uri, experiment
         self.display_uri = redacted(uri)
+        # True refuses further calls: a later sync would not find a run that is created meanwhile.
+        self.closed = False
         self._client: Any = None
         self._experiment_id = ""
-        self._run_ids: dict[str, str] = {}  # by record id
-        self._params: dict[str, set[str]] = {}  # by run: its params, which cannot be changed
-        self._artifact_uris: dict[str, str] = {}  # by run
-        self._closed = False
+        self._runs: dict[str, Any] = {}  # by record id, as MLflow's client returned them
 
     def initial_state(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """`state` if it is about this experiment, else one that says MLflow has nothing."""
         target = {"uri": self.display_uri, "experiment": self.experiment}
         if all(state.get(key) == value for key, value in target.items()):
-            return dict(state)
+            return copy.deepcopy(dict(state))
         return {**target, "history": 0, "artifacts": {}, "synced": False}
 
     def sync(self, data: Mapping[str, Any], folder: Folder, state: dict[str, Any]) -> None:
         """Send what is missing. `state` advances with it, also if an error interrupts."""
-        if not is_behind(data, state) and (data["id"] in self._run_ids or self._run_exists(state)):
+        record_id = data["id"]
+        if not is_behind(data, state) and (record_id in self._runs or self._find_run(record_id)):
             return
         state["synced"] = False
         try:
             self._send(data, folder, state)
         except Exception:
-            self._run_ids.pop(data["id"], None)  # the run may have been deleted: look next time
+            self._runs.pop(record_id, None)  # the run may have been deleted: look next time
             raise
         state["synced"] = True
 
     def _send(self, data: Mapping[str, Any], folder: Folder, state: dict[str, Any]) -> None:
-        run_id = self._find_or_create_run(data, state)
+        run = self._run(data["id"], mlflow_name(data), data["started"])
+        run_id = run.info.run_id
+        if state.get("run_id") != run_id:  # a new run, or one that replaces a deleted one
+            state.update(run_id=run_id, history=0, artifacts={}, content=None)
+        if data["parent"]:
+            self._set_parent(run, data)
         digest = _digest(data)
         is_new = state.get("content") != digest
         if is_new:
-            self._send_description(run_id, data)
+            self._send_description(run, data)
         self._send_history(run_id, data["history"], state)
-        if is_new:
+        is_over = is_new and data["state"] != "running"
+        if is_over:
             self._send_end(run_id, data)
-            state["content"] = digest
-        changed = is_new and data["state"] != "running"
-        self._send_artifacts(run_id, data["artifacts"], folder, state, changed=changed)
-
-    def close(self) -> None:
-        """Refuse further calls: a later sync would not find a run that is created meanwhile."""
-        self._closed = True
+        state["content"] = digest
+        self._send_artifacts(run, data["artifacts"], folder, state, changed=is_over)
 
     def _connect(self) -> Any:
-        if self._closed:
+        if self.closed:
             raise TimeoutError("the connection to MLflow was given up")
         if self._client is not None:
             return self._client
@@ -126,11 +127,7 @@ class MlflowExperiment:
         client = MlflowClient(self.uri)
         experiment: Any = client.get_experiment_by_name(self.experiment)
         if experiment is None:
-            try:
-                client.create_experiment(self.experiment, artifact_location=location)
-            except Exception:  # another job may have created it just now
-                if client.get_experiment_by_name(self.experiment) is None:
-                    raise
+            client.create_experiment(self.experiment, artifact_location=location)
             experiment = client.get_experiment_by_name(self.experiment)
         if experiment.lifecycle_stage != "active":
             raise ValueError(
@@ -140,80 +137,42 @@ class MlflowExperiment:
         self._client = client
         return client
 
-    def _run_exists(self, state: Mapping[str, Any]) -> bool:
-        return bool(state.get("run_id")) and self._get_run(state["run_id"]) is not None
-
-    def _get_run(self, run_id: str) -> Any:
-        from mlflow.exceptions import MlflowException
-
-        try:
-            run = self._connect().get_run(run_id)
-        except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return None
-            raise
-        return run if run.info.lifecycle_stage == "active" else None
-
     def _find_run(self, record_id: str) -> Any:
         query = f"tags.`{RECORD_TAG}` = '{record_id}'"
         runs = self._connect().search_runs([self._experiment_id], query, max_results=1)
         return runs[0] if runs else None
 
-    def _create_run(self, record_id: str, name: str, started: float, tags: dict[str, str]) -> Any:
-        return self._connect().create_run(
-            self._experiment_id,
-            start_time=int(started * 1000),
-            tags={RECORD_TAG: record_id, **tags},
-            run_name=name,
-        )
+    def _run(self, record_id: str, name: str, started: float) -> Any:
+        """The run of a record. If there is none, or it was deleted, a new one is created."""
+        if record_id not in self._runs:
+            self._runs[record_id] = self._find_run(record_id) or self._connect().create_run(
+                self._experiment_id,
+                start_time=int(started * 1000),
+                tags={RECORD_TAG: record_id},
+                run_name=name,
+            )
+        return self._runs[record_id]
 
-    def _find_or_create_run(self, data: Mapping[str, Any], state: dict[str, Any]) -> str:
-        """The run id of a record. If the run is gone, a new one is created and gets everything."""
-        run_id = self._run_ids.get(data["id"])
-        if run_id is not None and run_id == state.get("run_id"):
-            return run_id
-        client = self._connect()
-        run = self._get_run(state["run_id"]) if state.get("run_id") else None
-        run = run or self._find_run(data["id"])
-        tags = {}
-        if data["parent"]:
-            state["parent_run_id"] = self._parent_run(data["parent"], data["started"])
-            tags = {PARENT_TAG: state["parent_run_id"]}
-        if run is None:
-            state.update(history=0, artifacts={}, content=None)
-            run = self._create_run(data["id"], mlflow_name(data), data["started"], tags)
-        elif tags and run.data.tags.get(PARENT_TAG) != tags[PARENT_TAG]:
-            client.set_tag(run.info.run_id, PARENT_TAG, tags[PARENT_TAG])
-        state["run_id"] = self._remember(data["id"], run)
-        return str(state["run_id"])
+    def _set_parent(self, run: Any, data: Mapping[str, Any]) -> None:
+        """Nest a run under its job, whose name and id are enough: its record may be elsewhere."""
+        parent = self._run(data["parent"]["id"], data["parent"]["name"], data["started"])
+        tag = {PARENT_TAG: parent.info.run_id}
+        if not tag.items() <= run.data.tags.items():
+            self._connect().set_tag(run.info.run_id, PARENT_TAG, parent.info.run_id)
+            run.data.tags.update(tag)
 
-    def _parent_run(self, parent: Mapping[str, str], started: float) -> str:
-        """The run id of a job. Its name and id are enough: its record may be elsewhere."""
-        if parent["id"] not in self._run_ids:
-            run = self._find_run(parent["id"])
-            run = run or self._create_run(parent["id"], parent["name"], started, {})
-            self._remember(parent["id"], run)
-        return self._run_ids[parent["id"]]
-
-    def _remember(self, record_id: str, run: Any) -> str:
-        run_id = str(run.info.run_id)
-        self._run_ids[record_id], self._params[run_id] = run_id, set(run.data.params)
-        self._artifact_uris[run_id] = run.info.artifact_uri or ""
-        return run_id
-
-    def _send_description(self, run_id: str, data: Mapping[str, Any]) -> None:
+    def _send_description(self, run: Any, data: Mapping[str, Any]) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
 
-        client = self._connect()
-        sent = self._params[run_id]
+        client, run_id = self._connect(), run.info.run_id
+        sent = run.data.params  # these cannot be changed
         params = {_name(key): text[:MAX_PARAM] for key, text in flatten(data["config"]).items()}
         tags = {**data["tags"], "mlflow.runName": mlflow_name(data)}
         # The description is ours to change as long as nobody has written another one.
         current, message = client.get_run(run_id).data.tags, data["message"][:MAX_TAG]
         if current.get(NOTE_TAG, "") == current.get(OUR_NOTE_TAG, "") != message:
             tags |= {NOTE_TAG: message, OUR_NOTE_TAG: message}
-        tables = [name for name in data["artifacts"] if name.endswith(".table.json")]
-        if tables:
+        if tables := [name for name in data["artifacts"] if name.endswith(".table.json")]:
             entries = [{"path": name, "type": "table"} for name in tables]
             tags["mlflow.loggedArtifacts"] = json.dumps(entries)
         client.log_batch(
@@ -236,46 +195,37 @@ class MlflowExperiment:
         client = self._connect()
         while state["history"] < len(history):
             points = history[state["history"] : state["history"] + MAX_POINTS]
-            metrics: list[Any] = []
-            for point in points:
-                values = {
-                    name: value for name, value in point.items() if name not in ("ts_ms", "step")
-                }
-                metrics += _metrics(values, int(point["ts_ms"]), int(point["step"]))
+            metrics = [metric for point in points for metric in _metrics(**point)]
             client.log_batch(run_id, metrics=metrics)
             state["history"] += len(points)
 
     def _send_end(self, run_id: str, data: Mapping[str, Any]) -> None:
-        if data["state"] == "running":
-            return
         client = self._connect()
         ended = int((data["ended"] or data["started"]) * 1000)
         # Step 0: for a metric with later steps MLflow draws a line, not a bar.
-        client.log_batch(run_id, metrics=list(_metrics(data["metrics"], ended, 0)))
+        client.log_batch(run_id, metrics=list(_metrics(ended, 0, **data["metrics"])))
         # A finished run has a message if too many of its answers are errors.
         has_failed = data["state"] == "finished" and data["message"]
-        status = "FAILED" if has_failed else STATUS[data["state"]]
+        status = "FAILED" if has_failed else data["state"].upper()
         client.set_terminated(run_id, status, end_time=ended)
 
     def _send_artifacts(
-        self, run_id: str, names: list[str], folder: Folder, state: dict[str, Any], *, changed: bool
+        self, run: Any, names: list[str], folder: Folder, state: dict[str, Any], *, changed: bool
     ) -> None:
         """Send the files that MLflow does not have; with `changed` also those that have changed."""
-        problem: Exception | None = self._artifact_refusal(run_id) if names else None
+        digests: dict[str, str] = state["artifacts"]
+        names = [name for name in names if changed or name not in digests]
+        problem: Exception | None = self._artifact_refusal(run) if names else None
         for name in names if problem is None else ():
-            if name in state["artifacts"] and not changed:
-                continue
-            sent = dict(state["artifacts"])
-            digest = sent.pop(name, None)
             try:
                 content = folder.read(name)
-                new_digest = hashlib.sha256(content).hexdigest()[:16]
-                if digest != new_digest:
-                    self._send_artifact(run_id, name, content)
-                state["artifacts"] = {**state["artifacts"], name: new_digest}
+                digest = hashlib.sha256(content).hexdigest()[:16]
+                if digests.get(name) != digest:
+                    self._send_artifact(run.info.run_id, name, content)
+                digests[name] = digest
             except Exception as error:
                 problem = problem or error
-                state["artifacts"] = sent
+                digests.pop(name, None)
         if problem is not None:
             raise ArtifactError(f"artifacts: {short_error(problem)}") from problem
 
@@ -286,9 +236,9 @@ class MlflowExperiment:
             file.write_bytes(content)
             self._connect().log_artifact(run_id, str(file), subfolder or None)
 
-    def _artifact_refusal(self, run_id: str) -> ValueError | None:
+    def _artifact_refusal(self, run: Any) -> ValueError | None:
         """An error for a database, made by anybody, whose files MLflow would send to a server."""
-        uri = redacted(self._artifact_uris[run_id])
+        uri = redacted(run.info.artifact_uri or "")
         if self.uri.startswith(SERVERS) or urlsplit(uri).scheme in ARTIFACT_SCHEMES:
             return None
         return ValueError(
@@ -313,12 +263,12 @@ def is_behind(data: Mapping[str, Any], state: Mapping[str, Any]) -> bool:
     )
 
 
-def _metrics(values: Mapping[str, float | None], ts_ms: int, step: int) -> Iterable[Any]:
+def _metrics(ts_ms: float, step: float, **values: float | None) -> Iterable[Any]:
     from mlflow.entities import Metric
 
     for name, value in values.items():
         if value is not None and math.isfinite(value):
-            yield Metric(_name(name), float(value), ts_ms, step)
+            yield Metric(_name(name), float(value), int(ts_ms), int(step))
 
 
 def _name(name: str) -> str:

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,21 @@ from pipelines.results.storage import Folder
 from pipelines.results.system_metrics import SystemMetrics
 from pipelines.text import redacted
 
-MAX_WAIT_S = 30.0  # between two attempts at a server that does not respond
+RETRY_S = 10.0  # between two attempts at a server that does not respond
 MAX_RELEASE_S = 10.0  # that a lock is held longer for a server that is slow
 # At the end of a job: a server that is up needs no longer. Creating a database file takes a while.
 STOP_S, STOP_SQLITE_S = 10.0, 30.0
 POLL_S = 0.02
+
+
+@dataclass
+class _Watched:
+    """A record that a Tracker copies to MLflow."""
+
+    record: RunRecord
+    folder: Folder
+    is_released: bool = False  # it may be another process's: not to be written
+    synced: tuple[Any, ...] | None = None  # its version that MLflow has
 
 
 class Tracker:
@@ -52,19 +63,14 @@ class Tracker:
         experiment: str,
         *,
         interval: float = 5.0,
-        say: Callable[[str], None] | None = None,
+        say: Callable[[str], None] = lambda text: print(text, file=sys.stderr),
     ) -> None:
         self._experiment = MlflowExperiment(uri, experiment)
-        self._interval = interval
-        self._say = say or _print_to_stderr
-        self._watched: dict[str, tuple[RunRecord, Folder]] = {}
-        self._released: set[str] = set()  # records that may be another process's: not to be written
-        self._synced: dict[str, tuple[Any, ...]] = {}  # by record: its version that MLflow has
+        self._interval, self._say = interval, say
+        self._watched: dict[str, _Watched] = {}  # by record id; a job comes before its runs
         self._wake, self._stopping = threading.Event(), threading.Event()
-        self._given_up = threading.Event()
         self._writing = threading.Lock()
-        self._failures, self._next_attempt = 0, 0.0
-        self._error = ""
+        self._error, self._next_attempt = "", 0.0  # no error: the server responds
         self.problem: str | None = None  # after `stop`: what MLflow lacks and what to do
         self._thread = threading.Thread(target=self._run, name="tracking", daemon=True)
         self._thread.start()
@@ -77,9 +83,7 @@ class Tracker:
         """
         record.tags = {**_source_tags(), **record.tags}
         record.note_mlflow(self._experiment.initial_state(record.mlflow))
-        self._released.discard(record.id)
-        self._synced.pop(record.id, None)
-        self._watched[record.id] = (record, folder)
+        self._watched[record.id] = _Watched(record, folder)
         self._wake.set()
 
     def drop(self, record: RunRecord) -> None:
@@ -93,40 +97,41 @@ class Tracker:
         Waits briefly for a server that responds, so that the file says what MLflow has. What
         MLflow still lacks then gets there in `stop`, without a note in the file.
         """
+        watched = self._watched.get(record.id)
+        if watched is None:
+            return
         end = time.monotonic() + MAX_RELEASE_S
-        while not self._is_synced(record) and not self._failures and time.monotonic() < end:
+        while watched.synced != _version(record) and not self._error and time.monotonic() < end:
             self._wake.set()
             time.sleep(POLL_S)
         with self._writing:
-            self._released.add(record.id)
+            watched.is_released = True
 
     def stop(self, timeout: float | None = None) -> bool:
         """Copy what is missing. True if MLflow has everything; else `problem` describes the rest.
 
         timeout: in seconds; by default it grows by one for each record, since a sweep has hundreds
         """
+        is_file = self._experiment.uri.startswith(SQLITE)
         if timeout is None:
-            is_file = self._experiment.uri.startswith(SQLITE)
             timeout = (STOP_SQLITE_S if is_file else STOP_S) + len(self._watched)
         self._stopping.set()
         self._wake.set()
         self._thread.join(timeout)
         if self._thread.is_alive():
-            self._given_up.set()
-            self._experiment.close()
+            self._experiment.closed = True
             self._error = self._error or f"no response in {timeout:g} s"
         missing = [
-            (record, folder)
-            for record, folder in self._jobs_first()
-            if is_behind(record.snapshot(), record.mlflow)
+            watched
+            for watched in self._watched.values()
+            if is_behind(watched.record.snapshot(), watched.record.mlflow)
         ]
-        for record, folder in missing:
-            record.note_mlflow({**record.mlflow, "synced": False})
-            self._save(record, folder)
+        for watched in missing:
+            self._note(watched, {**watched.record.mlflow, "synced": False})
         if missing:
-            names = ", ".join(record.name for record, _ in missing[:3])
+            names = ", ".join(watched.record.name for watched in missing[:3])
             names += ", ..." if len(missing) > 3 else ""
-            flag = _tracking_flag(self._experiment)
+            flag = "" if is_file else f" --tracking-uri {self._experiment.display_uri}"
             self.problem = (
                 f"MLflow at {self._experiment.display_uri} lacks parts of {names} ({self._error})."
                 f" Nothing is lost: it is all in their {RECORD_FILE}, and"
@@ -134,18 +139,11 @@ class Tracker:
             )
         return not missing
 
-    def _jobs_first(self) -> list[tuple[RunRecord, Folder]]:
-        """The records, jobs before their runs, which are nested under them."""
-        return sorted(self._watched.values(), key=lambda item: item[0].parent is not None)
-
-    def _is_synced(self, record: RunRecord) -> bool:
-        return self._synced.get(record.id) == _version(record) or record.id not in self._watched
-
     def _run(self) -> None:
         system_metrics = SystemMetrics()
         while True:
             is_last = self._stopping.is_set()
-            for record, _ in self._jobs_first():
+            for record in [watched.record for watched in list(self._watched.values())]:
                 if record.parent is None and record.state == "running":
                     record.log(int(record.age), system_metrics.read())
             if is_last or time.monotonic() >= self._next_attempt:
@@ -156,52 +154,58 @@ class Tracker:
             self._wake.clear()
 
     def _sync_all(self, unchanged: bool) -> None:
-        """Try once to copy all records. After each failure the next attempt waits longer.
+        """Try once to copy all records.
 
         unchanged: also those that have not changed; reading the hundreds of a sweep takes long
         """
         problem: Exception | None = None
-        for record, folder in self._jobs_first():
-            version = _version(record)
-            if self._synced.get(record.id) == version and not unchanged:
+        for watched in list(self._watched.values()):
+            version = _version(watched.record)
+            if watched.synced == version and not unchanged:
                 continue
-            state = dict(record.mlflow)
-            error = None
-            try:
-                self._experiment.sync(record.snapshot(), folder, state)
-            except Exception as any_error:  # whatever it is, the job continues
-                problem = error = any_error
-            if self._given_up.is_set():
+            state, error = _sync(self._experiment, watched.record, watched.folder)
+            if self._experiment.closed:
                 return  # the job has ended: a late write could hit the next job's record
-            if state != record.mlflow:
-                record.note_mlflow(state)
-                self._save(record, folder)
+            if state != watched.record.mlflow:
+                self._note(watched, state)
             if error is None:
-                self._synced[record.id] = version  # after the file is written, see `loosen`
-            elif not isinstance(error, ArtifactError):
+                watched.synced = version  # after the file is written, see `release`
+                continue
+            problem = error
+            if not isinstance(error, ArtifactError):
                 break
-        if problem is None:
-            if self._failures:
-                self._say(f"MLflow at {self._experiment.display_uri} responds again")
-            self._failures, self._next_attempt, self._error = 0, 0.0, ""
-            return
-        self._error = short_error(problem)
-        self._failures += 1
-        wait = min(MAX_WAIT_S, self._interval * 2**self._failures)
-        self._next_attempt = time.monotonic() + wait
-        if self._failures == 1:
+        address = f"MLflow at {self._experiment.display_uri}"
+        had_failed, self._error = bool(self._error), short_error(problem) if problem else ""
+        self._next_attempt = time.monotonic() + RETRY_S if problem else 0.0
+        if problem and not had_failed:
             self._say(
-                f"MLflow at {self._experiment.display_uri}: {self._error}."
-                " The job continues; what is missing is copied later."
+                f"{address}: {self._error}. The job continues; what is missing is copied later."
             )
+        elif had_failed and not problem:
+            self._say(f"{address} responds again")
 
-    def _save(self, record: RunRecord, folder: Folder) -> None:
+    def _note(self, watched: _Watched, state: dict[str, Any]) -> None:
+        """Note what MLflow has of a record, also in its file unless that may be another's."""
+        record = watched.record
+        record.note_mlflow(state)
         try:
             with self._writing:
-                if record.id in self._watched and record.id not in self._released:
-                    record.save(folder)
+                if record.id in self._watched and not watched.is_released:
+                    record.save(watched.folder)
         except (OSError, ValueError) as error:
             self._say(f"cannot write {RECORD_FILE} of {record.name}: {short_error(error)}")
+
+
+def _sync(
+    experiment: MlflowExperiment, record: RunRecord, folder: Folder
+) -> tuple[dict[str, Any], Exception | None]:
+    """Copy a record. Returns what MLflow has of it afterwards, and the error if there was one."""
+    state = experiment.initial_state(record.mlflow)
+    try:
+        experiment.sync(record.snapshot(), folder, state)
+    except Exception as error:  # whatever it is, the job continues
+        return state, error
+    return state, None
 
 
 def _version(record: RunRecord) -> tuple[Any, ...]:
@@ -227,42 +231,34 @@ def replay(
         except (OSError, ValueError, TypeError) as error:
             say(f"cannot read {run_folder}/{RECORD_FILE}: {short_error(error)}")
             complete = False
-    records.sort(key=lambda item: item[0].parent is not None)
     if not records:
-        say(
-            f"there is no {RECORD_FILE} below {Folder.of(folder)}; give the folder that --output named"
-        )
+        say(f"there is no {RECORD_FILE} below {Folder.of(folder)}; give the job's --output")
         return False
     targets: dict[tuple[str, str], MlflowExperiment] = {}
     failed: set[tuple[str, str]] = set()  # reported once, then skipped
-    for record, run_folder in records:
+    for record, run_folder in sorted(records, key=lambda item: item[0].parent is not None):
         target_uri = _with_password(uri or str(record.mlflow.get("uri") or ""))
         key = (target_uri, experiment or record.mlflow.get("experiment", "apet"))
+        reason = "" if key in failed else _refusal(target_uri, by_user=uri is not None)
+        if reason:
+            say(f"{record.name}: {reason}")
+            failed.add(key)
         if key in failed:
             complete = False
             continue
-        if reason := _refusal(target_uri, by_user=uri is not None):
-            say(f"{record.name}: {reason}")
-            failed.add(key)
-            complete = False
-            continue
         target = targets.setdefault(key, MlflowExperiment(*key))
-        before = target.initial_state(record.mlflow)
-        state = dict(before)
-        outcome = ""
-        try:
-            target.sync(record.snapshot(), run_folder, state)
-        except Exception as error:
-            outcome = short_error(error)
-            complete = False
-            if not isinstance(error, ArtifactError):
-                failed.add(key)
+        state, problem = _sync(target, record, run_folder)
+        is_new = state != target.initial_state(record.mlflow)
         # A running job notes it itself. One may have ended meanwhile: change only this part.
         if state != record.mlflow and not Lock(run_folder).held_by_another():
             latest = RunRecord.load(run_folder)
             latest.note_mlflow(state)
             latest.save(run_folder)
-        outcome = outcome or ("was there" if state == before else "brought")
+        if problem is not None:
+            complete = False
+            if not isinstance(problem, ArtifactError):
+                failed.add(key)
+        outcome = short_error(problem) if problem else "brought" if is_new else "was there"
         say(f"{record.name}: {outcome}  ({target.display_uri})")
     return complete
 
@@ -291,12 +287,6 @@ def _refusal(uri: str, by_user: bool) -> str:
     )
 
 
-def _tracking_flag(experiment: MlflowExperiment) -> str:
-    """The flag that jobs/track.py needs for an experiment."""
-    is_file = experiment.uri.startswith(SQLITE)
-    return "" if is_file else f" --tracking-uri {experiment.display_uri}"
-
-
 def dashboard(uri: str) -> str:
     """The address to open, or the command to run, to see the runs."""
     uri = redacted(uri)
@@ -316,7 +306,3 @@ def _source_tags() -> dict[str, str]:
     if commit := git_commit():
         tags |= {"git_commit": commit, "mlflow.source.git.commit": commit}
     return tags
-
-
-def _print_to_stderr(text: str) -> None:
-    print(text, file=sys.stderr)
