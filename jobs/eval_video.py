@@ -1,7 +1,7 @@
 """Evaluate a model on videos, with its visual tokens compressed and not; `--help` lists the flags.
 
     python jobs/eval_video.py
-    ray job submit --working-dir . -- python jobs/eval_video.py --budget 12.5% --output s3://bucket/results
+    ray job submit --working-dir . -- python jobs/eval_video.py --output s3://bucket/results
 
 Without arguments it runs the demo: a few minutes on two CPU cores.
 """

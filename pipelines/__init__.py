@@ -1,1 +1,1 @@
-"""Rows in, answer rows out: sources, decoding, the actors that answer, scores, Parquet and tracking, on Ray Data."""
+"""Batch inference on Ray Data: questions about media in, scored answers and metrics out."""

@@ -213,7 +213,7 @@ def test_impossible_methods_are_recorded_and_not_checked_again(
         ["--benchmark", "shapes", "--method", "fastv", "--budget", "64", "--output", str(tmp_path)]
     )
     assert sweep(asked) == 0
-    assert "left out: fastv-64: a budget of 64" in capsys.readouterr().out
+    assert "skipped: fastv-64: a budget of 64" in capsys.readouterr().out
 
     def again(self: BenchmarkJob, **_: Any) -> None:
         raise AssertionError("the model is asked again")
@@ -221,7 +221,7 @@ def test_impossible_methods_are_recorded_and_not_checked_again(
     monkeypatch.setattr(BenchmarkJob, "refuse", again)
     assert sweep(asked) == 0
     said = capsys.readouterr().out
-    assert "left out: fastv-64: a budget of 64" in said
+    assert "skipped: fastv-64: a budget of 64" in said
     assert "nothing to do" in said
     monkeypatch.setattr("pipelines.sweep.git_commit", lambda: "another")  # which may know how
     assert sweep(asked) == 2

@@ -171,7 +171,8 @@ def test_site_inside_equals_compress() -> None:
 )
 def test_invalid_site_inside_is_refused(family: str, options: dict[str, str], message: str) -> None:
     model = tiny.model(family)
-    with pytest.raises(ValueError, match=message), attach(model, ApET(**options)):  # type: ignore[arg-type]
+    method = ApET(**options)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=message), attach(model, method):
         model(**tiny.inputs(family, rows(family)[:1]))
     assert not any(module._forward_pre_hooks for module in model.modules())
 

@@ -166,7 +166,8 @@ def test_missing_file_error_names_the_expected_paths(
 def test_media_root_replaces_the_default_media_folder(tmp_path: Path) -> None:
     folders.gqa(tmp_path)
     (tmp_path / "data" / "images").rename(tmp_path / "pictures")
-    manifest = benchmark("gqa").load(str(tmp_path), media_root=str(tmp_path / "pictures")).require_media()
+    manifest = benchmark("gqa").load(str(tmp_path), media_root=str(tmp_path / "pictures"))
+    manifest = manifest.require_media()
     assert (
         manifest.fetch(manifest.read(manifest.index())[0].media[0])
         == tmp_path / "pictures" / "n161313.jpg"

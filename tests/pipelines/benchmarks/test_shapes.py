@@ -172,7 +172,7 @@ def test_absent_pairs_have_colour_and_shape_in_the_picture() -> None:
         scene = shapes.scene(rng)
         for question in shapes.questions(scene, rng, 7):
             if question.type == "existence" and question.answer == "no":
-                colour, shape = re.search("an? (\\w+) (\\w+)", question.text).groups()  # type: ignore[union-attr]
+                colour, shape = re.search("an? (\\w+) (\\w+)", question.text).groups()
                 near.append(bool(things(scene, colour) and things(scene, shape)))
     assert sum(near) / len(near) > 0.9
 

@@ -198,7 +198,7 @@ def test_other_tables_equal_their_queries(tmp_path: Path) -> None:
     ]
     table = errors_table(each)
     assert table is not None
-    assert {(row.cells[0], row.cells[1], row.cells[2].value) for row in table.rows} == {  # type: ignore[union-attr]
+    assert {(row.cells[0], row.cells[1], row.cells[2].value) for row in table.rows} == {
         (line["point"], line["class"], line["rows"]) for line in query_rows(tmp_path, table.query)
     }
     table = hard_table(chapter, [each])
@@ -258,7 +258,7 @@ def test_average_is_the_mean_ratio_to_vanilla(tmp_path: Path) -> None:
     assert table.columns == ("Method", "shapes", "POPE", "Average")
     kept = retention_table(chapter, findings)
     assert kept is not None
-    each = [row.cells[2].value for row in kept.rows if row.cells[0] == "downsample"]  # type: ignore[union-attr]
+    each = [row.cells[2].value for row in kept.rows if row.cells[0] == "downsample"]
     assert len(each) == 2
     found = numbers(table, "Average")
     assert found["Keep 64 tokens", "downsample"] == pytest.approx(sum(each) / 2)
