@@ -8,7 +8,6 @@ from pipelines.metrics import intervals
 from pipelines.metrics.intervals import Interval
 from pipelines.metrics.significance import POINT
 from pipelines.report import published, queries
-from pipelines.report.labels import INTERVALS_NOTE
 from pipelines.report.measurements import RunResult, StudyResults
 from pipelines.report.runs import Chapter
 from pipelines.report.table import (
@@ -17,15 +16,14 @@ from pipelines.report.table import (
     Row,
     Table,
     interval_number,
+    make_table,
     method_row,
     number,
     percent,
 )
 
-POWER_COLUMNS = ("Visible points", "Rows for one point")
 
-
-def accuracy_table(chapter: Chapter, studies: Sequence[StudyResults]) -> Table:
+def accuracy_table(chapter: Chapter, studies: Sequence[StudyResults]) -> Table | None:
     """One row per method and budget, one column per benchmark, and the average ratio to vanilla."""
     rows: list[Row] = []
     for runs in chapter.runs_by_method():
@@ -43,19 +41,16 @@ def accuracy_table(chapter: Chapter, studies: Sequence[StudyResults]) -> Table:
     columns = [study.study.label for study in studies]
     compared = [study.study for study in studies if study.vanilla and len(study.results) > 1]
     sql = [queries.query("accuracy", study.study) for study in studies]
-    return Table(
+    return make_table(
         "accuracy",
-        f"Accuracy: {chapter.title}",
+        chapter,
         ("Method", *columns, "Average"),
         rows,
-        f"{INTERVALS_NOTE} Average is the mean over benchmarks of accuracy divided by vanilla's"
-        " accuracy on the same rows, in percent, as in the paper. Its interval treats the"
-        " benchmarks as independent."
-        + "".join(_scoring_notes(chapter))
+        "\n".join([*sql, queries.average(compared)] if compared else sql),
+        more_notes="".join(_scoring_notes(chapter))
         + coverage_note(studies, any(row.published for row in rows))
         + published.source_note(chapter),
-        "\n".join([*sql, queries.average(compared)] if compared else sql),
-        tuple(f"{column} {count}" for column in columns for count in ("rows", "errors")),
+        csv_columns=[f"{column} {count}" for column in columns for count in ("rows", "errors")],
     )
 
 
@@ -121,28 +116,23 @@ def retention_table(chapter: Chapter, studies: Sequence[StudyResults]) -> Table 
             number(needed, 0),
         )
         rows.append(method_row(result.run.label, result.run.budget, cells))
-    if not rows:
-        return None
-    columns = ("Kept %", "Lost rows", "Gained rows", "p", "p (Holm)", "Rows", *POWER_COLUMNS)
-    visible_points, rows_for_one = POWER_COLUMNS
-    return Table(
+    columns = (
+        "Kept %",
+        "Lost rows",
+        "Gained rows",
+        "p",
+        "p (Holm)",
+        "Rows",
+        "Visible points",
+        "Rows for one point",
+    )
+    return make_table(
         "retention",
-        f"Accuracy kept: {chapter.title}",
+        chapter,
         (*_first_columns(studies), *columns),
         rows,
-        f"{INTERVALS_NOTE} All numbers compare a run with vanilla on the same rows. Kept is the"
-        " run's accuracy in percent of vanilla's. Lost rows score lower than vanilla's, gained rows"
-        " higher. p tests the hypothesis of no difference: McNemar's exact test if each image or"
-        " video has one question, else a permutation test that swaps the two runs per image or"
-        " video. Holm corrects p for all runs of a benchmark in this table."
-        f" {visible_points}: the smallest difference in points of accuracy that this many rows"
-        " detect with a power of 80 % (two-sided, 5 %, one comparison)."
-        f" {rows_for_one}: the number of rows that would detect a difference of one point."
-        " The query computes Kept and the row counts. It cannot compute p and"
-        f" {rows_for_one}: python jobs/score.py RUN --against VANILLA prints them."
-        f" {visible_points} is {100 * POINT:g} times the square root of {rows_for_one} divided by"
-        " Rows.",
         "\n".join(queries.query("retention", study.study) for study in studies),
+        point=100 * POINT,
     )
 
 
@@ -160,16 +150,11 @@ def hard_table(chapter: Chapter, studies: Sequence[StudyResults]) -> Table | Non
                         study.accuracy(result),
                     )
                     rows.append(method_row(result.run.label, budget, cells))
-    if not rows:
-        return None
-    return Table(
+    return make_table(
         "hard",
-        f"Hard rows: {chapter.title}",
+        chapter,
         (*_first_columns(studies), "On hard rows", "Hard rows", "On all rows"),
         rows,
-        f"{INTERVALS_NOTE} Hard rows are those that the model gets wrong with a down-sampled"
-        " picture of the same budget (VTC-Bench). On the other rows a coarse picture is enough, so"
-        " they hardly tell methods apart. Accuracy on hard rows is the mean of their scores.",
         "\n".join(queries.query("hard", study.study) for study in studies if study.hard),
     )
 
@@ -178,8 +163,10 @@ def judge_table(chapter: Chapter, studies: Sequence[StudyResults]) -> Table | No
     """Table 4 of the paper: accuracy and score that a judge gives to open answers."""
     judges = sorted({result.judge.judge for _, result in _all_results(studies) if result.judge})
     judged = [study for study in studies if any(result.judge for result in study.results)]
+    if not judged:
+        return None
     rows: list[Row] = []
-    for runs in chapter.runs_by_method() if judged else ():
+    for runs in chapter.runs_by_method():
         cells: list[Cell] = []
         kept = []
         for study in judged:
@@ -194,21 +181,15 @@ def judge_table(chapter: Chapter, studies: Sequence[StudyResults]) -> Table | No
             averages = [Number(100.0), Number(100.0)]
         rows.append(method_row(runs[0].label, runs[0].budget, [*cells, *averages]))
         rows += published.judge_row(chapter, runs[0], [study.study for study in judged])
-    if not rows:
-        return None
     columns = [f"{study.study.label} {name}" for study in judged for name in ("Acc", "Score")]
-    return Table(
+    return make_table(
         "judged",
-        f"Judged answers: {chapter.title}",
+        chapter,
         ("Method", *columns, "Average Acc", "Average Score"),
         rows,
-        f"{INTERVALS_NOTE} Judged by {', '.join(judges)}. Numbers of different judges are not"
-        " comparable. Averages are mean ratios to vanilla, in percent, on rows for which both have"
-        " a verdict. No query computes these numbers: they are means of the columns correct and"
-        " score of verdicts-*.arrow, which lies beside the answers. python jobs/judge.py RUN, with"
-        " the same judge flags, prints them again from its cache."
-        + coverage_note(judged, any(row.published for row in rows))
+        more_notes=coverage_note(judged, any(row.published for row in rows))
         + published.source_note(chapter),
+        judges=", ".join(judges),
     )
 
 

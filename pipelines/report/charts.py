@@ -11,7 +11,10 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import cycle
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from pipelines.report.labels import method_label
 from pipelines.report.measurements import StudyResults
@@ -26,10 +29,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7
 """Palette of Okabe and Ito, which the colour-blind can tell apart. Its yellow is darker here."""
 MARKERS = ("o", "s", "^", "D", "v", "X", "P")
 DASHES = ("-", (0, (6, 3)), (0, (2, 2)), (0, (8, 3, 2, 3)), (0, (10, 4)))
-FLASH_KERNELS = {
-    "flash_attention_2": "FlashAttention 2",
-    "flash_attention_3": "FlashAttention 3",
-}
+FLASH_KERNELS = {f"flash_attention_{n}": f"FlashAttention {n}" for n in (2, 3)}
 SETTINGS: Any = {
     "font.size": 13,
     "axes.spines.top": False,
@@ -58,13 +58,10 @@ Style = dict[str, Any]
 def method_styles(chapter: Chapter) -> dict[str, Style]:
     """Colour, marker and dash of each method. The first 280 methods all look different."""
     labels = dict.fromkeys(runs[0].label for runs in chapter.runs_by_method() if runs[0].budget)
+    styles = zip(cycle(COLOURS), cycle(MARKERS), cycle(DASHES), strict=False)
     return {
-        label: {
-            "color": COLOURS[index % len(COLOURS)],
-            "marker": MARKERS[index % len(MARKERS)],
-            "linestyle": DASHES[index % len(DASHES)],
-        }
-        for index, label in enumerate(labels)
+        label: dict(zip(("color", "marker", "linestyle"), style, strict=True))
+        for label, style in zip(labels, styles, strict=False)
     }
 
 
@@ -91,16 +88,12 @@ def accuracy_chart(study: StudyResults, styles: dict[str, Style], title: str) ->
         for index, (label, points) in enumerate(lines.items()):
             # Methods with the same budget stand side by side, so that no interval hides another.
             shift = math.exp(0.009 * span * (index - (len(lines) - 1) / 2))
-            points.sort()
-            values = [number.value for _, number in points]
-            ends = [_ends(number) for _, number in points]
+            columns = ((tokens, value.value, *_ends(value)) for tokens, value in sorted(points))
+            tokens, values, lows, highs = np.array(list(columns)).T
             axes.errorbar(
-                [tokens * shift for tokens, _ in points],
+                tokens * shift,
                 values,
-                [
-                    [value - low for value, (low, _) in zip(values, ends, strict=True)],
-                    [high - value for value, (_, high) in zip(values, ends, strict=True)],
-                ],
+                [values - lows, highs - values],
                 label=method_label(label),
                 elinewidth=1,
                 markersize=6,

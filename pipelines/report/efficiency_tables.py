@@ -7,10 +7,19 @@ from collections.abc import Sequence
 
 from pipelines.report import published, queries
 from pipelines.report.accuracy_tables import coverage_note
-from pipelines.report.labels import INTERVALS_NOTE, budget_label
+from pipelines.report.labels import budget_label
 from pipelines.report.measurements import StudyResults
 from pipelines.report.runs import Chapter, ReportRun
-from pipelines.report.table import Row, Table, method_row, number, percent, ratio, significant
+from pipelines.report.table import (
+    Row,
+    Table,
+    make_table,
+    method_row,
+    number,
+    percent,
+    ratio,
+    significant,
+)
 
 ABLATIONS = {
     "sampling": ("Sampling of the basis", "fps", 5),
@@ -51,22 +60,19 @@ def ablation_tables(chapter: Chapter, studies: Sequence[StudyResults]) -> list[T
             if not other_options:
                 benchmarks = [study.study for study in varied]
                 rows += published.ablation_rows(chapter, option, budget, benchmarks)
-        if rows:
-            has_published = any(row.published for row in rows)
-            source = f" Published figures are from Table {paper_table} of the paper."
-            tables.append(
-                Table(
-                    f"ablation-{option}",
-                    f"{title}: {chapter.title}",
-                    (title, *(study.study.label for study in varied)),
-                    rows,
-                    f"{INTERVALS_NOTE} ApET with a single option changed."
-                    + coverage_note(varied, has_published)
-                    + (source if has_published else ""),
-                    "\n".join(queries.query("accuracy", study.study) for study in varied),
-                )
+        has_published = any(row.published for row in rows)
+        source = f" Published figures are from Table {paper_table} of the paper."
+        tables.append(
+            make_table(
+                f"ablation-{option}",
+                chapter,
+                (title, *(study.study.label for study in varied)),
+                rows,
+                "\n".join(queries.query("accuracy", study.study) for study in varied),
+                more_notes=coverage_note(varied, has_published) + has_published * source,
             )
-    return tables
+        )
+    return [table for table in tables if table]
 
 
 def _variants(chapter: Chapter, option: str, default: str) -> Variants:
@@ -80,7 +86,7 @@ def _variants(chapter: Chapter, option: str, default: str) -> Variants:
     return {key: by_value for key, by_value in variants.items() if len(by_value) > 1}
 
 
-def efficiency_table(chapter: Chapter, study: StudyResults) -> Table:
+def efficiency_table(chapter: Chapter, study: StudyResults) -> Table | None:
     """Table 7 of the paper, for one benchmark."""
     base = study.vanilla.metrics if study.vanilla else {}
     rows: list[Row] = []
@@ -103,18 +109,11 @@ def efficiency_table(chapter: Chapter, study: StudyResults) -> Table:
         rows += published.efficiency_row(chapter, study.study, run)
     has_published = any(row.published for row in rows)
     source = " Published figures are from Table 7 of the paper: POPE on one A100."
-    return Table(
-        f"efficiency-{study.study.column}",
-        f"Efficiency: {study.study.title}",
+    return make_table(
+        "efficiency",
+        study.study,
         ("Method", *COLUMNS),
         rows,
-        "Times are those of the device. Total is prefill and decoding of all answered rows, without"
-        " start-up and reading; a row's time is its batch's time divided by the rows of the batch."
-        " Prefill ms and Compress ms are medians over rows. Memory is the device's peak. Speed-ups"
-        " are ratios to vanilla: of Rows/s, and of Prefill ms. TFLOPs are those of a prefill,"
-        " computed from the model's shape and the tokens of a sample of rows when the job ended. No"
-        " query computes them: they are prefill_tflops in the record.json of the run."
-        + coverage_note([study], has_published)
-        + (source if has_published else ""),
         queries.query("efficiency", study.study),
+        more_notes=coverage_note([study], has_published) + has_published * source,
     )

@@ -2,38 +2,24 @@
 
 from __future__ import annotations
 
-BENCHMARKS = {
-    "gqa": "GQA",
-    "mmbench": "MMB",
-    "mmbench_cn": "MMB-CN",
-    "mme": "MME",
-    "pope": "POPE",
-    "scienceqa": "SQA",
-    "vqav2": "VQAv2",
-    "textvqa": "VQA-Text",
-    "vizwiz": "VizWiz",
-    "tgif": "TGIF",
-    "msvd": "MSVD",
-    "msrvtt": "MSRVTT",
-}
-METHODS = {
-    "vanilla": "Vanilla",
-    "apet": "ApET",
-    "tome": "ToMe",
-    "fastv": "FastV",
-    "sparsevlm": "SparseVLM",
-    "pdrop": "PDrop",
-    "visionzip": "VisionZip",
-    "divprune": "DivPrune",
-    "dart": "DART",
-}
-INTERVALS_NOTE = "Ranges are 95 % intervals."
+from functools import cache
+from importlib.resources import files
+from typing import Any, cast
+
+import yaml
+
+
+@cache
+def texts() -> dict[str, dict[str, Any]]:
+    """Labels of `benchmarks` and `methods`; title and note of `tables`."""
+    content = files(__package__).joinpath("texts.yaml").read_text(encoding="utf-8")
+    return cast("dict[str, dict[str, Any]]", yaml.safe_load(content))
 
 
 def method_label(method: str) -> str:
     """Label of a method, which may be followed by its options: `apet basis=6`."""
     name, _, options = method.partition(" ")
-    return f"{METHODS.get(name, name)} {options}".strip()
+    return f"{texts()['methods'].get(name, name)} {options}".strip()
 
 
 def budget_label(budget: str) -> str:
@@ -48,4 +34,4 @@ def budget_label(budget: str) -> str:
 def benchmark_label(benchmark: str) -> str:
     """Label of a benchmark, which may be followed by settings: `gqa, split test`."""
     name, comma, settings = benchmark.partition(", ")
-    return BENCHMARKS.get(name, name) + comma + settings
+    return str(texts()["benchmarks"].get(name, name)) + comma + settings

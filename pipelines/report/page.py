@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from importlib.resources import files
 from typing import NamedTuple
-
-import jinja2
 
 from pipelines.report.charts import Chart
 from pipelines.report.pictures import Picture
 from pipelines.report.queries import Setup
 from pipelines.report.table import Table, slug
+from pipelines.report.templates import TEMPLATES
 
 
 class Section(NamedTuple):
@@ -34,12 +32,7 @@ def render_page(
 
     facts: paragraphs at the top: what was run, and what is missing
     """
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters |= {"slug": slug, "data_uri": _data_uri}
-    source = files(__package__).joinpath("page.html.j2").read_text(encoding="utf-8")
-    return environment.from_string(source).render(
+    return TEMPLATES.get_template("page.html.j2").render(
         title=title, facts=facts, sections=sections, pictures=pictures, setup=setup
     )
 
@@ -47,3 +40,6 @@ def render_page(
 def _data_uri(chart: Chart) -> str:
     """The chart as an image of its own: styles and ids inside do not touch the page."""
     return f"data:image/svg+xml;base64,{base64.b64encode(chart.svg).decode()}"
+
+
+TEMPLATES.filters |= {"slug": slug, "data_uri": _data_uri}

@@ -9,13 +9,10 @@ its query does not compute, and the command that prints them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
-from importlib.resources import files
 from typing import Any, NamedTuple
 
-import jinja2
-
 from pipelines.report.runs import Chapter, Study
+from pipelines.report.templates import TEMPLATES
 from pipelines.text import redacted
 
 
@@ -44,18 +41,7 @@ def average(studies: Sequence[Study]) -> str:
 
 
 def _render(name: str, *arguments: Any) -> str:
-    return str(getattr(_macros(), name)(*arguments)).strip()
-
-
-@cache
-def _macros() -> Any:
-    # Not escaped for HTML: this is SQL, and texts in it are quoted.
-    environment = jinja2.Environment(
-        trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters["quoted"] = _quoted
-    source = files(__package__).joinpath("queries.sql.j2").read_text(encoding="utf-8")
-    return environment.from_string(source).module
+    return str(getattr(TEMPLATES.get_template("queries.sql.j2").module, name)(*arguments)).strip()
 
 
 def _common_folder(uris: Sequence[str]) -> str:
@@ -69,3 +55,6 @@ def _common_folder(uris: Sequence[str]) -> str:
 
 def _quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
+
+
+TEMPLATES.filters["quoted"] = _quoted

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pipelines.metrics.summary import metric_name
 from pipelines.report import queries
-from pipelines.report.labels import INTERVALS_NOTE, budget_label
+from pipelines.report.labels import budget_label
 from pipelines.report.measurements import StudyResults
-from pipelines.report.table import Cell, Row, Table, method_row, number, percent
+from pipelines.report.table import Cell, Row, Table, make_table, method_row, number, percent
 
 MAX_CHARACTERS = 160
 """Length of a text in a table."""
@@ -34,13 +34,11 @@ def types_table(study: StudyResults) -> Table | None:
     for result in compared:
         kept = [percent(result.metrics, f"{prefix}.accuracy_retention") for prefix in prefixes]
         rows.append(method_row(f"{result.run.label} kept %", result.run.budget, kept))
-    return Table(
-        f"types-{study.study.column}",
-        f"Accuracy kept by type of question: {study.study.title}",
+    return make_table(
+        "types",
+        study.study,
         ("Method", *types),
         rows,
-        f"{INTERVALS_NOTE} Kept is accuracy in percent of vanilla's on the same rows. With so many"
-        " comparisons, some intervals miss the true value by chance.",
         queries.query("vanilla_types", study.study) + "\n" + queries.query("types", study.study),
     )
 
@@ -49,20 +47,17 @@ def changes_table(study: StudyResults) -> Table | None:
     """Rows that each run lost and gained against vanilla, by type of question."""
     compared = [result for result in study.results if result.changes]
     types = sorted({name for result in compared for name in result.changes})
-    if not types:
-        return None
     rows = []
     for result in compared:
         cells: list[Cell] = []
         for change in map(result.changes.get, types):
             cells += [number(change.lost, 0), number(change.gained, 0)] if change else [None, None]
         rows.append(method_row(result.run.label, result.run.budget, cells))
-    return Table(
-        f"changed-{study.study.column}",
-        f"Where accuracy is lost: {study.study.title}",
+    return make_table(
+        "changed",
+        study.study,
         ("Method", *(f"{name or 'Rows'} {kind}" for name in types for kind in ("lost", "gained"))),
         rows,
-        "Lost rows score lower than vanilla's, gained rows higher.",
         queries.query("types", study.study),
     )
 
@@ -85,9 +80,7 @@ def lost_rows_table(study: StudyResults) -> Table | None:
         for row in study.lost
     ]
     columns = ("Row", "Type", "Lost by", "Question", "Reference", "Vanilla said", "A run said")
-    title = f"Rows that most runs lost: {study.study.title}"
-    name, query = f"lost-{study.study.column}", queries.query("lost_rows", study.study)
-    return Table(name, title, columns, rows, query=query) if rows else None
+    return make_table("lost", study.study, columns, rows, queries.query("lost_rows", study.study))
 
 
 def slowest_table(study: StudyResults) -> Table | None:
@@ -114,13 +107,7 @@ def slowest_table(study: StudyResults) -> Table | None:
         *("Row", "Run", "Device ms", "Prefill ms", "Decode ms", "Compress ms"),
         *("Visual tokens", "New tokens", "Batch"),
     )
-    name, title = f"slowest-{study.study.column}", f"Slowest rows: {study.study.title}"
-    note = "A row's time is its batch's time divided by the rows of the batch."
-    return (
-        Table(name, title, titles, rows, note, queries.query("slowest", study.study))
-        if rows
-        else None
-    )
+    return make_table("slowest", study.study, titles, rows, queries.query("slowest", study.study))
 
 
 def errors_table(study: StudyResults) -> Table | None:
@@ -132,14 +119,8 @@ def errors_table(study: StudyResults) -> Table | None:
             row_ids = ", ".join([*failure.row_ids, *more])
             count, message = number(failure.rows, 0), _shorten(failure.message)
             rows.append(Row((result.run.point, failure.kind, count, message, _shorten(row_ids))))
-    name, title = f"errors-{study.study.column}", f"Rows without an answer: {study.study.title}"
     columns = ("Run", "Error", "Rows", "The first one's message", "Which")
-    note = "These rows are excluded from accuracy. Run the job with --retry-errors to repeat them."
-    return (
-        Table(name, title, columns, rows, note, queries.query("errors", study.study))
-        if rows
-        else None
-    )
+    return make_table("errors", study.study, columns, rows, queries.query("errors", study.study))
 
 
 def _shorten(text: str | None) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pipelines.metrics.intervals import Interval
-from pipelines.report.labels import budget_label, method_label
+from pipelines.report.labels import budget_label, method_label, texts
+from pipelines.report.runs import Chapter, Study
 
 
 class Number(NamedTuple):
@@ -79,6 +80,29 @@ class Table:
     def texts(self, column: int) -> list[str]:
         """Cells of a column that are words."""
         return [cell for row in self.rows if isinstance(cell := row.cells[column], str)]
+
+
+def make_table(
+    kind: str,
+    subject: Chapter | Study,
+    columns: Sequence[str],
+    rows: Sequence[Row],
+    query: str = "",
+    *,
+    more_notes: str = "",
+    csv_columns: Sequence[str] = (),
+    **facts: Any,
+) -> Table | None:
+    """A table with the title and note of its kind in texts.yaml; None without rows.
+
+    facts: values of the names in braces in the note
+    """
+    if not rows:
+        return None
+    text = texts()["tables"][kind]
+    name = f"{kind}-{subject.column}" if isinstance(subject, Study) else kind
+    title, note = f"{text['title']}: {subject.title}", text["note"].format(**facts) + more_notes
+    return Table(name, title, tuple(columns), rows, note, query, tuple(csv_columns))
 
 
 def method_row(

@@ -6,7 +6,8 @@ import csv
 import io
 import re
 
-from pipelines.report.table import Cell, Number, Table
+from pipelines.report.table import Cell, Number, Row, Table
+from pipelines.report.templates import LATEX_TEMPLATES, TEMPLATES
 
 FORMULA_STARTS = (
     *("=", "+", "-", "@", "\t", "\r", "\n"),
@@ -72,29 +73,17 @@ def _no_formula(text: str) -> str:
 
 
 def as_markdown(table: Table) -> str:
-    """Returns a pipe table. A group has a row for its name; published figures are in italics."""
-    empty = [""] * (len(table.columns) - 1)
-    lines = [f"### {_escape_markdown(table.title)}", ""]
-    lines.append(_pipes(list(map(_escape_markdown, table.columns))))
-    lines.append(_pipes(["---"] + ["---:"] * len(empty)))
-    for group, rows in table.groups.items():
-        if group:
-            lines.append(_pipes([f"**{_escape_markdown(group)}**", *empty]))
-        for row in rows:
-            cells = [_escape_markdown(_text(cell)) for cell in row.cells]
-            if row.published:
-                cells = [cell if cell == "-" else f"*{cell}*" for cell in cells]
-                cells[0] += " (published)"
-            lines.append(_pipes(cells))
-    if table.note:
-        lines += ["", _escape_markdown(table.note)]
-    if table.query:
-        lines += ["", "```sql", table.query, "```"]
-    return "\n".join(lines) + "\n"
+    """Returns a pipe table."""
+    template = TEMPLATES.get_template("table.md.j2")
+    return template.render(table=table, markdown_row=_markdown_row)
 
 
-def _pipes(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def _markdown_row(row: Row) -> str:
+    cells = [_escape_markdown(_text(cell)) for cell in row.cells]
+    if row.published:
+        cells = [cell if cell == "-" else f"*{cell}*" for cell in cells]
+        cells[0] += " (published)"
+    return " | ".join(cells)
 
 
 def _escape_markdown(text: str) -> str:
@@ -118,41 +107,23 @@ def as_latex(table: Table) -> str:
     texts = [table.texts(column) for column in range(width)]
     wrapped = [any(len(text) > MAX_LINE_CHARACTERS for text in column) for column in texts]
     stacked = sum(map(table.has_intervals, range(width))) > 3
-    alignment = ["r" if column and not texts[column] else "l" for column in range(width)]
-    for column in range(width):
-        if wrapped[column]:
-            alignment[column] = LATEX_PARAGRAPH
-    lines = [
-        "% \\usepackage{array,booktabs,graphicx}; compile letters that are not Latin with XeLaTeX"
-        " or LuaLaTeX",
-        r"\begin{table}",
-        r"\centering",
-        rf"\caption{{{_escape_latex(table.title)}}}",
-        r"\small",
-        *([r"\setlength{\tabcolsep}{3pt}"] if width > 8 else []),
-        r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
-        rf"\begin{{tabular}}{{{''.join(alignment)}}}",
-        r"\toprule",
-        " & ".join(map(_latex_heading, table.columns)) + r" \\",
+    alignment = [
+        LATEX_PARAGRAPH if is_wrapped else "r" if column and not texts[column] else "l"
+        for column, is_wrapped in enumerate(wrapped)
     ]
-    for group, rows in table.groups.items():
-        lines.append(r"\midrule")
-        if group:
-            name = _escape_latex(group)
-            lines.append(rf"\multicolumn{{{width}}}{{c}}{{\textit{{{name}}}}} \\")
-        for row in rows:
-            cells = [
-                _latex_cell(cell, is_wrapped, stacked)
-                for cell, is_wrapped in zip(row.cells, wrapped, strict=True)
-            ]
-            if row.published:
-                cells = [rf"\textit{{{cell}}}" for cell in cells]
-                cells[0] += r" {\scriptsize (published)}"
-            lines.append(" & ".join(cells) + r" \\")
-    lines += [r"\bottomrule", r"\end{tabular}}"]
-    lines += [rf"\par\smallskip\footnotesize {_escape_latex(table.note)}"] if table.note else []
-    lines += [r"\end{table}"]
-    return "\n".join(lines) + "\n"
+
+    def latex_row(row: Row) -> str:
+        cells = [
+            _latex_cell(cell, is_wrapped, stacked)
+            for cell, is_wrapped in zip(row.cells, wrapped, strict=True)
+        ]
+        if row.published:
+            cells = [rf"\textit{{{cell}}}" for cell in cells]
+            cells[0] += r" {\scriptsize (published)}"
+        return " & ".join(cells)
+
+    template = LATEX_TEMPLATES.get_template("table.tex.j2")
+    return template.render(table=table, alignment="".join(alignment), latex_row=latex_row) + "\n"
 
 
 def _latex_heading(text: str) -> str:
@@ -183,3 +154,7 @@ def _escape_latex(text: str) -> str:
     """Escapes commands. LaTeX refuses unprintable characters, which become question marks."""
     printable = (letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
     return "".join(LATEX_ESCAPES.get(letter, letter) for letter in printable)
+
+
+TEMPLATES.filters["markdown"] = _escape_markdown
+LATEX_TEMPLATES.filters |= {"latex": _escape_latex, "latex_heading": _latex_heading}

@@ -67,13 +67,13 @@ def write_report(uris: Sequence[str], output: str | None = None) -> tuple[Folder
         for extension, format_table in TABLE_FORMATS.items():
             files[f"{TABLES_FOLDER}/{table.name}.{extension}"] = format_table(table).encode()
     folder = Folder.of(output) if output else Folder.of(parents[0]).child("report")
-    run_concurrently(lambda name: _write(folder, name, files[name]), files)
+
+    def write(path: str) -> None:
+        parent, _, name = path.rpartition("/")
+        (folder.child(parent) if parent else folder).write(name, files[path])
+
+    run_concurrently(write, files)
     return folder, list(files)
-
-
-def _write(folder: Folder, name: str, content: bytes) -> None:
-    parent, _, file = name.rpartition("/")
-    (folder.child(parent) if parent else folder).write(file, content)
 
 
 def _parent(chapter: Chapter) -> str:
