@@ -165,11 +165,11 @@ def test_part_that_fails_does_not_stop_the_others(
         yield speed.bar("works", 2.0)
 
     def failing(error: BaseException) -> Any:
-        def part(*_: object) -> Iterator[dict[str, Any]]:
+        def run_benchmark(*_: object) -> Iterator[dict[str, Any]]:
             yield speed.bar("first", 1.0)
             raise error
 
-        return part
+        return run_benchmark
 
     monkeypatch.setitem(speed.PARTS, "prefill", failing(ValueError("no such thing")))
     monkeypatch.setitem(speed.PARTS, "job", failing(SystemExit("the job failed")))

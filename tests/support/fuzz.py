@@ -117,7 +117,7 @@ def video(data: bytes) -> None:
     assert max(clip.indices) < clip.total
 
 
-def sheet(data: bytes) -> None:
+def read_spreadsheet(data: bytes) -> None:
     assert all(isinstance(line, dict) for line in spreadsheet.read_xlsx(data))
 
 
@@ -154,12 +154,12 @@ KINDS: dict[str, Callable[[], Read]] = {
     "images": lambda: of(samples.images(), image),
     "videos": lambda: of(samples.videos(), video),
     "manifests": lambda: manifest,
-    "spreadsheets": lambda: of(samples.spreadsheets(), sheet),
+    "spreadsheets": lambda: of(samples.spreadsheets(), read_spreadsheet),
     "crashes": lambda: crash,
 }
 
 
-def work(kind: str, first: int, cases: int, folder: Path) -> None:
+def run_worker(kind: str, first: int, cases: int, folder: Path) -> None:
     """Run cases in this process, and say before and after each."""
     read = KINDS[kind]()
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -279,7 +279,7 @@ def main() -> int:
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.worker:
-        work(given.kinds[0], given.first, given.cases, given.worker)
+        run_worker(given.kinds[0], given.first, given.cases, given.worker)
         return 0
     print("| files | cases | read | refused | findings | slowest |\n|---|---|---|---|---|---|")
     results = []

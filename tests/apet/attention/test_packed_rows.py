@@ -383,7 +383,7 @@ def test_tower_with_windows_needs_one_launch_per_block(
             [flash.attend(*part, more["scale"], False) for part in parts], dim=1
         ).transpose(0, 1)
 
-    def seen(core: PreTrainedModel) -> Tensor:
+    def logits_of(core: PreTrainedModel) -> Tensor:
         pictures: list[Tensor] = []
         hook = core.model.visual.merger.register_forward_hook(
             lambda module, args, out: pictures.append(args[0])
@@ -399,21 +399,21 @@ def test_tower_with_windows_needs_one_launch_per_block(
         return pictures[0]
 
     inputs, core = batch_inputs(family), tiny.model(family, packed_kernel.NAME)
-    want = seen(core)
+    want = logits_of(core)
     pack_windows(core)
     # A CPU has no such kernel.
     assert core.model.visual.config._attn_implementation == packed_kernel.NAME
     monkeypatch.setattr(packed_kernel, "has_flash", lambda *about: True)
     monkeypatch.setattr(torch_varlen, "varlen_attn", reference)
-    assert torch.equal(seen(core), want)
+    assert torch.equal(logits_of(core), want)
     assert not segments
     pack_windows(core)
-    torch.testing.assert_close(seen(core), want, **CLOSE)
+    torch.testing.assert_close(logits_of(core), want, **CLOSE)
     assert len(segments) == 4
     if family == "qwen2_5_vl":  # the second and the last block see whole pictures
         assert min(segments[0], segments[2]) > max(segments[1], segments[3])
     monkeypatch.setattr(packed_kernel, "has_flash", lambda *about: False)
-    assert torch.equal(seen(core), want)  # as a model that has been moved to a CPU
+    assert torch.equal(logits_of(core), want)  # as a model that has been moved to a CPU
     assert len(segments) == 4
     assert core.model.language_model.config._attn_implementation == packed_kernel.NAME
 

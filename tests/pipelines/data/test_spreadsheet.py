@@ -26,7 +26,7 @@ def package(parts: Mapping[str, str]) -> bytes:
     return file.getvalue()
 
 
-def sheet(rows: str, start: str = "") -> bytes:
+def worksheet(rows: str, start: str = "") -> bytes:
     main = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
     return package(
         {SHEET: f'{start}<worksheet xmlns="{main}"><sheetData>{rows}</sheetData></worksheet>'}
@@ -59,7 +59,7 @@ def test_cells_of_other_programs_are_read() -> None:
     rows = f'<row r="1">{text("A1", "index")}{text("C1", "text")}</row>'
     rows += f'<row r="4"><c r="A4"><v>3.0</v></c>{text("C4", "ab")}</row><row r="5"/>'
     rows += '<row r="6"><c r="A6"><f>1+1</f><v>2</v></c></row>'
-    assert read_xlsx(sheet(rows)) == [
+    assert read_xlsx(worksheet(rows)) == [
         {"index": 3, "None": None, "text": "ab"},
         {"index": 2, "None": None, "text": None},
     ]
@@ -69,8 +69,8 @@ def test_cells_of_other_programs_are_read() -> None:
     "data",
     [
         b"nothing",
-        sheet("", start='<!DOCTYPE a [<!ENTITY b "c">]>'),
-        sheet('<row r="1"><c r="A1"><v>seven</v></c></row>'),
+        worksheet("", start='<!DOCTYPE a [<!ENTITY b "c">]>'),
+        worksheet('<row r="1"><c r="A1"><v>seven</v></c></row>'),
         package({"xl/workbook.xml": "<workbook/>"}),
     ],
 )
@@ -82,13 +82,13 @@ def test_file_that_is_not_a_spreadsheet_is_refused(data: bytes) -> None:
 def test_part_that_claims_too_many_bytes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spreadsheet, "MAX_PART", 20_000)
     with pytest.raises(ValueError, match=r"sheet1.xml has more than 20,000 bytes"):
-        read_xlsx(sheet(f'<row r="1">{text("A1", "x" * 20_000)}</row>'))
+        read_xlsx(worksheet(f'<row r="1">{text("A1", "x" * 20_000)}</row>'))
 
 
 @pytest.mark.parametrize("number", [1_048_576, 10**18])
 def test_row_that_claims_any_number_costs_nothing(number: int) -> None:
     rows = f'<row r="1">{text("A1", "a")}</row><row r="{number}">{text(f"A{number}", "b")}</row>'
-    assert len(read_xlsx(sheet(rows))) <= 1
+    assert len(read_xlsx(worksheet(rows))) <= 1
 
 
 def test_missing_openpyxl_is_one_line_that_says_what_to_install(

@@ -105,7 +105,7 @@ def test_row_that_kills_its_worker_is_given_up() -> None:
     tracker = FailureTracker()
     rows, deaths, answered = ["a", "b", "poison", "c"], 0, []
 
-    def work(batch: list[str]) -> bool:
+    def answer_batch(batch: list[str]) -> bool:
         """False if the worker dies."""
         if "poison" in batch:
             return False
@@ -124,7 +124,7 @@ def test_row_that_kills_its_worker_is_given_up() -> None:
         for batch in batches:
             if suspects:
                 client.begin_alone(batch[0])
-            if not work(batch):
+            if not answer_batch(batch):
                 deaths += 1
                 break
             client.report_progress([RunProgress("p", rows=len(batch))], BusyTime())

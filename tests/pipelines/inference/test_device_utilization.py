@@ -23,7 +23,7 @@ def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return seconds
 
 
-def work(
+def run_batch(
     worker: device_utilization.DeviceUtilization, now: list[float], began: float, ended: float
 ) -> None:
     now[0] = began
@@ -34,12 +34,12 @@ def work(
 def test_utilization_counts_from_first_to_last_batch_end(now: list[float]) -> None:
     worker = device_utilization.DeviceUtilization(CPU)
     assert worker.drain() == BusyTime()
-    work(worker, now, 5, 9)  # the steady state has not begun
+    run_batch(worker, now, 5, 9)  # the steady state has not begun
     assert worker.drain() == BusyTime()
-    work(worker, now, 10, 14)
-    work(worker, now, 14, 15)
+    run_batch(worker, now, 10, 14)
+    run_batch(worker, now, 14, 15)
     assert worker.drain() == BusyTime(busy_s=5, total_s=6)
-    work(worker, now, 19, 20)
+    run_batch(worker, now, 19, 20)
     now[0] = 100  # time after the last batch does not count
     assert worker.drain() == BusyTime(busy_s=1, total_s=5)
     assert worker.drain() == BusyTime()
@@ -47,15 +47,15 @@ def test_utilization_counts_from_first_to_last_batch_end(now: list[float]) -> No
 
 def test_overlapping_batches_count_once(now: list[float]) -> None:
     worker = device_utilization.DeviceUtilization(CPU)
-    work(worker, now, 0, 1)
+    run_batch(worker, now, 0, 1)
     for began, ended in ((2, 6), (3, 5), (5.5, 8)):
-        work(worker, now, began, ended)
+        run_batch(worker, now, began, ended)
     assert worker.drain() == BusyTime(busy_s=6, total_s=7)  # 2 to 8, of 1 to 8
 
 
 def test_failed_batch_counts_as_busy(now: list[float]) -> None:
     worker = device_utilization.DeviceUtilization(CPU)
-    work(worker, now, 0, 1)
+    run_batch(worker, now, 0, 1)
     with contextlib.suppress(ValueError), worker.batch():
         now[0] = 3
         raise ValueError("of a row")

@@ -683,20 +683,20 @@ def test_view_reads_parts_of_several_versions(tmp_path: Path) -> None:
 def test_usage_errors_are_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def said(*given: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["report.py", *given])
+    def error_of(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["report.py", *arguments])
         assert job.main() == 2
         [line] = capsys.readouterr().err.splitlines()
         return line
 
-    assert "no runs in" in said(str(tmp_path / "nowhere"))
+    assert "no runs in" in error_of(str(tmp_path / "nowhere"))
     folder = run(tmp_path / "a", "shapes", "vanilla", rows_of("shapes", 0, 0.5))
     run(tmp_path / "b", "shapes", "vanilla", rows_of("shapes", 0, 0.5))
-    assert "are copies of the same run" in said(str(tmp_path))
+    assert "are copies of the same run" in error_of(str(tmp_path))
     folder.write("record.json", b"{")
-    assert "record.json in" in said(str(tmp_path / "a"))
+    assert "record.json in" in error_of(str(tmp_path / "a"))
     run(tmp_path / "c", "shapes", "vanilla", [])
-    assert "no answers in any run of" in said(str(tmp_path / "c"))
+    assert "no answers in any run of" in error_of(str(tmp_path / "c"))
 
 
 def test_job_writes_to_the_output_folder(

@@ -213,7 +213,7 @@ def test_token_scores_rank_as_the_methods_choose(checkpoint: Checkpoint, tmp_pat
     scores = token_scores(probe, prompt, ApET(budget=9, basis=4), pytest.fail)
     tower, decoder, error = (score.values for score in scores)
 
-    def kept(method: str, site: str, **options: Any) -> set[int]:
+    def kept_patches(method: str, site: str, **options: Any) -> set[int]:
         with attach(probe.model, build(method, **options), keep_index=True) as attached:
             probe.model(**prompt.inputs)
             (stats,) = attached.stats
@@ -224,12 +224,14 @@ def test_token_scores_rank_as_the_methods_choose(checkpoint: Checkpoint, tmp_pat
         return set(np.argsort(-values)[:count].tolist())
 
     # VisionZip's tenth token is the CLS
-    assert top(tower, 9) < kept("visionzip", "encoder", schedule="encoder=10", contextual=0.0)
-    assert top(decoder, 10) == kept("fastv", "2", schedule="2=10")
+    assert top(tower, 9) < kept_patches(
+        "visionzip", "encoder", schedule="encoder=10", contextual=0.0
+    )
+    assert top(decoder, 10) == kept_patches("fastv", "2", schedule="2=10")
     basis = set(np.flatnonzero(np.isnan(error)).tolist())
     assert len(basis) == 4
     by_error = top(np.nan_to_num(error), 8) | basis
-    assert by_error == kept("apet", "encoder", schedule="encoder=12", basis=4)
+    assert by_error == kept_patches("apet", "encoder", schedule="encoder=12", basis=4)
 
 
 def test_heatmap_uses_viridis_and_skips_patches_without_numbers() -> None:
