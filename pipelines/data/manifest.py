@@ -78,7 +78,12 @@ class Manifest:
             if type == fs.FileType.Directory:
                 root, (layout, files) = data, _find_files(data, "*", kind)
             else:
-                layout, files = _layout_of(path), (DataFile(data, path, kind),)
+                layout, files = _layout_of(path) or "", (DataFile(data, path, kind),)
+        if not layout:
+            raise ValueError(
+                f"{redacted(data)} is not a data set: expected a file that ends in"
+                f" {_ALL_SUFFIXES}, or a folder with such files, images or videos"
+            )
         if layout == "folder" and question is None:
             question = f"Describe the {kind}."
         root = _absolute(media_root) if media_root else root
@@ -163,15 +168,15 @@ class Manifest:
                     " the run again"
                 )
             record = self._shaped(record)
-            media = self._media(record)
-            text = " ".join(record_parsing.texts(record, "question"))
+            media, meta = self._media(record), record.get("meta")
+            questions, answers, options, types = (
+                record_parsing.texts(record, name)
+                for name in ("question", "answers", "options", "type")
+            )
+            text = " ".join(questions)
             question = text if text.strip() else self.question
             if question is None:
                 raise ValueError("the question is empty")
-            answers, options, types = (
-                record_parsing.texts(record, name) for name in ("answers", "options", "type")
-            )
-            meta = record.get("meta")
             items = meta.items() if isinstance(meta, Mapping) else ()
             texts = {str(key): str(value) for key, value in items}
             return Row(row_id, media, question, answers, options, " ".join(types), texts)
@@ -197,14 +202,9 @@ def _absolute(data: str) -> str:
     return data if "://" in data else str(Path(data).expanduser().absolute())
 
 
-def _layout_of(name: str) -> str:
-    for layout, data_format in FORMATS.items():
-        if name.lower().endswith(data_format.suffixes):
-            return layout
-    raise ValueError(
-        f"{name} is not a data set: expected a file that ends in {_ALL_SUFFIXES}, or a folder with"
-        " such files, images or videos"
-    )
+def _layout_of(name: str) -> str | None:
+    matches = (key for key, entry in FORMATS.items() if name.lower().endswith(entry.suffixes))
+    return next(matches, None)
 
 
 def _find_files(uri: str, pattern: str, kind: Kind) -> tuple[str, tuple[DataFile, ...]]:
@@ -213,11 +213,11 @@ def _find_files(uri: str, pattern: str, kind: Kind) -> tuple[str, tuple[DataFile
     names = [name for name, _ in list_files(folder) if fnmatchcase(name, pattern)]
     by_layout: dict[str, list[str]] = {}
     for name in names:
-        for layout, data_format in FORMATS.items():
-            # Next to data, a .json describes it: it is a manifest only if it is named.
-            is_description = pattern == "*" and name.lower().endswith(".json")
-            if name.lower().endswith(data_format.suffixes) and not is_description:
-                by_layout.setdefault(layout, []).append(name)
+        # Next to data, a .json describes it: it is a manifest only if it is named.
+        is_description = pattern == "*" and name.lower().endswith(".json")
+        layout = _layout_of(name)
+        if layout and not is_description:
+            by_layout.setdefault(layout, []).append(name)
     if len(by_layout) > 1:
         examples = [f"{names[0]} ({layout})" for layout, names in sorted(by_layout.items())]
         raise ValueError(
@@ -225,11 +225,10 @@ def _find_files(uri: str, pattern: str, kind: Kind) -> tuple[str, tuple[DataFile
             " pattern, e.g. '*.parquet'"
         )
     for layout, matches in by_layout.items():
-        base = folder.path.rstrip("/")
-        prefixes = [f"{name}:" if len(matches) > 1 else "" for name in matches]
+        base, is_single = folder.path.rstrip("/"), len(matches) == 1
         return layout, tuple(
-            DataFile(uri, f"{base}/{name}", kind, prefix)
-            for name, prefix in zip(matches, prefixes, strict=True)
+            DataFile(uri, f"{base}/{name}", kind, "" if is_single else f"{name}:")
+            for name in matches
         )
     if pattern == "*" and any(name.lower().endswith(SUFFIXES[kind]) for name in names):
         return "folder", (folder,)

@@ -49,7 +49,8 @@ def read_records(layout: str, files: Sequence[DataFile], pointers: pa.Table) -> 
 def _table(spans: Sequence[Span], file_number: int) -> pa.Table:
     """A chunk of the index, made from buffers.
 
-    `pa.array` would import pandas, for which a job with nothing left to do has no time.
+    `pa.array` and `to_pandas_dtype` would import pandas, for which a job with nothing left to do
+    has no time.
     """
     row_ids, starts, lengths = zip(*spans, strict=True)
     texts = [row_id.encode() for row_id in row_ids]
@@ -58,7 +59,7 @@ def _table(spans: Sequence[Span], file_number: int) -> pa.Table:
     numbers = ([file_number] * len(spans), starts, lengths)
     columns = [pa.Array.from_buffers(pa.string(), len(spans), text_buffers)]
     for field, values in zip(list(INDEX)[1:], numbers, strict=True):
-        buffer = pa.py_buffer(np.array(values, field.type.to_pandas_dtype()))
+        buffer = pa.py_buffer(np.array(values, str(field.type)))
         columns.append(pa.Array.from_buffers(field.type, len(spans), [None, buffer]))
     return pa.table(columns, schema=INDEX)
 
@@ -76,7 +77,7 @@ def _read(layout: Format, file: DataFile, spans: Sequence[Span]) -> Iterator[Raw
 
 def duplicate_ids(ids: pa.ChunkedArray) -> pa.ChunkedArray:
     """The ids that occur more than once."""
-    if pc.count_distinct(ids).as_py() == len(ids):
+    if pc.count_distinct(ids).as_py() == len(ids):  # `pc.greater` would import pandas
         return ids.slice(0, 0)
     counts = ids.value_counts()
     return counts.filter(pc.greater(counts.field("counts"), 1)).field("values")

@@ -84,9 +84,8 @@ def _check_parts(data: bytes) -> None:
             if part.file_size > MAX_PART:
                 raise ValueError(f"its {part.filename} has more than {MAX_PART:,} bytes")
             with archive.open(part) as stream:
-                if b"<!DOCTYPE" in stream.read(
-                    1000
-                ):  # could declare entities that expand endlessly
+                # A document type could declare entities that expand endlessly.
+                if b"<!DOCTYPE" in stream.read(1000):
                     raise ValueError(f"its {part.filename} declares a document type")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -28,9 +29,7 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "type": ("type", "category"),
 }
 ROW_NUMBER = "row number"  # in `DataFile.keys`, for tables whose rows have no ids
-CHUNK = 1 << 20  # bytes that a scan reads at once
-MAX_GAP = 4 << 10  # bytes between two spans that are read together
-MAX_MERGED = 16 << 20  # bytes of spans that are read together
+CHUNK = 1 << 20  # bytes that are read at once
 
 RawRecord = Mapping[str, Any]  # one row under the column names of its file
 
@@ -127,49 +126,23 @@ def read_lines(file: DataFile, max_bytes: int) -> Iterator[tuple[int, int, bytes
         yield start, dropped + len(rest), b"" if dropped else rest
 
 
-def read_ranges(
-    file: DataFile, spans: Sequence[Span], max_bytes: int
-) -> Iterator[bytes | ValueError]:
-    """The bytes of each span, or an error if over `max_bytes`. Neighbors are read together."""
-    with file.open() as stream:
-        first = 0
-        while first < len(spans):
-            start, length = spans[first].start, spans[first].length
-            if length > max_bytes:
+def read_spans(
+    file: DataFile, spans: Sequence[Span], max_bytes: int, parse: Callable[[bytes], RawRecord]
+) -> Iterator[RawRecord | Exception]:
+    """The record of each span, or what is wrong with it. Neighbors are read together."""
+    with file.open() as raw, io.BufferedReader(raw, CHUNK) as stream:
+        for span in spans:
+            if span.length > max_bytes:
                 yield ValueError(
-                    f"it has {length:,} bytes in {file.name}; at most {max_bytes:,} are read"
+                    f"it has {span.length:,} bytes in {file.name}; at most {max_bytes:,} are read"
                 )
-                first += 1
-                continue
-            last, end = first + 1, start + length
-            while last < len(spans) and spans[last].start - end <= MAX_GAP:
-                next_end = spans[last].start + spans[last].length
-                if next_end - start > MAX_MERGED:
-                    break
-                last, end = last + 1, next_end
-            stream.seek(start)
-            block = memoryview(stream.read(end - start))
-            for span in spans[first:last]:
-                yield bytes(block[span.start - start : span.start - start + span.length])
-            first = last
+            else:
+                stream.seek(span.start)
+                yield try_parse(parse, stream.read(span.length))
 
 
-def content_digest(file: DataFile) -> Iterator[bytes]:
-    """The complete content: every change of a manifest changes the rows."""
-    return file.chunks()
-
-
-def size_digest(file: DataFile) -> Iterator[bytes]:
-    """Name and size: reading all media once more would take too long."""
-    yield f"{file.name} {file.info().size}".encode()
-
-
-def try_parse(
-    parse: Callable[[bytes], RawRecord], data: bytes | ValueError
-) -> RawRecord | Exception:
+def try_parse(parse: Callable[[bytes], RawRecord], data: bytes) -> RawRecord | Exception:
     """The record, or what is wrong with it: a bad row must not stop the rows after it."""
-    if isinstance(data, ValueError):
-        return data
     try:
         return parse(data)
     except ValueError as error:

@@ -18,18 +18,15 @@ from pipelines.data.formats.base import (
     Format,
     RawRecord,
     Span,
-    content_digest,
     read_lines,
-    read_ranges,
+    read_spans,
     try_parse,
 )
 
 MAX_ROW = 64 << 20  # bytes of one object: a file without line ends must not fill the memory
 MAX_HEADER_ROWS = 100  # rows whose keys are the columns: not every row has to have every key
 SEPARATORS = re.compile(r"[\s:,\ufeff]*")  # between the values of an array or object
-IndexedRow = tuple[
-    str, int, int, RawRecord | Exception
-]  # name if it has no id, start, length, record
+IndexedRow = tuple[str, int, int, RawRecord | Exception]  # name, start, length, record
 
 
 def parse(data: bytes) -> RawRecord:
@@ -42,12 +39,9 @@ def parse(data: bytes) -> RawRecord:
             f"the line is not valid JSON: {error.msg} at character {error.pos + 1}"
         ) from error
     if not isinstance(value, dict):
-        raise ValueError(f"a row must be a JSON object {{...}}; this line is a {_type(value)}")
+        kind = type(value).__name__
+        raise ValueError(f"a row must be a JSON object {{...}}; this line is a {kind}")
     return value
-
-
-def _type(value: object) -> str:
-    return type(value).__name__
 
 
 def _parse_entry(data: bytes) -> RawRecord:
@@ -72,84 +66,76 @@ def _is_array(file: DataFile) -> bool:
 
 
 class Scanner:
-    """A position in JSON text, in characters and bytes, that moves forward value by value."""
+    """A position in JSON text that moves forward value by value."""
 
     def __init__(self, text: str) -> None:
-        self.text, self.position, self.offset = text, 0, 0
+        self.text, self.position = text, 0
         self._decode = json.JSONDecoder().raw_decode
 
-    def next(self) -> str:
-        """The next character of a value or bracket; empty at the end."""
+    def peek(self) -> str:
+        """The first character of the next value or bracket; empty at the end."""
         match = SEPARATORS.match(self.text, self.position)
-        self._move(match.end() if match else self.position)
+        self.position = match.end() if match else self.position
         return self.text[self.position : self.position + 1]
 
     def enter(self) -> None:
         """Step into the array or object that begins here."""
-        self._move(self.position + 1)
+        self.peek()
+        self.position += 1
 
     def value(self) -> Any:
         """Decode the next value. ValueError if it is not valid JSON."""
-        self.next()
-        try:
-            value, end = self._decode(self.text, self.position)
-        except RecursionError as error:
-            raise ValueError("it is nested too deeply to be read") from error
-        self._move(end)
+        self.peek()
+        value, self.position = self._decode(self.text, self.position)
         return value
-
-    def _move(self, end: int) -> None:
-        self.offset += len(self.text[self.position : end].encode())
-        self.position = end
 
 
 def array_rows(file: DataFile) -> Iterator[IndexedRow]:
     """The objects of a JSON array, or the values of an object, as `DataFile.json_key` says."""
+    number, offset, previous = 0, 0, 0
     try:
-        scanner = Scanner(b"".join(file.chunks()).decode())
+        text = b"".join(file.chunks()).decode()
+        for number, (start, end, value, key) in enumerate(_entries(Scanner(text), file), 1):
+            if not isinstance(value, dict):
+                raise ValueError(f"{file.name}: row {number} is not an object: {value!r:.40}")
+            offset += len(text[previous:start].encode())
+            length = len(text[start:end].encode())
+            yield f"{file.prefix}row-{number}", offset, length, {**value, **key}
+            offset, previous = offset + length, end
     except UnicodeDecodeError as error:
         raise ValueError(f"{file.name} is not UTF-8: {error.reason} at {error.start:,}") from error
-    if file.json_key:
-        if scanner.next() != "{":
-            raise ValueError(
-                f"{file.name} must be a JSON object {{...}}; it begins with {scanner.next()!r}"
-            )
-        scanner.enter()
-        if file.json_key != "*":
-            _find_key(scanner, file)
-    is_object = file.json_key == "*"
-    if not is_object:
-        scanner.enter()
-    number = 0
-    while scanner.next() != ("}" if is_object else "]"):
-        number += 1
-        start, key = scanner.offset, None
-        try:
-            if is_object:
-                key = scanner.value()
-            value = scanner.value()
-        except ValueError as error:
-            raise ValueError(
-                f"{file.name}: row {number} (byte {start:,}) is not valid JSON: {error}"
-            ) from error
-        if not isinstance(value, dict):
-            raise ValueError(f"{file.name}: row {number} is not an object {{...}}: {value!r:.40}")
-        record = {**value, "id": key} if is_object else value
-        yield f"{file.prefix}row-{number}", start, scanner.offset - start, record
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(
+            f"{file.name}: row {number + 1} or the text before it is not valid JSON: {error}"
+        ) from error
 
 
-def _find_key(scanner: Scanner, file: DataFile) -> None:
-    """Move to the list of rows, which is a value of the object that the scanner is in."""
+def _entries(scanner: Scanner, file: DataFile) -> Iterator[tuple[int, int, Any, RawRecord]]:
+    """Start and end, in characters, value and id of each row; no id unless it is a key."""
+    are_values = file.json_key == "*"
+    if file.json_key and scanner.peek() != "{":
+        raise ValueError(
+            f"{file.name} must be a JSON object {{...}}; it begins with {scanner.peek()!r}"
+        )
+    if file.json_key and not are_values:
+        _find_list(scanner, file)
+    scanner.enter()
+    while scanner.peek() != ("}" if are_values else "]"):
+        start = scanner.position
+        key = {"id": scanner.value()} if are_values else {}
+        value = scanner.value()
+        yield start, scanner.position, value, key
+
+
+def _find_list(scanner: Scanner, file: DataFile) -> None:
+    """Move to the list of rows, which is a value of the object that begins here."""
+    scanner.enter()
     keys = []
-    while scanner.next() not in ("}", ""):
-        start = scanner.offset
-        try:
-            keys.append(scanner.value())
-            if keys[-1] == file.json_key and scanner.next() == "[":
-                return
-            scanner.value()
-        except ValueError as error:
-            raise ValueError(f"{file.name}: not valid JSON at byte {start:,}: {error}") from error
+    while scanner.peek() not in ("}", ""):
+        keys.append(scanner.value())
+        if keys[-1] == file.json_key and scanner.peek() == "[":
+            return
+        scanner.value()
     names = ", ".join(map(str, keys)) or "nothing"
     raise ValueError(f"{file.name} has no list '{file.json_key}'; it has {names}")
 
@@ -167,7 +153,7 @@ def index(file: DataFile) -> Iterator[Span]:
 
 def read(file: DataFile, spans: Sequence[Span]) -> Iterator[RawRecord | Exception]:
     parser = _parse_entry if file.json_key == "*" else parse
-    return (try_parse(parser, data) for data in read_ranges(file, spans, MAX_ROW))
+    return read_spans(file, spans, MAX_ROW, parser)
 
 
-JSONL = Format((".jsonl", ".ndjson", ".json"), columns, index, read, content_digest)
+JSONL = Format((".jsonl", ".ndjson", ".json"), columns, index, read, DataFile.chunks)

@@ -16,23 +16,14 @@ from itertools import accumulate
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.data.formats.base import (
-    ALIASES,
-    ROW_NUMBER,
-    DataFile,
-    Format,
-    RawRecord,
-    Span,
-    content_digest,
-)
+from pipelines.data.formats.base import ALIASES, ROW_NUMBER, DataFile, Format, RawRecord, Span
 from pipelines.data.memory_limit import bounded
 
 BATCH = 4 << 20  # bytes of rows to decode at once, according to the file's metadata
 # Bytes that one row may take while it is decoded; several at once may take an eighth of it.
 MAX_MEMORY = 4 << 30
-MAX_HASHED = (
-    64 << 20
-)  # bytes; of a larger file only the footer is hashed, which describes all pages
+# Bytes: of a larger file only the footer is hashed, which describes all pages.
+MAX_HASHED = 64 << 20
 INDEX_ROWS = 8192  # rows whose ids are read at once
 _FIELDS = {name for names in ALIASES.values() for name in names}
 _open = threading.local()  # the cursor of this thread and the version of its file
@@ -78,21 +69,15 @@ def index(file: DataFile) -> Iterator[Span]:
             raise ValueError(f"{file.name} has no column {required}; it has {', '.join(names)}")
         number = 0
         batches = parquet.iter_batches(batch_size=INDEX_ROWS, columns=keys)
-        while (records := _next_ids(file, batches)) is not None:
+        while number < parquet.metadata.num_rows:
+            try:
+                with bounded(MAX_MEMORY // 8):
+                    records = next(batches).to_pylist()
+            except (pa.ArrowException, OSError, MemoryError, StopIteration) as error:
+                raise ValueError(f"cannot read the ids of {file.name}: {error}") from error
             for record in records:
                 yield Span(file.identity(record) or f"{file.prefix}row-{number + 1}", number, 1)
                 number += 1
-
-
-def _next_ids(file: DataFile, batches: Iterator[pa.RecordBatch]) -> list[RawRecord] | None:
-    try:
-        with bounded(MAX_MEMORY // 8):
-            records: list[RawRecord] = next(batches).to_pylist()
-            return records
-    except StopIteration:
-        return None
-    except (pa.ArrowException, OSError, MemoryError) as error:
-        raise ValueError(f"cannot read the ids of {file.name}: {error}") from error
 
 
 class Cursor:
@@ -148,9 +133,7 @@ def read(file: DataFile, spans: Sequence[Span]) -> Iterator[RawRecord | Exceptio
         _open.cursor, _open.version = Cursor(file), version
     for span in spans:
         try:
-            record = _open.cursor.row(span.start)
-            has_number = ROW_NUMBER in file.keys
-            yield {**record, **_number_column(file, span.start)} if has_number else record
+            yield {**_open.cursor.row(span.start), **_number_column(file, span.start)}
         except (pa.ArrowException, OSError, ValueError, MemoryError, StopIteration) as error:
             _open.version = None  # a reader that failed must not be used again
             yield ValueError(f"cannot read row {span.start + 1} of {file.name}: {error}")
@@ -163,7 +146,7 @@ def _number_column(file: DataFile, number: int) -> RawRecord:
 def digest(file: DataFile) -> Iterator[bytes]:
     size = file.info().size
     if size <= MAX_HASHED:
-        yield from content_digest(file)
+        yield from file.chunks()
         return
     with file.open() as stream:
         stream.seek(size - 8)

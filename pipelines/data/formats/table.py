@@ -11,16 +11,7 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 
-from pipelines.data.formats.base import (
-    DataFile,
-    Format,
-    RawRecord,
-    Span,
-    content_digest,
-    read_lines,
-    read_ranges,
-    try_parse,
-)
+from pipelines.data.formats.base import DataFile, Format, RawRecord, Span, read_lines, read_spans
 
 MAX_RECORD = 16 << 20  # bytes
 csv.field_size_limit(MAX_RECORD)  # by default texts over 128 KiB are refused
@@ -66,13 +57,11 @@ def columns(file: DataFile) -> list[str]:
 
 
 def index(file: DataFile) -> Iterator[Span]:
-    header: list[str] | None = None
-    for number, (start, length, cells) in enumerate(records(file)):
-        if header is None:
-            header = cells
-        else:
-            row_id = file.identity(dict(zip(header, cells, strict=False)))
-            yield Span(row_id or f"{file.prefix}row-{number}", start, length)
+    rows = records(file)
+    header = next((cells for *_, cells in rows), [])
+    for number, (start, length, cells) in enumerate(rows, 1):
+        row_id = file.identity(dict(zip(header, cells, strict=False)))
+        yield Span(row_id or f"{file.prefix}row-{number}", start, length)
 
 
 def read(file: DataFile, spans: Sequence[Span]) -> Iterator[RawRecord | Exception]:
@@ -87,7 +76,7 @@ def read(file: DataFile, spans: Sequence[Span]) -> Iterator[RawRecord | Exceptio
             )
         return {name: _value(cell) for name, cell in zip(header, cells, strict=True)}
 
-    return (try_parse(parse, data) for data in read_ranges(file, spans, MAX_RECORD))
+    return read_spans(file, spans, MAX_RECORD, parse)
 
 
 def _value(cell: str) -> str | list[object]:
@@ -100,4 +89,4 @@ def _value(cell: str) -> str | list[object]:
     return cell
 
 
-CSV = Format((".csv", ".tsv"), columns, index, read, content_digest)
+CSV = Format((".csv", ".tsv"), columns, index, read, DataFile.chunks)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import tarfile
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from pipelines.data.formats.base import (
@@ -19,9 +20,7 @@ from pipelines.data.formats.base import (
     Format,
     RawRecord,
     Span,
-    read_ranges,
-    size_digest,
-    try_parse,
+    read_spans,
 )
 from pipelines.data.formats.jsonl import parse as parse_json
 
@@ -39,7 +38,7 @@ def _stem(name: str) -> str:
 
 def index(file: DataFile) -> Iterator[Span]:
     shard = file.name.partition(".")[0]
-    row, start, end = None, 0, 0
+    row, start, end = "", 0, 0
     with file.open() as raw, io.BufferedReader(raw, READ_AHEAD) as stream:
         size = raw.size()
         try:
@@ -55,7 +54,7 @@ def index(file: DataFile) -> Iterator[Span]:
                 if not member.isreg() or not stem:
                     continue
                 if stem != row:
-                    if row is not None:
+                    if row:
                         yield Span(f"{shard}/{row}", start, end - start)
                     row, start = stem, member.offset
                 end = archive.offset
@@ -63,7 +62,7 @@ def index(file: DataFile) -> Iterator[Span]:
             stream.seek(archive.offset)
             if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError("no end mark")
-            if row is not None:
+            if row:
                 yield Span(f"{shard}/{row}", start, end - start)
         except tarfile.TarError:
             # The rest is lost: one row stands for it, so that it is counted.
@@ -71,13 +70,14 @@ def index(file: DataFile) -> Iterator[Span]:
 
 
 def read(file: DataFile, spans: Sequence[Span]) -> Iterator[RawRecord | Exception]:
-    for span, data in zip(spans, read_ranges(file, spans, MAX_ROW), strict=True):
+    records = read_spans(file, spans, MAX_ROW, partial(_record, file))
+    for span, record in zip(spans, records, strict=True):
         if span.row_id.rpartition("/")[2].startswith(DAMAGED):
             yield ValueError(
                 f"{file.name} is cut or damaged from byte {span.start:,} on: the rest is lost"
             )
         else:
-            yield try_parse(lambda data: _record(file, data), data)
+            yield record
 
 
 def _record(file: DataFile, data: bytes) -> RawRecord:
@@ -115,4 +115,9 @@ def _record(file: DataFile, data: bytes) -> RawRecord:
     return record | {"id": f"{file.name.partition('.')[0]}/{stem}", "media": media}
 
 
-WEBDATASET = Format((".tar",), lambda file: None, index, read, size_digest)
+def digest(file: DataFile) -> Iterator[bytes]:
+    """Name and size: reading all media once more would take too long."""
+    yield f"{file.name} {file.info().size}".encode()
+
+
+WEBDATASET = Format((".tar",), lambda file: None, index, read, digest)
