@@ -7,7 +7,7 @@ import string
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -32,9 +32,9 @@ class Benchmark(ABC):
     name: str
     version: str
     kind: Kind | None  # of its media; None: any
-    headline: ClassVar[str] = "accuracy"  # name of the metric that is the run's accuracy
-    headline_max: ClassVar[float] = 1.0  # `accuracy` in MLflow is a share of it
-    scoring_note: ClassVar[str] = ""  # one line that readers of the numbers must know
+    headline: str = "accuracy"  # name of the metric that is the run's accuracy
+    headline_max: float = 1.0  # `accuracy` in MLflow is a share of it
+    scoring_note: str = ""  # one line that readers of the numbers must know
 
     def generate(self, split: str, limit: int | None) -> Path | None:
         """Return generated data with the first `limit` rows. None: the user must give `--data`."""
@@ -72,9 +72,13 @@ class Benchmark(ABC):
         """Return a run's answers as a file for the benchmark's server; `data` has the questions."""
         raise ValueError(f"{self.name} has no server to submit to; its answers are scored here")
 
+    @property
+    def chances(self) -> Mapping[str, float]:
+        """Return the accuracy of guessing by type of question, where it is known."""
+        return {}
+
     def chance(self, type: str) -> float | None:
-        """Return the accuracy of guessing, if known."""
-        return None
+        return self.chances.get(type)
 
 
 ID_FIELDS = ("question_id", "questionId", "index", "id", "image")

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from importlib.resources import files
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from pipelines.benchmarks.base import Benchmark, Score, normalised
-from pipelines.benchmarks.synthetic.dataset_files import MediaFile, write_dataset
 from pipelines.benchmarks.synthetic.scenes import Question
 from pipelines.data.rows import Kind, Row
 
@@ -36,25 +38,50 @@ class Synthetic(Benchmark):
     questions_per_medium: int
     random_subject: Callable[[Rng], Any]
     save: Callable[[Any, Path], None]
-    # Functions by type of question; None: the subject has no answer to such a question.
-    question_types: Mapping[str, Callable[[Any, Rng], Question | None]]
-    chances: Mapping[str, float]  # of guessing right among the possible answers
+    # By type of question, a function and the number of possible answers. The function returns
+    # None if the subject has no answer. Their order is part of what the seed draws.
+    question_types: Mapping[str, tuple[Callable[[Any, Rng], Question | None], int]]
 
     def make(self, folder: Path, split: str, questions: int | None = None, seed: int = 0) -> Path:
-        """Write media and manifest of a split below `folder`, once; return the manifest's path."""
+        """Write media and manifest of a split below `folder`; return the manifest's path.
+
+        Does nothing if the manifest is there. Every file gets its name only when it is complete,
+        the manifest last: a killed call leaves no manifest, and the next one continues with the
+        missing media. Manifests in one folder share their media.
+        """
         if split not in QUESTIONS:
             raise ValueError(f"{self.name} has no split '{split}'; it has {', '.join(QUESTIONS)}")
         home = folder / f"{self.name}-{self.version}-{seed}" / split
-        file = home / ("manifest.jsonl" if questions is None else f"manifest-{questions}.jsonl")
+        manifest = home / ("manifest.jsonl" if questions is None else f"manifest-{questions}.jsonl")
+        if manifest.exists():
+            return manifest
+        (home / self.file_name).parent.mkdir(parents=True, exist_ok=True)
         total = QUESTIONS[split] if questions is None else questions
-        return write_dataset(file, f"{self.name}-{split}", self._media(split, seed), total)
-
-    def _media(self, split: str, seed: int) -> Iterator[MediaFile]:
+        rows: list[dict[str, Any]] = []
         for number in count():
+            if len(rows) >= total:
+                break
             rng = self.rng_for(split, seed, number)
             subject = self.random_subject(rng)
-            questions = self.questions(subject, rng, self.questions_per_medium)
-            yield MediaFile(self.file_name.format(number), partial(self.save, subject), questions)
+            medium = self.file_name.format(number)
+            if not (home / medium).exists():
+                _write_atomically(home / medium, partial(self.save, subject))
+            rows += [
+                {
+                    "id": f"{self.name}-{split}-{number:06d}-{index}",
+                    "media": medium,
+                    "question": question.text,
+                    "answers": [question.answer],
+                    "options": list(question.options),
+                    "type": question.type,
+                }
+                for index, question in enumerate(
+                    self.questions(subject, rng, self.questions_per_medium)
+                )
+            ]
+        lines = "".join(json.dumps(row) + "\n" for row in rows[:total])
+        _write_atomically(manifest, lambda path: path.write_text(lines, encoding="utf-8"))
+        return manifest
 
     def rng_for(self, split: str, seed: int, number: int) -> Rng:
         """Return the generator of one medium; no two splits, seeds or numbers share it."""
@@ -64,7 +91,7 @@ class Synthetic(Benchmark):
     def questions(self, subject: Any, rng: Rng, limit: int) -> list[Question]:
         """Return up to `limit` questions, each of another type that has an answer."""
         types = rng.permutation(list(self.question_types))
-        drafts = [self.question_types[type](subject, rng) for type in types]
+        drafts = [self.question_types[type][0](subject, rng) for type in types]
         return [question for question in drafts if question][:limit]
 
     def generate(self, split: str, limit: int | None) -> Path:
@@ -80,5 +107,23 @@ class Synthetic(Benchmark):
     def score(self, row: Row, prediction: str) -> Score:
         return Score.of(normalised(prediction) in {normalised(answer) for answer in row.answers})
 
-    def chance(self, type: str) -> float | None:
-        return self.chances.get(type)
+    @property
+    def chances(self) -> dict[str, float]:
+        return {type: 1 / answers for type, (_, answers) in self.question_types.items()}
+
+
+def load_wordings(benchmark: str) -> dict[str, list[str]]:
+    """Return the wordings of each type of question of a benchmark."""
+    text = files(__package__).joinpath("wordings.yaml").read_text(encoding="utf-8")
+    wordings: dict[str, list[str]] = yaml.safe_load(text)[benchmark]
+    return wordings
+
+
+def _write_atomically(file: Path, save: Callable[[Path], Any]) -> None:
+    """Save under a temporary name first. Two processes that write the file write the same bytes."""
+    temporary = file.with_name(f".{os.getpid()}-{file.name}")
+    try:
+        save(temporary)
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import av
 
-from pipelines.benchmarks.synthetic.base import Rng, Synthetic
+from pipelines.benchmarks.synthetic.base import Rng, Synthetic, load_wordings
 from pipelines.benchmarks.synthetic.scenes import (
     COLOURS,
     SHAPES,
@@ -26,7 +26,6 @@ from pipelines.benchmarks.synthetic.scenes import (
     build_question,
     draw,
     fits,
-    parse_wordings,
     pick,
     random_thing,
 )
@@ -35,15 +34,7 @@ SIDE = 96
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 COUNTS = ("0", "1", "2", "3")
 CHANGES = {"appears": ("appear",), "disappears": ("disappear",), "stays": ("stay", "move")}
-WORDINGS = parse_wordings("""
-mover: What colour is the {}? | What color is the {}? | Which colour does the {} have?
-moving: Does the {} move? | Is the {} moving? | Does the {} change its place?
-direction: In which direction does the {} move? | Which way does the {} move? | \
-Where does the {} go?
-change: Say whether the {} appears, disappears or stays. | \
-What about the {}: appears, disappears or stays?
-count: How many {} move? | How many {} are moving? | Count the {} that move.
-""")
+WORDINGS = load_wordings("motion")
 _FPS = 8
 # Without its assembler code: that of AVX-512 writes different bytes each time, and each kind of
 # CPU has its own.
@@ -212,14 +203,6 @@ def _count(clip: Clip, rng: Rng) -> Question | None:
     return build_question("count", pick(rng, WORDINGS["count"]), [phrase], str(len(moving)), COUNTS)
 
 
-CHANCE = {  # of guessing right among the possible answers
-    "mover": 1 / len(COLOURS),
-    "moving": 1 / 2,
-    "direction": 1 / len(DIRECTIONS),
-    "change": 1 / len(CHANGES),
-    "order": 1 / 2,
-    "count": 1 / len(COUNTS),
-}
 BENCHMARK = Synthetic(
     "motion",
     "1",
@@ -228,15 +211,14 @@ BENCHMARK = Synthetic(
     questions_per_medium=5,
     random_subject=clip,
     save=_save,
-    # Their order is part of what the seed draws.
     question_types={
-        "mover": _mover,
-        "moving": _moving,
-        "direction": _direction,
-        "change": _change,
-        "order": _order,
-        "count": _count,
+        "mover": (_mover, len(COLOURS)),
+        "moving": (_moving, 2),
+        "direction": (_direction, len(DIRECTIONS)),
+        "change": (_change, len(CHANGES)),
+        "order": (_order, 2),
+        "count": (_count, len(COUNTS)),
     },
-    chances=CHANCE,
 )
+CHANCE = BENCHMARK.chances
 make, rng_for, questions = BENCHMARK.make, BENCHMARK.rng_for, BENCHMARK.questions

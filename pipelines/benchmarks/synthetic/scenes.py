@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.resources import files
 from math import hypot
 from typing import Any, NamedTuple
 
@@ -31,17 +32,11 @@ COLOURS = {
     "white": (242, 242, 242),
 }
 SIZES = {"small": (9.0, 11.0), "large": (17.0, 22.0)}  # radius in pixels
-_BITMAPS = """
-0 0E 11 13 15 19 11 0E; 1 04 0C 04 04 04 04 0E; 2 0E 11 01 02 04 08 1F; 3 1F 02 04 02 01 11 0E
-4 02 06 0A 12 1F 02 02; 5 1F 10 1E 01 01 11 0E; 6 06 08 10 1E 11 11 0E; 7 1F 01 02 04 08 08 08
-8 0E 11 11 0E 11 11 0E; 9 0E 11 11 0F 01 02 0C; A 0E 11 11 1F 11 11 11; C 0E 11 10 10 10 11 0E
-E 1F 10 10 1E 10 10 1F; F 1F 10 10 1E 10 10 10; H 11 11 11 1F 11 11 11; K 11 12 14 18 14 12 11
-L 10 10 10 10 10 10 1F; T 1F 04 04 04 04 04 04; X 11 11 0A 04 0A 11 11; Z 1F 01 02 04 08 10 1F
-"""
-# Seven rows of five dots; each row is a hexadecimal number, its highest bit on the left.
+# Seven rows of five dots each.
 GLYPHS = {
-    name: np.array([[int(row, 16) >> bit & 1 for bit in (4, 3, 2, 1, 0)] for row in rows], bool)
-    for name, *rows in (glyph.split() for glyph in _BITMAPS.strip().replace("\n", ";").split(";"))
+    name: np.array([[dot == "#" for dot in row] for row in rows], bool)
+    for line in files(__package__).joinpath("glyphs.txt").read_text().splitlines()
+    for name, *rows in [line.split()]
 }
 DIGITS = tuple(glyph for glyph in GLYPHS if glyph.isdigit())
 LETTERS = tuple(glyph for glyph in GLYPHS if glyph.isalpha())
@@ -147,12 +142,6 @@ def build_question(
     return Question(type, text, answer, tuple(options), tuple(targets))
 
 
-def parse_wordings(table: str) -> dict[str, list[str]]:
-    """Read lines of `type: wording | wording`."""
-    lines = (line.partition(": ") for line in table.strip().splitlines())
-    return {type: wordings.split(" | ") for type, _, wordings in lines}
-
-
 def pick(rng: np.random.Generator, values: Sequence[str]) -> str:
     return values[int(rng.integers(len(values)))]
 
@@ -222,8 +211,9 @@ def backdrop(side: int, seed: int) -> Array:
     turn, wave = rng.uniform(0, np.pi), rng.uniform(0.2, 0.9)
     pixel = np.arange(side, dtype=np.float32)
     stripes = np.sin(wave * (np.cos(turn) * pixel[None] + np.sin(turn) * pixel[:, None]))
-    picture: Array = np.asarray(smooth, dtype=np.float32)
-    return picture + float(rng.uniform(0, 10)) * stripes[..., None]
+    strength = float(rng.uniform(0, 10))
+    picture: Array = np.asarray(smooth, dtype=np.float32) + strength * stripes[..., None]
+    return picture
 
 
 def draw(scene: Scene, noise: int = 0) -> Array:

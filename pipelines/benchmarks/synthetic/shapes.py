@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipelines.benchmarks.synthetic.base import Rng, Synthetic
+from pipelines.benchmarks.synthetic.base import Rng, Synthetic, load_wordings
 from pipelines.benchmarks.synthetic.scenes import (
     COLOURS,
     DIGITS,
@@ -34,25 +34,13 @@ from pipelines.benchmarks.synthetic.scenes import (
     build_question,
     draw,
     fits,
-    parse_wordings,
     pick,
     random_thing,
 )
 
 SIDE = 192
 COUNTS = ("0", "1", "2", "3", "4", "5")
-WORDINGS = parse_wordings("""
-existence: Is there {}? | Is there {} in the picture? | Can you see {}? | Does the picture show {}?
-colour: What colour is the {}? | What color is the {}? | Which colour does the {} have? | \
-The {} is of what colour?
-shape: What shape is the {}? | Which shape does the {} have? | The {} has what shape?
-size: Is the {} small or large? | Is the {} large or small? | What size is the {}? | \
-How big is the {}, small or large?
-count: How many {} are there? | How many {} are in the picture? | What is the number of {}? | \
-Count the {}.
-only glyph: What {} is in the picture? | Which {} can you see? | Read the {}.
-glyph on: What {} is on the {}? | Which {} is written on the {}? | Read the {} on the {}.
-""")
+WORDINGS = load_wordings("shapes")
 _COUNT_WEIGHTS = np.array([1.5, 1.5, 1.5, 1.5, 3, 7]) / 16  # few scenes have five of anything
 _MIN_DISTANCE = 24  # pixels between things, one of which is left of or above the other
 _NAME = ("colour", "shape")
@@ -223,15 +211,6 @@ def _reading(scene: Scene, rng: Rng) -> Question | None:
     return None
 
 
-CHANCE = {  # of guessing right among the possible answers
-    "existence": 1 / 2,
-    "colour": 1 / len(COLOURS),
-    "shape": 1 / len(SHAPES),
-    "count": 1 / len(COUNTS),
-    "size": 1 / len(SIZES),
-    "relation": 1 / 2,
-    "reading": 1 / len(DIGITS),
-}
 BENCHMARK = Synthetic(
     "shapes",
     "1",
@@ -240,16 +219,15 @@ BENCHMARK = Synthetic(
     questions_per_medium=6,
     random_subject=scene,
     save=_save,
-    # Their order is part of what the seed draws.
     question_types={
-        "existence": _existence,
-        "colour": partial(_property, name="colour"),
-        "shape": partial(_property, name="shape"),
-        "count": _count,
-        "size": partial(_property, name="size"),
-        "relation": _relation,
-        "reading": _reading,
+        "existence": (_existence, 2),
+        "colour": (partial(_property, name="colour"), len(COLOURS)),
+        "shape": (partial(_property, name="shape"), len(SHAPES)),
+        "count": (_count, len(COUNTS)),
+        "size": (partial(_property, name="size"), len(SIZES)),
+        "relation": (_relation, 2),
+        "reading": (_reading, len(DIGITS)),
     },
-    chances=CHANCE,
 )
+CHANCE = BENCHMARK.chances
 make, rng_for, questions = BENCHMARK.make, BENCHMARK.rng_for, BENCHMARK.questions
