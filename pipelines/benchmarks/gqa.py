@@ -15,16 +15,15 @@ from typing import Any
 import numpy as np
 
 from pipelines.benchmarks.base import Score
-from pipelines.benchmarks.data_folder import LLAVA_COLUMNS
 from pipelines.benchmarks.joined_manifest import JoinedManifest
-from pipelines.benchmarks.official import OfficialBenchmark, llava_row
+from pipelines.benchmarks.official import LLAVA_COLUMNS, OfficialBenchmark, llava_row
 from pipelines.data.formats.base import RawRecord
 from pipelines.data.rows import Row
 from pipelines.metrics.answer_metrics import AnswerArrays, Metric
 
 TIER = "testdev_balanced"
 HOMES = ("", "data/", "data/questions/", "data/questions1.2/", "questions/", "questions1.2/")
-CHANCE = {"verify": 0.5, "logical": 0.5, "choose": 0.5, "compare": 0.5}  # two possible answers
+TWO_ANSWERS = ("verify", "logical", "choose", "compare")  # types of two possible answers
 
 
 def llava(record: RawRecord) -> RawRecord:
@@ -43,6 +42,7 @@ def _answer(record: RawRecord) -> RawRecord:
 class GQA(OfficialBenchmark):
     name = "gqa"
     hub = "lmms-lab/GQA"
+    chances = dict.fromkeys(TWO_ANSWERS, 0.5)
 
     def load(self, data: str, split: str = "test", **options: Any) -> JoinedManifest:
         folder = self.folder(data, options)
@@ -52,9 +52,8 @@ class GQA(OfficialBenchmark):
             columns=("imageId", "types"),
             shape=hub,
             expected=("id", "imageId", "answer"),
-            images=folder.hub_files("testdev", config=(f"{TIER}_images",)),
+            images=tuple(folder.hub_files("testdev", config=(f"{TIER}_images",))),
         ) or folder.manifest(
-            "JSON",
             folder.find_file("questions", f"llava_gqa_{TIER}.jsonl", is_data=True),
             shape=llava,
             expected=LLAVA_COLUMNS,
@@ -71,7 +70,8 @@ class GQA(OfficialBenchmark):
 
     def metrics(self, answers: AnswerArrays) -> dict[str, Metric]:
         structure = answers.types
-        words = np.array([f"{len(str(text).split()):02}" for text in answers.questions], object)
+        questions = answers.table["question"].to_pylist()
+        words = np.array([f"{len((text or '').split()):02}" for text in questions], dtype=object)
         return {
             "accuracy": answers.mean(),
             "open": answers.mean(structure == "query"),
@@ -79,9 +79,6 @@ class GQA(OfficialBenchmark):
             **answers.means_by("semantic", answers.meta("semantic")),
             **answers.means_by("words", words),
         }
-
-    def chance(self, type: str) -> float | None:
-        return CHANCE.get(type)
 
 
 BENCHMARK = GQA()

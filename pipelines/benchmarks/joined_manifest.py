@@ -92,9 +92,9 @@ class JoinedManifest(Manifest):
         return table
 
     def read(self, pointers: pa.Table) -> list[Row]:
-        records = read_records(self.layout, self.files, pointers)
         if not self.references:
-            return [self._row(*record) for record in records]
+            return super().read(pointers)
+        records = read_records(self.layout, self.files, pointers)
         columns = [pointers[name] for name in ("row_id", *REFERENCE_INDEX)]
         positions = pa.table(columns, names=INDEX.names)
         references = read_records(REFERENCE_LAYOUT, self.references, positions)

@@ -125,7 +125,7 @@ class MMBench(OfficialBenchmark):
         if manifest := folder.from_hub(split, config=(self.config,), **table, **rows):
             return manifest
         file = folder.find_file("questions", *self.files[split], is_data=True, **table)
-        return folder.manifest("CSV", file, **rows)
+        return folder.manifest(file, layout="CSV", **rows)
 
     def prompt(self, row: Row) -> str:
         hint = [row.meta["hint"]] if "hint" in row.meta else []
@@ -152,7 +152,7 @@ class MMBench(OfficialBenchmark):
             "plain_chance": mean_over(np.nan_to_num(answers.chances), answers.scored & plain),
         }
         for kinds in (answers.types, answers.meta("l2-category")):
-            for kind in sorted(set(kinds[answers.scored]) - {""}):
+            for kind in answers.scored_keys(kinds):
                 rows = kinds == kind
                 metrics[f"{kind}/circular"] = mean_over(correct, first & rows)
                 metrics[f"{kind}/plain"] = answers.mean(plain & rows)

@@ -88,6 +88,7 @@ class MME(OfficialBenchmark):
     hub = "lmms-lab/MME"
     headline = "total"
     headline_max = 2800.0
+    chances = dict.fromkeys(SUBTASKS, 0.5)
 
     def load(self, data: str, split: str = "test", **options: Any) -> JoinedManifest:
         folder = self.folder(data, options)
@@ -103,7 +104,7 @@ class MME(OfficialBenchmark):
             if any(folder.has_folder(f"{home}/{task}".lstrip("/")) for task in SUBTASKS):
                 texts = folder.open(home, identity=release_id)
                 return folder.manifest(
-                    "pairs", texts, shape=release, media_folders=(home,), suffixes=SUFFIXES
+                    texts, layout="pairs", shape=release, media_folders=(home,), suffixes=SUFFIXES
                 )
         raise FileNotFoundError(
             f"{self.name}: there are no subtasks; looked for folders such as"
@@ -139,9 +140,6 @@ class MME(OfficialBenchmark):
         for name, subtasks in totals.items():
             metrics[name] = weighted_sum([points[task] for task in subtasks if task in points])
         return metrics
-
-    def chance(self, type: str) -> float | None:
-        return 0.5
 
 
 BENCHMARK = MME()

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from pipelines.benchmarks.base import Score
-from pipelines.benchmarks.data_folder import LLAVA_COLUMNS
 from pipelines.benchmarks.joined_manifest import JoinedManifest
 from pipelines.benchmarks.official import (
+    LLAVA_COLUMNS,
     SHORT,
     OfficialBenchmark,
     hub_row,
@@ -35,8 +35,8 @@ from pipelines.metrics.answer_metrics import (
     AnswerArrays,
     Bools,
     Metric,
-    RatioTerm,
     mean_over,
+    ratio,
     weighted_sum,
 )
 
@@ -73,6 +73,7 @@ class POPE(OfficialBenchmark):
     name = "pope"
     hub = "lmms-lab/POPE"
     headline = "f1"
+    chances = dict.fromkeys(SPLITS, 0.5)
 
     def load(self, data: str, split: str = "test", **options: Any) -> JoinedManifest:
         folder = self.folder(data, options)
@@ -96,7 +97,6 @@ class POPE(OfficialBenchmark):
             for split in SPLITS
         ]
         return folder.manifest(
-            "JSON",
             questions,
             shape=llava,
             expected=(*LLAVA_COLUMNS, "category"),
@@ -125,17 +125,12 @@ class POPE(OfficialBenchmark):
             metrics[name] = weighted_sum(of_splits, 1 / len(splits))
         return metrics
 
-    def chance(self, type: str) -> float | None:
-        return 0.5
-
 
 def _metrics(answers: AnswerArrays, rows: Bools) -> dict[str, Metric]:
-    positive = answers.references == "yes"
+    references = answers.table["reference"].to_pylist()
+    positive = np.array([bool(answer) and answer[0] == "yes" for answer in references], dtype=bool)
     predicted = np.where(answers.correct, positive, ~positive)
     hit, wrong = predicted & positive & rows, (predicted != positive) & rows
-
-    def ratio(numerator: Any, denominator: Any) -> Metric:
-        return (RatioTerm(1.0, numerator.astype(np.float64), denominator.astype(np.float64)),)
 
     return {
         "accuracy": mean_over(answers.scores, rows),

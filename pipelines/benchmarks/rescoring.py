@@ -1,7 +1,7 @@
 """Scoring without a model: of a stored run, from its Parquet alone, and of external answers.
 
     table = rescore(answers.read(folder), benchmark("pope"))
-    table, report = join_answers(benchmark("pope"), manifest, read_answers("answers.jsonl"))
+    table, mismatches = join_answers(benchmark("pope"), manifest, read_answers("answers.jsonl"))
 
 External answers are joined to the benchmark's rows by id. Rows without an answer, ids with several
 answers and unknown ids are counted and named; no answer moves to the row of another.
@@ -10,8 +10,7 @@ answers and unknown ids are counted and named; no answer moves to the row of ano
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,11 @@ from pipelines.benchmarks.base import Benchmark, Score
 from pipelines.data import spreadsheet
 from pipelines.data.manifest import Manifest
 from pipelines.data.rows import Medium, Row
+from pipelines.metrics.answer_metrics import with_column
 from pipelines.results.answer_schema import ANSWER_SCHEMA
 
 CHUNK_ROWS = 8192  # that are Python objects at once
-MAX_EXAMPLES = 5  # ids of each kind that a report names
+MAX_EXAMPLES = 5  # ids of each kind of mismatch that are named
 EXPECTED = "answers are a .jsonl or .json file, MMBench's .xlsx, or a folder of MME's <subtask>.txt"
 COLUMNS = (  # that `rescore` reads
     *("row_id", "media", "question", "reference", "options", "type", "meta"),
@@ -37,24 +37,14 @@ MISMATCHES = {  # kinds of answers and rows that do not match
 }
 
 
-@dataclass(frozen=True)
-class JoinReport:
-    """Counts of the rows and answers that matched and that did not."""
-
-    rows: int
-    matched: int
-    missing: int
-    duplicate: int
-    unknown: int
-    examples: Mapping[str, list[str]]  # ids, by kind of mismatch
-
-    def lines(self) -> list[str]:
-        lines = []
-        for kind, meaning in MISMATCHES.items():
-            if count := getattr(self, kind):
-                more = ", ..." if count > MAX_EXAMPLES else ""
-                lines.append(f"{count:,} {meaning}: {', '.join(self.examples[kind])}{more}")
-        return lines
+def describe_mismatches(mismatches: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return a line for each kind of MISMATCHES that has ids."""
+    return [
+        f"{len(ids):,} {MISMATCHES[kind]}: {', '.join(ids[:MAX_EXAMPLES])}"
+        + (", ..." if len(ids) > MAX_EXAMPLES else "")
+        for kind, ids in mismatches.items()
+        if ids
+    ]
 
 
 def rescore(answers: pa.Table, benchmark: Benchmark) -> pa.Table:
@@ -68,7 +58,7 @@ def rescore(answers: pa.Table, benchmark: Benchmark) -> pa.Table:
     ]
     for name, type in (("score", pa.float64()), ("correct", pa.bool_())):
         column = pa.array([getattr(score, name) for score in scores], type)
-        answers = answers.set_column(answers.column_names.index(name), name, column)
+        answers = with_column(answers, name, column)
     return answers
 
 
@@ -119,9 +109,8 @@ def _read_mme(file: Path) -> Iterator[Mapping[str, Any]]:
 
 def _read_json(file: Path) -> Iterator[Mapping[str, Any]]:
     with file.open(encoding="utf-8-sig") as stream:
-        start = stream.read(1)
-        while start.isspace():
-            start = stream.read(1)
+        while (start := stream.read(1)).isspace():
+            pass
         stream.seek(0)
         answers: Iterable[Any]
         if start == "[":
@@ -144,25 +133,19 @@ def join_answers(
     manifest: Manifest,
     answers: Iterable[Mapping[str, Any]],
     split: str = "test",
-) -> tuple[pa.Table, JoinReport]:
-    """Return the scored rows as a run's table, and a report of what did not match.
+) -> tuple[pa.Table, dict[str, list[str]]]:
+    """Return the scored rows as a run's table, and the ids of each kind of MISMATCHES.
 
     Rows without an answer are errors, because rows may count together: an image of MME with one
     missing answer is not half right.
     """
     predictions: dict[str, str] = {}
-    examples: dict[str, list[str]] = {kind: [] for kind in MISMATCHES}
-    counts = dict.fromkeys(MISMATCHES, 0)
-
-    def count(kind: str, row_id: str) -> None:
-        counts[kind] += 1
-        if len(examples[kind]) < MAX_EXAMPLES:
-            examples[kind].append(row_id)
-
+    missing: list[str] = []
+    duplicate: list[str] = []
     for answer in answers:
         row_id, text = benchmark.parse_answer(answer)
         if row_id in predictions:
-            count("duplicate", row_id)
+            duplicate.append(row_id)
         predictions.setdefault(row_id, text)
     index = manifest.index()
     used: set[str] = set()
@@ -179,18 +162,14 @@ def join_answers(
                     " among them"
                 )
             used.update(ids)
-            if not ids:
-                count("missing", row.row_id)
-            for row_id in ids[1:]:
-                count("duplicate", row_id)
+            missing += [] if ids else [row.row_id]
+            duplicate += ids[1:]
             prediction = predictions[ids[0]] if ids else None
             rows.append(_answer_fields(benchmark, split, row, prediction))
         tables.append(pa.Table.from_pylist(rows, schema=ANSWER_SCHEMA))
-    for row_id in predictions:
-        if row_id not in used:
-            count("unknown", row_id)
-    report = JoinReport(len(index), len(index) - counts["missing"], **counts, examples=examples)
-    return pa.concat_tables(tables), report
+    unknown = [row_id for row_id in predictions if row_id not in used]
+    mismatches = {"missing": missing, "duplicate": duplicate, "unknown": unknown}
+    return pa.concat_tables(tables), mismatches
 
 
 def _answer_fields(

@@ -21,7 +21,7 @@ from pipelines.benchmarks.joined_manifest import JoinedManifest, embedded_image
 from pipelines.benchmarks.official import LETTER, OfficialBenchmark
 from pipelines.data.formats.base import ROW_NUMBER, RawRecord
 from pipelines.data.rows import Row
-from pipelines.metrics.answer_metrics import AnswerArrays, Metric, has_rows, mean_over
+from pipelines.metrics.answer_metrics import AnswerArrays, Metric, mean_over
 
 LETTERS = "ABCDE"
 CONTEXT = "Context: "
@@ -110,7 +110,6 @@ class ScienceQA(OfficialBenchmark):
         questions = folder.find_file("questions", "llava_test_CQM-A.json", is_data=True)
         names = [name for name in ("problems.json", "data/problems.json") if folder.has_file(name)]
         return folder.manifest(
-            "JSON",
             questions,
             shape=llava,
             expected=("id", "conversations"),
@@ -127,7 +126,8 @@ class ScienceQA(OfficialBenchmark):
     def metrics(self, answers: AnswerArrays) -> dict[str, Metric]:
         image, text = answers.meta("image") == "yes", answers.meta("text") == "yes"
         low = np.isin(answers.meta("grade"), [str(grade) for grade in range(1, 7)])
-        metrics = {
+        guessed = answers.scored & image & ~np.isnan(answers.chances)
+        return {
             "all": answers.mean(),
             "img": answers.mean(image),
             "modality/image": answers.mean(image),
@@ -135,14 +135,6 @@ class ScienceQA(OfficialBenchmark):
             "modality/none": answers.mean(~image & ~text),
             "grade/1-6": answers.mean(low),
             "grade/7-12": answers.mean(~low & (answers.meta("grade") != "")),
-        }
-        guessed = answers.scored & image & ~np.isnan(answers.chances)
-        return {
-            **{
-                name: metric
-                for name, metric in metrics.items()
-                if name == "img" or has_rows(metric)
-            },
             "chance": mean_over(answers.chances, guessed),
         }
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from pipelines.benchmarks import DEFAULT_SPLITS, benchmark, rescoring
 from pipelines.benchmarks.base import Benchmark
 from pipelines.metrics import summary
+from pipelines.metrics.answer_metrics import as_floats
 from pipelines.results import answers
 from pipelines.results.run_record import RunRecord
 from pipelines.results.storage import Folder
@@ -64,11 +66,14 @@ def score_external(path: str, name: str, data: str, split: str | None = None) ->
     bench = benchmark(name)
     split = split or DEFAULT_SPLITS.get(name, "test")
     external = rescoring.read_answers(path)
-    table, report = rescoring.join_answers(bench, bench.load(data, split), external, split)
-    if not report.matched:
-        raise ValueError(f"no answer belongs to a row of {data}: {' '.join(report.lines())}")
-    counts = {kind: count for kind, count in asdict(report).items() if kind != "examples"}
-    return ScoredAnswers(path, bench, split, table, counts, report.lines(), data)
+    table, mismatches = rescoring.join_answers(bench, bench.load(data, split), external, split)
+    notes = rescoring.describe_mismatches(mismatches)
+    matched = len(table) - len(mismatches["missing"])
+    if not matched:
+        raise ValueError(f"no answer belongs to a row of {data}: {' '.join(notes)}")
+    counts = {"rows": len(table), "matched": matched}
+    counts |= {kind: len(ids) for kind, ids in mismatches.items()}
+    return ScoredAnswers(path, bench, split, table, counts, notes, data)
 
 
 def score_run(folder: Folder, against: Folder | None = None) -> ScoredAnswers:
@@ -76,8 +81,8 @@ def score_run(folder: Folder, against: Folder | None = None) -> ScoredAnswers:
     stored, record = _read(folder)
     bench = benchmark(stored["benchmark"][0].as_py())
     table = rescoring.rescore(stored, bench)
-    pairs = zip(stored["score"].to_pylist(), table["score"].to_pylist(), strict=True)
-    changed = sum(_differ(old, new) for old, new in pairs)
+    old, new = (as_floats(scores["score"]) for scores in (stored, table))
+    changed = int((~np.isclose(old, new, rtol=0, atol=1e-9, equal_nan=True)).sum())
     notes = [f"{changed:,} rows have another score than when they were answered"] if changed else []
     # The rows of a run match by construction; what counts is whether each is there exactly once.
     unique = len(set(stored["row_id"].to_pylist()))
@@ -130,10 +135,6 @@ def _read(folder: Folder) -> tuple[pa.Table, RunRecord | None]:
 
 def _questions(table: pa.Table) -> tuple[str, str]:
     return table["benchmark"][0].as_py(), table["split"][0].as_py()
-
-
-def _differ(old: float | None, new: float | None) -> bool:
-    return old != new and (old is None or new is None or abs(old - new) > 1e-9)
 
 
 def _headline(bench: Benchmark, metrics: Mapping[str, float]) -> str:

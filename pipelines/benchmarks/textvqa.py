@@ -12,9 +12,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines.benchmarks.data_folder import LLAVA_COLUMNS
 from pipelines.benchmarks.joined_manifest import JoinedManifest
-from pipelines.benchmarks.official import SHORT, hub_row, join_id, without_suffixes
+from pipelines.benchmarks.official import LLAVA_COLUMNS, SHORT, hub_row, join_id, without_suffixes
 from pipelines.benchmarks.vqa_accuracy import VQABenchmark, answer_texts
 from pipelines.data.formats.base import RawRecord
 from pipelines.data.rows import Row
@@ -78,7 +77,6 @@ class TextVQA(VQABenchmark):
             "answers", "TextVQA_0.5.1_val.json", json_key="data", identity=reference_id
         )
         return folder.manifest(
-            "JSON",
             questions,
             shape=llava,
             expected=LLAVA_COLUMNS,

@@ -12,10 +12,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.benchmarks.data_folder import LLAVA_COLUMNS
 from pipelines.benchmarks.joined_manifest import JoinedManifest
-from pipelines.benchmarks.official import SHORT, hub_row, llava_row
-from pipelines.benchmarks.vqa_accuracy import VQABenchmark, answer_texts, normalised
+from pipelines.benchmarks.official import LLAVA_COLUMNS, SHORT, hub_row, llava_row
+from pipelines.benchmarks.vqa_accuracy import VQABenchmark, answer_texts, submitted_answers
 from pipelines.data.formats.base import RawRecord
 
 UNANSWERABLE = "\nWhen the provided information is insufficient, respond with 'Unanswerable'."
@@ -61,7 +60,6 @@ class VizWiz(VQABenchmark):
         questions = folder.find_file("questions", *names, is_data=True, identity=image_name)
         from_llava = questions.name.endswith(".jsonl")
         return folder.manifest(
-            "JSON",
             questions,
             shape=llava if from_llava else original,
             expected=LLAVA_COLUMNS if from_llava else ("image", "question"),
@@ -70,12 +68,8 @@ class VizWiz(VQABenchmark):
 
     def submission(self, answers: pa.Table, data: str | None) -> bytes:
         """Return a list of {image, answer}, sorted by image."""
-        columns = (answers[name].to_pylist() for name in ("row_id", "prediction"))
-        entries = [
-            {"image": image, "answer": normalised(prediction or "")}
-            for image, prediction in sorted(zip(*columns, strict=True))
-        ]
-        return json.dumps(entries).encode()
+        entries = sorted(submitted_answers(answers).items())
+        return json.dumps([{"image": image, "answer": text} for image, text in entries]).encode()
 
 
 BENCHMARK = VizWiz()

@@ -11,7 +11,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import lru_cache
+from importlib.resources import files
 from typing import Any
+
+import pyarrow as pa
 
 from pipelines.benchmarks.base import Score
 from pipelines.benchmarks.official import OfficialBenchmark
@@ -22,36 +25,14 @@ _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _DOT = re.compile(r"\.(?!\d)")
 # Number of dots of an answer that are removed: the original passes a flag in place of the count.
 _MAX_DOTS = 32
-_DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-_NUMBERS = {word: str(number) for number, word in enumerate(_DIGITS)} | {"none": "0"}
+_DIGITS = "zero one two three four five six seven eight nine ten"
+_NUMBERS = {word: str(number) for number, word in enumerate(_DIGITS.split())} | {"none": "0"}
 _ARTICLES = ("a", "an", "the")
-# The contraction, followed by the spellings that it replaces.
-_CONTRACTIONS = """
-'ow's'at 'ow'sat 'ows'at ow's'at; 'twas twas; ain't aint; aren't arent; can't cant; could've
-couldve; couldn't couldnt; couldn't've couldn'tve couldnt've; didn't didnt; doesn't doesnt; don't
-dont; hadn't hadnt; hadn't've hadn'tve hadnt've; hasn't hasnt; haven't havent; he'd hed; he'd've
-he'dve hed've; he's hes; how'd howd; how'll howll; how's hows; I'd've I'dve Id've; I'm Im; I've
-Ive; isn't isnt; it'd itd; it'd've it'dve itd've; it'll itll; let's let's; ma'am maam; might've
-mightve; mightn't mightnt; mightn't've mightn'tve mightnt've; must've mustve; mustn't mustnt;
-needn't neednt; not've notve; o'clock oclock; oughtn't oughtnt; shan't shant; she'd've she'dve
-shed've; she's she's; should've shouldve; shouldn't shouldnt; shouldn't've shouldn'tve shouldnt've;
-somebody'd've somebody'dve somebodyd've; somebody'll somebodyll; somebody's somebodys; somebodyd
-somebody'd; someone'd someoned; someone'd've someone'dve someoned've; someone'll someonell;
-someone's someones; something'd somethingd; something'd've something'dve somethingd've;
-something'll somethingll; that's thats; there'd thered; there'd've there'dve thered've; there're
-therere; there's theres; they'd theyd; they'd've they'dve theyd've; they'll theyll; they're theyre;
-they've theyve; wasn't wasnt; we'd've we'dve wed've; we've weve; weren't werent; what'll whatll;
-what're whatre; what's whats; what've whatve; when's whens; where'd whered; where's wheres;
-where've whereve; who'd whod; who'd've who'dve whod've; who'll wholl; who's whos; who've whove;
-why'll whyll; why're whyre; why's whys; won't wont; would've wouldve; wouldn't wouldnt; wouldn't've
-wouldn'tve wouldnt've; y'all yall; y'all'd've y'all'dve y'alld've yall'd've; y'all'll y'allll
-yall'll; you'd youd; you'd've you'dve youd've; you'll youll; you're youre; you've youve
-"""
+# Lines of a contraction and the spellings that it replaces.
 _CONTRACTION = {
     spelling: contraction
-    for contraction, *spellings in (
-        entry.split() for entry in _CONTRACTIONS.replace("\n", " ").split(";")
-    )
+    for line in files(__package__).joinpath("vqa_contractions.txt").read_text().splitlines()
+    for contraction, *spellings in [line.split()]
     for spelling in spellings
 }
 
@@ -70,6 +51,12 @@ class VQABenchmark(OfficialBenchmark):
     def metrics(self, answers: AnswerArrays) -> dict[str, Metric]:
         question_types = answers.means_by("question_type", answers.meta("question_type"))
         return {"accuracy": answers.mean(), **question_types}
+
+
+def submitted_answers(answers: pa.Table) -> dict[str, str]:
+    """Return the normalised answer to each row of a run; an empty one where it failed."""
+    columns = (answers[name].to_pylist() for name in ("row_id", "prediction"))
+    return {row_id: normalised(text or "") for row_id, text in zip(*columns, strict=True)}
 
 
 def answer_texts(answers: Any) -> list[str]:

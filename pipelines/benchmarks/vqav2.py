@@ -9,19 +9,16 @@ here: `--split val`. The hub: `lmms-lab/VQAv2`, val.
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 
-from pipelines.benchmarks.data_folder import LLAVA_COLUMNS
 from pipelines.benchmarks.joined_manifest import JoinedManifest
-from pipelines.benchmarks.official import hub_row, llava_row
-from pipelines.benchmarks.vqa_accuracy import VQABenchmark, answer_texts, normalised
+from pipelines.benchmarks.official import LLAVA_COLUMNS, hub_row, llava_row
+from pipelines.benchmarks.vqa_accuracy import VQABenchmark, answer_texts, submitted_answers
 from pipelines.data.formats.base import RawRecord
 from pipelines.data.row_index import index_rows
 
-CHANCE = {"yes/no": 0.5}
 TEST_DEV, TEST = (f"llava_vqav2_mscoco_{split}2015.jsonl" for split in ("test-dev", "test"))
 
 
@@ -50,6 +47,7 @@ class VQAv2(VQABenchmark):
     name = "vqav2"
     hub = "lmms-lab/VQAv2"
     splits = ("test", "val")
+    chances = dict.fromkeys(["yes/no"], 0.5)
 
     def load(self, data: str, split: str = "test", **options: Any) -> JoinedManifest:
         folder = self.folder(data, options)
@@ -63,21 +61,18 @@ class VQAv2(VQABenchmark):
         self.check_split(split)
         if split == "test":
             return folder.manifest(
-                "JSON",
                 folder.find_file("questions", TEST_DEV, TEST, is_data=True),
                 shape=llava_row,
                 expected=LLAVA_COLUMNS,
                 media_folders=("test2015",),
             )
-        questions, annotations = (
-            folder.find_file(what, name, json_key=key)
-            for what, name, key in (
-                ("questions", "v2_OpenEnded_mscoco_val2014_questions.json", "questions"),
-                ("answers", "v2_mscoco_val2014_annotations.json", "annotations"),
-            )
+        questions = folder.find_file(
+            "questions", "v2_OpenEnded_mscoco_val2014_questions.json", json_key="questions"
+        )
+        annotations = folder.find_file(
+            "answers", "v2_mscoco_val2014_annotations.json", json_key="annotations"
         )
         return folder.manifest(
-            "JSON",
             questions,
             shape=original,
             expected=("question_id", "image_id", "question"),
@@ -91,24 +86,23 @@ class VQAv2(VQABenchmark):
             raise ValueError(
                 f"--submission needs --data: the folder with {TEST}, the list of all questions"
             )
-        folder = replace(self.folder(data, {}), has_splits=False)
-        file = folder.find_file("all questions of test2015", TEST)
-        columns = (answers[name].to_pylist() for name in ("row_id", "prediction"))
-        predictions = dict(zip(*columns, strict=True))
-        ids = index_rows("JSON", (file,))["row_id"].to_pylist()
+        folder = self.folder(data, {})
+        if not folder.has_file(TEST):
+            raise FileNotFoundError(
+                f"{self.name}: there is no file of all questions of test2015; looked for {TEST} in"
+                f" {folder}"
+            )
+        predictions = submitted_answers(answers)
+        ids = index_rows("JSON", (folder.open(TEST),))["row_id"].to_pylist()
         if unknown := predictions.keys() - set(ids):
             raise ValueError(
                 f"{len(unknown):,} answers are to no question of {TEST}:"
                 f" {', '.join(sorted(unknown)[:3])}"
             )
         entries = [
-            {"question_id": int(row_id), "answer": normalised(predictions.get(row_id) or "")}
-            for row_id in ids
+            {"question_id": int(row_id), "answer": predictions.get(row_id, "")} for row_id in ids
         ]
         return json.dumps(entries).encode()
-
-    def chance(self, type: str) -> float | None:
-        return CHANCE.get(type)
 
 
 BENCHMARK = VQAv2()

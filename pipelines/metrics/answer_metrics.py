@@ -2,14 +2,15 @@
 
 A metric is a weighted sum of ratios of two sums over rows: a share is right rows / rows; F1 is
 2 TP / (2 TP + FP + FN), and POPE's is a third of each split's; MME's total is a hundred times each
-of 28 shares. `pipelines.metrics.intervals` draws media again and sums them anew.
+of 28 shares. Both columns of a ratio, (N,), are 0 for rows that do not count in it.
+`pipelines.metrics.intervals` draws media again and sums them anew.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,7 @@ from pipelines.metrics.intervals import Floats, RatioSum
 
 Bools = NDArray[np.bool_]
 Texts = NDArray[np.object_]
+Metric = RatioSum
 
 # Columns of the answers that AnswerArrays reads.
 COLUMNS = (
@@ -28,52 +30,49 @@ COLUMNS = (
 )
 
 
-class RatioTerm(NamedTuple):
-    """One weighted ratio; both columns, (N,), are 0 for rows that do not count in it."""
-
-    weight: float
-    numerator: Floats
-    denominator: Floats
-
-
-Metric = tuple[RatioTerm, ...]
-
-
 def value(metric: Metric) -> float:
     """Return the number. A ratio by zero, e.g. the precision without a yes, counts as 0."""
-    ratios = [term for term in metric if term.denominator.sum()]
+    ratios = [ratio for ratio in zip(*metric, strict=True) if ratio[2].sum()]
     return float(sum(weight * above.sum() / below.sum() for weight, above, below in ratios))
 
 
 def has_rows(metric: Metric) -> bool:
     """Does any row count in it?"""
-    return any(term.denominator.any() for term in metric)
+    return any(column.any() for column in metric.denominators)
 
 
-def row_values(metric: Metric) -> Floats | None:
-    """Return the values of a metric that is a plain mean over some rows, else None."""
-    if len(metric) == 1 and metric[0].weight == 1 and np.isin(metric[0].denominator, (0, 1)).all():
-        return metric[0].numerator
-    return None
+def is_mean(metric: Metric) -> bool:
+    """Is it the plain mean of its only numerator over some rows?"""
+    return list(metric.weights) == [1] and bool(np.isin(metric.denominators[0], (0, 1)).all())
 
 
-def as_ratio_sum(metric: Metric) -> RatioSum:
-    """Return the metric in the form that `pipelines.metrics.intervals` resamples."""
-    return RatioSum(*zip(*metric, strict=True))
+def ratio(numerator: Floats | Bools, denominator: Floats | Bools) -> Metric:
+    """Return the sum of one column over that of another."""
+    return Metric([1.0], [numerator.astype(np.float64)], [denominator.astype(np.float64)])
 
 
 def mean_over(values: Floats | Bools, rows: Bools) -> Metric:
     """Return the mean of `values` over `rows`. Other rows may be NaN."""
-    return (
-        RatioTerm(1.0, np.where(rows, values, 0.0).astype(np.float64), rows.astype(np.float64)),
-    )
+    return ratio(np.where(rows, values, 0.0), rows)
 
 
 def weighted_sum(metrics: Sequence[Metric], weight: float = 1.0) -> Metric:
     """Return the sum of metrics, each times `weight`."""
-    return tuple(
-        term._replace(weight=weight * term.weight) for metric in metrics for term in metric
+    return Metric(
+        [weight * own for metric in metrics for own in metric.weights],
+        [column for metric in metrics for column in metric.numerators],
+        [column for metric in metrics for column in metric.denominators],
     )
+
+
+def as_floats(column: pa.ChunkedArray) -> Floats:
+    """Return a column of numbers, NaN where it is empty."""
+    return np.asarray(pc.fill_null(pc.cast(column, pa.float64()), float("nan")), dtype=np.float64)
+
+
+def with_column(table: pa.Table, name: str, column: pa.Array) -> pa.Table:
+    """Return the table with other values in one of its columns."""
+    return table.set_column(table.column_names.index(name), name, column)
 
 
 class AnswerArrays:
@@ -82,15 +81,12 @@ class AnswerArrays:
     def __init__(self, table: pa.Table) -> None:
         self.table = table
 
-    def __len__(self) -> int:
-        return int(self.table.num_rows)
-
     @cached_property
     def scores(self) -> Floats:
         """The score of each row, 0 to 1: `score`, else `correct`. NaN for errors and no score."""
         score = pc.coalesce(self.table["score"], pc.cast(self.table["correct"], pa.float64()))
         score = pc.if_else(pc.equal(self.table["status"], "ok"), score, None)
-        return np.asarray(pc.fill_null(score, float("nan")), dtype=np.float64)
+        return as_floats(score)
 
     @cached_property
     def scored(self) -> Bools:
@@ -104,37 +100,30 @@ class AnswerArrays:
     def types(self) -> Texts:
         return self._texts("type")
 
+    def scored_keys(self, keys: Texts) -> list[str]:
+        """Return the keys that scored rows have, sorted, without the empty one."""
+        return sorted(set(keys[self.scored]) - {""})
+
     @property
     def scored_types(self) -> list[str]:
         """The types of question that have scored rows, sorted."""
-        return sorted(set(self.types[self.scored]) - {""})
+        return self.scored_keys(self.types)
 
     @cached_property
     def ids(self) -> Texts:
         return self._texts("row_id")
 
     @cached_property
-    def questions(self) -> Texts:
-        return self._texts("question")
-
-    @cached_property
-    def references(self) -> Texts:
-        """The first right answer of each row."""
-        lists = self.table["reference"].to_pylist()
-        return np.array([answers[0] if answers else "" for answers in lists], dtype=object)
-
-    @cached_property
     def chances(self) -> Floats:
         """The chance of guessing each row's option, 1 / options; NaN without options."""
-        count = pc.cast(pc.list_value_length(self.table["options"]), pa.float64())
-        options = np.asarray(pc.fill_null(count, 0.0), dtype=np.float64)
+        options = as_floats(pc.list_value_length(self.table["options"]))
         return np.where(options > 0, 1.0 / np.maximum(options, 1.0), np.nan)
 
     def meta(self, key: str) -> Texts:
         """Return the value of `key` in each row's meta; an empty text where it is missing."""
         column: Any = self.table["meta"]
         if column.null_count == len(column):
-            return np.full(len(self), "", dtype=object)
+            return np.full(len(column), "", dtype=object)
         return np.asarray(pc.fill_null(pc.map_lookup(column, key, "first"), ""), dtype=object)
 
     def mean(self, rows: Bools | None = None) -> Metric:
@@ -143,8 +132,7 @@ class AnswerArrays:
 
     def means_by(self, name: str, keys: Texts) -> dict[str, Metric]:
         """Return the mean score of each key as `name/key`. Rows with an empty key are in none."""
-        values = sorted(set(keys[self.scored]) - {""})
-        return {f"{name}/{key}": self.mean(keys == key) for key in values}
+        return {f"{name}/{key}": self.mean(keys == key) for key in self.scored_keys(keys)}
 
     def _texts(self, name: str) -> Texts:
         return np.asarray(pc.fill_null(self.table[name], ""), dtype=object)
@@ -156,9 +144,8 @@ def correct_groups(answers: AnswerArrays, group: NDArray[np.int64]) -> tuple[Boo
     Both are over rows: is this the first row of a group whose rows are all scored, and are all
     rows of its group correct. A group with an unscored row is represented by no row.
     """
-    groups = int(group.max()) + 1 if len(group) else 0
-    wrong = np.bincount(group, weights=~answers.correct, minlength=groups)
-    unscored = np.bincount(group, weights=~answers.scored, minlength=groups)
+    wrong = np.bincount(group, weights=~answers.correct)
+    unscored = np.bincount(group, weights=~answers.scored)
     first = np.zeros(len(group), dtype=bool)
     first[np.unique(group, return_index=True)[1]] = True
     return first & (unscored == 0)[group], (wrong == 0)[group]
@@ -167,14 +154,9 @@ def correct_groups(answers: AnswerArrays, group: NDArray[np.int64]) -> tuple[Boo
 class Scorer(Protocol):
     """The part of a benchmark that summarises its answers."""
 
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def headline(self) -> str: ...
-
-    @property
-    def headline_max(self) -> float: ...
+    name: str
+    headline: str
+    headline_max: float
 
     def metrics(self, answers: AnswerArrays) -> dict[str, Metric]: ...
 

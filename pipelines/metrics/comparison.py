@@ -15,16 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.metrics import intervals, significance
-from pipelines.metrics.answer_metrics import (
-    AnswerArrays,
-    Bools,
-    Metric,
-    Scorer,
-    as_ratio_sum,
-    row_values,
-)
-from pipelines.metrics.intervals import Interval, Ints, RatioSum
+from pipelines.metrics import answer_metrics, intervals, significance
+from pipelines.metrics.answer_metrics import AnswerArrays, Bools, Metric, Scorer, with_column
+from pipelines.metrics.intervals import Interval, Ints
 
 WRONG_BELOW = 0.5  # a row with a lower score is wrong
 
@@ -44,10 +37,11 @@ class PairedAnswers:
     ) -> PairedAnswers:
         chunks = [*answers["row_id"].chunks, *others["row_id"].chunks]
         ids = pa.chunked_array(chunks, pa.string()).unique().sort()
-        ours, theirs = (_align(table, ids) for table in (answers, others))
-        both = pa.array(AnswerArrays(ours).scored & AnswerArrays(theirs).scored)
-        ours, theirs = (_keep_answered(table, both) for table in (ours, theirs))
-        return cls(AnswerArrays(ours), AnswerArrays(theirs), benchmark, seed)
+        tables = [_align(table, ids) for table in (answers, others)]
+        both = np.logical_and(*(AnswerArrays(table).scored for table in tables))
+        status = pc.if_else(pa.array(both), "ok", "error")
+        ours, theirs = (AnswerArrays(with_column(table, "status", status)) for table in tables)
+        return cls(ours, theirs, benchmark, seed)
 
     @cached_property
     def scored(self) -> Bools:
@@ -58,24 +52,18 @@ class PairedAnswers:
         return intervals.clusters(self.ours.table["media"])
 
     @cached_property
-    def _headlines(self) -> tuple[Metric, Metric]:
-        ours, theirs = (
-            self.benchmark.metrics(answers)[self.benchmark.headline]
-            for answers in (self.ours, self.theirs)
-        )
-        return ours, theirs
-
-    @cached_property
-    def _ratio_sums(self) -> tuple[RatioSum, RatioSum, Ints]:
+    def _headlines(self) -> tuple[Metric, Metric, Ints]:
         """The headlines over the rows that count in them, and the clusters of these rows.
 
         For a mean these are its own rows, for other metrics all scored rows.
         """
-        ours, theirs = self._headlines
-        are_means = row_values(ours) is not None and row_values(theirs) is not None
-        rows = ours[0].denominator > 0 if are_means else self.scored
-        first, second = (as_ratio_sum(metric).select(rows) for metric in (ours, theirs))
-        return first, second, self.clusters[rows]
+        ours, theirs = (
+            self.benchmark.metrics(answers)[self.benchmark.headline]
+            for answers in (self.ours, self.theirs)
+        )
+        are_means = answer_metrics.is_mean(ours) and answer_metrics.is_mean(theirs)
+        rows = ours.denominators[0] > 0 if are_means else self.scored
+        return ours.select(rows), theirs.select(rows), self.clusters[rows]
 
     @property
     def rows(self) -> int:
@@ -86,8 +74,8 @@ class PairedAnswers:
         """Return our headline relative to theirs; None where theirs is zero."""
         if not self.scored.any():
             return None
-        ours, theirs, cluster = self._ratio_sums
-        if row_values(self._headlines[0]) is not None:
+        ours, theirs, cluster = self._headlines
+        if answer_metrics.is_mean(ours):
             columns = ours.numerators[0], theirs.numerators[0]
             return intervals.retention(*columns, cluster, self.seed)
         return intervals.ratio_sum_retention(ours, theirs, cluster, self.seed)
@@ -105,7 +93,7 @@ class PairedAnswers:
 
     def p_value(self) -> float:
         """Return the p-value of equal headlines (`significance.paired_p_value`)."""
-        return significance.paired_p_value(*self._ratio_sums, self.seed)
+        return significance.paired_p_value(*self._headlines, self.seed)
 
     def rows_needed(self) -> int | None:
         """Return the rows that detect a difference of one point of accuracy, with a power of 80 %.
@@ -113,7 +101,7 @@ class PairedAnswers:
         They are counted like `rows`: with all rotations of a question, and with the rows that do
         not count in the headline.
         """
-        ours, theirs, cluster = self._ratio_sums
+        ours, theirs, cluster = self._headlines
         rows_per_headline_row = self.rows / max(1, len(cluster))
         variance = significance.difference_variance(ours, theirs, cluster)
         return significance.rows_needed(
@@ -169,11 +157,5 @@ def hard_split(
 
 def _align(table: pa.Table, ids: pa.Array) -> pa.Table:
     """Return the rows of these ids. A missing row has nothing but its id."""
-    aligned = table.take(pc.index_in(ids, value_set=table["row_id"].combine_chunks()))
-    return aligned.set_column(aligned.column_names.index("row_id"), "row_id", ids)
-
-
-def _keep_answered(table: pa.Table, answered: pa.Array) -> pa.Table:
-    """Mark all other rows as not answered."""
-    status = pc.if_else(answered, "ok", "error")
-    return table.set_column(table.column_names.index("status"), "status", status)
+    rows = pc.index_in(ids, value_set=table["row_id"].combine_chunks())
+    return with_column(table.take(rows), "row_id", ids)

@@ -80,7 +80,7 @@ def wilson(right: float, rows: int) -> Interval:
     return Interval(share, low, 1.0 if right >= rows else min(1.0, middle + half))
 
 
-def mean(values: Sequence[float] | Floats, cluster: Ints, seed: int = 0) -> Interval:
+def mean(values: Floats, cluster: Ints, seed: int = 0) -> Interval:
     """Return the mean of per-row scores in 0..1 with its interval.
 
     Wilson's interval where each cluster is one row that is right or wrong, else a bootstrap over
@@ -98,12 +98,7 @@ def mean(values: Sequence[float] | Floats, cluster: Ints, seed: int = 0) -> Inte
     return _percentiles(value, drawn[0] / drawn[1])
 
 
-def retention(
-    values: Sequence[float] | Floats,
-    reference: Sequence[float] | Floats,
-    cluster: Ints,
-    seed: int = 0,
-) -> Interval | None:
+def retention(values: Floats, reference: Floats, cluster: Ints, seed: int = 0) -> Interval | None:
     """Return sum(values) / sum(reference) on the same rows, with a paired interval.
 
     None if the reference scores nothing. Where no cluster differs, a bootstrap would claim
@@ -132,10 +127,8 @@ class RatioSum(NamedTuple):
 
     def select(self, rows: NDArray[np.bool_]) -> RatioSum:
         """Return the number of these rows alone."""
-        columns = (
-            [column[rows] for column in side] for side in (self.numerators, self.denominators)
-        )
-        return RatioSum(self.weights, *columns)
+        numerators = [column[rows] for column in self.numerators]
+        return RatioSum(self.weights, numerators, [column[rows] for column in self.denominators])
 
     def sums(self, cluster: Ints) -> Floats:
         """Return each column's sum over each cluster, (2 x ratios, C)."""

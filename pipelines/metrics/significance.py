@@ -35,20 +35,17 @@ def mcnemar(lost: int, gained: int) -> float:
 
 def paired_p_value(ours: RatioSum, theirs: RatioSum, cluster: Ints, seed: int = 0) -> float:
     """Return the two-sided p-value of the difference of two numbers on the same rows."""
-    if _is_mcnemar(ours, theirs, cluster):
+    single_rows = len(np.unique(cluster)) == len(cluster)
+    if single_rows and _is_share(ours) and _is_share(theirs):
         change = ours.numerators[0] - theirs.numerators[0]
         return mcnemar(int((change < 0).sum()), int((change > 0).sum()))
     return _permutation(ours, theirs, cluster, seed)
 
 
-def _is_mcnemar(ours: RatioSum, theirs: RatioSum, cluster: Ints) -> bool:
-    """Are both numbers a share of right answers, in clusters of one row?"""
-    if len(ours.weights) != 1 or len(np.unique(cluster)) != len(cluster):
-        return False
-    return all(
-        (run.denominators[0] == 1).all() and np.isin(run.numerators[0], (0.0, 1.0)).all()
-        for run in (ours, theirs)
-    )
+def _is_share(ratios: RatioSum) -> bool:
+    """Is the number a share of right answers among all rows?"""
+    is_mean = len(ratios.weights) == 1 and (ratios.denominators[0] == 1).all()
+    return bool(is_mean and np.isin(ratios.numerators[0], (0.0, 1.0)).all())
 
 
 def _permutation(ours: RatioSum, theirs: RatioSum, cluster: Ints, seed: int) -> float:

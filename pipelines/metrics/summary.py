@@ -18,16 +18,16 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.metrics import answer_metrics, intervals
-from pipelines.metrics.answer_metrics import AnswerArrays, Metric, Scorer
+from pipelines.metrics.answer_metrics import AnswerArrays, Metric, Scorer, as_floats
 from pipelines.metrics.comparison import PairedAnswers
-from pipelines.metrics.intervals import Floats, Interval, Ints
+from pipelines.metrics.intervals import Interval, Ints
 from pipelines.text import redacted
 
 # Columns that `summarise` reads, for callers that do not want to load more.
@@ -44,15 +44,9 @@ SAMPLE_COLUMNS = (
 MAX_WIDTH = 100  # characters of a line of the table and of the errors
 
 
-class Answers(Protocol):
-    """A pyarrow dataset, or anything else that can be read as a table."""
-
-    def to_table(self, *, columns: list[str]) -> pa.Table: ...
-
-
 def summarise(
-    answers: pa.Table | Answers,
-    vanilla: pa.Table | Answers | None,
+    answers: pa.Table,
+    vanilla: pa.Table | None,
     benchmark: Scorer,
     timings: Mapping[str, float] | None = None,
     seed: int = 0,
@@ -65,7 +59,7 @@ def summarise(
     run itself.
     timings: numbers that are not in the answers, copied unchanged: load_s, wall_s, gpu_busy, ...
     """
-    table = _table(answers)
+    table = answers.select(COLUMNS)
     answered = table.filter(pc.equal(table["status"], "ok"))
     # Accuracy comes first: MLflow's page of compared runs opens on the first metric it received.
     metrics: dict[str, float] = {
@@ -77,7 +71,7 @@ def summarise(
         **(timings or {}),
     }
     if vanilla is not None:
-        pair = PairedAnswers.of(table, _table(vanilla), benchmark, seed)
+        pair = PairedAnswers.of(table, vanilla.select(COLUMNS), benchmark, seed)
         metrics |= pair.metrics()
         for kind, retention in pair.retention_by_type().items():
             prefix = metric_name(f"{benchmark.name}/{kind}")
@@ -92,16 +86,6 @@ def metric_name(text: str) -> str:
     before the headline's.
     """
     return re.sub(r"[^\w\-. :]+", "_", text.replace("/", ".")).strip(". ")[:200]
-
-
-def _table(answers: pa.Table | Answers) -> pa.Table:
-    if isinstance(answers, pa.Table):
-        return answers.select(COLUMNS)
-    return answers.to_table(columns=list(COLUMNS))
-
-
-def _floats(column: pa.ChunkedArray) -> Floats:
-    return np.asarray(pc.fill_null(pc.cast(column, pa.float64()), float("nan")), dtype=np.float64)
 
 
 def _accuracy(table: pa.Table, benchmark: Scorer, seed: int) -> dict[str, float]:
@@ -136,16 +120,16 @@ def _accuracy(table: pa.Table, benchmark: Scorer, seed: int) -> dict[str, float]
 
 
 def _headline_interval(metric: Metric, maximum: float, cluster: Ints, seed: int) -> Interval:
-    if (values := answer_metrics.row_values(metric)) is not None:
-        rows = metric[0].denominator > 0
-        return intervals.mean(values[rows], cluster[rows], seed)
-    points = intervals.ratio_sum(answer_metrics.as_ratio_sum(metric), cluster, seed)
+    if answer_metrics.is_mean(metric):
+        rows = metric.denominators[0] > 0
+        return intervals.mean(metric.numerators[0][rows], cluster[rows], seed)
+    points = intervals.ratio_sum(metric, cluster, seed)
     return Interval(*(bound / maximum for bound in points))
 
 
 def _visual_tokens(answered: pa.Table) -> dict[str, float]:
     """Return the mean over rows of the visual tokens a layer sees, and of their share of all."""
-    kept, total = _floats(answered["budget"]), _floats(answered["visual_tokens_in"])
+    kept, total = as_floats(answered["budget"]), as_floats(answered["visual_tokens_in"])
     rows = ~np.isnan(kept) & (total > 0)
     if not rows.any():
         return {}
@@ -157,7 +141,7 @@ def _visual_tokens(answered: pa.Table) -> dict[str, float]:
 
 def _speed(answered: pa.Table) -> dict[str, float]:
     prefill, decode, compress = (
-        _floats(answered[name]) for name in ("prefill_ms", "decode_ms", "compress_ms")
+        as_floats(answered[name]) for name in ("prefill_ms", "decode_ms", "compress_ms")
     )
     metrics: dict[str, float] = {}
     for name, column, ranks in (("prefill", prefill, (50, 95)), ("compress", compress, (50,))):
@@ -167,7 +151,7 @@ def _speed(answered: pa.Table) -> dict[str, float]:
     timed = ~np.isnan(prefill)
     seconds = float(prefill[timed].sum() + np.nansum(decode[timed])) / 1000
     if seconds > 0:
-        tokens = float(np.nansum(_floats(answered["visual_tokens_in"])[timed]))
+        tokens = float(np.nansum(as_floats(answered["visual_tokens_in"])[timed]))
         metrics["samples_per_s"] = float(timed.sum()) / seconds
         metrics["visual_tokens_per_s"] = tokens / seconds
     peak = pc.max(answered["peak_memory_bytes"]).as_py()
@@ -207,14 +191,14 @@ def failures(tables: Iterable[pa.Table], examples: int = 3) -> list[Failure]:
     return sorted(classes, key=lambda failure: (-failure.rows, failure.kind))
 
 
-def failure_lines(failures: Iterable[Failure], width: int = MAX_WIDTH) -> str:
+def failure_lines(failures: Iterable[Failure]) -> str:
     """Format `failures` for a person; empty without failures."""
     lines = []
     for failure in failures:
         more = ", ..." if failure.rows > len(failure.row_ids) else ""
         ids = ", ".join(" ".join(row_id.split()) for row_id in failure.row_ids)
-        lines.append(_shorten(f"{failure.rows} x {failure.kind}: {failure.message}", width))
-        lines.append(_shorten(f"    {ids}{more}", width))
+        lines.append(_shorten(f"{failure.rows} x {failure.kind}: {failure.message}", MAX_WIDTH))
+        lines.append(_shorten(f"    {ids}{more}", MAX_WIDTH))
     return redacted("\n".join(lines))
 
 
@@ -241,15 +225,10 @@ def table(points: Sequence[tuple[str, Mapping[str, float]]]) -> str:
     rows = [tuple(columns), *zip(*columns.values(), strict=True)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     widths[0] = min(widths[0], MAX_WIDTH - sum(widths[1:]) - 2 * (len(widths) - 1))
-    lines = [
-        "  ".join(
-            [
-                _shorten(name, widths[0]).ljust(widths[0]),
-                *(cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)),
-            ]
-        )
-        for name, *cells in rows
-    ]
+    lines = []
+    for name, *cells in rows:
+        aligned = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
+        lines.append("  ".join([_shorten(name, widths[0]).ljust(widths[0]), *aligned]))
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
