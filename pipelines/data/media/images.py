@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import warnings
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipelines.data.media.content import Content, Pixels, check_is_media, first_bytes
 from pipelines.data.memory_limit import bounded
@@ -14,16 +15,6 @@ from pipelines.data.memory_limit import bounded
 MAX_PIXELS = 100_000_000
 MAX_MEMORY = 4 << 30  # bytes for decoding: so many pixels in all the forms they go through
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
-EXIF_ORIENTATION = 0x0112
-UPRIGHT = {  # by EXIF orientation: how to turn the pixels
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 def decode(data: Content, max_pixels: int = MAX_PIXELS) -> Pixels:
@@ -60,12 +51,8 @@ def decode(data: Content, max_pixels: int = MAX_PIXELS) -> Pixels:
 
 
 def _pixels(image: Image.Image) -> Pixels:
-    try:
-        turn = UPRIGHT.get(image.getexif().get(EXIF_ORIENTATION, 1))
-    except Exception:  # damaged metadata does not make the pixels wrong
-        turn = None
-    if turn is not None:
-        image = image.transpose(turn)
+    with contextlib.suppress(Exception):  # damaged metadata does not make the pixels wrong
+        ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I;16"):
         return np.repeat((np.array(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
     if image.mode in ("I", "F"):  # the file does not say whether the scale is 1, 255 or 65535

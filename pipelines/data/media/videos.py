@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,14 +64,16 @@ def decode(data: Content, frames: int) -> Clip:
     try:
         with bounded(MAX_LISTING_MEMORY):
             packets = _list_packets(data)
-        budget = _DecodeBudget()
+        limits, total = _DecodeLimits(), len(packets.times)
+        indices = _spread(total, frames)
         with bounded(MAX_DECODING_MEMORY):
             for skip in (True, False) if packets.reliable else ():
                 try:
-                    return _decode_by_time(data, packets, frames, skip, budget)
+                    selected = _frames_by_time(data, packets, indices, skip, limits)
+                    return Clip(_stack(selected, indices), indices, total, packets.fps)
                 except _UnreliableTimes:  # some containers seek badly, some packets are no frames
                     continue
-            return _decode_by_count(data, packets.fps, frames, budget)
+            return _decode_by_count(data, packets.fps, frames, limits)
     except av.error.FFmpegError as error:
         raise ValueError(
             f"the video is cut or damaged: {error.strerror}; {first_bytes(data)}"
@@ -137,37 +139,25 @@ def _list_packets(data: Content) -> _Packets:
     return _Packets(times, keyframes, seek_times, reliable, float(rate or 0))
 
 
-def _decode_by_time(
-    data: Content, packets: _Packets, count: int, skip: bool, budget: _DecodeBudget
-) -> Clip:
-    collector = _FrameCollector(len(packets.times), count)
+def _frames_by_time(
+    data: Content, packets: _Packets, indices: list[int], skip: bool, limits: _DecodeLimits
+) -> Iterator[av.VideoFrame]:
+    """The frames with these indices. With `skip`, frames between them are left out if possible."""
+    times = {packets.times[index] for index in indices} if skip else None
     with _open(data) as container:
         stream = _video_stream(container)
-        times = {packets.times[index] for index in collector.selected} if skip else None
-        frames = _decode_frames(container, stream, times, budget)
+        frames = _decode_frames(container, stream, limits, times)
         position = 0  # index of the next frame
-        for index in collector.selected:
+        for index in dict.fromkeys(indices):
             key = bisect_right(packets.keyframes, index) - 1
             if skip and packets.keyframes[key] > position + FRAMES_PER_SEEK:
                 container.seek(packets.seek_times[key], stream=stream)
-                frames = _decode_frames(container, stream, times, budget)
+                frames = _decode_frames(container, stream, limits, times)
             try:
-                frame = next(frame for frame in frames if _is_at(frame, packets.times[index]))
+                yield next(frame for frame in frames if _is_at(frame, packets.times[index]))
             except (StopIteration, av.error.FFmpegError) as error:
                 raise _UnreliableTimes from error
-            collector.add(index, frame)
             position = index + 1
-    return collector.clip(packets.fps)
-
-
-def _decode_frames(
-    container: Any, stream: Any, times: set[int] | None, budget: _DecodeBudget
-) -> Iterator[av.VideoFrame]:
-    """The frames from here on; with `times`, other frames only if later ones refer to them."""
-    for packet in container.demux(stream):
-        if times is not None:
-            stream.codec_context.skip_frame = "DEFAULT" if packet.pts in times else "NONREF"
-        yield from map(budget.spend, packet.decode())
 
 
 def _is_at(frame: av.VideoFrame, time: int) -> bool:
@@ -177,77 +167,71 @@ def _is_at(frame: av.VideoFrame, time: int) -> bool:
     return bool(frame.pts == time)
 
 
-def _decode_by_count(data: Content, fps: float, count: int, budget: _DecodeBudget) -> Clip:
-    total = sum(1 for _ in _decode_all(data, budget))
+def _decode_by_count(data: Content, fps: float, count: int, limits: _DecodeLimits) -> Clip:
+    with _open(data) as container:
+        total = sum(1 for _ in _decode_frames(container, _video_stream(container), limits))
     if not total:
         raise ValueError("the video has no frames that can be decoded")
-    collector = _FrameCollector(total, count)
-    selected = set(collector.selected)
-    for index, frame in enumerate(_decode_all(data, budget)):
-        if index in selected:
-            collector.add(index, frame)
-    return collector.clip(fps)
-
-
-def _decode_all(data: Content, budget: _DecodeBudget) -> Iterator[av.VideoFrame]:
-    size = None
+    indices = _spread(total, count)
     with _open(data) as container:
-        for frame in map(budget.spend, container.decode(_video_stream(container))):
-            size = size or (frame.width, frame.height)
-            _check_size(size, frame)
-            yield frame
+        frames = enumerate(_decode_frames(container, _video_stream(container), limits))
+        selected = (frame for index, frame in frames if index in indices)
+        return Clip(_stack(selected, indices), indices, total, fps)
 
 
-class _DecodeBudget:
-    """Counts decoded pixels: a small file can contain days of work."""
+def _decode_frames(
+    container: Any, stream: Any, limits: _DecodeLimits, times: set[int] | None = None
+) -> Iterator[av.VideoFrame]:
+    """The frames from here on; with `times`, other frames only if later ones refer to them."""
+    for packet in container.demux(stream):
+        if times is not None:
+            stream.codec_context.skip_frame = "DEFAULT" if packet.pts in times else "NONREF"
+        yield from map(limits.check, packet.decode())
+
+
+class _DecodeLimits:
+    """Counts decoded pixels: a small file can contain days of work. All frames have one size."""
 
     pixels = 0
+    size: tuple[int, int] | None = None
 
-    def spend(self, frame: av.VideoFrame) -> av.VideoFrame:
+    def check(self, frame: av.VideoFrame) -> av.VideoFrame:
         self.pixels += frame.width * frame.height
         if self.pixels > MAX_DECODED:
             raise ValueError(
                 f"over {MAX_DECODED:,} pixels would have to be decoded to reach the frames;"
                 " cut the video into parts, or give it more keyframes"
             )
+        self.size = self.size or (frame.width, frame.height)
+        if self.size != (frame.width, frame.height):
+            raise ValueError(
+                f"the video changes its size from {self.size[0]} x {self.size[1]} to"
+                f" {frame.width} x {frame.height}"
+            )
         return frame
 
 
-class _FrameCollector:
-    """Collects the selected frames: `count` of `total`, spread evenly."""
+def _spread(total: int, count: int) -> list[int]:
+    """`count` indices of `total` frames, evenly from the first to the last."""
+    indices: list[int] = np.linspace(0, total - 1, count).astype(int).tolist()
+    return indices
 
-    def __init__(self, total: int, count: int) -> None:
-        self.total = total
-        self.indices: list[int] = np.linspace(0, total - 1, count).astype(int).tolist()
-        self.selected = sorted(set(self.indices))
-        self.size: tuple[int, int] | None = None
-        self.frames: Pixels | None = None
 
-    def add(self, index: int, frame: av.VideoFrame) -> None:
-        self.size = self.size or (frame.width, frame.height)
-        _check_size(self.size, frame)
-        count = len(self.indices)
-        if 3 * frame.width * frame.height * count > MAX_BYTES:
+def _stack(frames: Iterable[av.VideoFrame], indices: list[int]) -> Pixels:
+    """One frame for each index, from the frames with these indices, each of which comes once."""
+    clip: Pixels | None = None
+    for index, frame in zip(dict.fromkeys(indices), frames, strict=True):
+        if 3 * frame.width * frame.height * len(indices) > MAX_BYTES:
             raise ValueError(
-                f"{count} frames of {frame.width} x {frame.height} pixels take over"
+                f"{len(indices)} frames of {frame.width} x {frame.height} pixels take over"
                 f" {MAX_BYTES >> 30} GiB; use fewer (--frames) or scale the video down"
             )
         pixels = np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
-        if self.frames is None:
-            self.frames = np.empty((count, *pixels.shape), np.uint8)
-        self.frames[np.equal(self.indices, index)] = pixels
-
-    def clip(self, fps: float) -> Clip:
-        assert self.frames is not None
-        return Clip(self.frames, self.indices, self.total, fps)
-
-
-def _check_size(size: tuple[int, int], frame: av.VideoFrame) -> None:
-    if size != (frame.width, frame.height):
-        raise ValueError(
-            f"the video changes its size from {size[0]} x {size[1]} to"
-            f" {frame.width} x {frame.height}"
-        )
+        if clip is None:
+            clip = np.empty((len(indices), *pixels.shape), np.uint8)
+        clip[np.equal(indices, index)] = pixels
+    assert clip is not None
+    return clip
 
 
 def _open(data: Content) -> Any:
