@@ -36,11 +36,6 @@ def value(metric: Metric) -> float:
     return float(sum(weight * above.sum() / below.sum() for weight, above, below in ratios))
 
 
-def has_rows(metric: Metric) -> bool:
-    """Does any row count in it?"""
-    return any(column.any() for column in metric.denominators)
-
-
 def is_mean(metric: Metric) -> bool:
     """Is it the plain mean of its only numerator over some rows?"""
     return list(metric.weights) == [1] and bool(np.isin(metric.denominators[0], (0, 1)).all())
@@ -103,11 +98,6 @@ class AnswerArrays:
     def scored_keys(self, keys: Texts) -> list[str]:
         """Return the keys that scored rows have, sorted, without the empty one."""
         return sorted(set(keys[self.scored]) - {""})
-
-    @property
-    def scored_types(self) -> list[str]:
-        """The types of question that have scored rows, sorted."""
-        return self.scored_keys(self.types)
 
     @cached_property
     def ids(self) -> Texts:

@@ -83,7 +83,7 @@ class PairedAnswers:
     def retention_by_type(self) -> dict[str, Interval]:
         """Return the retention of each type of question, from the scores of its rows."""
         retentions = {}
-        for kind in self.ours.scored_types:
+        for kind in self.ours.scored_keys(self.ours.types):
             rows = self.scored & (self.ours.types == kind)
             scores = self.ours.scores[rows], self.theirs.scores[rows]
             retention = intervals.retention(*scores, self.clusters[rows], self.seed)

@@ -93,10 +93,10 @@ def _accuracy(table: pa.Table, benchmark: Scorer, seed: int) -> dict[str, float]
     answers = AnswerArrays(table)
     if not answers.scored.any():
         return {}
-    reported = {
+    reported = {  # metrics in which some row counts
         name: metric
         for name, metric in benchmark.metrics(answers).items()
-        if answer_metrics.has_rows(metric)
+        if any(column.any() for column in metric.denominators)
     }
     cluster = intervals.clusters(table["media"])
     metrics: dict[str, float] = {}
@@ -108,7 +108,7 @@ def _accuracy(table: pa.Table, benchmark: Scorer, seed: int) -> dict[str, float]
         reported.pop("accuracy", None)
     for name, metric in reported.items():
         metrics[metric_name(f"{benchmark.name}/{name}")] = answer_metrics.value(metric)
-    for kind in answers.scored_types:
+    for kind in answers.scored_keys(answers.types):
         rows = answers.scored & (answers.types == kind)
         prefix = metric_name(f"{benchmark.name}/{kind}")
         interval = intervals.mean(answers.scores[rows], cluster[rows], seed)
