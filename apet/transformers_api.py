@@ -34,6 +34,8 @@ from transformers.masking_utils import (
 from transformers.utils.generic import is_flash_attention_requested as _is_flash
 from transformers.vision_utils import get_vision_window_index
 
+VERSION = transformers.__version__
+
 NEWEST_TESTED = "5.24"
 """The newest transformers that `make test-versions` has passed with: major.minor."""
 
@@ -72,12 +74,11 @@ _warned: set[str] = set()
 
 def warn_if_untested() -> None:
     """Warn once a process if the installed transformers is newer than those that were tested."""
-    version = transformers.__version__
-    if version in _warned or not is_newer_than_tested(version):
+    if VERSION in _warned or not is_newer_than_tested(VERSION):
         return
-    _warned.add(version)
+    _warned.add(VERSION)
     warnings.warn(
-        f"apet is tested with transformers up to {NEWEST_TESTED}, and {version} is installed:"
+        f"apet is tested with transformers up to {NEWEST_TESTED}, and {VERSION} is installed:"
         " compression may fail there. If it does, install an older one"
         f" (`pip install 'transformers=={NEWEST_TESTED}.*'`); `pytest"
         " tests/apet/test_transformers_api.py` says what has changed",
@@ -103,7 +104,7 @@ def check_arguments(role: str, module: nn.Module) -> None:
     parameters = _parameters(module)
     if missing := [name for name in ARGUMENTS[role] if name not in parameters]:
         raise RuntimeError(
-            f"{type(module).__name__} (a {role}) of transformers {transformers.__version__} does"
+            f"{type(module).__name__} (a {role}) of transformers {VERSION} does"
             f" not take {', '.join(missing)}, which apet's hooks read or replace; install"
             f" transformers {NEWEST_TESTED} or older, or mend the hooks and"
             " apet.transformers_api.ARGUMENTS"
@@ -117,7 +118,7 @@ def cache_argument(module: nn.Module) -> str:
         if name in parameters:
             return name
     raise RuntimeError(
-        f"{type(module).__name__} of transformers {transformers.__version__} takes no KV cache"
+        f"{type(module).__name__} of transformers {VERSION} takes no KV cache"
         f" under a known name ({', '.join(CACHE_NAMES)}); install transformers {NEWEST_TESTED} or"
         " older, or add the new name to apet.transformers_api.CACHE_NAMES"
     )
@@ -139,7 +140,7 @@ def cache_of(output: Any) -> Any:
     name = next((name for name in CACHE_NAMES if hasattr(output, name)), None)
     if name is None:
         raise RuntimeError(
-            f"{type(output).__name__} of transformers {transformers.__version__} has no KV cache"
+            f"{type(output).__name__} of transformers {VERSION} has no KV cache"
             f" under a known name ({', '.join(CACHE_NAMES)}); add the new name to"
             " apet.transformers_api.CACHE_NAMES"
         )

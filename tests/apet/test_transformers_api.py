@@ -34,13 +34,14 @@ def test_installed_version_was_tested() -> None:
 
 
 def test_newer_version_warns_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transformers, "__version__", "5.999.0.dev0")
+    core = model("llava")
+    monkeypatch.setattr(api, "VERSION", "5.999.0.dev0")
     monkeypatch.setattr(api, "_warned", set())
     with pytest.warns(UserWarning, match=rf"tested with transformers up to {api.NEWEST_TESTED}"):
-        family_of(model("llava"))
+        family_of(core)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        family_of(model("llava"))
+        family_of(core)
 
 
 @pytest.mark.parametrize(
