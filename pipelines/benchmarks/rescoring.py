@@ -18,8 +18,9 @@ import pyarrow as pa
 
 from pipelines.benchmarks.base import Benchmark, Score
 from pipelines.data import spreadsheet
+from pipelines.data.answer_row import answer_row, question_of
 from pipelines.data.manifest import Manifest
-from pipelines.data.rows import Medium, Row
+from pipelines.data.rows import Row
 from pipelines.metrics.answer_metrics import with_column
 from pipelines.results.answer_schema import ANSWER_SCHEMA
 
@@ -50,7 +51,7 @@ def describe_mismatches(mismatches: Mapping[str, Sequence[str]]) -> list[str]:
 def rescore(answers: pa.Table, benchmark: Benchmark) -> pa.Table:
     """Return the same answers with the scores that the benchmark gives them now."""
     scores = [
-        benchmark.score(_stored_row(fields), fields["prediction"] or "")
+        benchmark.score(question_of(fields), fields["prediction"] or "")
         if fields["status"] == "ok"
         else Score(None, None)
         for batch in answers.select(COLUMNS).to_batches(max_chunksize=CHUNK_ROWS)
@@ -60,19 +61,6 @@ def rescore(answers: pa.Table, benchmark: Benchmark) -> pa.Table:
         column = pa.array([getattr(score, name) for score in scores], type)
         answers = with_column(answers, name, column)
     return answers
-
-
-def _stored_row(fields: Mapping[str, Any]) -> Row:
-    """Return the row of a stored answer: everything a score needs, without media."""
-    return Row(
-        fields["row_id"],
-        tuple(Medium("image", name) for name in fields["media"] or ()),
-        fields["question"] or "",
-        tuple(fields["reference"] or ()),
-        tuple(fields["options"] or ()),
-        fields["type"] or "",
-        dict(fields["meta"] or ()),
-    )
 
 
 def read_answers(path: str | Path) -> Iterator[Mapping[str, Any]]:
@@ -175,22 +163,12 @@ def join_answers(
 def _answer_fields(
     benchmark: Benchmark, split: str, row: Row, prediction: str | None
 ) -> dict[str, Any]:
-    outcome: dict[str, Any]
-    if prediction is None:
-        outcome = {"status": "error", "error": "Missing: there is no answer to this row"}
-    else:
+    outcome: dict[str, Any] = {
+        "status": "error",
+        "error": "Missing: there is no answer to this row",
+    }
+    if prediction is not None:
         score, correct = benchmark.score(row, prediction)
         outcome = {"prediction": prediction, "score": score, "correct": correct, "status": "ok"}
-    return {
-        "row_id": row.row_id,
-        "benchmark": benchmark.name,
-        "split": split,
-        "type": row.type,
-        "media": [medium.name for medium in row.media],
-        "question": row.question,
-        "prompt": benchmark.prompt(row),
-        "reference": row.answers,
-        "options": row.options,
-        "meta": list(row.meta.items()),
-        **outcome,
-    }
+    prompt = benchmark.prompt(row)
+    return answer_row(row, benchmark=benchmark.name, split=split, prompt=prompt, **outcome)
