@@ -6,8 +6,6 @@
 Without arguments it runs the demo: a few minutes on two CPU cores.
 """
 
-from __future__ import annotations
-
 import sys
 
 from pipelines.config.command_line import one_line_errors

@@ -21,8 +21,6 @@ from there to MLflow. The last line is JSON. A judge's absolute numbers depend o
 its model: compare only runs with the same one.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -17,8 +17,6 @@ is kept. Pictures that jobs/visualize.py wrote to `pictures` beside the runs app
 same runs give the same tables, byte for byte. No model is loaded, and the runs are not changed.
 """
 
-from __future__ import annotations
-
 import sys
 
 from pipelines.config.command_line import CommandParser, one_line_errors

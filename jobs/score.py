@@ -14,8 +14,6 @@ the output is JSON. Only the file of --submission is written. docs/benchmarks.md
 numbers.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

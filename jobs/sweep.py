@@ -7,8 +7,6 @@
 Without arguments it runs the demo: small models, all methods, three budgets, on two CPU cores.
 """
 
-from __future__ import annotations
-
 import sys
 
 from pipelines.config.command_line import one_line_errors

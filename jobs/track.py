@@ -12,8 +12,6 @@ flag or by MLFLOW_TRACKING_URI: nothing is sent to a server that only a record n
 anybody can write one.
 """
 
-from __future__ import annotations
-
 import sys
 
 from pipelines.config.command_line import CommandParser, one_line_errors

@@ -24,8 +24,6 @@ Without --rows, rows are drawn on which two runs of the same budget disagree: on
 other wrong, both ways in turn. The caption says how often each happens.
 """
 
-from __future__ import annotations
-
 import sys
 
 from pipelines.config import parsers

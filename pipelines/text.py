@@ -1,7 +1,5 @@
 """Text for people: secrets removed, errors on one line, suggestions for misspelled names."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches

@@ -13,8 +13,6 @@ State, cached features (about 150 kB a picture) and generated data are below `--
 deleted when it is done.
 """
 
-from __future__ import annotations
-
 import argparse
 import logging
 from collections.abc import Callable, Iterator

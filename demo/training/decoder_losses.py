@@ -16,8 +16,6 @@ of these directly:
 The linear heads are deleted in the end.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import NamedTuple
 

@@ -5,8 +5,6 @@ learns to look things up, and teach it that tokens may be missing. It is not tes
 halfway on the pictures grow to all tokens.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Accuracy of a checkpoint on a manifest, by type of question, with plain transformers."""
 
-from __future__ import annotations
-
 import json
 import math
 import time

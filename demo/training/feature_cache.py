@@ -1,7 +1,5 @@
 """Features of the training pictures from the finished tower, on disk: each is read many times."""
 
-from __future__ import annotations
-
 import logging
 import time
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The model card of a checkpoint: architecture, training and scores."""
 
-from __future__ import annotations
-
 import platform
 from datetime import UTC, datetime
 from pathlib import Path

@@ -5,8 +5,6 @@ directions of the matrix learn equally fast. torch's own version computes that i
 many CPUs can only emulate.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Rounds of training: how far each stage is when a checkpoint is written."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 

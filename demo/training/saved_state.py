@@ -1,7 +1,5 @@
 """State of an interrupted training: one file a stage, replaced atomically."""
 
-from __future__ import annotations
-
 import os
 import random
 from pathlib import Path

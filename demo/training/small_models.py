@@ -4,8 +4,6 @@ Every class is the library's own, so `AutoModelForImageTextToText` and `AutoProc
 folder. The decoder is deep for its width, because compression happens in the middle of it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import torch

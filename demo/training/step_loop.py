@@ -1,7 +1,5 @@
 """The loop over training steps: logs, saves, and sets the learning rate."""
 
-from __future__ import annotations
-
 import logging
 import math
 import time

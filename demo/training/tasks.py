@@ -3,8 +3,6 @@
 A picture is a sequence of frames: one for an image, the sampled ones for a clip.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from io import BytesIO

@@ -7,8 +7,6 @@ which kinds are anywhere in the picture, so that its attention means something. 
 that read all of this are deleted in the end.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

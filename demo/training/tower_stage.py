@@ -1,7 +1,5 @@
 """The tower's stage: windows of crowded pictures first, whole ordinary pictures last."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Trains the demo models from nothing to checkpoint folders, in rounds that can be interrupted."""
 
-from __future__ import annotations
-
 import copy
 import json
 import logging

@@ -13,8 +13,6 @@ textbook in bfloat16, on batches as large as a GPU takes: launched one by one, r
 graph, and with pictures that all differ in size.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Any

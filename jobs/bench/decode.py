@@ -7,8 +7,6 @@ Each batch is answered in both ways, in alternating order, so that other load hi
 has medians over the batches: of the whole answer, and of the part after its first token.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import statistics

@@ -6,8 +6,6 @@ each job has the GPU to itself. Rates are of the steady state: from the end of t
 the last answer.
 """
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import json

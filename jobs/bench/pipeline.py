@@ -12,8 +12,6 @@ Ray, on all the cores that the pipeline has. The pipeline runs with one worker a
 last table shows the driver's memory on manifests of growing length.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -25,8 +25,6 @@ methods run at the last budget and batch 1, ApET at all budgets, and only ApET a
 large batch: about four minutes.
 """
 
-from __future__ import annotations
-
 import argparse
 from itertools import product
 

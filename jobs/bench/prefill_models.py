@@ -5,8 +5,6 @@ sizes: `7b`, the real one, and `small`, which two CPU cores prefill in seconds. 
 `tiny`. Weights are random, bfloat16 on a GPU and float32 on a CPU. Nothing is downloaded.
 """
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack

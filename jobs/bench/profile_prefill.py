@@ -1,7 +1,5 @@
 """Where the time of a prefill goes, for speed.py: torch's profiler, summed up in a few groups."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterator

@@ -6,8 +6,6 @@ Runs `jobs/eval_image.py` and `jobs/visualize.py` into a temporary folder (about
 CPU cores), and writes the table into README.md and the picture into docs/pictures.
 """
 
-from __future__ import annotations
-
 import re
 import shutil
 import subprocess

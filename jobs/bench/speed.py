@@ -21,8 +21,6 @@ processes on the same device. A JSON line follows each part, and one of all part
 that fails is reported without ending the others; the exit status is then 1.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import gc

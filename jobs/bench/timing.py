@@ -1,7 +1,5 @@
 """Time and memory of calls on a device, shared by the benchmarks."""
 
-from __future__ import annotations
-
 import ctypes
 import math
 import os

@@ -8,8 +8,6 @@ An answer is right if it equals the reference, except for case and a final dot; 
 forgiven, as in GQA's own script. Binary questions are all whose structure is not `query`.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

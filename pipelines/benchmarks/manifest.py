@@ -5,8 +5,6 @@ punctuation. With options the prompt lists them and asks for a letter; the lette
 text is right. Rows without references are answered but not scored.
 """
 
-from __future__ import annotations
-
 from pipelines.benchmarks.base import Benchmark, Score, lettered, normalised, option_index
 from pipelines.data.rows import Row
 

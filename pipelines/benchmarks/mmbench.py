@@ -10,8 +10,6 @@ contains; otherwise it is wrong. (The benchmark's own server then asks a languag
 split has no answers here: --submission writes the file for its server.
 """
 
-from __future__ import annotations
-
 import base64
 import binascii
 import json

@@ -3,8 +3,6 @@
 Files: `mmbench_dev_cn_20231003.tsv`, or configuration `cn` of `lmms-lab/MMBench`.
 """
 
-from __future__ import annotations
-
 from pipelines.benchmarks.mmbench import MMBench
 
 FILES = {

@@ -11,8 +11,6 @@ headline, of 2,800 points. The two questions of an image are found by the image,
 the rows.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import Any

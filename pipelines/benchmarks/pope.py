@@ -10,8 +10,6 @@ The first sentence of an answer means no if one of its words is "no", "No" or "n
 is the positive class of F1; the headline is the mean F1 of the splits.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import partial
 from typing import Any

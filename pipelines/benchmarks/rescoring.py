@@ -7,8 +7,6 @@ External answers are joined to the benchmark's rows by id. Rows without an answe
 answers and unknown ids are counted and named; no answer moves to the row of another.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path

@@ -9,8 +9,6 @@ anything else is wrong. The headline is `img`, over the questions with an image.
 an image are asked without one.
 """
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Scores of a stored run or of external answers, as the text and JSON that jobs/score.py prints."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 from collections.abc import Mapping

@@ -6,8 +6,6 @@ also how answers are joined. The hub: `lmms-lab/textvqa`, with the same prompts 
 capitalises questions and leaves the OCR out).
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import Any

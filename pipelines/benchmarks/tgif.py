@@ -1,7 +1,5 @@
 """TGIF-QA: open questions about GIFs."""
 
-from __future__ import annotations
-
 from pipelines.benchmarks.video_qa import VideoQA
 
 BENCHMARK = VideoQA("tgif", "TGIF", "mp4", "videos")

@@ -6,8 +6,6 @@ and score are a language model's judgement (`jobs/judge.py`); here a row is righ
 words follow each other in the answer, which is stricter and free.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from pipelines.benchmarks.base import Score

@@ -5,8 +5,6 @@ VizWiz's own `val.json` (or `Annotations/val.json`) and `val`, whose ten answers
 `--split val`. The hub: `lmms-lab/VizWiz-VQA`.
 """
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

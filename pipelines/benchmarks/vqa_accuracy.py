@@ -6,8 +6,6 @@ disappears and one between words separates them, `none` is 0, and half of the ta
 can never match.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from functools import lru_cache

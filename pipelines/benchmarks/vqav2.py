@@ -6,8 +6,6 @@ server) and `test2015`. VQAv2's own `v2_OpenEnded_mscoco_val2014_questions.json`
 here: `--split val`. The hub: `lmms-lab/VQAv2`, val.
 """
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

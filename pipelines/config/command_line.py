@@ -1,7 +1,5 @@
 """The command line of all jobs: help of at most 100 columns, and errors of one line."""
 
-from __future__ import annotations
-
 import argparse
 import functools
 import sys

@@ -8,8 +8,6 @@ says what is allowed. Every mistake is a ValueError of one line: what was given,
 and what was probably meant.
 """
 
-from __future__ import annotations
-
 import argparse
 import ast
 import inspect

@@ -5,8 +5,6 @@ when it begins. So the same command resumes with the same model after the branch
 while the hub does not respond. A finished job never contacts the hub.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import hashlib

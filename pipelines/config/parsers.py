@@ -5,8 +5,6 @@
 The parsers do not know the flag: callers add its name to the message.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 import re

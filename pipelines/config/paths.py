@@ -4,8 +4,6 @@
 read from there may be relative, paths to write to may not.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from dataclasses import replace

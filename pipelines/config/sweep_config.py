@@ -15,8 +15,6 @@
 Flags override the file; `--model` and `--benchmark` replace its lists.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter

@@ -1,7 +1,5 @@
 """The columns of one answer, and the question that can be read back from them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A memory limit for decoding untrusted files, of which a few bytes may expand to any size."""
 
-from __future__ import annotations
-
 import contextlib
 import resource
 import threading

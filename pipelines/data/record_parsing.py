@@ -1,7 +1,5 @@
 """Media and texts of a record, whatever its columns are called and however they are typed."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Positions of all rows of a data set: all that the driver holds of it, about forty bytes a row."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from itertools import islice
 

@@ -1,7 +1,5 @@
 """A question about media, the input of everything in `pipelines`."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Excel files with one header and one row per line, e.g. submissions to MMBench."""
 
-from __future__ import annotations
-
 import io
 import re
 import warnings

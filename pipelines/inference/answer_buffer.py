@@ -1,7 +1,5 @@
 """Answers of one run to one block of rows, scored and on their way to disk."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime

@@ -1,7 +1,5 @@
 """Moves batches to the device, one ahead of the batch that is being answered."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 

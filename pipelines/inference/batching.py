@@ -8,8 +8,6 @@ for a resumed job. So batches are made of the same rows in all workers, and agai
 interruption.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch

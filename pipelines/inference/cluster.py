@@ -1,7 +1,5 @@
 """The Ray cluster of a job: joined or started, measured, and checked before anything loads."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import math

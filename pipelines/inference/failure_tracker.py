@@ -6,8 +6,6 @@ worker each time it is alone becomes an error row. Nothing else is lost with it,
 retried for ever. Workers also report their progress here.
 """
 
-from __future__ import annotations
-
 import contextlib
 import faulthandler
 import os

@@ -1,7 +1,5 @@
 """The job as tasks and workers receive it: the configs, and where rows come from and answers go."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 

@@ -1,7 +1,5 @@
 """Properties of a model that do not need its weights: which budgets are possible, prefill cost."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cache
 from typing import Any

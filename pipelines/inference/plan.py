@@ -7,8 +7,6 @@ The columns between the stages:
     answers    ANSWER_SCHEMA, written to Parquet by the actors; only row counts come back
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import math

@@ -5,8 +5,6 @@ Only its last step, from bytes to normalised floats, is left to the worker, so t
 the data travels. A row that cannot be preprocessed becomes a row that says why.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from functools import cache

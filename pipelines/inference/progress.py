@@ -1,7 +1,5 @@
 """How far a job is, as its workers report it and as the driver reads it."""
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import dataclass, field
 

@@ -5,8 +5,6 @@ row that fails alone becomes an error row. What no `except` can catch, a worker 
 with the failure tracker: rows of its batch are answered alone, or given up.
 """
 
-from __future__ import annotations
-
 import gc
 import os
 import sys

@@ -4,8 +4,6 @@ The parts: an engine that answers (`engines/`), a guard against rows that kill i
 a loader that moves data (`batch_loader.py`) and buffers that write answers (`answer_buffer.py`).
 """
 
-from __future__ import annotations
-
 import time
 from itertools import groupby
 from typing import Any, ClassVar

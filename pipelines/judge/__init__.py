@@ -8,8 +8,6 @@
 `pipelines.judge.run_verdicts` does this for the answers of a run.
 """
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import Any
 

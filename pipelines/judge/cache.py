@@ -4,8 +4,6 @@ One small file per reply, written as soon as the reply arrives: a killed process
 requests in flight.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from functools import cache

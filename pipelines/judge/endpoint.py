@@ -9,8 +9,6 @@ The key comes from the environment only, is sent in one header, and is removed f
 server returns.
 """
 
-from __future__ import annotations
-
 import http.client
 import json
 import os

@@ -4,8 +4,6 @@ Verdicts come in the order of the items, whichever actor finishes first. If an a
 batch is judged again.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress

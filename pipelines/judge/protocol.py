@@ -6,8 +6,6 @@ our own, so numbers of the same model may differ a little from those under the o
 as they do between versions of a model. The hash of the wording is stored with each number.
 """
 
-from __future__ import annotations
-
 import ast
 import hashlib
 import json

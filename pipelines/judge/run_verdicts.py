@@ -5,8 +5,6 @@ yes / (yes + no) over the judged rows and the score their mean, 0 to 5, both wit
 over media (pipelines.metrics.intervals). Rows without a verdict are counted, but are in neither.
 """
 
-from __future__ import annotations
-
 import re
 import time
 from collections import Counter

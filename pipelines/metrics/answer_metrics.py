@@ -6,8 +6,6 @@ of 28 shares. Both columns of a ratio, (N,), are 0 for rows that do not count in
 `pipelines.metrics.intervals` draws media again and sums them anew.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Protocol

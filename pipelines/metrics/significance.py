@@ -5,8 +5,6 @@ each medium is one right-or-wrong question, counting the swaps is McNemar's exac
 swaps are drawn at random.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from statistics import NormalDist

@@ -12,8 +12,6 @@ Rules for all numbers:
   not include start-up, reading and other methods in the same actor; `wall_s` includes everything.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter

@@ -1,7 +1,5 @@
 """The interface of a judge, which decides whether a prediction agrees with the correct answer."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple

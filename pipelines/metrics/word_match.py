@@ -9,8 +9,6 @@ The metric knows no synonyms ("cook" is not "prepare food"), no inflection ("coo
 ("not a dog" contains "dog").
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections import Counter

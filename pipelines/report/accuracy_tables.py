@@ -1,7 +1,5 @@
 """Tables 1 to 4 of the paper: accuracy, its ratio to vanilla's, hard rows, and a judge's scores."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 from pipelines.metrics import intervals

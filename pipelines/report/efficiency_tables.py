@@ -1,7 +1,5 @@
 """Tables 5 to 7 of the paper: ApET's basis, and the cost of each method."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Sequence
 

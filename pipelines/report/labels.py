@@ -1,7 +1,5 @@
 """Names for readers: those of the paper where it has one."""
 
-from __future__ import annotations
-
 from functools import cache
 from importlib.resources import files
 from typing import Any, cast

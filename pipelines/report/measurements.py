@@ -1,7 +1,5 @@
 """Computes the metrics of a study's runs, as jobs and MLflow have them, and finds examples."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """The HTML page: one file with everything in it, which loads nothing and runs no script."""
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Sequence
 from typing import NamedTuple

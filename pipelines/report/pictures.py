@@ -1,7 +1,5 @@
 """Pictures that `jobs/visualize.py` wrote beside the runs, with their captions: Figures 2 and 4."""
 
-from __future__ import annotations
-
 import base64
 import json
 from collections.abc import Sequence

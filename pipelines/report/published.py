@@ -4,8 +4,6 @@ The averages of these rows are computed from the benchmarks that the report has,
 beside averages of the same benchmarks.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 from functools import cache

@@ -6,8 +6,6 @@ pipelines.metrics.significance compute them from the same rows. A table's note n
 its query does not compute, and the command that prints them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """Tables about rows: types of questions, and examples of lost, slow and failed rows."""
 
-from __future__ import annotations
-
 from pipelines.metrics.summary import metric_name
 from pipelines.report import queries
 from pipelines.report.labels import budget_label

@@ -5,8 +5,6 @@ settings, and are compared row by row. Studies of a *chapter* have the same mode
 they are columns of one table.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections import defaultdict

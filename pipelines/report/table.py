@@ -1,7 +1,5 @@
 """Tables, independent of the format in which they are written. Numbers keep their interval."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Tables as CSV, Markdown and LaTeX. The same runs give the same bytes."""
 
-from __future__ import annotations
-
 import csv
 import io
 import re

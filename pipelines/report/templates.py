@@ -1,7 +1,5 @@
 """The Jinja templates of the report. Only pages are escaped as HTML; filters escape the others."""
 
-from __future__ import annotations
-
 import jinja2
 
 TEMPLATES = jinja2.Environment(

@@ -3,8 +3,6 @@
 write_report(["results"])  # results/report/report.html, figures/*.svg, tables/*.csv, *.md, *.tex
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """The columns of an answer in Parquet. Readers outside this project rely on them."""
 
-from __future__ import annotations
-
 import pyarrow as pa
 
 ANSWER_SCHEMA = pa.schema(

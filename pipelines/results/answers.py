@@ -4,8 +4,6 @@ A file is written in one step, so a killed process leaves no partial answers, an
 if it can be read. A run resumes from there (`compact`), under its lock (`pipelines.results.lock`).
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """A lock for a run, on any file system: one process writes at a time, a dead one blocks nobody."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

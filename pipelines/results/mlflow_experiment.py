@@ -6,8 +6,6 @@ ids only; its global state (active run, tracking URI) is neither read nor set. I
 first needed, because that takes seconds and prints.
 """
 
-from __future__ import annotations
-
 import copy
 import hashlib
 import json

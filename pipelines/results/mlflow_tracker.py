@@ -5,8 +5,6 @@ is slow, down or hung costs nothing but time: it gets what it missed when it res
 end of the job, or later with `python jobs/track.py`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import getpass
 import os

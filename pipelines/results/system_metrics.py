@@ -1,7 +1,5 @@
 """CPU, memory and GPU usage, under the names of MLflow's own system metrics."""
 
-from __future__ import annotations
-
 import contextlib
 
 import psutil

@@ -4,8 +4,6 @@ Runs are read from disk (record.json and the answers). The model is loaded again
 selected rows; a warning appears where its answer differs from the stored one.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -1,7 +1,5 @@
 """Figures 2 and 4 of the paper for one row: scores of the tokens, and which tokens are kept."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any

@@ -4,8 +4,6 @@ One point is one pixel, so pictures are copied without resampling. Texts come fr
 models: each is wrapped to its column, limited in lines, and never parsed as a formula.
 """
 
-from __future__ import annotations
-
 import io
 import textwrap
 import warnings

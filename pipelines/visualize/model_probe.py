@@ -4,8 +4,6 @@ The model is loaded once and every method is attached to it in turn, as in the j
 answers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil

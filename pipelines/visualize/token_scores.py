@@ -3,8 +3,6 @@
 Each score is measured where a method that uses it would choose, before any token is dropped.
 """
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Common parts of the synthetic benchmarks: rows generated from a seed, and one-word answers."""
 
-from __future__ import annotations
-
 import json
 import os
 import zlib

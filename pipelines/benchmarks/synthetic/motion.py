@@ -8,8 +8,6 @@ question can be answered from one frame. Shape and colour together identify a th
 small.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from pathlib import Path
 

@@ -5,8 +5,6 @@ Both read only the description, so that a question about a scene can be checked 
 pixels. No font is needed: glyphs are bitmaps of 5 x 7 dots, the same on every machine.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache

@@ -9,8 +9,6 @@ existence asks for a shape and a colour that are both in the picture, reading fo
 glyphs of 10 x 14 pixels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from math import hypot

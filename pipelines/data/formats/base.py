@@ -1,7 +1,5 @@
 """Shared by all formats: a data file, the position of a row in it, and reading ranges of bytes."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field

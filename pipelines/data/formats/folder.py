@@ -1,7 +1,5 @@
 """A folder of images or videos with one question for all. A row's id is its path in the folder."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path

@@ -4,8 +4,6 @@ JSON Lines is the format for large files: they are indexed line by line. An arra
 once, to index it; its rows are then read by their position as well.
 """
 
-from __future__ import annotations
-
 import codecs
 import json
 import re

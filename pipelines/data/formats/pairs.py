@@ -4,8 +4,6 @@ A row's position is its number. The files are small and belong to a benchmark, s
 read at once and kept.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 

@@ -5,8 +5,6 @@ stays open between calls: a row group can only be read from its start, and a wor
 part of a group after another must not start over each time.
 """
 
-from __future__ import annotations
-
 import hashlib
 import threading
 from bisect import bisect_right

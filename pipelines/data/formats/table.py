@@ -4,8 +4,6 @@ A cell that holds a JSON list is a list: `["a.jpg", "b.jpg"]` are two images, `[
 correct answers.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -5,8 +5,6 @@ the bytes from its first member's header to its last member's end. Its id is the
 stem, because stems repeat from tar to tar: `shard-0003/7`.
 """
 
-from __future__ import annotations
-
 import io
 import tarfile
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """A check of media before a decoder sees them: often they are obviously something else."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Images to pixels. Only known formats are decoded, and sizes are checked before memory is used."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import warnings

@@ -5,8 +5,6 @@ counts. Nothing is ever fetched over http, so that no row makes a worker send re
 network.
 """
 
-from __future__ import annotations
-
 import os
 import posixpath
 from dataclasses import dataclass, field

@@ -5,8 +5,6 @@ pixels to floats, and an event marks the end. Only the device waits for it, neve
 CPU nothing is copied.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

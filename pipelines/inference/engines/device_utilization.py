@@ -7,8 +7,6 @@ and are what a profile shows. For a model on several GPUs the first one is measu
 wall time.
 """
 
-from __future__ import annotations
-
 import time
 from collections import deque
 from collections.abc import Iterator

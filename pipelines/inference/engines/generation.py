@@ -1,7 +1,5 @@
 """Companions of `generate`: a timer, sampling that is independent for each row, answer lengths."""
 
-from __future__ import annotations
-
 import hashlib
 import time
 from collections.abc import Collection, Sequence

@@ -1,7 +1,5 @@
 """The engine that runs transformers models with compression methods attached."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 from collections.abc import Sequence
