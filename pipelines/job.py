@@ -138,6 +138,7 @@ def execute(
     from pipelines.results.mlflow_tracker import Tracker
 
     config = groups[0][0].config  # groups agree on output and tracking
+    assert config.tracking_uri is not None  # `resolve_paths` has filled it in
     jobs = [job for group in groups for job in group]
     folder = Folder.of(config.output).child(record.name)
     progress = JobProgress(record, folder, jobs)
@@ -325,7 +326,7 @@ def print_summary(jobs: Sequence[BenchmarkJob]) -> None:
         print(f"  {redacted(run.folder.uri)}")
     from pipelines.results.mlflow_tracker import dashboard
 
-    print(f"compare the runs:\n  {dashboard(jobs[0].config.tracking_uri)}")
+    print(f"compare the runs:\n  {dashboard(jobs[0].config.tracking_uri or '')}")
 
 
 def report_errors(jobs: Sequence[BenchmarkJob]) -> int:

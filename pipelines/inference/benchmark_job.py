@@ -58,7 +58,7 @@ class RunState:
             return False
         if config.retry_errors and record.rows["error"]:
             return False
-        limit = record.config.get("limit")
+        limit: Any = record.config.get("limit")  # "all" or a number
         return limit == "all" or (config.limit is not None and config.limit <= limit)
 
 

@@ -110,7 +110,7 @@ def start_failure_tracker() -> Any:
 def gpu_share() -> float:
     """The fraction of each of its GPUs that the calling worker may fill."""
     assigned = ray.get_runtime_context().get_assigned_resources() if ray.is_initialized() else {}
-    return min(1.0, assigned.get("GPU", 1.0))
+    return float(min(1.0, assigned.get("GPU", 1.0)))
 
 
 class Node(NamedTuple):

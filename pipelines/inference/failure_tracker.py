@@ -156,13 +156,13 @@ class FailureTracker:
         for run in runs:
             if run.rows > run.errors:
                 self._barren_deaths.clear()
-            total.spent_s[run.run_id] += run.spent_s  # also of rows that are written later
             if run.rows:
                 total.answered[run.run_id] += run.rows
                 total.errors[run.run_id] += run.errors
                 total.visual_tokens[run.run_id] += run.visual_tokens
                 total.latest = now
-        spent = sum(run.spent_s for run in runs)
+        spent = sum(run.spent_s for run in runs)  # also on rows that are written later
+        total.spent_s += spent
         if spent and not total.started:
             total.started = now - spent
 

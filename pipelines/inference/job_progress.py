@@ -112,7 +112,7 @@ class ProgressMonitor:
             if run.record is not None:
                 self._record_run(run, run.record, progress)
         values = {**progress.mean_gpu_metrics(), **progress.utilization()}
-        spent = progress.spent_s.total()
+        spent = progress.spent_s
         if spent:
             values["progress.rows_per_s"] = progress.answered.total() / spent
             values["progress.visual_tokens_per_s"] = progress.visual_tokens.total() / spent

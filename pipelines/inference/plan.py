@@ -84,7 +84,7 @@ class Pipeline:
         # an actor without a block would load the model for nothing, and Ray would warn about it
         blocks = sum(math.ceil(len(block) / block_rows) for block in pointers)
         min_actors, max_actors = min(share.min_actors, blocks), min(share.max_actors, blocks)
-        return (
+        plan: ray.data.Dataset = (
             ray.data.from_blocks(pointers)  # from_arrow would start a task for each block first
             .map_batches(
                 prepare_rows,
@@ -105,6 +105,7 @@ class Pipeline:
                 **({"num_gpus": share.gpus} if share.gpus else {}),
             )
         )
+        return plan
 
     def _pointer_blocks(
         self, benchmark: int, pointers: pa.Table, task_rows: int

@@ -8,7 +8,7 @@ the data travels. A row that cannot be preprocessed becomes a row that says why.
 import logging
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -86,7 +86,7 @@ def render_prompt(
     if conversation == "vicuna_v1":
         return VICUNA_V1.format(media="".join(f"<{kind}>\n" for kind in kinds), question=question)
     content = [{"type": kind} for kind in kinds] + [{"type": "text", "text": question}]
-    messages = [{"role": "user", "content": content}]
+    messages: Any = [{"role": "user", "content": content}]
     text: str = processor.apply_chat_template(messages, add_generation_prompt=True)
     return text
 
@@ -146,7 +146,7 @@ def job_processor(config: EvalConfig) -> ProcessorMixin:
     """The model's processor with the job's conversation checked and its pixel limits applied."""
     # its only warning says that a model without a fast image processor uses its ordinary one
     logging.getLogger("transformers.models.auto.image_processing_auto").setLevel(logging.ERROR)
-    processor = load_processor(
+    processor: Any = load_processor(
         config.model, revision=config.revision, trust_remote_code=config.trust_remote_code
     )
     if config.conversation == "model" and not processor.chat_template:
@@ -171,7 +171,7 @@ def job_processor(config: EvalConfig) -> ProcessorMixin:
         for media_processor in media_processors - {None}:
             size = media_processor.size
             media_processor.size = type(size)(**{**dict(size), **limits})
-    return processor
+    return cast(ProcessorMixin, processor)
 
 
 class Collator:

@@ -33,7 +33,7 @@ class Progress:
     workers: set[str] = field(default_factory=set)  # that have been ready to answer
     deaths: int = 0
     load_s: float = 0.0  # of the slowest worker
-    spent_s: Counter[str] = field(default_factory=Counter)  # workers' time in batches
+    spent_s: float = 0.0  # workers' time in batches
     visual_tokens: Counter[str] = field(default_factory=Counter)  # before compression
     started: float = 0.0  # when the first answer's batch began, on the tracker's steady clock
     latest: float = 0.0  # when the last answer was written

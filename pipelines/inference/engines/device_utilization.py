@@ -59,7 +59,7 @@ class DeviceUtilization:
         return bool(mark.query()) if self._gpu else True
 
     def _seconds(self, earlier: Any, later: Any) -> float:
-        return earlier.elapsed_time(later) / 1000 if self._gpu else later - earlier
+        return float(earlier.elapsed_time(later) / 1000 if self._gpu else later - earlier)
 
 
 def clock() -> float:

@@ -15,7 +15,7 @@ def row_seed(seed: int, row_id: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{row_id}".encode()).digest()[:6])
 
 
-class GenerationTimer(StoppingCriteria):  # type: ignore[misc]
+class GenerationTimer(StoppingCriteria):
     """Never stops: it marks the time of the first token, without making a GPU wait."""
 
     def __init__(self, device: torch.device) -> None:
@@ -45,7 +45,7 @@ class GenerationTimer(StoppingCriteria):  # type: ignore[misc]
         return 1000 * (first - start), 1000 * (end - first)
 
 
-class Sampler(LogitsProcessor):  # type: ignore[misc]
+class Sampler(LogitsProcessor):
     """Sampling at a temperature, done as a greedy choice among logits with added noise.
 
     With Gumbel noise, the argmax of logits / temperature + noise is a sample of the softmax. Each

@@ -242,7 +242,7 @@ def test_clock_starts_with_the_first_batch() -> None:
         [RunProgress(f"run {number}", rows=8) for number in range(5)], BusyTime()
     )
     assert tracker.progress.latest - tracker.progress.started == pytest.approx(10.0, abs=1.0)
-    assert tracker.progress.spent_s.total() == 10.0
+    assert tracker.progress.spent_s == 10.0
     first = tracker.progress.started
     client.report_progress([RunProgress("run 0", rows=8, spent_s=2.0)], BusyTime())
     assert tracker.progress.started == first
