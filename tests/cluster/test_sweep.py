@@ -218,7 +218,7 @@ def test_impossible_methods_are_recorded_and_not_checked_again(
     def again(self: BenchmarkJob, **_: Any) -> None:
         raise AssertionError("the model is asked again")
 
-    monkeypatch.setattr(BenchmarkJob, "refuse", again)
+    monkeypatch.setattr(BenchmarkJob, "check", again)
     assert sweep(asked) == 0
     said = capsys.readouterr().out
     assert "skipped: fastv-64: a budget of 64" in said
