@@ -1,7 +1,5 @@
 """Copies from the host to a device."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

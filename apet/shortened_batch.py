@@ -1,7 +1,5 @@
 """A batch of sequences of different lengths after tokens were dropped."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

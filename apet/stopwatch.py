@@ -1,7 +1,5 @@
 """Measure the time that a device spends on something, without waiting for it."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager

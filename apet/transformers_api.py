@@ -5,8 +5,6 @@ numbers. `tests/apet/test_transformers_api.py` checks each assumption and says w
 mend. `make test-versions` runs the oldest and the newest supported versions.
 """
 
-from __future__ import annotations
-
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence

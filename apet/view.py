@@ -1,7 +1,5 @@
 """The input of a method at a site: groups of tokens of one size, and further data."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import NamedTuple
 

@@ -6,8 +6,6 @@ leave the projector in their place, and the model's own code carries these to th
 features belong. Tokens that a site inside the tower drops are marked in the same way.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Causal masks for sequences that were shortened between two layers, in the kernel's own format."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor

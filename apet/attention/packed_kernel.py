@@ -10,8 +10,6 @@ windows and pictures itself. It hands them over one by one, unless the name of i
 that it takes all at once: `use_tower_kernel` sets such a name where a GPU has the kernel.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Sequence
 from typing import Any

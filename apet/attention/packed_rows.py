@@ -6,8 +6,6 @@ caches and the model's caller) sees the padded batch (B, S, D) as usual. The pos
 follows from lengths that the host knows, so nothing waits for the device.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from itertools import accumulate
 from typing import Any

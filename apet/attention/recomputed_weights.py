@@ -5,8 +5,6 @@ rows of one layer: that layer's queries and keys are computed again from its inp
 modules, and everything else keeps its kernel.
 """
 
-from __future__ import annotations
-
 import sys
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The approximation error of every token: its distance from the span of the basis."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

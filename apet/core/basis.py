@@ -4,8 +4,6 @@ Each takes a `Gram` of B groups and returns the chosen indices (B, M). The choic
 not depend on its batch, and no token is chosen twice, however many tokens are equal.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -16,8 +16,6 @@ tokens alone.
     out = compress(features, keep=64)  # (B, 576, 1024) -> out.tokens (B, 64, 1024)
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import partial

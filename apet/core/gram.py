@@ -7,8 +7,6 @@ break towards the lower index, whatever the batch, the matrix kernel or the devi
 bits.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

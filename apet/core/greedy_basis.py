@@ -1,7 +1,5 @@
 """A basis that grows by the token it approximates worst: pivoted Cholesky over Gram rows."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Merge dropped tokens: each joins the kept token that it is most similar to."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Cut a picture into a number of regions: a coarser grid if there is one, else close to one."""
 
-from __future__ import annotations
-
 from fractions import Fraction
 
 import torch

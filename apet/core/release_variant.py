@@ -6,8 +6,6 @@ stand at other tokens' positions. And those slots take no part in the merge. The
 sampling at a random token; we start where `apet.core.basis` does, so that a run can be repeated.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

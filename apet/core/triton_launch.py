@@ -7,8 +7,6 @@ on all of the previous launch; each fills the GPU. `basis`, `approximation_error
 `merge` do the same in plain torch: for everything else, and as the reference of the tests.
 """
 
-from __future__ import annotations
-
 import os
 import warnings
 from collections.abc import Sequence

@@ -10,8 +10,6 @@ decoder is needed, over caches that have a length for each layer and free column
 (`apet/decoding/growing_steps.py`), and with CUDA as a graph (`apet/decoding/cuda_graphs.py`).
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Mapping
 from copy import deepcopy

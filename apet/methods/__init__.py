@@ -1,7 +1,5 @@
 """The compression methods, by name. One file each."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import fields
 from difflib import get_close_matches

@@ -11,8 +11,6 @@ earliest layers each site keeps at least one token, if the average is then still
 of the budget.
 """
 
-from __future__ import annotations
-
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Model families that can be compressed, by transformers' `model_type`, and how to load them."""
 
-from __future__ import annotations
-
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@ A family describes and does not compute. `Medium` and `Group` lie on the host: w
 prompt hold which visual tokens follows from the processor's output alone, before the model has run.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass

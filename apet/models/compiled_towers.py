@@ -11,8 +11,6 @@ Qwen's towers are refused: their blocks loop over windows, and each new number o
 compiled again.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Any

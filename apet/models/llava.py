@@ -7,8 +7,6 @@ position. CLS does not enter the decoder; where a checkpoint lets it
 (`vision_feature_select_strategy="full"`), it stays, outside the budget.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel

@@ -9,8 +9,6 @@ prompt in which gaps have no position. Newlines stay, outside the budget, as in 
 does not enter the decoder.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from itertools import pairwise
 

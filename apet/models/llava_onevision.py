@@ -16,8 +16,6 @@ the tower. A method that ranks patches by the tower's attention is therefore ref
 merges at the entry alone.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch

@@ -8,8 +8,6 @@ would lose; decode steps continue after the prompt's last position, as in the un
 There is no CLS token and no newline; the tokens around a picture are text, and stay.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import torch

@@ -10,8 +10,6 @@ judged tokens to be similar. No decoder site may come before the last of these l
 that are added later must meet the tokens that they belong to.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -12,8 +12,6 @@ and a video's placeholders are never followed directly by another's in the promp
 was trained on.
 """
 
-from __future__ import annotations
-
 from itertools import islice
 
 import torch

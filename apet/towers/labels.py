@@ -4,8 +4,6 @@ Arranging crops, cutting padding away and filling placeholders are then the mode
 labels in the decoder's input say which feature each column of the prompt would have held.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

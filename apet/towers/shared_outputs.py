@@ -11,8 +11,6 @@ see the same tensors; inside a block nothing runs. A method that drops tokens be
 takes no part. For inference only: a change of weights is not noticed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
