@@ -62,7 +62,8 @@ audit: .venv/ready
 
 .venv-oldest/ready: CONSTRAINTS := constraints-oldest.txt
 .venv-newest/ready: CONSTRAINTS := constraints.txt
-.venv-oldest/ready .venv-newest/ready: pyproject.toml constraints.txt constraints-oldest.txt | .venv/ready
+.venv-oldest/ready .venv-newest/ready: pyproject.toml constraints.txt constraints-oldest.txt
+.venv-oldest/ready .venv-newest/ready: | .venv/ready
 	@echo "Setting up $(@D) ..."
 	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(@D)
 	@$(BIN)/uv pip install --quiet --python $(@D)/bin/python \

@@ -1,4 +1,4 @@
-"""Bring runs to an MLflow that lacks them: its server was down, is a new one, or lost its data.
+"""Copy runs to an MLflow server that does not have them: it was down, is new, or lost its data.
 
     # to the file or server that each run was meant for
     python jobs/track.py results

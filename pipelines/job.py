@@ -193,9 +193,11 @@ def _run_group(
                 job.begin(progress.record)
         except (ValueError, OSError, Locked) as error:
             return "failed", redacted(str(error))
-        for _, run, record in recorded_runs(group):
+        recorded = recorded_runs(group)
+        for _, run, record in recorded:
             tracker.watch(record, run.folder)
-            stack.callback(tracker.release, record)  # before the locks are released
+        # before the locks are released
+        stack.callback(tracker.release, *(record for _, _, record in recorded))
         return _answer_group(group, progress, locks, tracker, worker)
 
 

@@ -115,7 +115,7 @@ def raters(hidden: Tensor, visual: Tensor, text: Tensor) -> Tensor:
 
 
 def unchanged_count(count: int, keep: int, tau: float = 0.3, theta: float = 0.1) -> int:
-    """Of `count` tokens those that stay unchanged, so that they and the clusters are `keep`."""
+    """Number of the `count` tokens that stay unchanged: they and the clusters are `keep`."""
     unchanged = keep
     while True:
         recycled = recycled_count(count - unchanged, tau)

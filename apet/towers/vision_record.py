@@ -29,7 +29,7 @@ class TowerCall(Protocol):
 
 @dataclass
 class VisionRecord:
-    """What the vision towers computed for the media of a prompt."""
+    """Outputs of the vision towers for the media of a prompt."""
 
     grids: list[list[list[int]]] = field(default_factory=list)  # by call: (t, h, w) of each medium
     calls: list[TowerCall] = field(default_factory=list)

@@ -24,7 +24,7 @@ import torch
 from demo.training.rounds import ROUNDS, Round
 from demo.training.train import TASKS, train
 
-_log = logging.getLogger("train_demo")
+_log = logging.getLogger("demo.training")
 
 
 def main() -> None:
@@ -51,7 +51,7 @@ def _tracked(
     import mlflow
 
     mlflow.set_tracking_uri(uri)
-    mlflow.set_experiment("train_demo")
+    mlflow.set_experiment("demo.training")
     with mlflow.start_run(run_name=name):
         mlflow.log_params({"model": name, **round_._asdict()})
 

@@ -176,7 +176,7 @@ def run_plain_loop(config: Any, worker: Any) -> None:
     preprocessor_for(spec.config)
     answer = worker(spec, tracker)
     torch.set_num_threads(os.cpu_count() or 1)  # the preprocessor sets one, as in a task
-    rows = job.missing().append_column("benchmark", [[0] * len(job.index)])
+    rows = job.missing().append_column("benchmark_index", [[0] * len(job.index)])
     for block in prepare_rows(rows, spec, tracker, BATCHES_PER_BLOCK * spec.batch_size):
         answer(block)
 

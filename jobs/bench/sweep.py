@@ -117,7 +117,7 @@ def measure(args: argparse.Namespace, folder: str) -> dict[str, Any]:
         single = begin_job(f"run-{number}")
         single.open_runs = [other for other in single.open_runs if other.method == run.method]
         separate.append((job_spec([single], threads=None), single))
-    rows = sweep.missing().append_column("benchmark", [[0] * args.rows])
+    rows = sweep.missing().append_column("benchmark_index", [[0] * args.rows])
     sweep_s, separate_s = Seconds(), Seconds()
     size = args.batch_size * BATCHES_PER_BLOCK
     for start in range(0, len(rows), size):
@@ -125,7 +125,7 @@ def measure(args: argparse.Namespace, folder: str) -> dict[str, Any]:
         for spec, single in separate:
             # The same worker as if it were a new one: without the outputs that methods share.
             worker.job = spec
-            single_rows = single.missing().append_column("benchmark", [[0] * args.rows])
+            single_rows = single.missing().append_column("benchmark_index", [[0] * args.rows])
             worker.engine.towers.forget()
             answer(worker, spec, single_rows.slice(start, size), separate_s)
         worker.job = sweep_spec

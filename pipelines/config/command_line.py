@@ -13,7 +13,7 @@ HELP_COLUMNS = 100
 
 
 def one_line_errors(script: str) -> Callable[[Callable[[], int]], Callable[[], int]]:
-    """Decorates the `main` of a job: wrong input prints one line to stderr and returns status 2."""
+    """Decorates the `main` of a job: an error prints one line to stderr. Status 2: wrong input."""
 
     def decorate(main: Callable[[], int]) -> Callable[[], int]:
         @functools.wraps(main)
@@ -22,7 +22,7 @@ def one_line_errors(script: str) -> Callable[[Callable[[], int]], Callable[[], i
                 return main()
             except (ValueError, OSError) as error:
                 print(f"{script}: {one_line(error)}", file=sys.stderr)
-                return 2
+                return 2 if isinstance(error, ValueError | FileNotFoundError) else 1
 
         return checked
 

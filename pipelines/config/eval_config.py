@@ -157,7 +157,8 @@ class EvalConfig:
     experiment: str = flag(parsers.text, "NAME", "apet")
     """Experiment in MLflow."""
     max_error_rate: float = flag(parsers.error_rate, "SHARE", 0.01)
-    """Fail, after everything is written, if more of the rows have errors. Default: 1%."""
+    """Exit with status 1 if a larger share of the rows has errors; all answers are written first.
+    Default: 1%."""
     retry_errors: bool = flag(parsers.yes_no, "", False)
     """Retry rows whose answer is an error."""
 

@@ -30,7 +30,7 @@ def require_commit(model: str, revision: str | None) -> None:
     """Raise a ValueError if the model is on the hub and its commit is unknown."""
     if not Path(model).is_dir() and _commit(revision or "") is None:
         raise ValueError(
-            f"cannot resolve {model}@{revision or 'main'} to a commit: the hub did not respond, and"
+            f"cannot resolve {model}@{revision or 'main'} to a commit: the hub did not tell it, and"
             " without a commit a resumed job might use another model; try again, or give"
             " --revision COMMIT"
         )
@@ -68,7 +68,7 @@ def _resolve(model: str, branch: str, output: str) -> str | None:
         return noted
     commit = _hub_commit(model, branch)
     if commit is None and (commit := _cached_commit(model, branch)):
-        print(f"the hub does not respond; using the local copy of {name}, commit {commit}")
+        print(f"the hub did not tell the commit; using the local copy of {name}, commit {commit}")
     return commit
 
 

@@ -164,8 +164,8 @@ class Manifest:
                 )
             if row_id != span.row_id:
                 raise ValueError(
-                    f"row '{row_id}' is here now: the data has changed since the run began; start"
-                    " the run again"
+                    f"found row '{row_id}' where row '{span.row_id}' was indexed: the data has"
+                    " changed since the job started; run the command again"
                 )
             record = self._shaped(record)
             media, meta = self._media(record), record.get("meta")

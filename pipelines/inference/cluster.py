@@ -27,7 +27,7 @@ ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class ClusterShare:
-    """What the job takes of the cluster."""
+    """The part of the cluster that the job uses."""
 
     min_actors: int
     max_actors: int
@@ -48,8 +48,7 @@ def join(address: str | None) -> None:
     if ray.is_initialized():
         return
     handler = signal.getsignal(signal.SIGTERM)
-    with _quiet_backend():
-        _join(address)
+    _join(address)
     if threading.current_thread() is threading.main_thread():
         # Ray's own handler would end the process at once
         signal.signal(signal.SIGTERM, handler)
@@ -73,6 +72,7 @@ def _quiet_backend() -> Iterator[None]:
         try:
             yield
         finally:
+            os.unsetenv("RAY_BACKEND_LOG_LEVEL")
             os.dup2(stderr, 2)
             os.close(stderr)
             buffer.seek(0)
@@ -83,7 +83,8 @@ def _join(address: str | None) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     where = address or os.environ.get("RAY_ADDRESS") or "local"
     if where != "local":
-        ray.init(address=where, logging_level=logging.ERROR)
+        with _quiet_backend():
+            ray.init(address=where, logging_level=logging.ERROR)
         return
     os.environ.setdefault("RAY_agent_register_timeout_ms", "120000")
     # Private, because there is no public way: without it Ray on Linux opens its ports on all
@@ -91,7 +92,8 @@ def _join(address: str | None) -> None:
     ray_constants.ENABLE_RAY_CLUSTER = False
     for attempt in range(START_ATTEMPTS):
         try:
-            ray.init(address="local", logging_level=logging.ERROR, include_dashboard=False)
+            with _quiet_backend():
+                ray.init(address="local", logging_level=logging.ERROR, include_dashboard=False)
             return
         except Exception as error:
             ray.shutdown()

@@ -2,7 +2,7 @@
 
 The columns between the stages:
 
-    pointers   row_id, file, start, length (`data.row_index`), missing_runs, benchmark
+    pointers   row_id, file, start, length (`data.row_index`), missing_runs, benchmark_index
     prepared   PreparedRow.SCHEMA: the row, its prompt, the model's inputs as bytes, or an error
     answers    ANSWER_SCHEMA, written to Parquet by the actors; only row counts come back
 """
@@ -81,9 +81,10 @@ class Pipeline:
             for block in self._pointer_blocks(benchmark, table, task_rows)
         ]
         block_rows = min(task_rows, batch_size * BATCHES_PER_BLOCK)
-        # an actor without a block would load the model for nothing, and Ray would warn about it
+        # An actor without a block would load the model for nothing, and Ray would warn about it.
+        # More may start if blocks exceed MAX_BLOCK_BYTES and are split.
         blocks = sum(math.ceil(len(block) / block_rows) for block in pointers)
-        min_actors, max_actors = min(share.min_actors, blocks), min(share.max_actors, blocks)
+        min_actors = min(share.min_actors, blocks)
         plan: ray.data.Dataset = (
             ray.data.from_blocks(pointers)  # from_arrow would start a task for each block first
             .map_batches(
@@ -100,7 +101,7 @@ class Pipeline:
                 fn_constructor_kwargs={"job": self.spec, "tracker": self.tracker},
                 batch_size=None,
                 batch_format="pyarrow",
-                compute=ActorPoolStrategy(min_size=min_actors, max_size=max_actors),
+                compute=ActorPoolStrategy(min_size=min_actors, max_size=share.max_actors),
                 num_cpus=share.cpus,
                 **({"num_gpus": share.gpus} if share.gpus else {}),
             )
@@ -117,7 +118,7 @@ class Pipeline:
         retried after errors lie too far apart for that: they go alone.
         """
         column = pa.array(np.full(len(pointers), benchmark, np.int16))
-        pointers = pointers.append_column("benchmark", column)
+        pointers = pointers.append_column("benchmark_index", column)
         only_missing = self.jobs[benchmark].config.retry_errors
         for start in range(0, len(pointers), task_rows):
             block = pointers.slice(start, task_rows)
@@ -148,7 +149,7 @@ def prepare_rows(
 
 
 def _prepare_block(pointers: pa.Table, job: JobSpec, tracker: Any) -> pa.Table:
-    benchmark = pointers["benchmark"][0].as_py()
+    benchmark = pointers["benchmark_index"][0].as_py()
     spec = job.benchmarks[benchmark]
     keys = [f"reading {benchmark}/{row_id}" for row_id in pointers["row_id"].to_pylist()]
     # a task that Ray retries has the same name, so its death is noticed

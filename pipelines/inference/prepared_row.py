@@ -34,7 +34,7 @@ class PreparedRow:
     travel by name only: their content is in `inputs`.
     """
 
-    benchmark: int  # index into JobSpec.benchmarks
+    benchmark_index: int  # index into JobSpec.benchmarks
     row: Row
     missing_runs: tuple[int, ...]  # indexes of the benchmark's runs that lack this answer
     prompt: str = ""
@@ -44,7 +44,7 @@ class PreparedRow:
 
     SCHEMA: ClassVar[pa.Schema] = pa.schema(
         [
-            ("benchmark", pa.int16()),
+            ("benchmark_index", pa.int16()),
             ("row", ROW_TYPE),
             ("missing_runs", pa.list_(pa.int16())),
             ("prompt", pa.string()),
@@ -57,7 +57,7 @@ class PreparedRow:
     @classmethod
     def of(
         cls,
-        benchmark: int,
+        benchmark_index: int,
         row: Row,
         missing_runs: tuple[int, ...],
         prompt: str,
@@ -66,7 +66,7 @@ class PreparedRow:
         """A row that was preprocessed successfully."""
         data = save({name: tensor.contiguous() for name, tensor in tensors.items()})
         tokens = tensors["input_ids"].shape[1]
-        return cls(benchmark, row, missing_runs, prompt, data, tokens)
+        return cls(benchmark_index, row, missing_runs, prompt, data, tokens)
 
     def tensors(self) -> dict[str, Tensor]:
         return load(self.inputs)
@@ -78,7 +78,7 @@ class PreparedRow:
     @property
     def key(self) -> str:
         """The row's name in the failure tracker: two benchmarks may share row ids."""
-        return f"{self.benchmark}/{self.row_id}"
+        return f"{self.benchmark_index}/{self.row_id}"
 
     @classmethod
     def to_table(cls, rows: Sequence[PreparedRow]) -> pa.Table:

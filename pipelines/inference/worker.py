@@ -5,7 +5,6 @@ a loader that moves data (`batch_loader.py`) and buffers that write answers (`an
 """
 
 import time
-from itertools import groupby
 from typing import Any, ClassVar
 
 import pyarrow as pa
@@ -64,8 +63,8 @@ class InferenceWorker:
     def __call__(self, block: pa.Table) -> pa.Table:
         """Answer the rows that each run still lacks."""
         rows = PreparedRow.from_table(block)
-        for index, group in groupby(rows, key=lambda row: row.benchmark):
-            self._answer_benchmark(self.job.benchmarks[index], list(group))
+        if rows:  # all of one benchmark: a task never mixes them
+            self._answer_benchmark(self.job.benchmarks[rows[0].benchmark_index], rows)
         return pa.table({"rows": [len(rows)]})
 
     def _answer_benchmark(self, spec: BenchmarkSpec, rows: list[PreparedRow]) -> None:

@@ -76,7 +76,8 @@ def compact(folder: Folder, *, retry_errors: bool = False) -> pa.Array:
     chunks: list[pa.Array] = []  # and their ids
     for name, rows in zip(names, tables, strict=True):
         if isinstance(rows, DamagedPart):
-            print(f"cannot read {name} in {folder}, asking its rows again: {describe_error(rows)}")
+            error = describe_error(rows)
+            print(f"cannot read {name} in {folder}; its rows will be answered again: {error}")
             folder.rename(name, name + DAMAGED_SUFFIX)
             continue
         keep = pc.equal(rows["status"], "ok") if retry_errors else np.ones(len(rows))

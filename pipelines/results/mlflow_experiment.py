@@ -125,8 +125,14 @@ class MlflowExperiment:
         client = MlflowClient(self.uri)
         experiment: Any = client.get_experiment_by_name(self.experiment)
         if experiment is None:
-            client.create_experiment(self.experiment, artifact_location=location)
+            error: Exception | None = None
+            try:
+                client.create_experiment(self.experiment, artifact_location=location)
+            except Exception as raised:  # another job may have created it at the same moment
+                error = raised
             experiment = client.get_experiment_by_name(self.experiment)
+            if experiment is None:
+                raise error or LookupError(f"MLflow did not create {self.experiment!r}")
         if experiment.lifecycle_stage != "active":
             raise ValueError(
                 f"the experiment {self.experiment!r} is deleted: restore it or name another"

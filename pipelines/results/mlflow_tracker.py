@@ -89,21 +89,22 @@ class Tracker:
         with self._writing:
             self._watched.pop(record.id, None)
 
-    def release(self, record: RunRecord) -> None:
-        """Stop writing a record, whose lock is about to be released.
+    def release(self, *records: RunRecord) -> None:
+        """Stop writing records, whose locks are about to be released.
 
-        Waits briefly for a server that responds, so that the file says what MLflow has. What
-        MLflow still lacks then gets there in `stop`, without a note in the file.
+        Waits briefly for a server that responds, so that the files say what MLflow has. What
+        MLflow still lacks then gets there in `stop`, without a note in the files.
         """
-        watched = self._watched.get(record.id)
-        if watched is None:
-            return
+        released = [self._watched[record.id] for record in records if record.id in self._watched]
         end = time.monotonic() + MAX_RELEASE_S
-        while watched.synced != _version(record) and not self._error and time.monotonic() < end:
+        while not self._error and time.monotonic() < end:
+            if all(watched.synced == _version(watched.record) for watched in released):
+                break
             self._wake.set()
             time.sleep(POLL_S)
         with self._writing:
-            watched.is_released = True
+            for watched in released:
+                watched.is_released = True
 
     def stop(self, timeout: float | None = None) -> bool:
         """Copy what is missing. True if MLflow has everything; else `problem` describes the rest.
@@ -256,7 +257,7 @@ def replay(
             complete = False
             if not isinstance(problem, ArtifactError):
                 failed.add(key)
-        outcome = short_error(problem) if problem else "brought" if is_new else "was there"
+        outcome = short_error(problem) if problem else "copied" if is_new else "already there"
         say(f"{record.name}: {outcome}  ({target.display_uri})")
     return complete
 
@@ -274,8 +275,8 @@ def _refusal(uri: str, by_user: bool) -> str:
     """
     if not uri or "***@" in uri:
         return (
-            "its MLflow is not known, or *** stands for its password; use --tracking-uri with all"
-            " of it"
+            "the record has no MLflow address, or its password is masked (***): give the full"
+            " address with --tracking-uri"
         )
     if by_user or uri.startswith(SQLITE) or uri == os.environ.get("MLFLOW_TRACKING_URI"):
         return ""

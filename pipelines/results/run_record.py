@@ -1,4 +1,4 @@
-"""What happened to one run, in one JSON file beside its answers: `record.json`.
+"""The history of one run, in one JSON file beside its answers: `record.json`.
 
 The file is the original and MLflow a copy of it: a server that was down gets from it what it missed
 (`pipelines.results.mlflow_tracker`), and users without MLflow read the file. It is always written

@@ -231,7 +231,7 @@ def test_replay_brings_what_a_server_that_was_down_missed(
     # The address as the job's last line shows it.
     assert not replay(output.uri, uri.replace("user:secret", "***"), say=lines.append)
     assert "*** stands for its password" in lines[1]
-    for word in ("brought", "was there"):
+    for word in ("copied", "already there"):
         lines = []
         assert replay(output.uri, database, experiment, say=lines.append)
         assert [word in line for line in lines] == [True, True]
@@ -427,7 +427,7 @@ def test_record_of_a_released_run_says_what_mlflow_has(
         assert tracker.stop(60)
     lines: list[str] = []
     assert replay(output.uri, database, experiment, say=lines.append)
-    assert "was there" in lines[0]
+    assert "already there" in lines[0]
 
 
 def resume_elsewhere(folder: Folder) -> None:
@@ -663,7 +663,7 @@ def test_server_that_comes_back_gets_everything(
     server.signal(signal.SIGCONT)
     while not is_alive(server.uri):
         time.sleep(0.5)
-    for word in ("brought", "was there"):
+    for word in ("copied", "already there"):
         done = subprocess.run(
             [sys.executable, str(ROOT / command[1]), output.uri, *command[2].split()],
             capture_output=True,

@@ -179,7 +179,7 @@ def run_worker(kind: str, first: int, cases: int, folder: Path) -> None:
 
 @dataclass
 class Result:
-    """What became of the cases of a kind."""
+    """Outcomes of the cases of one kind."""
 
     kind: str
     read: int = 0

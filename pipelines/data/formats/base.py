@@ -1,6 +1,5 @@
 """Shared by all formats: a data file, the position of a row in it, and reading ranges of bytes."""
 
-import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -28,6 +27,8 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
 }
 ROW_NUMBER = "row number"  # in `DataFile.keys`, for tables whose rows have no ids
 CHUNK = 1 << 20  # bytes that are read at once
+MAX_GAP = 4 << 10  # bytes between two spans that are read in one request
+MAX_READ = 16 << 20  # bytes of one request for several spans
 
 RawRecord = Mapping[str, Any]  # one row under the column names of its file
 
@@ -127,16 +128,37 @@ def read_lines(file: DataFile, max_bytes: int) -> Iterator[tuple[int, int, bytes
 def read_spans(
     file: DataFile, spans: Sequence[Span], max_bytes: int, parse: Callable[[bytes], RawRecord]
 ) -> Iterator[RawRecord | Exception]:
-    """The record of each span, or what is wrong with it. Neighbors are read together."""
-    with file.open() as raw, io.BufferedReader(raw, CHUNK) as stream:
-        for span in spans:
-            if span.length > max_bytes:
+    """The record of each span, or what is wrong with it. Neighbors are read in one request."""
+    with file.open() as stream:
+        for group in _neighbors(spans):
+            if group[0].length > max_bytes:  # then it is alone: max_bytes is at least MAX_READ
                 yield ValueError(
-                    f"it has {span.length:,} bytes in {file.name}; at most {max_bytes:,} are read"
+                    f"it has {group[0].length:,} bytes in {file.name}; at most {max_bytes:,} are"
+                    " read"
                 )
-            else:
-                stream.seek(span.start)
-                yield try_parse(parse, stream.read(span.length))
+                continue
+            first = group[0].start
+            stream.seek(first)
+            block = memoryview(stream.read(group[-1].start + group[-1].length - first))
+            for span in group:
+                begin = span.start - first
+                yield try_parse(parse, bytes(block[begin : begin + span.length]))
+
+
+def _neighbors(spans: Sequence[Span]) -> Iterator[list[Span]]:
+    """The spans in groups that lie close together: an object store is slow per request."""
+    group: list[Span] = []
+    for span in spans:
+        end = span.start + span.length
+        if group and (
+            span.start - (group[-1].start + group[-1].length) > MAX_GAP
+            or end - group[0].start > MAX_READ
+        ):
+            yield group
+            group = []
+        group.append(span)
+    if group:
+        yield group
 
 
 def try_parse(parse: Callable[[bytes], RawRecord], data: bytes) -> RawRecord | Exception:

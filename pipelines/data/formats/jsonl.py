@@ -22,6 +22,7 @@ from pipelines.data.formats.base import (
 )
 
 MAX_ROW = 64 << 20  # bytes of one object: a file without line ends must not fill the memory
+MAX_ARRAY = 1 << 30  # bytes of a JSON array, which is read as one text
 MAX_HEADER_ROWS = 100  # rows whose keys are the columns: not every row has to have every key
 SEPARATORS = re.compile(r"[\s:,\ufeff]*")  # between the values of an array or object
 IndexedRow = tuple[str, int, int, RawRecord | Exception]  # name, start, length, record
@@ -92,6 +93,11 @@ def array_rows(file: DataFile) -> Iterator[IndexedRow]:
     """The objects of a JSON array, or the values of an object, as `DataFile.json_key` says."""
     number, offset, previous = 0, 0, 0
     try:
+        if (size := file.info().size) > MAX_ARRAY:
+            raise ValueError(
+                f"{file.name} is a JSON array of {size:,} bytes; at most {MAX_ARRAY:,} are read:"
+                " convert it to JSON Lines"
+            )
         text = b"".join(file.chunks()).decode()
         for number, (start, end, value, key) in enumerate(_entries(Scanner(text), file), 1):
             if not isinstance(value, dict):

@@ -1,6 +1,5 @@
 """Images to pixels. Only known formats are decoded, and sizes are checked before memory is used."""
 
-import contextlib
 import io
 import warnings
 
@@ -49,8 +48,12 @@ def decode(data: Content, max_pixels: int = MAX_PIXELS) -> Pixels:
 
 
 def _pixels(image: Image.Image) -> Pixels:
-    with contextlib.suppress(Exception):  # damaged metadata does not make the pixels wrong
+    try:
         ImageOps.exif_transpose(image, in_place=True)
+    except MemoryError:
+        raise
+    except Exception:  # damaged metadata does not make the pixels wrong
+        pass
     if image.mode.startswith("I;16"):
         return np.repeat((np.array(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
     if image.mode in ("I", "F"):  # the file does not say whether the scale is 1, 255 or 65535

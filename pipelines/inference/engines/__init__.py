@@ -1,1 +1,1 @@
-"""What runs a model inside an actor."""
+"""Engines: each runs a model inside an actor."""

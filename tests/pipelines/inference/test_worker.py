@@ -51,7 +51,9 @@ def run_job(
     job, tracker, deaths = benchmark_job.BenchmarkJob.of(config), FailureTracker(), 0
     job.begin(RunRecord("job"))
     spec = job_spec([job], threads=1)
-    pointers = job.missing().append_column("benchmark", pa.array([0] * len(job.index), pa.int16()))
+    pointers = job.missing().append_column(
+        "benchmark_index", pa.array([0] * len(job.index), pa.int16())
+    )
     worker = worker_with(engine)
 
     def with_restarts(stage: Callable[..., Any], *args: Any) -> Any:
