@@ -205,7 +205,7 @@ def test_tracked_job_is_complete_in_mlflow_and_replay_changes_nothing(
     for _ in range(2):
         lines: list[str] = []
         assert replay(output.uri, say=lines.append)
-        assert [line.split(":")[1].split()[0] for line in lines] == ["was", "was"]
+        assert [line.split(":")[1].split()[0] for line in lines] == ["already", "already"]
     check(database, experiment, job, point)
     assert {path.name for path in Path.cwd().iterdir()} == {"results"}, (
         "MLflow left files in the current directory"
@@ -227,10 +227,10 @@ def test_replay_brings_what_a_server_that_was_down_missed(
     assert not json.loads(saved.read_text())["mlflow"]["synced"]
     lines: list[str] = []
     assert not replay(output.uri, say=lines.append)
-    assert "*** stands for its password; use --tracking-uri with all of it" in lines[0]
+    assert "its password is masked (***): give the full address with --tracking-uri" in lines[0]
     # The address as the job's last line shows it.
     assert not replay(output.uri, uri.replace("user:secret", "***"), say=lines.append)
-    assert "*** stands for its password" in lines[1]
+    assert "its password is masked (***)" in lines[1]
     for word in ("copied", "already there"):
         lines = []
         assert replay(output.uri, database, experiment, say=lines.append)
