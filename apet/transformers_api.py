@@ -93,7 +93,7 @@ def _signature(forward: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
 
 
 def _parameters(module: nn.Module) -> Mapping[str, inspect.Parameter]:
-    # Of the class: libraries that spread a model replace the `forward` of its objects.
+    # Taken from the class: libraries that spread a model replace the `forward` of its objects.
     return _signature(type(module).forward)
 
 

@@ -98,6 +98,6 @@ class EncoderSite:
             if received is not None and metric is not None:
                 tower = TowerView(received, metric, cls)
         keys = record.patches("keys", cells) if self.method.inside_tower else None
-        # What the method left at its last site in the tower, e.g. sizes of merged tokens.
+        # State that the method left at its last site in the tower, e.g. sizes of merged tokens.
         memory = {name: record.patches(name, cells) for name in record.calls[0].memory}
         return batch.view("encoder", 0, tokens, tower=tower, keys=keys, memory=memory)

@@ -59,7 +59,7 @@ def density_peaks(gram: Gram, size: int, seed: int) -> Tensor:
     for block in blocks:
         distance = block_distances(block)
         excess = density[:, None] - density.gather(1, block)[..., None]
-        # Of equally dense tokens the earlier counts as denser: a cluster of twins has one peak.
+        # Among equally dense tokens, the earlier counts as denser: a cluster of twins has one peak.
         earlier = positions[:, None] < block[..., None]
         denser = (excess > TIE_TOLERANCE) | ((excess >= -TIE_TOLERANCE) & earlier)
         separation = distance.masked_fill(~denser, torch.inf).amin(dim=2)

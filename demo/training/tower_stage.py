@@ -16,7 +16,7 @@ from pipelines.benchmarks.synthetic.scenes import PATCH
 
 # Patches a side. Attention over a quarter of the picture costs a fraction.
 _WINDOW = 12
-# Of a step. Many small steps teach a tower more than few large ones.
+# Per step. Many small steps teach a tower more than few large ones.
 _PICTURES, _WINDOWS = 2, 3
 _EARLY = 2  # layers after which outlines must be known
 

@@ -66,7 +66,7 @@ FAILURES: dict[str, Callable[[], None]] = {
     "row_kills_worker": kill_process,
     "batch_out_of_memory": exceed_device_memory,
 }
-"""What happens at a row, by the name of the fault. The last happens in batches of several rows."""
+"""The action at a row, by the name of the fault. The last happens in batches of several rows."""
 
 
 def faulty_worker(folder: Path, row_faults: Mapping[str, str]) -> type[InferenceWorker]:

@@ -20,7 +20,7 @@ from tests.support import ROOT
 # For steps that take a few seconds on an idle machine.
 MAX_WAIT_S = 600.0
 
-# What a job imports is imported once, and every job is forked from there.
+# Imports of a job are done once, and every job is forked from there.
 FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload(
     [

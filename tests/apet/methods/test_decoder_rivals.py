@@ -33,7 +33,7 @@ from apet.view import DecoderSite, LayerInput, Sequence, View
 from tests.support import tiny
 
 RIVALS = ["fastv", "pdrop", "sparsevlm", "dart"]
-# Of the layers below: four heads, two of which share their keys with the other two.
+# In the layers below: four heads, two of which share their keys with the other two.
 WIDTH, HEADS, SHARED, HEAD = 16, 4, 2, 4
 
 
