@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 # Passes over rows that were lost on the way, e.g. with their workers, before the job gives up.
 MAX_PASSES = 3
+SEVERITY: Sequence[State] = ("finished", "failed", "killed")
 CONTINUE = "run the same command again to continue"
 DISK_FULL = ("No space left on device", "Disk quota exceeded")
 
@@ -46,78 +47,59 @@ def run(config: EvalConfig, worker: type[InferenceWorker] | None = None) -> int:
 
     worker: another worker class, for tests and benchmarks
     """
-    with exit_status() as status:
-        status.code = _run(config, worker)
-    return status.code
+    return exit_status(lambda: _run(config, worker))
 
 
 def _run(requested: EvalConfig, worker: type[InferenceWorker] | None) -> int:
     job = BenchmarkJob.of(requested)
     config = job.config
     print(to_yaml(config))
-    if not job.open_runs:
+    state: State = "finished"
+    if job.open_runs:
+        job.check()
+        job.index  # noqa: B018  duplicate ids are an error before anything starts
+        name, run_ids = f"job-{config.benchmark}", [run.run_id for run in job.runs]
+        record = job_record(config, name, run_ids, config.to_dict(), job_tags(config))
+        state = execute([[job]], record, worker)
+    else:
         print("All answers exist already; nothing to do.\n")
-        print_summary([job])
-        return report_errors([job])
-    job.check()
-    job.index  # noqa: B018  duplicate ids are an error before anything starts
-    digest = hashlib.sha256("\n".join(run.run_id for run in job.runs).encode()).hexdigest()[:8]
-    record = job_record(
-        config, f"job-{config.benchmark}-{digest}", config.to_dict(), job_tags(config)
-    )
-    state = execute([[job]], record, worker)
     print_summary([job])
-    if state != "finished":
-        return 130 if state == "killed" else 1
-    return report_errors([job])
+    return status_of(state, [job])
 
 
-class ExitStatus:
-    """The exit status that a process will have."""
+def exit_status(work: Callable[[], int]) -> int:
+    """Do the work; what goes wrong becomes one line on stderr and an exit status.
 
-    code = 0
-
-
-@contextlib.contextmanager
-def exit_status() -> Iterator[ExitStatus]:
-    """Turn what goes wrong inside into one line on stderr and an exit status."""
-    status = ExitStatus()
+    SIGTERM is like Ctrl-C, so that answers are written before the process ends.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGTERM, signal.default_int_handler) if is_main else None
     try:
-        with _sigterm_as_interrupt():
-            yield status
+        return work()
     except KeyboardInterrupt:
         print(f"interrupted; {CONTINUE}", file=sys.stderr)
-        status.code = 130
+        return 130
     except (ValueError, OSError, Locked) as error:
         print(f"error: {redacted(str(error))}", file=sys.stderr)
-        status.code = 2 if isinstance(error, ValueError | FileNotFoundError) else 1
-
-
-@contextlib.contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """Treat SIGTERM like Ctrl-C, so that answers are written before the process ends."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    handler = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
+        return 2 if isinstance(error, ValueError | FileNotFoundError) else 1
     finally:
-        signal.signal(signal.SIGTERM, handler)
+        if is_main:
+            signal.signal(signal.SIGTERM, handler)
 
 
 def job_record(
-    config: EvalConfig, name: str, params: Mapping[str, Any], tags: Mapping[str, str]
+    config: EvalConfig,
+    name: str,
+    run_ids: Sequence[str],
+    params: Mapping[str, Any],
+    tags: Mapping[str, str],
 ) -> RunRecord:
     """The record of a job or sweep. The same runs have the same one, so that a resumed job is one
     parent run in MLflow."""
-    record = RunRecord(name=name)
+    digest = hashlib.sha256("\n".join(run_ids).encode()).hexdigest()[:8]
+    record = RunRecord(name=f"{name}-{digest}")
     with contextlib.suppress(FileNotFoundError):
-        record = RunRecord.load(Folder.of(config.output).child(name))
+        record = RunRecord.load(Folder.of(config.output).child(record.name))
     record.config, record.tags = dict(params), {**record.tags, **tags}
     return record
 
@@ -145,7 +127,10 @@ def execute(
     worst: State = "finished"
     messages = []
     with Lock(folder):
-        _record_commits(jobs)
+        for job in jobs:
+            if job.open_runs:  # a resumed job uses the same commit
+                own = job.config
+                note_commit(own.model, own.revision, job.requested_revision, own.output)
         record.resume()
         record.save(folder)
         tracker = Tracker(config.tracking_uri, config.experiment)
@@ -154,7 +139,7 @@ def execute(
             for group in groups:
                 state, message = _run_group(group, progress, tracker, worker)
                 messages += [message] if message else []
-                worst = state if "killed" in (state, worst) or worst == "finished" else worst
+                worst = max(worst, state, key=SEVERITY.index)
                 if worst == "killed":
                     break
             if write_report is not None and worst != "killed":
@@ -168,17 +153,6 @@ def execute(
     return worst
 
 
-def _record_commits(jobs: Sequence[BenchmarkJob]) -> None:
-    """Note which commit each hub model is at, so that a resumed job uses the same one."""
-    models = {
-        (job.config.model, job.config.revision, job.requested_revision): job.config.output
-        for job in jobs
-        if job.open_runs
-    }
-    for model, output in models.items():
-        note_commit(*model, output)
-
-
 def _run_group(
     group: Sequence[BenchmarkJob],
     progress: JobProgress,
@@ -188,7 +162,10 @@ def _run_group(
     """Answer what the runs of a group lack. Returns how it ended, and a message unless well."""
     with contextlib.ExitStack() as stack:
         try:
-            locks = _lock_runs(group, stack)
+            locks = [Lock(run.folder) for job in group for run in job.runs]
+            # All at once: a dead owner on another machine is watched for a minute.
+            with ThreadPoolExecutor(max(1, len(locks))) as pool:
+                list(pool.map(stack.enter_context, locks))
             for job in group:
                 job.begin(progress.record)
         except (ValueError, OSError, Locked) as error:
@@ -196,53 +173,33 @@ def _run_group(
         recorded = recorded_runs(group)
         for _, run, record in recorded:
             tracker.watch(record, run.folder)
-        # before the locks are released
-        stack.callback(tracker.release, *(record for _, _, record in recorded))
-        return _answer_group(group, progress, locks, tracker, worker)
-
-
-def _lock_runs(group: Sequence[BenchmarkJob], stack: contextlib.ExitStack) -> list[Lock]:
-    """Lock all runs concurrently: a dead owner on another machine is watched for a minute."""
-    locks = [Lock(run.folder) for job in group for run in job.runs]
-    with ThreadPoolExecutor(max(1, len(locks))) as pool:
-        futures = [pool.submit(stack.enter_context, lock) for lock in locks]
-    for future in futures:
-        future.result()
-    return locks
-
-
-def _answer_group(
-    group: Sequence[BenchmarkJob],
-    progress: JobProgress,
-    locks: Sequence[Lock],
-    tracker: Tracker,
-    worker: type[InferenceWorker] | None,
-) -> tuple[State, str]:
-    began = time.monotonic()
-    state: State = "failed"
-    message = ""
-    try:
-        missing = _answer_missing(group, progress, locks, worker)
-        state = "failed" if missing else "finished"
-        message = f"{missing} answers are still missing; {CONTINUE}" if missing else ""
-    except KeyboardInterrupt:
-        state, message = "killed", f"interrupted; {CONTINUE}"
-    except Locked as error:  # the new owner of the runs records how they end
-        for _, _, record in recorded_runs(group):
-            tracker.drop(record)
-        return "failed", str(error)
-    except Exception as error:
-        message = f"{root_cause(error)}; existing answers are kept, {CONTINUE}"
-        if not isinstance(error, ValueError):
-            print(redacted(traceback.format_exc()), file=sys.stderr)
-    for job in group:
+        began = time.monotonic()
+        state: State = "failed"
         try:
-            job.end(state, message, time.monotonic() - began)
+            missing = _answer_missing(group, progress, locks, worker)
+            state = "failed" if missing else "finished"
+            message = f"{missing} answers are still missing; {CONTINUE}" if missing else ""
+        except KeyboardInterrupt:
+            state, message = "killed", f"interrupted; {CONTINUE}"
+        except Locked as error:  # the new owner of the runs records how they end
+            for _, _, record in recorded:
+                tracker.drop(record)
+            return "failed", str(error)
         except Exception as error:
-            print(redacted(traceback.format_exc()), file=sys.stderr)
-            state = "killed" if state == "killed" else "failed"
-            message = message or f"{describe_error(error)}; {CONTINUE}"
-    return state, message
+            message = f"{root_cause(error)}; existing answers are kept, {CONTINUE}"
+            if not isinstance(error, ValueError):
+                print(redacted(traceback.format_exc()), file=sys.stderr)
+        for job in group:
+            try:
+                job.end(state, message, time.monotonic() - began)
+            except Exception as error:
+                print(redacted(traceback.format_exc()), file=sys.stderr)
+                state = max(state, "failed", key=SEVERITY.index)
+                message = message or f"{describe_error(error)}; {CONTINUE}"
+        tracker.wait(*(record for _, _, record in recorded))
+        for _, run, record in recorded:
+            _save(record, run.folder)
+        return state, message
 
 
 def root_cause(error: Exception) -> str:
@@ -304,12 +261,18 @@ def _end_job(progress: JobProgress, state: State, message: str, tracker: Tracker
     ]
     errors = f"too many errors: {', '.join(failed)}" if failed else ""
     record.end(state, {}, message or errors)
-    try:
-        record.save(progress.folder)
-    except OSError as error:  # e.g. a full disk; the next command finds out what is missing
-        print(f"cannot write the job's record: {describe_error(error)}", file=sys.stderr)
+    _save(record, progress.folder)
     if not tracker.stop():
         print(tracker.problem, file=sys.stderr)
+    _save(record, progress.folder)
+
+
+def _save(record: RunRecord, folder: Folder) -> None:
+    """Save a record, now with what MLflow has of it. The disk may be full."""
+    try:
+        record.save(folder)
+    except OSError as error:  # the next command finds out what is missing
+        print(f"cannot write the record {record.name}: {describe_error(error)}", file=sys.stderr)
 
 
 def print_summary(jobs: Sequence[BenchmarkJob]) -> None:
@@ -331,8 +294,10 @@ def print_summary(jobs: Sequence[BenchmarkJob]) -> None:
     print(f"compare the runs:\n  {dashboard(jobs[0].config.tracking_uri or '')}")
 
 
-def report_errors(jobs: Sequence[BenchmarkJob]) -> int:
-    """Print the runs with too many error rows; the exit status that follows."""
+def status_of(state: State, jobs: Sequence[BenchmarkJob]) -> int:
+    """The exit status of jobs that ended like this. Prints the runs with too many error rows."""
+    if state != "finished":
+        return 130 if state == "killed" else 1
     status = 0
     for job, run, record in recorded_runs(jobs):
         if message := too_many_errors(record, job.config):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import sys
 import traceback
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.config.eval_config import EvalConfig
 from pipelines.config.sweep_config import SweepConfig, model_groups
 from pipelines.inference.benchmark_job import BenchmarkJob, RunState, recorded_runs, too_many_errors
-from pipelines.job import execute, exit_status, job_record, print_summary, report_errors
+from pipelines.job import execute, exit_status, job_record, print_summary, status_of
 from pipelines.report.runs import LEFT_OUT_FILE
 from pipelines.report.writer import PAGE_FILE, write_report
 from pipelines.results.run_record import State, git_commit
@@ -37,9 +36,7 @@ class FailedJob:
 
 def sweep(config: SweepConfig, worker: type[InferenceWorker] | None = None) -> int:
     """Run the sweep, or what is left of it. Returns the exit status, as `job.run`."""
-    with exit_status() as status:
-        status.code = _sweep(config, worker)
-    return status.code
+    return exit_status(lambda: _sweep(config, worker))
 
 
 def _sweep(config: SweepConfig, worker: type[InferenceWorker] | None) -> int:
@@ -51,10 +48,10 @@ def _sweep(config: SweepConfig, worker: type[InferenceWorker] | None) -> int:
         return 0
     _save_skipped(jobs)
     run_ids = sorted(run.run_id for job in jobs for run in job.runs)
-    digest = hashlib.sha256("\n".join(run_ids).encode()).hexdigest()[:8]
     record = job_record(
         jobs[0].config,
-        f"{config.name}-{digest}",
+        config.name,
+        run_ids,
         _merged([job.config.to_dict() for job in jobs]),
         {"git_commit": git_commit() or "unknown", "kind": "sweep"},
     )
@@ -73,9 +70,7 @@ def _sweep(config: SweepConfig, worker: type[InferenceWorker] | None) -> int:
         print(f"report of all runs:\n  {redacted(folder.child(PAGE_FILE).uri)}")
     for failed in failed_jobs:
         print(f"not done: {failed.error}", file=sys.stderr)
-    if state == "killed":
-        return 130
-    return 1 if failed_jobs or state != "finished" else report_errors(jobs)
+    return status_of(state, jobs) or int(bool(failed_jobs))
 
 
 def _merged(configs: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -67,15 +67,6 @@ class Lock:
         if self._is_held():
             self.folder.delete(self.NAME)
 
-    def held_by_another(self) -> bool:
-        """Whether another process has the lock; one on another machine may be dead."""
-        owner = self._read_owner()
-        if owner is None:
-            return False
-        if not self._is_local(owner):
-            return True
-        return owner.get("pid") != self._owner["pid"] and _process_exists(owner)
-
     def check(self) -> None:
         """Raise Locked if another process has taken over the run: this one must stop writing."""
         with contextlib.suppress(OSError):  # a store that does not respond does not name an owner

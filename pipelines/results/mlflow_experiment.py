@@ -6,20 +6,18 @@ ids only; its global state (active run, tracking URI) is neither read nor set. I
 first needed, because that takes seconds and prints.
 """
 
-import copy
 import hashlib
 import json
 import logging
 import math
 import os
 import re
-import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from pipelines.results.run_record import flatten, mlflow_name
+from pipelines.results.run_record import RunRecord, flatten, mlflow_name
 from pipelines.results.storage import Folder
 from pipelines.text import one_line, redacted
 
@@ -56,7 +54,7 @@ class ArtifactError(Exception):
 class MlflowExperiment:
     """One experiment on a server or in a database file. Connects when first needed.
 
-    A `state` dict says what MLflow has of a record: `initial_state` creates it, `sync` advances it.
+    The field `mlflow` of a record says what the experiment has of it; only `sync` advances it.
     """
 
     def __init__(self, uri: str, experiment: str) -> None:
@@ -71,40 +69,40 @@ class MlflowExperiment:
     def initial_state(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """`state` if it is about this experiment, else one that says MLflow has nothing."""
         target = {"uri": self.display_uri, "experiment": self.experiment}
-        if all(state.get(key) == value for key, value in target.items()):
-            return copy.deepcopy(dict(state))
-        return {**target, "history": 0, "artifacts": {}, "synced": False}
+        return dict(state) if target.items() <= state.items() else target
 
-    def sync(self, data: Mapping[str, Any], folder: Folder, state: dict[str, Any]) -> None:
-        """Send what is missing. `state` advances with it, also if an error interrupts."""
-        record_id = data["id"]
-        if not is_behind(data, state) and (record_id in self._runs or self._find_run(record_id)):
-            return
-        state["synced"] = False
+    def sync(self, record: RunRecord, folder: Folder) -> Exception | None:
+        """Send what is missing and note it in the record, also if an error interrupts."""
+        data = record.snapshot()
+        state = self.initial_state(data["mlflow"])
         try:
             self._send(data, folder, state)
-        except Exception:
-            self._runs.pop(record_id, None)  # the run may have been deleted: look next time
-            raise
-        state["synced"] = True
+        except Exception as error:  # whatever it is, the job continues
+            self._runs.pop(record.id, None)  # the run may have been deleted: look next time
+            return error
+        finally:
+            if not self.closed:
+                record.note_mlflow(state)
+        return None
 
     def _send(self, data: Mapping[str, Any], folder: Folder, state: dict[str, Any]) -> None:
         run = self._run(data["id"], mlflow_name(data), data["started"])
         run_id = run.info.run_id
         if state.get("run_id") != run_id:  # a new run, or one that replaces a deleted one
-            state.update(run_id=run_id, history=0, artifacts={}, content=None)
+            state.update(run_id=run_id, history=0, artifacts=[], content=None)
         if data["parent"]:
             self._set_parent(run, data)
         digest = _digest(data)
-        is_new = state.get("content") != digest
+        is_new = state["content"] != digest
         if is_new:
             self._send_description(run, data)
         self._send_history(run_id, data["history"], state)
-        is_over = is_new and data["state"] != "running"
-        if is_over:
+        if is_new and data["state"] != "running":
             self._send_end(run_id, data)
+            state["artifacts"] = []  # they may have changed
         state["content"] = digest
-        self._send_artifacts(run, data["artifacts"], folder, state, changed=is_over)
+        if missing := [name for name in data["artifacts"] if name not in state["artifacts"]]:
+            self._send_artifacts(run, missing, folder, state)
 
     def _connect(self) -> Any:
         if self.closed:
@@ -123,28 +121,15 @@ class MlflowExperiment:
             database.parent.mkdir(parents=True, exist_ok=True)
             location = (database.parent / f"{database.stem}-artifacts").as_uri()
         client = MlflowClient(self.uri)
-        experiment: Any = client.get_experiment_by_name(self.experiment)
-        if experiment is None:
-            error: Exception | None = None
-            try:
-                client.create_experiment(self.experiment, artifact_location=location)
-            except Exception as raised:  # another job may have created it at the same moment
-                error = raised
-            experiment = client.get_experiment_by_name(self.experiment)
-            if experiment is None:
-                raise error or LookupError(f"MLflow did not create {self.experiment!r}")
-        if experiment.lifecycle_stage != "active":
-            raise ValueError(
-                f"the experiment {self.experiment!r} is deleted: restore it or name another"
-            )
-        self._experiment_id = experiment.experiment_id
+        known = client.get_experiment_by_name(self.experiment)
+        # If another job creates it at the same moment, the next attempt finds it.
+        self._experiment_id = (
+            known.experiment_id
+            if known
+            else client.create_experiment(self.experiment, artifact_location=location)
+        )
         self._client = client
         return client
-
-    def _find_run(self, record_id: str) -> Any:
-        query = f"tags.`{RECORD_TAG}` = '{record_id}'"
-        runs = self._connect().search_runs([self._experiment_id], query, max_results=1)
-        return runs[0] if runs else None
 
     def _run(self, record_id: str, name: str, started: float) -> Any:
         """The run of a record. If there is none, or it was deleted, a new one is created."""
@@ -156,6 +141,11 @@ class MlflowExperiment:
                 run_name=name,
             )
         return self._runs[record_id]
+
+    def _find_run(self, record_id: str) -> Any:
+        query = f"tags.`{RECORD_TAG}` = '{record_id}'"
+        runs = self._connect().search_runs([self._experiment_id], query, max_results=1)
+        return runs[0] if runs else None
 
     def _set_parent(self, run: Any, data: Mapping[str, Any]) -> None:
         """Nest a run under its job, whose name and id are enough: its record may be elsewhere."""
@@ -196,11 +186,10 @@ class MlflowExperiment:
     def _send_history(
         self, run_id: str, history: list[dict[str, float]], state: dict[str, Any]
     ) -> None:
-        client = self._connect()
         while state["history"] < len(history):
             points = history[state["history"] : state["history"] + MAX_POINTS]
             metrics = [metric for point in points for metric in _metrics(**point)]
-            client.log_batch(run_id, metrics=metrics)
+            self._connect().log_batch(run_id, metrics=metrics)
             state["history"] += len(points)
 
     def _send_end(self, run_id: str, data: Mapping[str, Any]) -> None:
@@ -214,41 +203,25 @@ class MlflowExperiment:
         client.set_terminated(run_id, status, end_time=ended)
 
     def _send_artifacts(
-        self, run: Any, names: list[str], folder: Folder, state: dict[str, Any], *, changed: bool
+        self, run: Any, names: Sequence[str], folder: Folder, state: dict[str, Any]
     ) -> None:
-        """Send the files that MLflow does not have; with `changed` also those that have changed."""
-        digests: dict[str, str] = state["artifacts"]
-        names = [name for name in names if changed or name not in digests]
-        problem: Exception | None = self._artifact_refusal(run) if names else None
-        for name in names if problem is None else ():
+        """Send files, which are all texts. One that fails does not stop the others."""
+        uri = redacted(run.info.artifact_uri or "")
+        if not self.uri.startswith(SERVERS) and urlsplit(uri).scheme not in ARTIFACT_SCHEMES:
+            # Anybody may have made the database.
+            raise ArtifactError(
+                f"artifacts: {self.experiment} in this database has its files at {uri[:40]}...,"
+                " which may be sent your login; give that server's own address as --tracking-uri"
+            )
+        problem: Exception | None = None
+        for name in names:
             try:
-                content = folder.read(name)
-                digest = hashlib.sha256(content).hexdigest()[:16]
-                if digests.get(name) != digest:
-                    self._send_artifact(run.info.run_id, name, content)
-                digests[name] = digest
+                self._connect().log_text(run.info.run_id, folder.read(name).decode(), name)
+                state["artifacts"] = [*state["artifacts"], name]
             except Exception as error:
                 problem = problem or error
-                digests.pop(name, None)
         if problem is not None:
             raise ArtifactError(f"artifacts: {short_error(problem)}") from problem
-
-    def _send_artifact(self, run_id: str, name: str, content: bytes) -> None:
-        subfolder, _, base_name = name.rpartition("/")
-        with tempfile.TemporaryDirectory() as temporary:
-            file = Path(temporary, base_name)
-            file.write_bytes(content)
-            self._connect().log_artifact(run_id, str(file), subfolder or None)
-
-    def _artifact_refusal(self, run: Any) -> ValueError | None:
-        """An error for a database, made by anybody, whose files MLflow would send to a server."""
-        uri = redacted(run.info.artifact_uri or "")
-        if self.uri.startswith(SERVERS) or urlsplit(uri).scheme in ARTIFACT_SCHEMES:
-            return None
-        return ValueError(
-            f"{self.experiment} in this database has its files at {uri[:40]}..., which may be sent"
-            " your login; give that server's own address as --tracking-uri"
-        )
 
 
 def _digest(data: Mapping[str, Any]) -> str:
@@ -256,15 +229,6 @@ def _digest(data: Mapping[str, Any]) -> str:
     moving = ("history", "age_s", "rows", "mlflow")
     fixed = {name: value for name, value in data.items() if name not in moving}
     return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def is_behind(data: Mapping[str, Any], state: Mapping[str, Any]) -> bool:
-    """Whether a record has anything that MLflow does not have according to `state`."""
-    return (
-        state.get("content") != _digest(data)
-        or state["history"] < len(data["history"])
-        or any(name not in state["artifacts"] for name in data["artifacts"])
-    )
 
 
 def _metrics(ts_ms: float, step: float, **values: float | None) -> Iterable[Any]:

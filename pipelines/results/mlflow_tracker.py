@@ -13,7 +13,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from pipelines.results.mlflow_experiment import (
     SQLITE,
     ArtifactError,
     MlflowExperiment,
-    is_behind,
     short_error,
 )
 from pipelines.results.run_record import RECORD_FILE, RunRecord, git_commit, run_folders
@@ -31,24 +29,16 @@ from pipelines.results.system_metrics import SystemMetrics
 from pipelines.text import redacted
 
 RETRY_S = 10.0  # between two attempts at a server that does not respond
-MAX_RELEASE_S = 10.0  # that a lock is held longer for a server that is slow
+MAX_WAIT_S = 10.0  # that a lock is held longer for a server that is slow
 # At the end of a job: a server that is up needs no longer. Creating a database file takes a while.
 STOP_S, STOP_SQLITE_S = 10.0, 30.0
 POLL_S = 0.02
 
 
-@dataclass
-class _Watched:
-    """A record that a Tracker copies to MLflow."""
-
-    record: RunRecord
-    folder: Folder
-    is_released: bool = False  # it may be another process's: not to be written
-    synced: tuple[Any, ...] | None = None  # its version that MLflow has
-
-
 class Tracker:
     """Keeps MLflow up to date with records while they change.
+
+    It writes no files: the records that the job saves say what MLflow has.
 
     uri         of the server, or of a database file: sqlite:///...
     interval    seconds between two looks at the records
@@ -65,9 +55,10 @@ class Tracker:
     ) -> None:
         self._experiment = MlflowExperiment(uri, experiment)
         self._interval, self._say = interval, say
-        self._watched: dict[str, _Watched] = {}  # by record id; a job comes before its runs
+        # by record id; a job comes before its runs
+        self._watched: dict[str, tuple[RunRecord, Folder]] = {}
+        self._synced: dict[str, tuple[Any, ...]] = {}  # the versions that MLflow has
         self._wake, self._stopping = threading.Event(), threading.Event()
-        self._writing = threading.Lock()
         self._error, self._next_attempt = "", 0.0  # no error: the server responds
         self.problem: str | None = None  # after `stop`: what MLflow lacks and what to do
         self._thread = threading.Thread(target=self._run, name="tracking", daemon=True)
@@ -81,30 +72,24 @@ class Tracker:
         """
         record.tags = {**_source_tags(), **record.tags}
         record.note_mlflow(self._experiment.initial_state(record.mlflow))
-        self._watched[record.id] = _Watched(record, folder)
+        self._watched[record.id] = record, folder
         self._wake.set()
 
     def drop(self, record: RunRecord) -> None:
         """Forget a record at once: another process has taken over its run."""
-        with self._writing:
-            self._watched.pop(record.id, None)
+        self._watched.pop(record.id, None)
 
-    def release(self, *records: RunRecord) -> None:
-        """Stop writing records, whose locks are about to be released.
+    def wait(self, *records: RunRecord) -> None:
+        """Wait briefly for a server that responds, so that records can be saved with what it has.
 
-        Waits briefly for a server that responds, so that the files say what MLflow has. What
-        MLflow still lacks then gets there in `stop`, without a note in the files.
+        What MLflow still lacks then gets there in `stop`, without a note in the files.
         """
-        released = [self._watched[record.id] for record in records if record.id in self._watched]
-        end = time.monotonic() + MAX_RELEASE_S
+        end = time.monotonic() + MAX_WAIT_S
         while not self._error and time.monotonic() < end:
-            if all(watched.synced == _version(watched.record) for watched in released):
+            if all(map(self._has, records)):
                 break
             self._wake.set()
             time.sleep(POLL_S)
-        with self._writing:
-            for watched in released:
-                watched.is_released = True
 
     def stop(self, timeout: float | None = None) -> bool:
         """Copy what is missing. True if MLflow has everything; else `problem` describes the rest.
@@ -120,16 +105,9 @@ class Tracker:
         if self._thread.is_alive():
             self._experiment.closed = True
             self._error = self._error or f"no response in {timeout:g} s"
-        missing = [
-            watched
-            for watched in self._watched.values()
-            if is_behind(watched.record.snapshot(), watched.record.mlflow)
-        ]
-        for watched in missing:
-            self._note(watched, {**watched.record.mlflow, "synced": False})
+        missing = [record.name for record, _ in self._watched.values() if not self._has(record)]
         if missing:
-            names = ", ".join(watched.record.name for watched in missing[:3])
-            names += ", ..." if len(missing) > 3 else ""
+            names = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
             flag = "" if is_file else f" --tracking-uri {self._experiment.display_uri}"
             self.problem = (
                 f"MLflow at {self._experiment.display_uri} lacks parts of {names} ({self._error})."
@@ -138,37 +116,35 @@ class Tracker:
             )
         return not missing
 
+    def _has(self, record: RunRecord) -> bool:
+        return self._synced.get(record.id) == _version(record)
+
     def _run(self) -> None:
         system_metrics = SystemMetrics()
         while True:
             is_last = self._stopping.is_set()
-            for record in [watched.record for watched in list(self._watched.values())]:
+            for record, _ in list(self._watched.values()):
                 if record.parent is None and record.state == "running":
                     record.log(int(record.age), system_metrics.read())
             if is_last or time.monotonic() >= self._next_attempt:
-                self._sync_all(unchanged=is_last)
+                self._sync_all()
             if is_last:
                 return
             self._wake.wait(self._interval)
             self._wake.clear()
 
-    def _sync_all(self, unchanged: bool) -> None:
-        """Try once to copy all records.
-
-        unchanged: also those that have not changed; reading the hundreds of a sweep takes long
-        """
+    def _sync_all(self) -> None:
+        """Try once to copy all records that have changed."""
         problem: Exception | None = None
-        for watched in list(self._watched.values()):
-            version = _version(watched.record)
-            if watched.synced == version and not unchanged:
+        for record, folder in list(self._watched.values()):
+            if self._has(record):
                 continue
-            state, error = _sync(self._experiment, watched.record, watched.folder)
+            version = _version(record)
+            error = self._experiment.sync(record, folder)
             if self._experiment.closed:
-                return  # the job has ended: a late write could hit the next job's record
-            if state != watched.record.mlflow:
-                self._note(watched, state)
+                return
             if error is None:
-                watched.synced = version  # after the file is written, see `release`
+                self._synced[record.id] = version
                 continue
             problem = error
             if not isinstance(error, ArtifactError):
@@ -182,29 +158,6 @@ class Tracker:
             )
         elif had_failed and not problem:
             self._say(f"{address} responds again")
-
-    def _note(self, watched: _Watched, state: dict[str, Any]) -> None:
-        """Note what MLflow has of a record, also in its file unless that may be another's."""
-        record = watched.record
-        record.note_mlflow(state)
-        try:
-            with self._writing:
-                if record.id in self._watched and not watched.is_released:
-                    record.save(watched.folder)
-        except (OSError, ValueError) as error:
-            self._say(f"cannot write {RECORD_FILE} of {record.name}: {short_error(error)}")
-
-
-def _sync(
-    experiment: MlflowExperiment, record: RunRecord, folder: Folder
-) -> tuple[dict[str, Any], Exception | None]:
-    """Copy a record. Returns what MLflow has of it afterwards, and the error if there was one."""
-    state = experiment.initial_state(record.mlflow)
-    try:
-        experiment.sync(record.snapshot(), folder, state)
-    except Exception as error:  # whatever it is, the job continues
-        return state, error
-    return state, None
 
 
 def _version(record: RunRecord) -> tuple[Any, ...]:
@@ -233,30 +186,31 @@ def replay(
     if not records:
         say(f"there is no {RECORD_FILE} below {Folder.of(folder)}; give the job's --output")
         return False
-    targets: dict[tuple[str, str], MlflowExperiment] = {}
-    failed: set[tuple[str, str]] = set()  # reported once, then skipped
+    targets: dict[tuple[str, str], MlflowExperiment | None] = {}  # None: failed, reported once
     for record, run_folder in sorted(records, key=lambda item: item[0].parent is not None):
         target_uri = _with_password(uri or str(record.mlflow.get("uri") or ""))
         key = (target_uri, experiment or record.mlflow.get("experiment", "apet"))
-        reason = "" if key in failed else _refusal(target_uri, by_user=uri is not None)
-        if reason:
-            say(f"{record.name}: {reason}")
-            failed.add(key)
-        if key in failed:
+        if key not in targets:
+            reason = _refusal(target_uri, by_user=uri is not None)
+            targets[key] = None if reason else MlflowExperiment(*key)
+            if reason:
+                say(f"{record.name}: {reason}")
+        target = targets[key]
+        if target is None:
             complete = False
             continue
-        target = targets.setdefault(key, MlflowExperiment(*key))
-        state, problem = _sync(target, record, run_folder)
-        is_new = state != target.initial_state(record.mlflow)
+        before = record.mlflow
+        problem = target.sync(record, run_folder)
         # A running job notes it itself. One may have ended meanwhile: change only this part.
-        if state != record.mlflow and not Lock(run_folder).held_by_another():
+        if record.mlflow != before and not run_folder.exists(Lock.NAME):
             latest = RunRecord.load(run_folder)
-            latest.note_mlflow(state)
+            latest.note_mlflow(record.mlflow)
             latest.save(run_folder)
         if problem is not None:
             complete = False
             if not isinstance(problem, ArtifactError):
-                failed.add(key)
+                targets[key] = None
+        is_new = record.mlflow != before
         outcome = short_error(problem) if problem else "copied" if is_new else "already there"
         say(f"{record.name}: {outcome}  ({target.display_uri})")
     return complete

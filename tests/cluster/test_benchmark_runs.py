@@ -75,7 +75,7 @@ def results(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     groups: dict[Kind, list[BenchmarkJob]] = {"image": [], "video": []}
     for layout in LAYOUTS_TO_RUN:
         groups[kind_of(layout)].append(job_of_ten_rows(layout, folder))
-    record = job_record(groups["image"][0].config, "job-all", {}, {})
+    record = job_record(groups["image"][0].config, "job-all", [], {}, {})
     assert execute(list(groups.values()), record) == "finished"
     return folder
 

@@ -184,6 +184,8 @@ def track_job(
     if not uri.startswith("sqlite"):
         waits.append(time.monotonic() - began)
     assert complete == (tracker.problem is None)
+    for record in (job, point):
+        record.save(output.child(record.name))
     return job, point, complete, max(waits)
 
 
@@ -200,7 +202,6 @@ def test_tracked_job_is_complete_in_mlflow_and_replay_changes_nothing(
     assert longest_wait < 2
     assert capfd.readouterr() == ("", "")
     check(database, experiment, job, point)
-    assert RunRecord.load(output.child(point.name)).mlflow["synced"]
     assert RunRecord.load(output.child(point.name)).mlflow == point.mlflow
     for _ in range(2):
         lines: list[str] = []
@@ -224,7 +225,7 @@ def test_replay_brings_what_a_server_that_was_down_missed(
     assert longest_wait < 5
     saved = (output.local or Path()) / point.name / "record.json"
     assert "secret" not in saved.read_text()
-    assert not json.loads(saved.read_text())["mlflow"]["synced"]
+    assert "run_id" not in json.loads(saved.read_text())["mlflow"]
     lines: list[str] = []
     assert not replay(output.uri, say=lines.append)
     assert "its password is masked (***): give the full address with --tracking-uri" in lines[0]
@@ -407,50 +408,44 @@ def end_again(folder: Folder, database: str, experiment: str, message: str = "")
     return record
 
 
-def release_failed_run(folder: Folder, database: str, experiment: str) -> Tracker:
-    """The tracker of a run that has just failed and whose lock is about to be released."""
-    record = RunRecord("failed")
-    tracker = Tracker(database, experiment, interval=60)
-    tracker.watch(record, folder)
-    wait_until(lambda: folder.exists("record.json"))
-    record.end("failed", {"accuracy": 0.5}, "a worker died")
-    record.save(folder)
-    tracker.release(record)
-    return tracker
-
-
-def test_record_of_a_released_run_says_what_mlflow_has(
+def test_waiting_for_mlflow_lets_the_record_say_what_it_has(
     database: str, experiment: str, output: Folder
 ) -> None:
-    tracker = release_failed_run(output, database, experiment)
-    with Lock(output):  # not released yet
-        assert tracker.stop(60)
+    record = RunRecord("failed")
+    tracker = Tracker(database, experiment, interval=60)
+    tracker.watch(record, output)
+    wait_until(lambda: "run_id" in record.mlflow)
+    record.end("failed", {"accuracy": 0.5}, "a worker died")
+    tracker.wait(record)
+    record.save(output)
+    assert tracker.stop(60)
     lines: list[str] = []
     assert replay(output.uri, database, experiment, say=lines.append)
     assert "already there" in lines[0]
 
 
-def resume_elsewhere(folder: Folder) -> None:
-    record = RunRecord.load(folder)
-    record.resume()
-    record.log(3, {"progress.rows_done": 3})
-    record.save(folder)
+def test_tracker_writes_no_files(database: str, experiment: str, output: Folder) -> None:
+    """A record may be another process's as soon as its lock is released."""
+    job, point = job_and_point(output)
+    tracker = Tracker(database, experiment, interval=0.05, say=lambda text: None)
+    for record in (job, point):
+        tracker.watch(record, output.child(record.name))
+    output.child(point.name).write("record.json", b"another's")
+    point.log(1, {"rows_done": 1}, force=True)
+    wait_until(lambda: point.mlflow.get("history") == 1)
+    finished = output.child(job.name).read("record.json")
+    job.end("failed", message="its run is another job's")
+    tracker.wait(job)
+    tracker.drop(point)
+    assert tracker.stop(60)
+    assert output.child(point.name).read("record.json") == b"another's"
+    assert output.child(job.name).read("record.json") == finished
+    assert runs(database, experiment)[job.name].info.status == "FAILED"
+    assert runs(database, experiment)[point.name].info.status == "RUNNING"
 
 
 def lock_elsewhere(folder: Folder) -> None:
     folder.write(Lock.NAME, b"{}")
-
-
-@pytest.mark.parametrize("take_over", [resume_elsewhere, lock_elsewhere])
-def test_released_record_is_not_written_any_more(
-    take_over: Callable[[Folder], None], database: str, experiment: str, output: Folder
-) -> None:
-    tracker = release_failed_run(output, database, experiment)
-    take_over(output)
-    before = output.read("record.json")
-    assert tracker.stop(60)
-    assert output.read("record.json") == before
-    assert runs(database, experiment)["failed"].info.status == "FAILED"
 
 
 def test_replay_does_not_write_the_record_of_a_running_job(
@@ -478,8 +473,7 @@ def test_unchanged_records_are_not_read_again(
     record = RunRecord("still", parent={"id": "of a job", "name": "job"})
     tracker = Tracker(database, experiment, interval=0.02)
     tracker.watch(record, output.child(record.name))
-    # The tracker saves the record when MLflow has it.
-    wait_until(lambda: output.child(record.name).exists("record.json"))
+    tracker.wait(record)
     monkeypatch.setattr(RunRecord, "snapshot", count_snapshot)
     time.sleep(0.5)
     assert read == []
@@ -494,23 +488,6 @@ def wait_until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
-
-
-def test_dropped_record_is_not_written_any_more(
-    database: str, experiment: str, output: Folder
-) -> None:
-    job, point = job_and_point(output)
-    tracker = Tracker(database, experiment, interval=0.05, say=lambda text: None)
-    for record in (job, point):
-        tracker.watch(record, output.child(record.name))
-    tracker.drop(point)
-    output.child(point.name).write("record.json", b"the other's")
-    point.log(1, {"rows_done": 1}, force=True)
-    job.end("failed", message="its run is another job's")
-    job.save(output.child(job.name))
-    assert tracker.stop(60)
-    assert output.child(point.name).read("record.json") == b"the other's"
-    assert runs(database, experiment).keys() >= {job.name}
 
 
 def test_tracker_that_has_given_up_creates_no_run(
@@ -528,6 +505,7 @@ def test_tracker_that_has_given_up_creates_no_run(
     record = RunRecord("late")
     tracker = Tracker(database, experiment, interval=0.05, say=lambda text: None)
     tracker.watch(record, output.child(record.name))
+    record.save(output.child(record.name))
     assert not tracker.stop(0.1)
     answered.set()
     tracker._thread.join(60)
@@ -546,6 +524,7 @@ def test_missing_artifact_does_not_stop_the_rest(
     tracker = Tracker(database, experiment, interval=0.2, say=lambda text: None)
     tracker.watch(record, folder)
     assert not tracker.stop(60)
+    record.save(folder)
     assert "artifacts" in (tracker.problem or "")
     run = runs(database, experiment)["lonely"]
     assert (run.info.status, run.data.metrics["accuracy"]) == ("FINISHED", 1.0)
