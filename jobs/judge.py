@@ -32,7 +32,6 @@ from pipelines.config.command_line import CommandParser, argument_type, one_line
 from pipelines.config.paths import mlflow_address, to_write
 from pipelines.judge import JUDGES, Judge, Unavailable, judge
 from pipelines.judge.run_verdicts import Outcome, judge_run, run_folders, summarize
-from pipelines.results.lock import Locked
 from pipelines.results.run_record import RunRecord
 from pipelines.results.storage import Folder
 from pipelines.text import one_line, redacted
@@ -155,7 +154,7 @@ def main() -> int:
             _track(folder, uri)
     except FileNotFoundError:
         raise
-    except (Unavailable, Locked, OSError) as error:
+    except (Unavailable, OSError) as error:
         print(f"judge.py: {one_line(error)}; {RESUME}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

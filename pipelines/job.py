@@ -5,15 +5,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
-import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from pipelines.config.command_line import CONTINUE, one_line_errors
 from pipelines.config.eval_config import EvalConfig, to_yaml
 from pipelines.config.model_version import note_commit
 from pipelines.inference.benchmark_job import (
@@ -38,19 +37,15 @@ if TYPE_CHECKING:
 # Passes over rows that were lost on the way, e.g. with their workers, before the job gives up.
 MAX_PASSES = 3
 SEVERITY: Sequence[State] = ("finished", "failed", "killed")
-CONTINUE = "run the same command again to continue"
 DISK_FULL = ("No space left on device", "Disk quota exceeded")
 
 
-def run(config: EvalConfig, worker: type[InferenceWorker] | None = None) -> int:
+@one_line_errors("error")
+def run(requested: EvalConfig, worker: type[InferenceWorker] | None = None) -> int:
     """Run the job, or what is left of it. Exit status: 0, 1 failed, 2 wrong use, 130 interrupted.
 
     worker: another worker class, for tests and benchmarks
     """
-    return exit_status(lambda: _run(config, worker))
-
-
-def _run(requested: EvalConfig, worker: type[InferenceWorker] | None) -> int:
     job = BenchmarkJob.of(requested)
     config = job.config
     print(to_yaml(config))
@@ -65,26 +60,6 @@ def _run(requested: EvalConfig, worker: type[InferenceWorker] | None) -> int:
         print("All answers exist already; nothing to do.\n")
     print_summary([job])
     return status_of(state, [job])
-
-
-def exit_status(work: Callable[[], int]) -> int:
-    """Do the work; what goes wrong becomes one line on stderr and an exit status.
-
-    SIGTERM is like Ctrl-C, so that answers are written before the process ends.
-    """
-    is_main = threading.current_thread() is threading.main_thread()
-    handler = signal.signal(signal.SIGTERM, signal.default_int_handler) if is_main else None
-    try:
-        return work()
-    except KeyboardInterrupt:
-        print(f"interrupted; {CONTINUE}", file=sys.stderr)
-        return 130
-    except (ValueError, OSError, Locked) as error:
-        print(f"error: {redacted(str(error))}", file=sys.stderr)
-        return 2 if isinstance(error, ValueError | FileNotFoundError) else 1
-    finally:
-        if is_main:
-            signal.signal(signal.SIGTERM, handler)
 
 
 def job_record(
@@ -168,7 +143,7 @@ def _run_group(
                 list(pool.map(stack.enter_context, locks))
             for job in group:
                 job.begin(progress.record)
-        except (ValueError, OSError, Locked) as error:
+        except (ValueError, OSError) as error:
             return "failed", redacted(str(error))
         recorded = recorded_runs(group)
         for _, run, record in recorded:
@@ -224,14 +199,6 @@ def _answer_missing(
 
     Locked is raised if another process has taken over a run meanwhile.
     """
-    last_check = time.monotonic()
-
-    def check_locks(interval_s: float = 0.0) -> None:
-        nonlocal last_check
-        if time.monotonic() - last_check >= interval_s:
-            last_check = time.monotonic()
-            run_concurrently(Lock.check, locks)
-
     pipeline = None
     missing = [job.missing(retry_errors=job.config.retry_errors) for job in group]
     for _ in range(MAX_PASSES):
@@ -243,8 +210,9 @@ def _answer_missing(
 
             pipeline = Pipeline(group, progress, **({"worker": worker} if worker else {}))
         for _ in pipeline.answer(missing):
-            check_locks(Lock.HEARTBEAT_S)
-        check_locks()
+            if any(lock.is_lost for lock in locks):
+                break
+        run_concurrently(Lock.check, locks)
         missing = [job.missing() for job in group]
         if sum(map(count_missing, missing)) == before:
             break

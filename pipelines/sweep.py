@@ -8,14 +8,13 @@ import sys
 import traceback
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pipelines.config.eval_config import EvalConfig
+from pipelines.config.command_line import one_line_errors
 from pipelines.config.sweep_config import SweepConfig, model_groups
 from pipelines.inference.benchmark_job import BenchmarkJob, RunState, recorded_runs, too_many_errors
-from pipelines.job import execute, exit_status, job_record, print_summary, status_of
+from pipelines.job import execute, job_record, print_summary, status_of
 from pipelines.report.runs import LEFT_OUT_FILE
 from pipelines.report.writer import PAGE_FILE, write_report
 from pipelines.results.run_record import State, git_commit
@@ -26,20 +25,9 @@ if TYPE_CHECKING:
     from pipelines.inference.worker import InferenceWorker
 
 
-@dataclass(frozen=True)
-class FailedJob:
-    """A job of the sweep that cannot start, and why."""
-
-    config: EvalConfig
-    error: str
-
-
+@one_line_errors("error")
 def sweep(config: SweepConfig, worker: type[InferenceWorker] | None = None) -> int:
     """Run the sweep, or what is left of it. Returns the exit status, as `job.run`."""
-    return exit_status(lambda: _sweep(config, worker))
-
-
-def _sweep(config: SweepConfig, worker: type[InferenceWorker] | None) -> int:
     jobs, failed_jobs = prepare(config)
     print(plan(jobs, failed_jobs))
     if not jobs:
@@ -69,7 +57,7 @@ def _sweep(config: SweepConfig, worker: type[InferenceWorker] | None) -> int:
     if folder.exists(PAGE_FILE):
         print(f"report of all runs:\n  {redacted(folder.child(PAGE_FILE).uri)}")
     for failed in failed_jobs:
-        print(f"not done: {failed.error}", file=sys.stderr)
+        print(f"not done: {failed}", file=sys.stderr)
     return status_of(state, jobs) or int(bool(failed_jobs))
 
 
@@ -96,8 +84,8 @@ def _write_report(jobs: Sequence[BenchmarkJob], folder: Folder) -> list[str]:
         return []
 
 
-def prepare(config: SweepConfig) -> tuple[list[BenchmarkJob], list[FailedJob]]:
-    """The jobs of a sweep, and those that cannot start, which do not stop the others."""
+def prepare(config: SweepConfig) -> tuple[list[BenchmarkJob], list[str]]:
+    """The jobs of a sweep, and why others cannot start, which does not stop these."""
     jobs, failed_jobs = [], []
     for requested in config.jobs:
         try:
@@ -112,7 +100,7 @@ def prepare(config: SweepConfig) -> tuple[list[BenchmarkJob], list[FailedJob]]:
                 job.index  # noqa: B018  duplicate ids are an error before anything starts
         except Exception as error:  # a broken model or benchmark must not affect the others
             name = f"{requested.benchmark} with {requested.model_name}"
-            failed_jobs.append(FailedJob(requested, f"{name}: {describe_error(error)}"))
+            failed_jobs.append(f"{name}: {describe_error(error)}")
         else:
             jobs.append(job)
     counts = Counter(run.run_id for job in jobs for run in job.runs)
@@ -152,7 +140,7 @@ def _load_skipped(output: Folder) -> dict[str, str]:
     return {}
 
 
-def plan(jobs: Sequence[BenchmarkJob], failed_jobs: Sequence[FailedJob]) -> str:
+def plan(jobs: Sequence[BenchmarkJob], failed_jobs: Sequence[str]) -> str:
     """A table of what the sweep will do: rows to read, answers to make, answers that exist."""
     lines = [_plan_line("model", "benchmark", "runs", "rows", "answers", "exist already")]
     total = existing = 0
@@ -163,7 +151,7 @@ def plan(jobs: Sequence[BenchmarkJob], failed_jobs: Sequence[FailedJob]) -> str:
         name = job.config.model_name[:23]
         lines.append(_plan_line(name, job.config.benchmark, len(job.runs), rows, wanted, done))
         lines += [f"    skipped: {reason}" for reason in job.skipped.values()]
-    lines += [f"    cannot start: {failed.error}" for failed in failed_jobs]
+    lines += [f"    cannot start: {failed}" for failed in failed_jobs]
     lines.append(_plan_line("", "", "", sum(job.row_count for job in jobs), total, existing))
     lines.append("each row is read, decoded and encoded once for all runs that share its model")
     return "\n".join(lines)

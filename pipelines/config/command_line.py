@@ -2,27 +2,43 @@
 
 import argparse
 import functools
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, ParamSpec
 
 from pipelines.config.parsers import TextParser
 from pipelines.text import did_you_mean, one_line
 
 HELP_COLUMNS = 100
+CONTINUE = "run the same command again to continue"
+P = ParamSpec("P")
 
 
-def one_line_errors(script: str) -> Callable[[Callable[[], int]], Callable[[], int]]:
-    """Decorates the `main` of a job: an error prints one line to stderr. Status 2: wrong input."""
+def one_line_errors(name: str) -> Callable[[Callable[P, int]], Callable[P, int]]:
+    """Decorates a job that returns an exit status: what goes wrong is one line on stderr.
 
-    def decorate(main: Callable[[], int]) -> Callable[[], int]:
-        @functools.wraps(main)
-        def checked() -> int:
+    Status 2: wrong input, 1: another error, 130: interrupted. SIGTERM interrupts like Ctrl-C, so
+    that answers are written before the process ends.
+    """
+
+    def decorate(job: Callable[P, int]) -> Callable[P, int]:
+        @functools.wraps(job)
+        def checked(*args: P.args, **options: P.kwargs) -> int:
+            is_main = threading.current_thread() is threading.main_thread()
+            handler = signal.signal(signal.SIGTERM, signal.default_int_handler) if is_main else None
             try:
-                return main()
+                return job(*args, **options)
+            except KeyboardInterrupt:
+                print(f"interrupted; {CONTINUE}", file=sys.stderr)
+                return 130
             except (ValueError, OSError) as error:
-                print(f"{script}: {one_line(error)}", file=sys.stderr)
+                print(f"{name}: {one_line(error)}", file=sys.stderr)
                 return 2 if isinstance(error, ValueError | FileNotFoundError) else 1
+            finally:
+                if is_main:
+                    signal.signal(signal.SIGTERM, handler)
 
         return checked
 

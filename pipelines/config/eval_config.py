@@ -29,7 +29,7 @@ from pipelines.config.flags import (
     parse_mapping,
     read_yaml,
 )
-from pipelines.config.method_spec import MethodSpec, expand_methods, known_methods
+from pipelines.config.method_spec import METHODS, MethodSpec, expand_methods
 from pipelines.data.rows import Kind
 from pipelines.text import redacted
 
@@ -289,7 +289,7 @@ def help_texts(
     return {
         flag.field: docs[flag.field].format(
             benchmarks=", ".join(BENCHMARKS),
-            methods=", ".join(known_methods()),
+            methods=", ".join(METHODS),
             default_benchmark=benchmark,
             default_methods=methods,
             default_budgets=budgets,

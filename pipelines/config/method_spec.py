@@ -14,9 +14,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from functools import cache
-from pathlib import Path
+from dataclasses import dataclass
 from types import NoneType
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
@@ -30,7 +28,11 @@ Option = str | int | float | bool
 # Stands for an unknown number of visual tokens: any share of it is a whole number, or nearly.
 MANY_TOKENS = 1024
 MAX_NAME = 80  # characters of a name, which becomes part of a folder's name
-METHODS_FOLDER = Path(__file__).parents[2] / "apet/methods"
+# The keys of `apet.METHODS`, whose import would import torch.
+METHODS = (
+    *("vanilla", "apet", "apet_greedy", "dart", "divprune", "downsample", "fastv"),
+    *("pdrop", "random", "sparsevlm", "tome", "uniform", "visionzip"),
+)
 TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
@@ -64,13 +66,13 @@ class MethodSpec:
 
         model, visual_tokens: if known, the budget is checked (`pipelines.inference.model_info`)
         """
-        from apet.methods import METHODS, build  # imports torch
+        from apet import methods  # imports torch
 
         options = dict(self.options)
-        hints = get_type_hints(METHODS[self.method])
-        for name in [field.name for field in fields(METHODS[self.method]) if field.name in options]:
+        hints = get_type_hints(methods.METHODS[self.method])
+        for name in [name for name in methods.options_of(self.method) if name in options]:
             _check_type(self.method, name, options[name], hints[name])
-        method = build(self.method, **options)
+        method = methods.build(self.method, **options)
         sites = str(options.get("schedule", options.get("budget", ""))).split(",")
         keeps_shares = all(site.endswith("%") for site in sites)
         if model is not None and (visual_tokens or keeps_shares):
@@ -84,11 +86,9 @@ class MethodSpec:
 def parse_method(text: str) -> MethodSpec:
     """Parse a method as a user types it: `apet`, `apet:basis=5,sampling=dpc`."""
     method, _, listed = text.strip().partition(":")
-    if method not in known_methods():
-        hint = did_you_mean(method, known_methods())
-        raise ValueError(
-            f"unknown method '{method}'{hint} (available: {', '.join(known_methods())})"
-        )
+    if method not in METHODS:
+        hint = did_you_mean(method, METHODS)
+        raise ValueError(f"unknown method '{method}'{hint} (available: {', '.join(METHODS)})")
     options: dict[str, Option] = {}
     # A comma starts a new option, unless it starts the next site of a schedule.
     for item in re.split(r",(?=\s*(?!encoder\s*=)[a-z_]+\s*=)", listed) if listed else ():
@@ -140,16 +140,6 @@ def expand_methods(
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ValueError(f"{twice} is requested twice; give each method and each budget once")
     return tuple(specs)
-
-
-@cache
-def known_methods() -> tuple[str, ...]:
-    """The names in `apet.METHODS`, read from its source files: an import would import torch."""
-    sources = "\n".join(file.read_text(encoding="utf-8") for file in METHODS_FOLDER.glob("*.py"))
-    names = set(re.findall(r'^    name: ClassVar\[str\] = "(\w+)"', sources, re.M))
-    return tuple(
-        sorted(names, key=lambda name: (name != "vanilla", not name.startswith("apet"), name))
-    )
 
 
 def _suffix(value: Option) -> str:

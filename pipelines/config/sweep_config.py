@@ -31,7 +31,7 @@ from pipelines.config.flags import (
     parse_mapping,
     read_yaml,
 )
-from pipelines.config.method_spec import known_methods
+from pipelines.config.method_spec import METHODS
 from pipelines.data.rows import Kind
 
 # Default budgets for any model: the shares of the paper's three budgets in LLaVA-1.5.
@@ -121,7 +121,7 @@ def _job(layers: Mapping[str, Mapping[str, Any]], typed: Mapping[str, Any]) -> E
 
 def _defaults(kind: Kind, values: Mapping[str, Any]) -> dict[str, Any]:
     """The defaults of a sweep where they differ from those of a job: all methods, three budgets."""
-    defaults: dict[str, Any] = {"methods": known_methods()}
+    defaults: dict[str, Any] = {"methods": METHODS}
     demo = values.get("model", "demo") == "demo"
     if "schedule" not in values:
         defaults["budgets"] = DEMO_BUDGETS[kind] if demo else SHARES

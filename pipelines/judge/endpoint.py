@@ -15,23 +15,20 @@ import os
 import random
 import threading
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import quote, urlsplit, urlunsplit
 from urllib.request import HTTPHandler, HTTPSHandler, OpenerDirector, ProxyHandler, Request
-from weakref import WeakValueDictionary
 
 from pipelines.judge import protocol
-from pipelines.judge.cache import Cache
-from pipelines.metrics.verdicts import Item, Judge, Unavailable, Verdict
+from pipelines.judge.model_judge import ModelJudge
+from pipelines.metrics.verdicts import Unavailable, Verdict
 from pipelines.results.storage import Folder
 from pipelines.text import redacted
 
 KEY = "APET_JUDGE_API_KEY"
-MAX_ITEMS_AHEAD = 32  # per concurrent request: items taken before the oldest has its verdict
 MIN_SECRET_LENGTH = 8  # shorter keys, such as "none" and "EMPTY", are words in replies, too
 MAX_RESPONSE_BYTES = 2**20
 MAX_BACKOFF_S = 60.0  # between two attempts, if the server does not say how long
@@ -40,7 +37,7 @@ _FATAL_STATUS = (401, 402, 403, 404, 405)
 _RETRYABLE_STATUS = (408, 409, 425, 429)  # and all from 500
 
 
-class Endpoint(Judge):
+class Endpoint(ModelJudge):
     """Posts to `url`/chat/completions.
 
     cache       folder of stored replies; None: nothing is stored
@@ -50,8 +47,6 @@ class Endpoint(Judge):
     backoff     seconds before the second attempt; doubles with each further one
     request     fields to add to each request, or None to omit one: {"max_completion_tokens": 50}
     """
-
-    prompt_hash = protocol.PROMPT_HASH
 
     def __init__(
         self,
@@ -82,48 +77,24 @@ class Endpoint(Judge):
             )
         fields = {"model": model, "temperature": 0, **(request or {})}
         self._fields = {name: value for name, value in fields.items() if value is not None}
-        self._cache = Cache(cache, url=self.address, fields=self._fields, prompt=self.prompt_hash)
+        super().__init__(cache, url=self.address, fields=self._fields)
         # without handlers of errors and redirects, a response of any status is returned
         self._opener = OpenerDirector()
         for handler in (ProxyHandler, HTTPHandler, HTTPSHandler):
             self._opener.add_handler(handler())
-        self._models: set[str] = set()  # as the server names them
         self._stop = threading.Event()
-        self._lock = threading.Lock()
         self._not_before = 0.0  # by time.monotonic: the server accepts no request until then
 
-    @property
-    def version(self) -> str:
-        return " ".join([protocol.VERSION, *sorted(self._models - {""})])
-
-    def judge(self, items: Iterable[Item]) -> Iterator[Verdict]:
+    def ask(self, questions: Mapping[str, protocol.Messages]) -> Generator[Verdict]:
         self._stop.clear()
-        pending: deque[Future[Verdict]] = deque()
-        # equal items share one request
-        shared: WeakValueDictionary[str, Future[Verdict]] = WeakValueDictionary()
         with ThreadPoolExecutor(self.concurrency, thread_name_prefix="judge") as pool:
             try:
-                for item in items:
-                    messages = protocol.messages(item)
-                    key = self._cache.key(messages)
-                    future = shared.get(key)
-                    if future is None:
-                        future = shared[key] = pool.submit(self._verdict, messages, key)
-                    pending.append(future)
-                    if len(pending) >= self.concurrency * MAX_ITEMS_AHEAD:
-                        yield pending.popleft().result()
-                while pending:
-                    yield pending.popleft().result()
+                yield from pool.map(self._verdict, questions, questions.values())
             finally:
                 # requests in flight are paid for: wait for their replies, but send no others
                 self._stop.set()
-                pool.shutdown(wait=False, cancel_futures=True)
 
-    def _verdict(self, messages: protocol.Messages, key: str) -> Verdict:
-        if stored := self._cache.get(key):
-            verdict, model = stored
-            self._models.add(model)
-            return verdict
+    def _verdict(self, key: str, messages: protocol.Messages) -> Verdict:
         verdict, conversation = Verdict(None, None), messages
         for _ in range(protocol.MAX_REPLIES):
             try:
@@ -132,8 +103,7 @@ class Endpoint(Judge):
                 return verdict._replace(error=str(error))
             verdict = protocol.parse(reply)
             if verdict.error is None:
-                self._models.add(model)
-                self._cache.put(key, reply, model)
+                self.store(key, reply, model)
                 break
             conversation = protocol.follow_up(messages, reply)
         return verdict
@@ -143,7 +113,9 @@ class Endpoint(Judge):
         body = json.dumps({**self._fields, "messages": messages}).encode()
         failures, waited, pause, backoff = 0, 0.0, 0.0, self.backoff
         while True:
-            self._pause(pause)
+            pause = max(pause, self._not_before - time.monotonic()) * random.uniform(1, 1.1)
+            if self._stop.wait(pause):
+                raise Unavailable("the judging was stopped")
             try:
                 return self._post(body)
             except _RetryableError as error:
@@ -153,42 +125,28 @@ class Endpoint(Judge):
                     failures += 1
                     if failures >= self.tries:
                         raise _ItemError(f"unreachable: {error}; tried {failures} times") from None
-                else:
-                    # not a failure: the server works, and says when it has time
-                    pause = max(pause, error.wait)
-                    waited += pause
-                    if waited > MAX_SERVER_WAIT_S:
-                        message = f"{self.address} asks to wait {waited:.0f} s: {error}"
-                        raise Unavailable(message) from None
-                    with self._lock:
-                        self._not_before = max(self._not_before, time.monotonic() + error.wait)
-
-    def _pause(self, seconds: float) -> None:
-        """Wait for these seconds and as long as the server wants, with jitter between threads."""
-        until = time.monotonic() + seconds
-        while True:
-            remaining = max(until, self._not_before) - time.monotonic()
-            if self._stop.wait(max(0.0, remaining) * random.uniform(1, 1.1)):
-                raise Unavailable("the judging was stopped")
-            if remaining <= 0:
-                return
+                    continue
+                # not a failure: the server works, and says when it has time
+                waited += error.wait
+                if waited > MAX_SERVER_WAIT_S:
+                    message = f"{self.address} asks to wait {waited:.0f} s: {error}"
+                    raise Unavailable(message) from None
+                self._not_before = max(self._not_before, time.monotonic() + error.wait)
 
     def _post(self, body: bytes) -> tuple[str, str]:
         headers = {"Content-Type": "application/json"}
         request = Request(self._target, body, headers, method="POST")
         if self._key:
             request.add_unredirected_header("Authorization", f"Bearer {self._key}")
-        status, retry_after, data = 200, None, b""
         deadline = time.monotonic() + self.timeout
         try:
             with self._opener.open(request, timeout=self.timeout) as response:
                 status, retry_after = response.status, response.headers.get("Retry-After")
                 data = _read(response, deadline)
         except (OSError, http.client.HTTPException) as error:
-            if status == 200:  # of an error, the status is enough
-                reason = getattr(error, "reason", None) or error
-                message = self._scrubbed(f"{type(reason).__name__} {reason}".strip())
-                raise _RetryableError(message) from None
+            reason = getattr(error, "reason", None) or error
+            message = self._scrubbed(f"{type(reason).__name__} {reason}".strip())
+            raise _RetryableError(message) from None
         if status != 200:
             raise self._refusal(status, retry_after, data)
         try:

@@ -4,10 +4,9 @@ Verdicts come in the order of the items, whichever actor finishes first. If an a
 batch is judged again.
 """
 
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import suppress
-from itertools import cycle, islice
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +18,16 @@ from transformers.utils import logging as transformers_logging
 from pipelines.config.model_version import model_fingerprint
 from pipelines.inference import cluster
 from pipelines.judge import protocol
-from pipelines.judge.cache import Cache
-from pipelines.metrics.verdicts import Item, Judge, Unavailable, Verdict
+from pipelines.judge.model_judge import ModelJudge
+from pipelines.metrics.verdicts import Unavailable, Verdict
 from pipelines.results.storage import Folder
 from pipelines.text import describe_error
 
-BATCHES_PER_ACTOR = 2  # one being judged, one waiting
 MAX_RESTARTS = 3  # of an actor that dies, and attempts at the batch it had
 MAX_NEW_TOKENS = 64  # a verdict has about twenty
 
 
-class Local(Judge):
+class Local(ModelJudge):
     """Loads `model` in every actor of the pool and decodes greedily.
 
     cache           folder of stored replies; None: nothing is stored
@@ -37,8 +35,6 @@ class Local(Judge):
     gpus_per_actor  None: 1 if the cluster has GPUs, else 0
     address         of the Ray cluster; None: the one of this job, or a new one on this machine
     """
-
-    prompt_hash = protocol.PROMPT_HASH
 
     def __init__(
         self,
@@ -54,36 +50,29 @@ class Local(Judge):
         path = Path(model).expanduser()
         self._model = str(path.absolute()) if path.is_dir() else model
         self._revision, self._address = revision, address
-        self._fingerprint = model_fingerprint(self._model, revision)
+        fingerprint = model_fingerprint(self._model, revision)
+        super().__init__(cache, model=fingerprint)
+        self._models.add(fingerprint)
         self.name = f"local/{Path(self._model).name}"
-        self._cache = Cache(cache, model=self._fingerprint, prompt=self.prompt_hash)
         self._actors, self._gpus, self._batch_size = actors, gpus_per_actor, batch_size
 
-    @property
-    def version(self) -> str:
-        return f"{protocol.VERSION} {self._fingerprint}"
-
-    def judge(self, items: Iterable[Item]) -> Iterator[Verdict]:
-        pool: list[Any] = []
-        turns: Iterator[Any] = iter(())
-        pending: deque[tuple[list[str], dict[str, Verdict], list[str], Any]] = deque()
-        source = iter(items)
+    def ask(self, questions: Mapping[str, protocol.Messages]) -> Generator[Verdict]:
+        keys, pool = list(questions), self._start()
+        batches = [keys[i : i + self._batch_size] for i in range(0, len(keys), self._batch_size)]
         try:
-            while batch := list(islice(source, self._batch_size)):
-                keys = [self._cache.key(protocol.messages(item)) for item in batch]
-                verdicts = {key: stored[0] for key in keys if (stored := self._cache.get(key))}
-                missing = {
-                    k: item for k, item in zip(keys, batch, strict=True) if k not in verdicts
-                }
-                if missing and not pool:  # no model is loaded if all verdicts are stored
-                    pool = self._start()
-                    turns = cycle(pool)
-                result = next(turns).judge.remote(list(missing.values())) if missing else None
-                pending.append((keys, verdicts, list(missing), result))
-                if len(pending) >= max(1, len(pool) * BATCHES_PER_ACTOR):
-                    yield from self._finish(*pending.popleft())
-            while pending:
-                yield from self._finish(*pending.popleft())
+            results = [
+                actor.judge.remote([questions[key] for key in batch])
+                for actor, batch in zip(cycle(pool), batches, strict=False)
+            ]
+            for batch, result in zip(batches, results, strict=True):
+                for key, verdict in zip(batch, ray.get(result), strict=True):
+                    if verdict.error is None:
+                        self.store(key, verdict.reply)
+                    yield verdict
+        except ray.exceptions.RayActorError as error:
+            # the end of the traceback says why the model could not be loaded
+            reason = str(error).strip().splitlines()[-1]
+            raise Unavailable(f"{self.name} does not work: {reason}") from None
         finally:
             for actor in pool:
                 ray.kill(actor)
@@ -106,23 +95,6 @@ class Local(Judge):
         arguments = self._model, self._revision, share.gpus > 0, share.threads
         return [actor.remote(*arguments) for _ in range(size)]
 
-    def _finish(
-        self, keys: list[str], verdicts: dict[str, Verdict], missing: list[str], result: Any
-    ) -> list[Verdict]:
-        """Wait for an actor's verdicts, store them, and return all verdicts of the batch."""
-        if result is not None:
-            try:
-                judged = ray.get(result)
-            except ray.exceptions.RayActorError as error:
-                # the end of the traceback says why the model could not be loaded
-                reason = str(error).strip().splitlines()[-1]
-                raise Unavailable(f"{self.name} does not work: {reason}") from None
-            for key, verdict in zip(missing, judged, strict=True):
-                verdicts[key] = verdict
-                if verdict.error is None:
-                    self._cache.put(key, verdict.reply)
-        return [verdicts[key] for key in keys]
-
 
 class Reader:
     """One loaded model that judges batches; usable without Ray."""
@@ -142,21 +114,21 @@ class Reader:
         )
         self.model = loaded.to(self.device).eval()
 
-    def judge(self, items: Sequence[Item]) -> list[Verdict]:
+    def judge(self, questions: Sequence[protocol.Messages]) -> list[Verdict]:
         """Verdicts on a batch; only malformed replies are requested again."""
-        verdicts = [Verdict(None, None)] * len(items)
-        open_questions = {i: protocol.messages(item) for i, item in enumerate(items)}
+        verdicts = [Verdict(None, None)] * len(questions)
+        open_questions = dict(enumerate(questions))
         for _ in range(protocol.MAX_REPLIES):
             replies = self._replies(list(open_questions.values()))
-            follow_ups = {}
-            for i, reply in zip(open_questions, replies, strict=True):
+            asked, open_questions = list(open_questions), {}
+            for i, reply in zip(asked, replies, strict=True):
                 if isinstance(reply, Exception):
                     verdicts[i] = Verdict(None, None, "", f"failed: {describe_error(reply)}")
                     continue
                 verdicts[i] = protocol.parse(reply)
                 if verdicts[i].error:
-                    follow_ups[i] = protocol.follow_up(protocol.messages(items[i]), reply)
-            if not (open_questions := follow_ups):
+                    open_questions[i] = protocol.follow_up(questions[i], reply)
+            if not open_questions:
                 break
         return verdicts
 
@@ -171,9 +143,7 @@ class Reader:
         return self._replies(conversations[:half]) + self._replies(conversations[half:])
 
     def _text(self, messages: protocol.Messages) -> str:
-        """The conversation in the model's chat template; plain text if it has none."""
-        if not self.tokenizer.chat_template:
-            return "\n\n".join([message["content"] for message in messages] + [""])
+        """The conversation in the model's chat template."""
         system, first, *rest = messages
         user = {"role": "user", "content": f"{system['content']}\n\n{first['content']}"}
         for form in (messages, [user, *rest]):  # some templates refuse system messages
@@ -184,16 +154,15 @@ class Reader:
                     )
                 )
         raise ValueError(
-            "the model's chat template rejects a conversation of user and assistant; choose another"
-            " model"
+            "the model has no chat template, or one that rejects a conversation of user and"
+            " assistant; choose another model"
         )
 
     @torch.inference_mode()
     def _generate(self, texts: list[str]) -> list[str]:
-        # a chat template writes the special tokens itself
-        special = not self.tokenizer.chat_template
+        # the chat template has written the special tokens
         inputs = self.tokenizer(
-            texts, return_tensors="pt", padding=True, add_special_tokens=special
+            texts, return_tensors="pt", padding=True, add_special_tokens=False
         ).to(self.device)
         output = self.model.generate(
             input_ids=inputs["input_ids"],

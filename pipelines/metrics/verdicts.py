@@ -1,7 +1,7 @@
 """The interface of a judge, which decides whether a prediction agrees with the correct answer."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 BEST = 5  # the highest score; the lowest is 0
@@ -49,9 +49,8 @@ class Judge(ABC):
         """
 
     @abstractmethod
-    def judge(self, items: Iterable[Item]) -> Iterator[Verdict]:
+    def judge(self, items: Sequence[Item]) -> Iterator[Verdict]:
         """Yield one verdict per item, in order, whatever goes wrong with one item.
 
-        `Unavailable` ends the iteration. Items are taken as they are needed, so that there may be
-        more than fit into memory.
+        `Unavailable` ends the iteration.
         """

@@ -12,7 +12,7 @@ The metric knows no synonyms ("cook" is not "prepare food"), no inflection ("coo
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 
 from pipelines.metrics.verdicts import BEST, Item, Judge, Verdict
 
@@ -33,7 +33,7 @@ class Offline(Judge):
     def version(self) -> str:
         return "1"
 
-    def judge(self, items: Iterable[Item]) -> Iterator[Verdict]:
+    def judge(self, items: Sequence[Item]) -> Iterator[Verdict]:
         for item in items:
             prediction = words(item.prediction)
             references = [words(reference) for reference in item.reference]

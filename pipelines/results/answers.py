@@ -40,7 +40,7 @@ class AnswerParts:
         row_ids: set[str] = set()
         while self.folder.exists(self._name()):
             rows = _read_undamaged(self.folder, self._name(), ["row_id"])
-            if not isinstance(rows, DamagedPart):  # the machine that wrote it may have crashed
+            if rows is not None:
                 row_ids.update(rows["row_id"].to_pylist())
             self._number += 1
         return row_ids
@@ -75,10 +75,7 @@ def compact(folder: Folder, *, retry_errors: bool = False) -> pa.Array:
     masks: dict[str, NDArray[np.bool_]] = {}  # by file: the rows to keep
     chunks: list[pa.Array] = []  # and their ids
     for name, rows in zip(names, tables, strict=True):
-        if isinstance(rows, DamagedPart):
-            error = describe_error(rows)
-            print(f"cannot read {name} in {folder}; its rows will be answered again: {error}")
-            folder.rename(name, name + DAMAGED_SUFFIX)
+        if rows is None:
             continue
         keep = pc.equal(rows["status"], "ok") if retry_errors else np.ones(len(rows))
         masks[name] = np.asarray(keep, dtype=bool)
@@ -126,20 +123,20 @@ def answer_files(folder: Folder) -> list[str]:
     return [name for name in folder.names() if name.endswith(".parquet")]
 
 
-class DamagedPart(Exception):
-    """A file that is not Parquet, or is cut. (A store that does not respond is an OSError.)"""
-
-
-def _read_undamaged(folder: Folder, name: str, columns: Sequence[str]) -> pa.Table | DamagedPart:
-    """Columns of a file, or what is wrong with it."""
+def _read_undamaged(folder: Folder, name: str, columns: Sequence[str]) -> pa.Table | None:
+    """Columns of a file. One that the crash of a machine has damaged is renamed: None."""
     try:
         return _read_columns(folder, name, columns)
-    except pa.ArrowInvalid as error:
-        return DamagedPart(str(error))
-    except OSError as error:
-        if "deserialize" in str(error).lower():  # pyarrow's message for a damaged footer
-            return DamagedPart(str(error))
-        raise
+    except (pa.ArrowInvalid, OSError) as error:
+        # "deserialize" is pyarrow's word for a damaged footer; else the store does not respond
+        if isinstance(error, OSError) and "deserialize" not in str(error).lower():
+            raise
+        print(
+            f"cannot read {name} in {folder}; its rows will be answered again:"
+            f" {describe_error(error)}"
+        )
+        folder.rename(name, name + DAMAGED_SUFFIX)
+        return None
 
 
 def _read_part(folder: Folder, name: str, columns: Sequence[str] | None) -> pa.Table:

@@ -18,7 +18,7 @@ STORE_SETTLE_S = 2.0  # after writing to an object store, until the last of two 
 POLL_S = 2.0  # between two looks at the lock of another machine
 
 
-class Locked(Exception):
+class Locked(OSError):
     """Another process writes into the run."""
 
 
@@ -67,15 +67,22 @@ class Lock:
         if self._is_held():
             self.folder.delete(self.NAME)
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether the last heartbeat found the lock gone, or another process's."""
+        return not self._heartbeat.is_alive()
+
     def check(self) -> None:
         """Raise Locked if another process has taken over the run: this one must stop writing."""
-        with contextlib.suppress(OSError):  # a store that does not respond does not name an owner
-            if not self._is_held():
-                raise Locked(
-                    f"{self.folder} was taken over by another process while this one did not"
-                    f" respond, or its {self.NAME} was deleted; this process stops, its answers"
-                    " are kept"
-                )
+        try:
+            is_held = self._is_held()
+        except OSError:  # a store that does not respond does not name an owner
+            return
+        if not is_held:
+            raise Locked(
+                f"{self.folder} was taken over by another process while this one did not respond,"
+                f" or its {self.NAME} was deleted; this process stops, its answers are kept"
+            )
 
     def _is_held(self) -> bool:
         return (self._read_owner() or {}).get("token") == self._owner["token"]

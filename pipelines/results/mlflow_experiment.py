@@ -82,7 +82,7 @@ class MlflowExperiment:
             return error
         finally:
             if not self.closed:
-                record.note_mlflow(state)
+                record.mlflow = state
         return None
 
     def _send(self, data: Mapping[str, Any], folder: Folder, state: dict[str, Any]) -> None:
@@ -90,8 +90,6 @@ class MlflowExperiment:
         run_id = run.info.run_id
         if state.get("run_id") != run_id:  # a new run, or one that replaces a deleted one
             state.update(run_id=run_id, history=0, artifacts=[], content=None)
-        if data["parent"]:
-            self._set_parent(run, data)
         digest = _digest(data)
         is_new = state["content"] != digest
         if is_new:
@@ -147,14 +145,6 @@ class MlflowExperiment:
         runs = self._connect().search_runs([self._experiment_id], query, max_results=1)
         return runs[0] if runs else None
 
-    def _set_parent(self, run: Any, data: Mapping[str, Any]) -> None:
-        """Nest a run under its job, whose name and id are enough: its record may be elsewhere."""
-        parent = self._run(data["parent"]["id"], data["parent"]["name"], data["started"])
-        tag = {PARENT_TAG: parent.info.run_id}
-        if not tag.items() <= run.data.tags.items():
-            self._connect().set_tag(run.info.run_id, PARENT_TAG, parent.info.run_id)
-            run.data.tags.update(tag)
-
     def _send_description(self, run: Any, data: Mapping[str, Any]) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
 
@@ -166,6 +156,9 @@ class MlflowExperiment:
         current, message = client.get_run(run_id).data.tags, data["message"][:MAX_TAG]
         if current.get(NOTE_TAG, "") == current.get(OUR_NOTE_TAG, "") != message:
             tags |= {NOTE_TAG: message, OUR_NOTE_TAG: message}
+        if parent := data["parent"]:  # its name and id are enough: its record may be elsewhere
+            own = self._run(parent["id"], parent["name"], data["started"])
+            tags[PARENT_TAG] = own.info.run_id
         if tables := [name for name in data["artifacts"] if name.endswith(".table.json")]:
             entries = [{"path": name, "type": "table"} for name in tables]
             tags["mlflow.loggedArtifacts"] = json.dumps(entries)

@@ -25,10 +25,9 @@ from pipelines.results.mlflow_experiment import (
 )
 from pipelines.results.run_record import RECORD_FILE, RunRecord, git_commit, run_folders
 from pipelines.results.storage import Folder
-from pipelines.results.system_metrics import SystemMetrics
+from pipelines.results.system_metrics import driver_metrics
 from pipelines.text import redacted
 
-RETRY_S = 10.0  # between two attempts at a server that does not respond
 MAX_WAIT_S = 10.0  # that a lock is held longer for a server that is slow
 # At the end of a job: a server that is up needs no longer. Creating a database file takes a while.
 STOP_S, STOP_SQLITE_S = 10.0, 30.0
@@ -59,7 +58,7 @@ class Tracker:
         self._watched: dict[str, tuple[RunRecord, Folder]] = {}
         self._synced: dict[str, tuple[Any, ...]] = {}  # the versions that MLflow has
         self._wake, self._stopping = threading.Event(), threading.Event()
-        self._error, self._next_attempt = "", 0.0  # no error: the server responds
+        self._error = ""  # none: the server responds
         self.problem: str | None = None  # after `stop`: what MLflow lacks and what to do
         self._thread = threading.Thread(target=self._run, name="tracking", daemon=True)
         self._thread.start()
@@ -71,7 +70,7 @@ class Tracker:
         parent, also gets this machine's system metrics.
         """
         record.tags = {**_source_tags(), **record.tags}
-        record.note_mlflow(self._experiment.initial_state(record.mlflow))
+        record.mlflow = self._experiment.initial_state(record.mlflow)
         self._watched[record.id] = record, folder
         self._wake.set()
 
@@ -120,14 +119,13 @@ class Tracker:
         return self._synced.get(record.id) == _version(record)
 
     def _run(self) -> None:
-        system_metrics = SystemMetrics()
+        driver_metrics()  # usage is counted from here
         while True:
             is_last = self._stopping.is_set()
             for record, _ in list(self._watched.values()):
                 if record.parent is None and record.state == "running":
-                    record.log(int(record.age), system_metrics.read())
-            if is_last or time.monotonic() >= self._next_attempt:
-                self._sync_all()
+                    record.log(int(record.age), driver_metrics())
+            self._sync_all()
             if is_last:
                 return
             self._wake.wait(self._interval)
@@ -151,7 +149,6 @@ class Tracker:
                 break
         address = f"MLflow at {self._experiment.display_uri}"
         had_failed, self._error = bool(self._error), short_error(problem) if problem else ""
-        self._next_attempt = time.monotonic() + RETRY_S if problem else 0.0
         if problem and not had_failed:
             self._say(
                 f"{address}: {self._error}. The job continues; what is missing is copied later."
@@ -204,7 +201,7 @@ def replay(
         # A running job notes it itself. One may have ended meanwhile: change only this part.
         if record.mlflow != before and not run_folder.exists(Lock.NAME):
             latest = RunRecord.load(run_folder)
-            latest.note_mlflow(record.mlflow)
+            latest.mlflow = record.mlflow
             latest.save(run_folder)
         if problem is not None:
             complete = False

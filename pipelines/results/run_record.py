@@ -107,11 +107,6 @@ class RunRecord:
             self.state, self.message, self.ended = state, message, time.time()
             self.metrics = dict(metrics or self.metrics)
 
-    def note_mlflow(self, state: Mapping[str, Any]) -> None:
-        """Note what MLflow has of the record."""
-        with self._lock:
-            self.mlflow = dict(state)
-
     def snapshot(self) -> dict[str, Any]:
         """A copy of all fields as plain data, without secrets."""
         with self._lock:

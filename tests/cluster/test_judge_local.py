@@ -41,11 +41,12 @@ def test_reader_halves_failing_batches_and_repeats_malformed_replies(
     from pipelines.judge.local import Reader
 
     reader = Reader(str(text_model), None, gpu=False, threads=1)
-    text = reader._text(protocol.messages(make_items(1)[0]))
+    questions = [protocol.messages(item) for item in make_items(5)]
+    text = reader._text(questions[0])
     # the template refuses a system message, so that it becomes part of the user's
     assert text.startswith(f"USER: {protocol.SYSTEM}\n\nQuestion: What")
     assert text.endswith("ASSISTANT:")
-    (nonsense,) = reader.judge(make_items(1))
+    (nonsense,) = reader.judge(questions[:1])
     assert nonsense.error is not None
     assert nonsense.error.startswith("malformed: ")
 
@@ -61,7 +62,7 @@ def test_reader_halves_failing_batches_and_repeats_malformed_replies(
         return ["?" if is_malformed else YES for is_malformed in malformed]
 
     monkeypatch.setattr(reader, "_generate", generate)
-    verdicts = reader.judge(make_items(5))
+    verdicts = reader.judge(questions)
     assert [verdict.correct for verdict in verdicts] == [True, True, True, None, True]
     assert verdicts[3].error == "failed: IndexError: too long"
     assert len(batches[-1]) == 1, "only the malformed reply is requested again"

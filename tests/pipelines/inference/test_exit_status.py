@@ -7,7 +7,8 @@ import os
 
 import pytest
 
-from pipelines.job import exit_status, root_cause
+from pipelines.config.command_line import one_line_errors
+from pipelines.job import root_cause
 from pipelines.results.lock import Locked
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/out/answers.parquet")
@@ -26,10 +27,11 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/out/answers.parquet")
 def test_error_becomes_one_line_and_an_exit_status(
     error: BaseException, code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    @one_line_errors("error")
     def fail() -> int:
         raise error
 
-    assert exit_status(fail) == code
+    assert fail() == code
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
