@@ -1,18 +1,6 @@
 """The configuration of a sweep, from YAML and flags: models, benchmarks, methods and budgets.
 
-    limit: 300                       # any flag of the evaluation jobs, for all jobs of the sweep
-    methods: [vanilla, apet, fastv]
-    budgets: [192, 128, 64]
-    models:
-      - demo
-      - model: llava-hf/llava-1.5-7b-hf
-        dtype: bfloat16              # any flag, for this model only
-    benchmarks:
-      - shapes
-      - benchmark: motion
-        budgets: [12.5%]             # any flag, for this benchmark only; overrides the model's
-
-Flags override the file; `--model` and `--benchmark` replace its lists.
+docs/sweeps.md shows a file. Flags override the file; `--model` and `--benchmark` replace its lists.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,11 +1,6 @@
 """Judges of open answers: each decides whether an answer means the same as the correct one.
 
-    from pipelines.judge import Item, judge
-    grader = judge("endpoint", url="http://localhost:8000/v1", model="my-model")
-    for verdict in grader.judge([Item("What is he doing?", ("cook",), "He is preparing food.")]):
-        verdict.correct, verdict.score
-
-`pipelines.judge.run_verdicts` does this for the answers of a run.
+`pipelines.judge.run_verdicts` does this for the answers of a run; docs/judge.md has an example.
 """
 
 from importlib import import_module

@@ -185,13 +185,14 @@ def replay(
         return False
     targets: dict[tuple[str, str], MlflowExperiment | None] = {}  # None: failed, reported once
     for record, run_folder in sorted(records, key=lambda item: item[0].parent is not None):
-        target_uri = _with_password(uri or str(record.mlflow.get("uri") or ""))
-        key = (target_uri, experiment or record.mlflow.get("experiment", "apet"))
+        named = str(record.mlflow.get("uri") or "")
+        key = (uri or named, experiment or record.mlflow.get("experiment", "apet"))
         if key not in targets:
-            reason = _refusal(target_uri, by_user=uri is not None)
-            targets[key] = None if reason else MlflowExperiment(*key)
-            if reason:
-                say(f"{record.name}: {reason}")
+            try:
+                targets[key] = MlflowExperiment(_address(uri, named), key[1])
+            except ValueError as error:
+                targets[key] = None
+                say(f"{record.name}: {error}")
         target = targets[key]
         if target is None:
             complete = False
@@ -213,25 +214,22 @@ def replay(
     return complete
 
 
-def _with_password(uri: str) -> str:
-    """The user's own server with its password, which records and messages leave out."""
-    own = os.environ.get("MLFLOW_TRACKING_URI", "")
-    return own if uri == redacted(own) else uri
-
-
-def _refusal(uri: str, by_user: bool) -> str:
-    """Why nothing is copied to an address; empty if it is.
+def _address(given: str | None, named: str) -> str:
+    """The user's address, or the one that a record names; a ValueError says why it cannot be used.
 
     MLflow's client sends a login along, so an address that only a record names is not trusted.
     """
+    own = os.environ.get("MLFLOW_TRACKING_URI", "")
+    # Records leave out the password.
+    uri = given or (own if named == redacted(own) else named)
     if not uri or "***@" in uri:
-        return (
+        raise ValueError(
             "the record has no MLflow address, or its password is masked (***): give the full"
             " address with --tracking-uri"
         )
-    if by_user or uri.startswith(SQLITE) or uri == os.environ.get("MLFLOW_TRACKING_URI"):
-        return ""
-    return (
+    if given or uri == own or uri.startswith(SQLITE):
+        return uri
+    raise ValueError(
         f"its record names {redacted(uri)}. Anybody can write a record, and MLflow's client sends"
         " your login along: if you know that server, give it as --tracking-uri"
     )

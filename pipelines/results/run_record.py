@@ -177,14 +177,11 @@ def commit_of(root: Path) -> str | None:
 
     The image has a file, not a variable: a job with its own working directory brings other code.
     """
-    try:
-        command = ["git", "-C", str(root), "rev-parse", "--show-cdup", "HEAD"]
-        output = subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True, timeout=5)
-        cdup, _, commit = output.partition("\n")
-        if not cdup:  # otherwise `root` lies inside another repository
-            return commit.strip()
-    except (OSError, subprocess.SubprocessError):
-        pass
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        if (root / ".git").exists():  # else `root` may lie inside another repository
+            command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+            options: Any = {"stderr": subprocess.DEVNULL, "text": True, "timeout": 5}
+            return str(subprocess.check_output(command, **options)).strip()
     with contextlib.suppress(OSError):
         return (root / "COMMIT").read_text().strip() or None
     return None
