@@ -60,8 +60,6 @@ class MlflowExperiment:
     def __init__(self, uri: str, experiment: str) -> None:
         self.uri, self.experiment = uri, experiment
         self.display_uri = redacted(uri)
-        # True refuses further calls: a later sync would not find a run that is created meanwhile.
-        self.closed = False
         self._client: Any = None
         self._experiment_id = ""
         self._runs: dict[str, Any] = {}  # by record id, as MLflow's client returned them
@@ -81,8 +79,7 @@ class MlflowExperiment:
             self._runs.pop(record.id, None)  # the run may have been deleted: look next time
             return error
         finally:
-            if not self.closed:
-                record.mlflow = state
+            record.mlflow = state
         return None
 
     def _send(self, data: Mapping[str, Any], folder: Folder, state: dict[str, Any]) -> None:
@@ -103,8 +100,6 @@ class MlflowExperiment:
             self._send_artifacts(run, missing, folder, state)
 
     def _connect(self) -> Any:
-        if self.closed:
-            raise TimeoutError("the connection to MLflow was given up")
         if self._client is not None:
             return self._client
         for name, value in _ENVIRONMENT.items():
@@ -132,18 +127,17 @@ class MlflowExperiment:
     def _run(self, record_id: str, name: str, started: float) -> Any:
         """The run of a record. If there is none, or it was deleted, a new one is created."""
         if record_id not in self._runs:
-            self._runs[record_id] = self._find_run(record_id) or self._connect().create_run(
-                self._experiment_id,
-                start_time=int(started * 1000),
-                tags={RECORD_TAG: record_id},
-                run_name=name,
-            )
+            client, query = self._connect(), f"tags.`{RECORD_TAG}` = '{record_id}'"
+            [run] = client.search_runs([self._experiment_id], query, max_results=1) or [
+                client.create_run(
+                    self._experiment_id,
+                    start_time=int(started * 1000),
+                    tags={RECORD_TAG: record_id},
+                    run_name=name,
+                )
+            ]
+            self._runs[record_id] = run
         return self._runs[record_id]
-
-    def _find_run(self, record_id: str) -> Any:
-        query = f"tags.`{RECORD_TAG}` = '{record_id}'"
-        runs = self._connect().search_runs([self._experiment_id], query, max_results=1)
-        return runs[0] if runs else None
 
     def _send_description(self, run: Any, data: Mapping[str, Any]) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag

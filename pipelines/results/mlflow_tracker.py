@@ -102,7 +102,6 @@ class Tracker:
         self._wake.set()
         self._thread.join(timeout)
         if self._thread.is_alive():
-            self._experiment.closed = True
             self._error = self._error or f"no response in {timeout:g} s"
         missing = [record.name for record, _ in self._watched.values() if not self._has(record)]
         if missing:
@@ -139,8 +138,6 @@ class Tracker:
                 continue
             version = _version(record)
             error = self._experiment.sync(record, folder)
-            if self._experiment.closed:
-                return
             if error is None:
                 self._synced[record.id] = version
                 continue

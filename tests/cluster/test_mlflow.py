@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
 import warnings
@@ -488,30 +487,6 @@ def wait_until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
-
-
-def test_tracker_that_has_given_up_creates_no_run(
-    database: str, experiment: str, output: Folder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Otherwise a replay that starts at once would create a second one."""
-    answered, find = threading.Event(), MlflowExperiment._find_run
-
-    def late(self: MlflowExperiment, record_id: str) -> Any:
-        found = find(self, record_id)
-        answered.wait(60)
-        return found
-
-    monkeypatch.setattr(MlflowExperiment, "_find_run", late)
-    record = RunRecord("late")
-    tracker = Tracker(database, experiment, interval=0.05, say=lambda text: None)
-    tracker.watch(record, output.child(record.name))
-    record.save(output.child(record.name))
-    assert not tracker.stop(0.1)
-    answered.set()
-    tracker._thread.join(60)
-    assert not runs(database, experiment)
-    assert replay(output.uri, database, experiment, say=lambda text: None)
-    assert list(runs(database, experiment)) == ["late"]
 
 
 def test_missing_artifact_does_not_stop_the_rest(
