@@ -13,7 +13,6 @@ import functools
 import json
 import math
 import subprocess
-import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -36,7 +35,7 @@ POINTS_PER_E_FOLD = 500  # points of the history while the run's age grows by a 
 class RunRecord:
     """A run of one method, or the job that it belongs to.
 
-    Change it with its methods, from any thread, and `save` it.
+    Replace its values, do not change them: the tracker's thread reads them at any moment.
 
     id          tag of the run in MLflow, however often and by whomever it is synced
     name        of its folder; also part of the name in MLflow (`mlflow_name`)
@@ -68,7 +67,6 @@ class RunRecord:
     mlflow: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._lock = threading.Lock()
         self._start = time.monotonic() - self.age_s
         self._last_logged: dict[str, float] = {}  # by name: the age at its last point
 
@@ -82,35 +80,30 @@ class RunRecord:
 
         The interval grows with the age of the run, so that a week is a few thousand points.
         """
-        with self._lock:
-            age = self.age
-            last = max(
-                (self._last_logged.get(name, -math.inf) for name in values), default=-math.inf
-            )
-            if not force and age - last < max(MIN_INTERVAL_S, age / POINTS_PER_E_FOLD):
-                return False
-            self.age_s = age
-            self._last_logged |= dict.fromkeys(values, age)
-            self.history.append({"ts_ms": int(time.time() * 1000), "step": step, **values})
-            return True
+        age = self.age
+        last = max((self._last_logged.get(name, -math.inf) for name in values), default=-math.inf)
+        if not force and age - last < max(MIN_INTERVAL_S, age / POINTS_PER_E_FOLD):
+            return False
+        self.age_s = age
+        self._last_logged |= dict.fromkeys(values, age)
+        self.history.append({"ts_ms": int(time.time() * 1000), "step": step, **values})
+        return True
 
     def resume(self) -> None:
         """Mark the run as running again."""
-        with self._lock:
-            self.state, self.message, self.ended = "running", "", None
+        self.state, self.message, self.ended = "running", "", None
 
     def end(
         self, state: State, metrics: Mapping[str, float] | None = None, message: str = ""
     ) -> None:
         """Mark the run as ended, with its final metrics and the reason if it failed."""
-        with self._lock:
-            self.state, self.message, self.ended = state, message, time.time()
-            self.metrics = dict(metrics or self.metrics)
+        self.metrics = dict(metrics or self.metrics)
+        self.message, self.ended = message, time.time()
+        self.state = state  # last: the tracker's thread may look at any moment
 
     def snapshot(self) -> dict[str, Any]:
         """A copy of all fields as plain data, without secrets."""
-        with self._lock:
-            return {entry.name: _to_json(getattr(self, entry.name)) for entry in fields(self)}
+        return {entry.name: _to_json(getattr(self, entry.name)) for entry in fields(self)}
 
     def save(self, folder: Folder) -> None:
         data = self.snapshot()
