@@ -45,7 +45,7 @@ class ModelJudge(Judge):
 
     def judge(self, items: Sequence[Item]) -> Iterator[Verdict]:
         conversations = [protocol.messages(item) for item in items]
-        keys = [self._key(messages) for messages in conversations]
+        keys = [self._cache_key(messages) for messages in conversations]
         questions = dict(zip(keys, conversations, strict=True))
         stored = zip(questions, run_concurrently(self._stored, questions), strict=True)
         verdicts = {key: verdict for key, verdict in stored if verdict is not None}
@@ -63,7 +63,7 @@ class ModelJudge(Judge):
             data = json.dumps({"reply": reply, "model": model}, ensure_ascii=False).encode()
             self._subfolder(key[:2]).write(f"{key}.json", data)
 
-    def _key(self, messages: protocol.Messages) -> str:
+    def _cache_key(self, messages: protocol.Messages) -> str:
         """A digest of the judge and the question, the same in every process."""
         content = json.dumps({**self._identity, "messages": messages}, sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
