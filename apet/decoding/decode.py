@@ -3,16 +3,22 @@
     decode = Decode(model)                                   # once
     with attach(model, ApET(budget=64)):                     # or without
         ids = decode.answer(inputs, max_new_tokens=8)        # (B, n), the same as from `generate`
+        ids = decode.answer(prefixes, 8, suffixes=suffixes)  # the same, each prefix computed once
 
 `generate` prepares the prompt, the logits processors and the stopping criteria, and calls the loop
 here through its `custom_generate` hook. The prompt goes through the model. After that only the
 decoder is needed, over caches that have a length for each layer and free columns for the answer
 (`apet/decoding/growing_steps.py`), and with CUDA as a graph (`apet/decoding/cuda_graphs.py`).
+
+Prompts that begin alike, with the same media, can share that beginning: its keys and values, from
+which a method has dropped tokens, are computed once (`apet/decoding/shared_steps.py`).
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,11 +32,19 @@ from transformers import (
 
 from apet.attach.attachment import attached_to
 from apet.attach.token_groups import TokenMask
+from apet.attention import prefix_kernel
 from apet.decoding.cuda_graphs import FixedSteps, GraphStore
-from apet.decoding.decode_step import DecodeState, sdpa_attention
+from apet.decoding.decode_step import DecodeState, kernel_inside, sdpa_attention
 from apet.decoding.growing_steps import GrowingSteps
+from apet.decoding.shared_steps import SharedSteps, Suffixes, next_positions
 from apet.models import family_of
 from apet.transformers_api import cache_of, is_greedy, prompt_inputs, sliding_window
+
+# Options of a checkpoint's generation config that depend on where the answer begins.
+ANSWER_LENGTH_OPTIONS = (
+    *("min_new_tokens", "min_length", "begin_suppress_tokens", "forced_bos_token_id"),
+    *("exponential_decay_length_penalty",),
+)
 
 
 class Decode:
@@ -50,33 +64,55 @@ class Decode:
         max_new_tokens: int,
         logits_processor: LogitsProcessorList | None = None,
         stopping_criteria: StoppingCriteriaList | None = None,
+        suffixes: Suffixes | None = None,
+        after_prefixes: Callable[[], None] | None = None,
     ) -> Tensor:
-        """The new tokens (B, n) after a processor's output; shorter answers are padded."""
-        own_loop = {"custom_generate": self._loop, "use_cache": True}
+        """The new tokens (B, n) after a processor's output; shorter answers are padded.
+
+        suffixes:       the rows that continue the G prompts of `inputs`; ask `can_share` first
+        after_prefixes: called once the prefixes have been computed
+        """
+        loop = partial(self._loop, suffixes, after_prefixes)
+        width = inputs["input_ids"].shape[1]
+        more = 0 if suffixes is None else suffixes.ids.shape[1]
+        if self._supports(width + more + max_new_tokens):
+            own_loop = {"custom_generate": loop, "use_cache": True}
+        else:
+            assert suffixes is None
+            own_loop = {}
         out = self.model.generate(
             **inputs,
             do_sample=False,
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=more + max_new_tokens,
             logits_processor=logits_processor,
             stopping_criteria=stopping_criteria,
-            **(own_loop if self._supports(inputs, max_new_tokens) else {}),
+            **own_loop,
         )
-        answers: Tensor = out[:, inputs["input_ids"].shape[1] :]
+        answers: Tensor = out[:, width + more :]
         return answers
+
+    def can_share(self, tokens: int) -> bool:
+        """Whether prompts and answers of at most `tokens` tokens can share prefixes.
+
+        Logits processors that count the tokens of an answer take the prefix for the prompt.
+        """
+        config = self.model.generation_config
+        return self._supports(tokens) and not any(
+            getattr(config, name, None) for name in ANSWER_LENGTH_OPTIONS
+        )
 
     def forget(self) -> bool:
         """Free the memory of graphs and make no more of them. Returns whether there were any."""
         had_graphs, self.graphs = self.graphs is not None, None
         return had_graphs
 
-    def _supports(self, inputs: Mapping[str, Any], max_new_tokens: int) -> bool:
-        """Whether this is greedy search on one device over caches that keep all columns.
+    def _supports(self, total: int) -> bool:
+        """Whether this is greedy search on one device over caches that keep all `total` columns.
 
         Everything else is left to `generate`.
         """
         config = deepcopy(self.model.generation_config)
         config.do_sample = False
-        total = inputs["input_ids"].shape[1] + max_new_tokens
         windows = filter(None, map(sliding_window, self.family.layers))
         return (
             is_greedy(config)
@@ -86,6 +122,8 @@ class Decode:
 
     def _loop(
         self,
+        suffixes: Suffixes | None,
+        after_prefixes: Callable[[], None] | None,
         model: Any,
         input_ids: Tensor,
         logits_processor: Any,
@@ -94,16 +132,32 @@ class Decode:
         **model_kwargs: Any,
     ) -> Tensor:
         """Replace the loop of `generate`: (B, S) -> (B, S + n)."""
-        batch, width = input_ids.shape
         prompt = prompt_inputs(model, input_ids, model_kwargs)
         out = model(**prompt, return_dict=True)
-        logits, cache, steps = out.logits[:, -1], cache_of(out), None
+        logits, cache = out.logits[:, -1], cache_of(out)
         del out
-        pad, end = _pad_token(generation_config), generation_config.max_length
-        ids = torch.cat([input_ids, input_ids.new_zeros(batch, end - width)], dim=1)
-        unfinished = torch.ones(batch, dtype=torch.bool, device=ids.device)
-        rows: Tensor | None = None  # of the batch that `steps` still computes; None: all
-        with sdpa_attention(self.family.decoder):
+        steps: GrowingSteps | FixedSteps | SharedSteps | None = None
+        with ExitStack() as kernels:
+            if suffixes is not None:
+                if after_prefixes is not None:
+                    after_prefixes()
+                kernels.enter_context(kernel_inside(self.family.decoder, prefix_kernel.NAME))
+                steps = SharedSteps(self.family, self._state(prompt, cache), suffixes)
+                prefixes = input_ids.repeat_interleave(
+                    torch.tensor(suffixes.counts, device=input_ids.device), dim=0
+                )
+                input_ids = torch.cat([prefixes, suffixes.ids.to(input_ids.device)], dim=1)
+                logits = steps.start()
+                if self.graphs is not None:
+                    kernels.close()
+                    steps = self._steps(steps.state())
+            if not isinstance(steps, SharedSteps):
+                kernels.enter_context(sdpa_attention(self.family.decoder))
+            batch, width = input_ids.shape
+            pad, end = _pad_token(generation_config), generation_config.max_length
+            ids = torch.cat([input_ids, input_ids.new_zeros(batch, end - width)], dim=1)
+            unfinished = torch.ones(batch, dtype=torch.bool, device=ids.device)
+            rows: Tensor | None = None  # of the batch that `steps` still computes; None: all
             for column in range(width, end):
                 tokens = logits_processor(ids[:, :column], logits.float()).argmax(dim=-1)
                 ids[:, column] = tokens if pad is None else tokens.where(unfinished, pad)
@@ -118,7 +172,8 @@ class Decode:
                 elif steps.full:
                     steps = self._steps(steps.state())
                 count = batch if rows is None else len(rows)
-                if pad is not None and 2 * remaining <= count and isinstance(steps, GrowingSteps):
+                leaves = pad is not None and not isinstance(steps, FixedSteps)
+                if leaves and 2 * remaining <= count:
                     kept = (unfinished if rows is None else unfinished[rows]).nonzero()[:, 0]
                     rows = kept if rows is None else rows[kept]
                     steps.keep_rows(kept)
@@ -151,7 +206,7 @@ class Decode:
 
     def _state(self, prompt: Mapping[str, Any], cache: Any) -> DecodeState:
         """The state after the prompt, which an attached method may have shortened."""
-        positions, mask = prompt["position_ids"][..., -1:] + 1, prompt.get("attention_mask")
+        positions, mask = next_positions(prompt["position_ids"]), prompt.get("attention_mask")
         attachment = attached_to(self.family.core)
         prefill = attachment.prefill_of(cache) if attachment is not None else None
         if prefill is None:

@@ -57,10 +57,17 @@ def sdpa_attention(decoder: Any) -> Iterator[None]:
     A flash kernel gains nothing for one query per row, and the way transformers calls it for padded
     rows, each layer waits for the device to count them.
     """
+    eager = attention_kernel(decoder.config) == "eager"
+    with kernel_inside(decoder, "eager" if eager else "sdpa"):
+        yield
+
+
+@contextmanager
+def kernel_inside(decoder: Any, name: str) -> Iterator[None]:
+    """Use another attention kernel inside."""
     kernel = attention_kernel(decoder.config)
     try:
-        if kernel not in ("sdpa", "eager"):
-            set_attention_kernel(decoder.config, "sdpa")
+        set_attention_kernel(decoder.config, name)
         yield
     finally:
         set_attention_kernel(decoder.config, kernel)
@@ -69,13 +76,28 @@ def sdpa_attention(decoder: Any) -> Iterator[None]:
 def decode_step(
     family: Family, tokens: Tensor, positions: Tensor, cache: Cache, masks: Sequence[Tensor | None]
 ) -> Tensor:
-    """Logits (B, V) after `tokens` (B, 1), which join the cache; `masks` has one for each layer.
+    """Logits (B, V) after `tokens` (B, 1), which join the cache; `masks` has one for each layer."""
+    inputs = [{"attention_mask": mask} for mask in masks]
+    return run_decoder(family, tokens, positions, cache, inputs)
+
+
+def run_decoder(
+    family: Family,
+    tokens: Tensor,
+    positions: Tensor,
+    cache: Cache,
+    layer_inputs: Sequence[Mapping[str, Any]],
+) -> Tensor:
+    """Logits (B, V) after the last of `tokens` (B, S), which join the cache.
 
     An attached method does nothing here: it acts on calls of the whole model, not of its decoder.
+
+    positions:    (..., B, S)
+    layer_inputs: for each layer, inputs that replace those of the decoder
     """
     hooks = [
-        layer.register_forward_pre_hook(partial(_set_mask, mask), with_kwargs=True)
-        for layer, mask in zip(family.layers, masks, strict=True)
+        layer.register_forward_pre_hook(partial(_replace_inputs, inputs), with_kwargs=True)
+        for layer, inputs in zip(family.layers, layer_inputs, strict=True)
     ]
     try:
         out = family.decoder(
@@ -92,7 +114,7 @@ def decode_step(
     return logits
 
 
-def _set_mask(
-    mask: Tensor | None, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+def _replace_inputs(
+    inputs: Mapping[str, Any], layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    return args, kwargs | {"attention_mask": mask}
+    return args, {**kwargs, **inputs}

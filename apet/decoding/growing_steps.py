@@ -16,9 +16,11 @@ from apet.transformers_api import FilledLayer, make_cache
 class GrowingLayer(FilledLayer):
     """A layer's cache with free columns at its end. Takes over `layer`, and leaves it empty."""
 
-    def __init__(self, layer: Any) -> None:
+    def __init__(self, layer: Any, free: int | None = None) -> None:
         super().__init__(layer.keys, layer.values)
-        self._storage = _with_free_columns(layer.keys), _with_free_columns(layer.values)
+        free = MAX_STEPS if free is None else free
+        keys, values = (_with_free_columns(states, free) for states in (layer.keys, layer.values))
+        self._storage = keys, values
         self._show(layer.keys.shape[2])
         layer.keys = layer.values = None
 
@@ -39,9 +41,9 @@ class GrowingLayer(FilledLayer):
         self.keys, self.values = (states[:, :, :columns] for states in self._storage)
 
 
-def _with_free_columns(states: Tensor) -> Tensor:
+def _with_free_columns(states: Tensor, free: int) -> Tensor:
     batch, heads, columns, width = states.shape
-    storage = states.new_empty(batch, heads, columns + MAX_STEPS, width)
+    storage = states.new_empty(batch, heads, columns + free, width)
     storage[:, :, :columns] = states
     return storage
 
