@@ -7,7 +7,7 @@ mend. `make test-versions` runs the oldest and the newest supported versions.
 
 import inspect
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -263,6 +263,16 @@ def prompt_inputs(model: Any, input_ids: Tensor, arguments: Mapping[str, Any]) -
     prepare = model.prepare_inputs_for_generation
     inputs: dict[str, Any] = prepare(input_ids, is_first_iteration=True, **arguments)
     return inputs
+
+
+def set_prompt_padding(processors: Iterable[Any], padding: Tensor) -> None:
+    """Tell logits processors how many padding tokens (B,) the prompts begin with.
+
+    Since 5.24, `generate` tells them about the prompts that it was given.
+    """
+    for processor in processors:
+        if isinstance(getattr(processor, "prompt_ignore_length", None), Tensor):
+            processor.prompt_ignore_length = padding
 
 
 def is_greedy(config: GenerationConfig) -> bool:

@@ -7,9 +7,10 @@ result is merged with the attention of each row to its own tokens, as flash atte
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,41 +25,41 @@ class PrefixRows:
     """Which of G prefixes each of B rows continues. Rows of a prefix follow each other.
 
     counts: rows of each prefix
+    prefix: (B,) the prefix of each row
     """
 
     def __init__(self, counts: Sequence[int], device: torch.device) -> None:
-        self.counts, self._device = list(counts), device
-        self._most, rows = max(counts), sum(counts)
-        self._equal = rows == self._most * len(counts)
-        prefix = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
-        self.prefix = copy_async(prefix, device)  # (B,) the prefix of each row
-        if self._equal:
-            return
-        # Prefixes with fewer rows repeat the first row of the batch, whose results are ignored.
-        places = torch.cat(
-            [number * self._most + torch.arange(count) for number, count in enumerate(counts)]
-        )
-        rows_at = torch.zeros(len(counts) * self._most, dtype=torch.int64)
-        rows_at[places] = torch.arange(rows)
-        self._places, self._rows_at = copy_async(places, device), copy_async(rows_at, device)
+        numbers = [number for number, count in enumerate(counts) for _ in range(count)]
+        self.counts, self._numbers, self._most = tuple(counts), numbers, max(counts)
+        self.prefix = copy_async(torch.tensor(numbers), device)
+        self._padding: tuple[Tensor, Tensor] | None = None
+        if min(counts) < self._most:
+            # Prefixes with fewer rows repeat the first row of the batch; those results are ignored.
+            places = torch.tensor(
+                [n * self._most + row for n, count in enumerate(counts) for row in range(count)]
+            )
+            rows = torch.zeros(len(counts) * self._most, dtype=torch.int64)
+            rows[places] = torch.arange(len(numbers))
+            self._padding = copy_async(rows, device), copy_async(places, device)
 
     def by_prefix(self, rows: Tensor) -> Tensor:
         """(B, H, S, d) to (G, H, n S, d), with n rows a prefix."""
-        filled = rows if self._equal else rows[self._rows_at]
-        grouped = filled.unflatten(0, (len(self.counts), self._most)).transpose(1, 2)
-        return grouped.flatten(2, 3)
+        if self._padding is not None:
+            rows = rows[self._padding[0]]
+        return rows.unflatten(0, (-1, self._most)).transpose(1, 2).flatten(2, 3)
 
     def by_row(self, grouped: Tensor) -> Tensor:
         """(G, H, n S, d) to (B, H, S, d)."""
         rows = grouped.unflatten(2, (self._most, -1)).transpose(1, 2).flatten(0, 1)
-        return rows if self._equal else rows[self._places]
+        return rows if self._padding is None else rows[self._padding[1]]
 
-    def keep(self, rows: Sequence[int]) -> tuple[PrefixRows, list[int]]:
-        """The same for some of the rows, and the prefixes that they still need."""
-        prefixes = torch.arange(len(self.counts)).repeat_interleave(torch.tensor(self.counts))
-        counts = prefixes[list(rows)].bincount(minlength=len(self.counts)).tolist()
-        needed = [number for number, count in enumerate(counts) if count]
-        return PrefixRows([counts[number] for number in needed], self._device), needed
+    def keep(self, rows: Sequence[int]) -> tuple[PrefixRows, Tensor | None]:
+        """The same for some of the rows, and the prefixes that they need; None: all."""
+        counts = Counter(self._numbers[row] for row in rows)
+        kept = PrefixRows([counts[number] for number in sorted(counts)], self.prefix.device)
+        if len(counts) == len(self.counts):
+            return kept, None
+        return kept, copy_async(torch.tensor(sorted(counts)), self.prefix.device)
 
 
 @dataclass(frozen=True)
@@ -68,23 +69,23 @@ class Prefix:
     rows: PrefixRows
     keys: Tensor  # (G, H_kv, P, d)
     values: Tensor
-    bias: Tensor | None  # (G, 1, 1, P): 0 for tokens, -inf for padding; None: no padding
+    bias: Tensor | None  # (G, 1, 1, P) for `prefix_attention`; None: no padding
 
-    def keep(self, rows: PrefixRows, prefixes: Sequence[int]) -> Prefix:
-        """The prefixes with these numbers, for these rows; copied only if some are dropped."""
-        if len(prefixes) == len(self.keys):
+    def keep(self, rows: PrefixRows, prefixes: Tensor | None) -> Prefix:
+        """For these rows: the prefixes with these numbers; None: all, which are not copied."""
+        if prefixes is None:
             return replace(self, rows=rows)
         bias = None if self.bias is None else self.bias[prefixes]
         return Prefix(rows, self.keys[prefixes], self.values[prefixes], bias)
 
 
-def prefix_bias(valid: Tensor, padded: bool) -> Tensor | None:
-    """The bias of `Prefix` for columns (G, P) of which `valid` are tokens."""
-    if not padded:
-        return None
-    return torch.zeros_like(valid, dtype=torch.float32).masked_fill(~valid, -torch.inf)[
-        :, None, None
-    ]
+def attention_bias(visible: Tensor) -> Tensor:
+    """What is added to scores: 0 for keys that a query sees, a huge negative number for others.
+
+    The number is finite: padded queries see none of their own keys.
+    """
+    lowest = torch.finfo(torch.float32).min
+    return torch.zeros_like(visible, dtype=torch.float32).masked_fill_(~visible, lowest)
 
 
 def prefix_attention(
@@ -92,56 +93,54 @@ def prefix_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: Tensor,
     *,
-    scaling: float | None = None,
+    scaling: float,
     shared_prefix: Prefix,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention (B, S, H, d) of queries (B, H, S, d) to a prefix and to own keys (B, H_kv, T, d).
 
-    attention_mask: (B, 1, S, T) bool: own keys that a query sees; None: all
+    attention_mask: (B, 1, S, T) `attention_bias` of the own keys
     """
     heads, length = key.shape[1], query.shape[2]
-    sharing = query.shape[1] // heads  # query heads for each key head
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     # Query heads that share a key head are further queries of it: (B, H_kv, r S, d)
-    queries = (query * scale).unflatten(1, (heads, sharing)).flatten(2, 3)
-    rows = shared_prefix.rows
-    far = _attend(
-        rows.by_prefix(queries), shared_prefix.keys, shared_prefix.values, shared_prefix.bias
-    )
-    own_bias = None
-    if attention_mask is not None:
-        lowest = torch.finfo(torch.float32).min  # not -inf: padded queries see no own key
-        own_bias = torch.zeros_like(attention_mask, dtype=torch.float32)
-        own_bias = own_bias.masked_fill(~attention_mask, lowest).repeat(1, 1, sharing, 1)
-    own = _attend(queries, key, value, own_bias)
-    output = _merge([rows.by_row(part) for part in far], own)
-    output = output.unflatten(2, (sharing, length)).flatten(1, 2)
+    queries = query.unflatten(1, (heads, -1)).flatten(2, 3)
+    prefix, rows = shared_prefix, shared_prefix.rows
+    far = _attend(rows.by_prefix(queries), prefix.keys, prefix.values, scaling, prefix.bias)
+    own = _attend(queries, key, value, scaling, attention_mask)
+    output = _merge(_Part(*map(rows.by_row, far)), own)
+    output = output.unflatten(2, (-1, length)).flatten(1, 2)
     return output.transpose(1, 2).to(query.dtype), None
 
 
-_Part = tuple[Tensor, Tensor, Tensor]
+class _Part(NamedTuple):
+    """Attention of Q queries to some of their keys, in float32."""
+
+    largest: Tensor  # (..., Q, 1) the largest score
+    total: Tensor  # (..., Q, 1) the sum of exp(score - largest)
+    values: Tensor  # (..., Q, d) the values, weighted by these
 
 
-def _attend(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> _Part:
-    """Largest score (..., Q, 1), sum of exp(score - largest), and the values weighted by those."""
-    scores = (queries @ keys.transpose(-1, -2)).float()
+def _attend(
+    queries: Tensor, keys: Tensor, values: Tensor, scaling: float, bias: Tensor | None
+) -> _Part:
+    """Attention (G, H, n S, .) to keys (G, H, T, d) with a bias (G, 1, S, T)."""
+    scores = (queries @ keys.mT).float().mul_(scaling)
     if bias is not None:
-        scores += bias
+        scores.unflatten(2, (-1, bias.shape[2])).add_(bias[:, :, None])
     largest = scores.amax(dim=-1, keepdim=True)
     weights = scores.sub_(largest).exp_()
     total = weights.sum(dim=-1, keepdim=True)
-    return largest, total, (weights.to(values.dtype) @ values).float()
+    return _Part(largest, total, (weights.to(values.dtype) @ values).float())
 
 
-def _merge(one: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
-    """Attention to two sets of keys from the attention to each."""
-    largest = torch.maximum(one[0], other[0])
-    one_scale, other_scale = (one[0] - largest).exp(), (other[0] - largest).exp()
-    total = one[1] * one_scale + other[1] * other_scale
-    return (one[2] * one_scale + other[2] * other_scale) / total
+def _merge(one: _Part, other: _Part) -> Tensor:
+    """Attention to both sets of keys."""
+    largest = torch.maximum(one.largest, other.largest)
+    one_scale, other_scale = (one.largest - largest).exp(), (other.largest - largest).exp()
+    total = one.total * one_scale + other.total * other_scale
+    return (one.values * one_scale + other.values * other_scale) / total
 
 
 register_kernel(NAME, prefix_attention)

@@ -16,7 +16,6 @@ which a method has dropped tokens, are computed once (`apet/decoding/shared_step
 
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from copy import deepcopy
 from functools import partial
 from typing import Any
@@ -32,18 +31,29 @@ from transformers import (
 
 from apet.attach.attachment import attached_to
 from apet.attach.token_groups import TokenMask
-from apet.attention import prefix_kernel
 from apet.decoding.cuda_graphs import FixedSteps, GraphStore
-from apet.decoding.decode_step import DecodeState, kernel_inside, sdpa_attention
+from apet.decoding.decode_step import DecodeState, sdpa_attention
 from apet.decoding.growing_steps import GrowingSteps
 from apet.decoding.shared_steps import SharedSteps, Suffixes, next_positions
 from apet.models import family_of
-from apet.transformers_api import cache_of, is_greedy, prompt_inputs, sliding_window
+from apet.transformers_api import (
+    cache_of,
+    is_greedy,
+    prompt_inputs,
+    set_prompt_padding,
+    sliding_window,
+)
 
-# Options of a checkpoint's generation config that depend on where the answer begins.
-ANSWER_LENGTH_OPTIONS = (
-    *("min_new_tokens", "min_length", "begin_suppress_tokens", "forced_bos_token_id"),
-    *("exponential_decay_length_penalty",),
+# Options of a checkpoint's generation config whose logits processors are made for the prompt that
+# `generate` sees. With shared prefixes, that is not the whole prompt.
+PROMPT_OPTIONS = (
+    "min_new_tokens",
+    "min_length",
+    "begin_suppress_tokens",
+    "forced_bos_token_id",
+    "exponential_decay_length_penalty",
+    "encoder_repetition_penalty",
+    "encoder_no_repeat_ngram_size",
 )
 
 
@@ -77,9 +87,13 @@ class Decode:
         more = 0 if suffixes is None else suffixes.ids.shape[1]
         if self._supports(width + more + max_new_tokens):
             own_loop = {"custom_generate": loop, "use_cache": True}
-        else:
-            assert suffixes is None
+        elif suffixes is None:
             own_loop = {}
+        else:
+            raise ValueError(
+                f"prompts and answers of {width + more + max_new_tokens} tokens cannot share"
+                " prefixes in this model; ask `can_share` first, or give whole prompts"
+            )
         out = self.model.generate(
             **inputs,
             do_sample=False,
@@ -92,14 +106,10 @@ class Decode:
         return answers
 
     def can_share(self, tokens: int) -> bool:
-        """Whether prompts and answers of at most `tokens` tokens can share prefixes.
-
-        Logits processors that count the tokens of an answer take the prefix for the prompt.
-        """
+        """Whether rows of at most `tokens` tokens, with their answers, can share prefixes."""
         config = self.model.generation_config
-        return self._supports(tokens) and not any(
-            getattr(config, name, None) for name in ANSWER_LENGTH_OPTIONS
-        )
+        options = (getattr(config, name, None) for name in PROMPT_OPTIONS)
+        return self._supports(tokens) and not any(options)
 
     def forget(self) -> bool:
         """Free the memory of graphs and make no more of them. Returns whether there were any."""
@@ -137,22 +147,19 @@ class Decode:
         logits, cache = out.logits[:, -1], cache_of(out)
         del out
         steps: GrowingSteps | FixedSteps | SharedSteps | None = None
-        with ExitStack() as kernels:
+        with sdpa_attention(self.family.decoder):
             if suffixes is not None:
                 if after_prefixes is not None:
                     after_prefixes()
-                kernels.enter_context(kernel_inside(self.family.decoder, prefix_kernel.NAME))
-                steps = SharedSteps(self.family, self._state(prompt, cache), suffixes)
-                prefixes = input_ids.repeat_interleave(
-                    torch.tensor(suffixes.counts, device=input_ids.device), dim=0
-                )
-                input_ids = torch.cat([prefixes, suffixes.ids.to(input_ids.device)], dim=1)
+                state = self._state(prompt, cache)
+                steps = SharedSteps(self.family, state, suffixes)
+                valid = prompt["attention_mask"].bool()
+                input_ids, padding = steps.prompts(input_ids, valid)
+                set_prompt_padding(logits_processor, padding)
                 logits = steps.start()
                 if self.graphs is not None:
-                    kernels.close()
                     steps = self._steps(steps.state())
-            if not isinstance(steps, SharedSteps):
-                kernels.enter_context(sdpa_attention(self.family.decoder))
+                del prompt, cache, state
             batch, width = input_ids.shape
             pad, end = _pad_token(generation_config), generation_config.max_length
             ids = torch.cat([input_ids, input_ids.new_zeros(batch, end - width)], dim=1)

@@ -14,11 +14,10 @@ from apet.transformers_api import FilledLayer, make_cache
 
 
 class GrowingLayer(FilledLayer):
-    """A layer's cache with free columns at its end. Takes over `layer`, and leaves it empty."""
+    """A layer's cache with `free` columns at its end. Takes over `layer`, and leaves it empty."""
 
-    def __init__(self, layer: Any, free: int | None = None) -> None:
+    def __init__(self, layer: Any, free: int) -> None:
         super().__init__(layer.keys, layer.values)
-        free = MAX_STEPS if free is None else free
         keys, values = (_with_free_columns(states, free) for states in (layer.keys, layer.values))
         self._storage = keys, values
         self._show(layer.keys.shape[2])
@@ -54,7 +53,7 @@ class GrowingSteps:
     def __init__(self, family: Family, state: DecodeState) -> None:
         self._family, self._token_masks, self._taken = family, state.token_masks, 0
         self._positions = state.positions
-        self._layers = [GrowingLayer(layer) for layer in state.layers]
+        self._layers = [GrowingLayer(layer, MAX_STEPS) for layer in state.layers]
         self._cache = make_cache(self._layers)
         self._masks: dict[int, Tensor | None] = {}  # for all steps; each step uses a part
         for first, (valid, padded) in state.token_masks.items():
