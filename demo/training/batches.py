@@ -17,9 +17,10 @@ import torch
 import transformers as hf
 from torch import Tensor
 
+from demo.training.patch_labels import PatchLabels
 from demo.training.small_models import BEFORE_ANSWER, BEFORE_QUESTION
 from demo.training.tasks import AttentionTarget
-from pipelines.benchmarks.synthetic.scenes import PatchLabels, Question
+from pipelines.benchmarks.synthetic.scenes import Question
 
 IGNORED = -100
 

@@ -26,8 +26,9 @@ from torch.nn import functional as F
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from demo.training.batches import IGNORED, TrainingBatch
+from demo.training.patch_labels import labels
 from pipelines.benchmarks.synthetic import motion
-from pipelines.benchmarks.synthetic.scenes import COLOURS, GLYPHS, SHAPES, SIZES, Scene, labels
+from pipelines.benchmarks.synthetic.scenes import COLOURS, GLYPHS, SHAPES, SIZES, Scene
 
 ATTENTION_LAYER = 3  # the layer whose attention has a target
 _SAID = [

@@ -17,9 +17,9 @@ from demo.training import saved_state
 from demo.training.batches import TrainingBatch, choose_patches, make_batch
 from demo.training.decoder_losses import AuxiliaryHeads, compute_losses, vocabulary, word_targets
 from demo.training.optimiser import muon
+from demo.training.patch_labels import labels
 from demo.training.step_loop import StepLoop
 from demo.training.tasks import Task
-from pipelines.benchmarks.synthetic.scenes import labels
 
 _QUESTIONS = 12  # of each picture
 # Shares of the visual tokens to choose from, until this share of the steps.

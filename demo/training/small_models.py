@@ -10,7 +10,7 @@ import torch
 import transformers as hf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from pipelines.benchmarks.synthetic.scenes import PATCH
+from demo.training.patch_labels import PATCH
 
 BOS, EOS, PAD, UNKNOWN = "<s>", "</s>", "<pad>", "<unk>"
 IMAGE, VIDEO = "<image>", "<video>"

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from PIL import Image
 
+from demo.training.patch_labels import labels
 from demo.training.small_models import FRAMES
 from pipelines.benchmarks.synthetic import motion, shapes
-from pipelines.benchmarks.synthetic.scenes import Question, Scene, draw, labels
+from pipelines.benchmarks.synthetic.scenes import Question, Scene, draw
 
 
 class AttentionTarget(NamedTuple):

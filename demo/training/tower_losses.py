@@ -15,15 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipelines.benchmarks.synthetic.scenes import (
-    COLOURS,
-    GLYPHS,
-    PATCH,
-    SHAPES,
-    SIZES,
-    Scene,
-    labels,
-)
+from demo.training.patch_labels import PATCH, labels
+from pipelines.benchmarks.synthetic.scenes import COLOURS, GLYPHS, SHAPES, SIZES, Scene
 
 _SHAPE, _COLOUR, _SIZE, _GLYPH = (list(names) for names in (SHAPES, COLOURS, SIZES, GLYPHS))
 KINDS = len(SHAPES) * len(COLOURS)

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from demo.training import saved_state, tower_losses
 from demo.training.optimiser import muon
+from demo.training.patch_labels import PATCH
 from demo.training.step_loop import StepLoop
 from demo.training.tasks import Task
-from pipelines.benchmarks.synthetic.scenes import PATCH
 
 # Patches a side. Attention over a quarter of the picture costs a fraction.
 _WINDOW = 12

@@ -14,10 +14,10 @@ from demo.training import saved_state, small_models, tower_losses, tower_stage
 from demo.training.batches import choose_patches, make_batch
 from demo.training.decoder_losses import AuxiliaryHeads, compute_losses, vocabulary, word_targets
 from demo.training.evaluation import Accuracy
+from demo.training.patch_labels import labels
 from demo.training.small_models import BEFORE_ANSWER, BEFORE_QUESTION
 from demo.training.step_loop import StepLoop
 from demo.training.tasks import MotionTask, ShapesTask, Task
-from pipelines.benchmarks.synthetic.scenes import labels
 
 TASKS: list[Task] = [ShapesTask(), MotionTask()]
 

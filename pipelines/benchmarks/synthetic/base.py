@@ -3,9 +3,9 @@
 import json
 import os
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib.resources import files
 from itertools import count
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 import yaml
 
 from pipelines.benchmarks.base import Benchmark, Score, normalised
-from pipelines.benchmarks.synthetic.scenes import Question
+from pipelines.benchmarks.synthetic.scenes import Draft, PhraseTarget, Question, pick
 from pipelines.data.rows import Kind, Row
 
 Rng = np.random.Generator
@@ -36,9 +36,9 @@ class Synthetic(Benchmark):
     questions_per_medium: int
     random_subject: Callable[[Rng], Any]
     save: Callable[[Any, Path], None]
-    # By type of question, a function and the number of possible answers. The function returns
-    # None if the subject has no answer. Their order is part of what the seed draws.
-    question_types: Mapping[str, tuple[Callable[[Any, Rng], Question | None], int]]
+    # By type of question, a function and the possible answers. The function returns None if the
+    # subject has no answer. Their order is part of what the seed draws.
+    question_types: Mapping[str, tuple[Callable[[Any, Rng], Draft | None], Sequence[str]]]
 
     def make(self, folder: Path, split: str, questions: int | None = None, seed: int = 0) -> Path:
         """Write media and manifest of a split below `folder`; return the manifest's path.
@@ -88,9 +88,23 @@ class Synthetic(Benchmark):
 
     def questions(self, subject: Any, rng: Rng, limit: int) -> list[Question]:
         """Return up to `limit` questions, each of another type that has an answer."""
-        types = rng.permutation(list(self.question_types))
-        drafts = [self.question_types[type][0](subject, rng) for type in types]
-        return [question for question in drafts if question][:limit]
+        questions: list[Question] = []
+        for type in rng.permutation(list(self.question_types)).tolist():
+            if draft := self.question_types[type][0](subject, rng):
+                wording = draft.wording or pick(rng, load_wordings(self.name)[type])
+                questions.append(self._build(type, draft, wording))
+        return questions[:limit]
+
+    def _build(self, type: str, draft: Draft, wording: str) -> Question:
+        """Insert the phrases of a draft into the {} of a wording."""
+        text, *pieces = wording.split("{}")
+        targets = []
+        for phrase, piece in zip(draft.phrases, pieces, strict=True):
+            text += phrase.text
+            targets.append(PhraseTarget(len(text), phrase.part, tuple(phrase.numbers)))
+            text += piece
+        options = tuple(draft.options or self.question_types[type][1])
+        return Question(type, text, draft.answer, options, tuple(targets))
 
     def generate(self, split: str, limit: int | None) -> Path:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "apet"
@@ -107,9 +121,10 @@ class Synthetic(Benchmark):
 
     @property
     def chances(self) -> dict[str, float]:
-        return {type: 1 / answers for type, (_, answers) in self.question_types.items()}
+        return {type: 1 / len(options) for type, (_, options) in self.question_types.items()}
 
 
+@cache
 def load_wordings(benchmark: str) -> dict[str, list[str]]:
     """Return the wordings of each type of question of a benchmark."""
     text = files(__package__).joinpath("wordings.yaml").read_text(encoding="utf-8")

@@ -8,31 +8,21 @@ question can be answered from one frame. Shape and colour together identify a th
 small.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import permutations
 from pathlib import Path
 
 import av
 
+from pipelines.benchmarks.synthetic import scenes
 from pipelines.benchmarks.synthetic.base import Rng, Synthetic, load_wordings
-from pipelines.benchmarks.synthetic.scenes import (
-    COLOURS,
-    SHAPES,
-    Phrase,
-    Question,
-    Scene,
-    Thing,
-    build_question,
-    draw,
-    fits,
-    pick,
-    random_thing,
-)
+from pipelines.benchmarks.synthetic.scenes import Draft, Phrase, Scene, Thing, pick
 
 SIDE = 96
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 COUNTS = ("0", "1", "2", "3")
 CHANGES = {"appears": ("appear",), "disappears": ("disappear",), "stays": ("stay", "move")}
-WORDINGS = load_wordings("motion")
 _FPS = 8
 # Without its assembler code: that of AVX-512 writes different bytes each time, and each kind of
 # CPU has its own.
@@ -78,19 +68,16 @@ def clip(rng: Rng) -> Clip:
     """Draw two to four things, none of which overlaps another before or after it moves."""
     things: list[Thing] = []
     actions: list[Action] = []
-    palette = rng.choice(list(COLOURS), 3, replace=False)
-    forms = rng.choice(SHAPES, 3, replace=False)
+    palette = rng.choice(list(scenes.COLOURS), 3, replace=False)
+    forms = rng.choice(scenes.SHAPES, 3, replace=False)
     for action in [_action(rng) for _ in range(int(rng.integers(2, 5)))]:
         for _ in range(_MAX_ATTEMPTS):
             x, y = rng.uniform(10, SIDE - 10, 2).tolist()
             shape, colour = str(rng.choice(forms)), str(rng.choice(palette))
-            thing = random_thing(rng, shape, colour, "small", x, y)
-            others = list(zip(things, actions, strict=True))
-            ends = [_moved(other, its, 1.0) for other, its in others]
-            unmoved = [other for other, its in others if its.kind != "move"]
-            free = fits(thing, things, SIDE) and fits(
-                _moved(thing, action, 1.0), [*ends, *unmoved], SIDE
-            )
+            thing = scenes.random_thing(rng, shape, colour, "small", x, y)
+            ends = [_moved(other, its, 1.0) for other, its in zip(things, actions, strict=True)]
+            free = scenes.fits(thing, things, SIDE)
+            free = free and scenes.fits(_moved(thing, action, 1.0), ends, SIDE)
             if free and thing.name not in [other.name for other in things]:
                 things.append(thing)
                 actions.append(action)
@@ -125,61 +112,57 @@ def _save(clip: Clip, file: Path) -> None:
         stream.width = stream.height = SIDE
         stream.pix_fmt = "yuv420p"
         for number in range(clip.length):
-            picture = draw(clip.at(number), number)
+            picture = scenes.draw(clip.at(number), number)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
 
 
-def _named(clip: Clip, number: int) -> Phrase:
-    return clip.things[number].name, "thing", [number]
+def _named(clip: Clip, numbers: Sequence[int], rng: Rng) -> Phrase:
+    """Name one of these things."""
+    number = int(rng.choice(numbers))
+    return Phrase(clip.things[number].name, [number])
 
 
-def _mover(clip: Clip, rng: Rng) -> Question | None:
+def _mover(clip: Clip, rng: Rng) -> Draft | None:
     moving = clip.numbers("move")
     colours = [thing.colour for thing in clip.things]
     if len(moving) != 1 or colours.count(colours[moving[0]]) > 1:
         return None
-    wording = pick(rng, WORDINGS["mover"])
-    phrase = (pick(rng, ["moving thing", "thing that moves"]), "thing", moving)
-    return build_question("mover", wording, [phrase], colours[moving[0]], COLOURS)
+    wording = pick(rng, load_wordings("motion")["mover"])  # before its phrase
+    phrase = Phrase(pick(rng, ["moving thing", "thing that moves"]), moving)
+    return Draft([phrase], colours[moving[0]], wording)
 
 
-def _moving(clip: Clip, rng: Rng) -> Question | None:
+def _moving(clip: Clip, rng: Rng) -> Draft | None:
     """Yes and no are equally likely, and no is asked only where something else moves."""
     moving, others = clip.numbers("move"), clip.numbers("stay", "appear", "disappear")
     if not moving or not others:
         return None
     answer = "yes" if rng.random() < 0.5 else "no"
-    phrase = _named(clip, int(rng.choice(moving if answer == "yes" else others)))
-    return build_question("moving", pick(rng, WORDINGS["moving"]), [phrase], answer, ("yes", "no"))
+    return Draft([_named(clip, moving if answer == "yes" else others, rng)], answer)
 
 
-def _direction(clip: Clip, rng: Rng) -> Question | None:
+def _direction(clip: Clip, rng: Rng) -> Draft | None:
     moving = clip.numbers("move")
     if not moving:
         return None
-    number = int(rng.choice(moving))
-    wording, answer = pick(rng, WORDINGS["direction"]), clip.actions[number].direction
-    return build_question("direction", wording, [_named(clip, number)], answer, DIRECTIONS)
+    phrase = _named(clip, moving, rng)
+    return Draft([phrase], clip.actions[phrase.numbers[0]].direction)
 
 
-def _change(clip: Clip, rng: Rng) -> Question | None:
+def _change(clip: Clip, rng: Rng) -> Draft | None:
     # Something stays in most clips, so it is asked less often.
     change = str(rng.choice(list(CHANGES), p=[0.38, 0.38, 0.24]))
     numbers = clip.numbers(*CHANGES[change])
-    if not numbers:
-        return None
-    phrase = _named(clip, int(rng.choice(numbers)))
-    return build_question("change", pick(rng, WORDINGS["change"]), [phrase], change, CHANGES)
+    return Draft([_named(clip, numbers, rng)], change) if numbers else None
 
 
-def _order(clip: Clip, rng: Rng) -> Question | None:
+def _order(clip: Clip, rng: Rng) -> Draft | None:
     events, actions = clip.numbers("move", "appear", "disappear"), clip.actions
     pairs = [
-        (a, b)
-        for a in events
-        for b in events
-        if a != b and actions[a].end + _MIN_GAP <= actions[b].begin
+        pair
+        for pair in permutations(events, 2)
+        if actions[pair[0]].end + _MIN_GAP <= actions[pair[1]].begin
     ]
     if not pairs:
         return None
@@ -188,17 +171,16 @@ def _order(clip: Clip, rng: Rng) -> Question | None:
     one, other = pair if answer == "before" else pair[::-1]
     options = "before or after" if rng.random() >= 0.5 else "after or before"
     wording = f"Does the {{}} {actions[one].kind} {options} the {{}} {actions[other].kind}s?"
-    phrases = [_named(clip, one), _named(clip, other)]
-    return build_question("order", wording, phrases, answer, ("before", "after"))
+    phrases = [Phrase(clip.things[number].name, [number]) for number in (one, other)]
+    return Draft(phrases, answer, wording)
 
 
-def _count(clip: Clip, rng: Rng) -> Question | None:
+def _count(clip: Clip, rng: Rng) -> Draft | None:
     moving = clip.numbers("move")
     # Without these chances, one and two would be the usual answers.
     if len(moving) >= len(COUNTS) or rng.random() > (0.9, 0.4, 0.5, 1.0)[len(moving)]:
         return None
-    phrase = ("things", "thing", moving)
-    return build_question("count", pick(rng, WORDINGS["count"]), [phrase], str(len(moving)), COUNTS)
+    return Draft([Phrase("things", moving)], str(len(moving)))
 
 
 BENCHMARK = Synthetic(
@@ -210,12 +192,12 @@ BENCHMARK = Synthetic(
     random_subject=clip,
     save=_save,
     question_types={
-        "mover": (_mover, len(COLOURS)),
-        "moving": (_moving, 2),
-        "direction": (_direction, len(DIRECTIONS)),
-        "change": (_change, len(CHANGES)),
-        "order": (_order, 2),
-        "count": (_count, len(COUNTS)),
+        "mover": (_mover, tuple(scenes.COLOURS)),
+        "moving": (_moving, ("yes", "no")),
+        "direction": (_direction, tuple(DIRECTIONS)),
+        "change": (_change, tuple(CHANGES)),
+        "order": (_order, ("before", "after")),
+        "count": (_count, COUNTS),
     },
 )
 CHANCE = BENCHMARK.chances

@@ -1,8 +1,8 @@
 """Scenes of the synthetic benchmarks: coloured things and glyphs on a noisy background.
 
-A scene is a description; `draw` makes its pixels, and `labels` tells what each patch of them shows.
-Both read only the description, so that a question about a scene can be checked without looking at
-pixels. No font is needed: glyphs are bitmaps of 5 x 7 dots, the same on every machine.
+A scene is a description, of which `draw` makes the pixels, so that a question about a scene can be
+checked without looking at them. No font is needed: glyphs are bitmaps of 5 x 7 dots, the same on
+every machine.
 """
 
 from collections.abc import Iterable, Sequence
@@ -39,9 +39,7 @@ GLYPHS = {
 DIGITS = tuple(glyph for glyph in GLYPHS if glyph.isdigit())
 LETTERS = tuple(glyph for glyph in GLYPHS if glyph.isalpha())
 DOT = 2  # pixels a side of a glyph's dot: a glyph is 10 x 14 pixels
-PATCH = 8  # pixels a side of the patches of `labels`
 _OVERSAMPLING = 4  # outlines are drawn on a grid this much finer than a pixel
-_MIN_COVER = 0.2  # share of a patch's pixels that makes it a thing's; half of it makes it a glyph's
 _CROSS = (-0.34, -1), (0.34, -1), (0.34, -0.34), (1, -0.34), (1, 0.34), (0.34, 0.34)
 _OUTLINES: dict[str, list[tuple[float, float]]] = {
     "square": [(-0.85, -0.85), (0.85, -0.85), (0.85, 0.85), (-0.85, 0.85)],
@@ -92,21 +90,6 @@ class Scene:
     numbers: tuple[int, ...] = ()  # of its things within their clip, where some of them are hidden
 
 
-class PatchLabels(NamedTuple):
-    """The contents of N patches.
-
-    thing, glyph: (N,) index of the thing and glyph that the patch shows, or -1
-    centre: the patch of each thing's centre
-    cover, ink: (N, 16) share of each sixteenth of a patch that is a thing's and a glyph's
-    """
-
-    thing: Array
-    glyph: Array
-    centre: Array
-    cover: Array
-    ink: Array
-
-
 class PhraseTarget(NamedTuple):
     """The things or glyphs that a phrase of a question refers to."""
 
@@ -124,20 +107,21 @@ class Question:
     targets: tuple[PhraseTarget, ...] = ()
 
 
-Phrase = tuple[str, str, Sequence[int]]  # text, then `part` and `numbers` of its target
+class Phrase(NamedTuple):
+    """A phrase of a question, and the things or glyphs that it refers to."""
+
+    text: str
+    numbers: Sequence[int]
+    part: str = "thing"
 
 
-def build_question(
-    type: str, wording: str, phrases: Sequence[Phrase], answer: str, options: Iterable[str]
-) -> Question:
-    """Insert phrases into the {} of a wording."""
-    text, targets = "", []
-    for piece, phrase in zip(wording.split("{}"), [*phrases, None], strict=True):
-        text += piece
-        if phrase:
-            text += phrase[0]
-            targets.append(PhraseTarget(len(text), phrase[1], tuple(phrase[2])))
-    return Question(type, text, answer, tuple(options), tuple(targets))
+class Draft(NamedTuple):
+    """A question before its phrases are inserted into the {} of a wording."""
+
+    phrases: Sequence[Phrase]
+    answer: str
+    wording: str = ""  # empty: any of those of its type
+    options: Sequence[str] = ()  # empty: those of its type
 
 
 def pick(rng: np.random.Generator, values: Sequence[str]) -> str:
@@ -153,7 +137,7 @@ def random_thing(
 
 
 def fits(thing: Thing, others: Iterable[Thing], side: int) -> bool:
-    """Is it inside the picture, overlapping others by a rim at most? No centre is then hidden."""
+    """Tell whether it is in the picture and hides no centre: things overlap by a rim at most."""
     margin = thing.radius + 1
     inside = margin <= thing.x <= side - margin and margin <= thing.y <= side - margin
     return inside and all(
@@ -162,41 +146,36 @@ def fits(thing: Thing, others: Iterable[Thing], side: int) -> bool:
     )
 
 
-def _cover(thing: Thing, side: int) -> tuple[slice, slice, Array]:
-    """Return the rows and columns of a thing's box, and the covered share of its pixels."""
+@lru_cache(maxsize=64)
+def cover(thing: Thing, side: int) -> Array:
+    """Return the share of each pixel of a picture that a thing covers, (side, side) float32."""
     reach = int(np.ceil(thing.radius)) + 1
     left, top = int(thing.x) - reach, int(thing.y) - reach
-    width = 2 * reach + 1
-    image = Image.new("L", (width * _OVERSAMPLING, width * _OVERSAMPLING))
-    x, y, radius = thing.x - left, thing.y - top, thing.radius
-    pen = ImageDraw.Draw(image)
+    x, y, radius = (_OVERSAMPLING * size for size in (thing.x - left, thing.y - top, thing.radius))
+    box = Image.new("L", (_OVERSAMPLING * (2 * reach + 1),) * 2)
+    pen = ImageDraw.Draw(box)
     if thing.shape == "circle":
-        box = x - radius, y - radius, x + radius, y + radius
-        pen.ellipse([_OVERSAMPLING * edge for edge in box], fill=255)
+        pen.circle((x, y), radius, fill=255)
     else:
         cos, sin = np.cos(np.deg2rad(thing.tilt)), np.sin(np.deg2rad(thing.tilt))
         corners = [
-            (
-                _OVERSAMPLING * (x + radius * (cos * dx - sin * dy)),
-                _OVERSAMPLING * (y + radius * (sin * dx + cos * dy)),
-            )
+            (x + radius * (cos * dx - sin * dy), y + radius * (sin * dx + cos * dy))
             for dx, dy in _OUTLINES[thing.shape]
         ]
         pen.polygon(corners, fill=255)
-    mask = np.asarray(image.reduce(_OVERSAMPLING), dtype=np.float32) / 255
-    rows = slice(max(0, top), min(side, top + width))
-    columns = slice(max(0, left), min(side, left + width))
-    inside = (
-        slice(rows.start - top, rows.stop - top),
-        slice(columns.start - left, columns.stop - left),
-    )
-    return rows, columns, mask[inside]
+    picture = Image.new("L", (side, side))
+    picture.paste(box.reduce(_OVERSAMPLING), (left, top))  # cut at the edges
+    return np.asarray(picture, dtype=np.float32) / 255
 
 
-def _dots(glyph: Glyph) -> tuple[slice, slice, Array]:
+def ink(glyph: Glyph, side: int) -> Array:
+    """Return the pixels of a picture that a glyph's dots cover, (side, side) bool."""
     dots = GLYPHS[glyph.name].repeat(DOT, 0).repeat(DOT, 1)
-    top, left = round(glyph.y) - dots.shape[0] // 2, round(glyph.x) - dots.shape[1] // 2
-    return slice(top, top + dots.shape[0]), slice(left, left + dots.shape[1]), dots
+    height, width = dots.shape
+    top, left = round(glyph.y) - height // 2, round(glyph.x) - width // 2
+    picture = np.zeros((side, side), bool)
+    picture[top : top + height, left : left + width] = dots
+    return picture
 
 
 @lru_cache(maxsize=2)  # shared by the frames of a clip
@@ -218,51 +197,10 @@ def draw(scene: Scene, noise: int = 0) -> Array:
     """Return the picture, (side, side, 3) uint8. Each frame of a clip has its own `noise` seed."""
     canvas = backdrop(scene.side, scene.backdrop).copy()
     for thing in scene.things:
-        rows, columns, mask = _cover(thing, scene.side)
         tint = np.array(thing.tint, dtype=np.float32)
-        canvas[rows, columns] += mask[..., None] * (tint - canvas[rows, columns])
+        canvas += cover(thing, scene.side)[..., None] * (tint - canvas)
     for glyph in scene.glyphs:
-        rows, columns, dots = _dots(glyph)
-        canvas[rows, columns][dots] = 250 if glyph.light else 12
+        canvas[ink(glyph, scene.side)] = 250 if glyph.light else 12
     rng = np.random.default_rng([scene.backdrop, 1, noise])
     canvas += rng.standard_normal(canvas.shape, dtype=np.float32) * 9
     return canvas.clip(0, 255).astype(np.uint8)
-
-
-@lru_cache(maxsize=64)  # every question about a scene reads them
-def labels(scene: Scene) -> PatchLabels:
-    side = scene.side // PATCH
-    owner = np.full((scene.side, scene.side), -1)
-    for number, thing in enumerate(scene.things):
-        rows, columns, mask = _cover(thing, scene.side)
-        owner[rows, columns][mask > 0.5] = number
-    ink = np.full_like(owner, -1)
-    for number, glyph in enumerate(scene.glyphs):
-        rows, columns, dots = _dots(glyph)
-        ink[rows, columns][dots] = number
-    centre = [int(thing.y) // PATCH * side + int(thing.x) // PATCH for thing in scene.things]
-    shown = _majority(owner, side, _MIN_COVER)
-    if scene.numbers:
-        shown = np.array([*scene.numbers, -1])[shown]
-    return PatchLabels(
-        shown,
-        _majority(ink, side, _MIN_COVER / 2),
-        np.array(centre, dtype=int),
-        _sixteenths(owner >= 0, side),
-        _sixteenths(ink >= 0, side),
-    )
-
-
-def _sixteenths(mask: Array, side: int) -> Array:
-    step = PATCH // 4
-    cells: Array = mask.reshape(side, 4, step, side, 4, step).mean((2, 5), dtype=np.float32)
-    sixteenths: Array = cells.transpose(0, 2, 1, 3).reshape(side * side, 16)
-    return sixteenths
-
-
-def _majority(owner: Array, side: int, min_share: float) -> Array:
-    """Return the owner of most pixels of each patch, or -1 if its share is below `min_share`."""
-    patches = owner.reshape(side, PATCH, side, PATCH).transpose(0, 2, 1, 3).reshape(side * side, -1)
-    counts = [(patches == number).sum(1) for number in range(owner.max() + 1)]
-    stacked = np.stack(counts or [np.zeros(side * side)])
-    return np.where(stacked.max(0) >= min_share * PATCH * PATCH, stacked.argmax(0), -1)

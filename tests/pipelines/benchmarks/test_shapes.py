@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -12,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipelines.benchmarks.synthetic import scenes as drawing
 from pipelines.benchmarks.synthetic import shapes
 from pipelines.benchmarks.synthetic.base import QUESTIONS
-from pipelines.benchmarks.synthetic.scenes import Scene, Thing, draw, labels
+from pipelines.benchmarks.synthetic.scenes import Scene, Thing, draw
 
 COLOURS = ["red", "orange", "yellow", "green", "cyan", "blue", "purple", "white"]
 SHAPES = ["circle", "square", "triangle", "cross", "star"]
@@ -98,7 +98,7 @@ def test_make_resumes_after_a_killed_call(tmp_path: Path, monkeypatch: pytest.Mo
             raise KeyboardInterrupt
         return draw(scene)
 
-    monkeypatch.setattr(shapes, "draw", dies)
+    monkeypatch.setattr(drawing, "draw", dies)
     with pytest.raises(KeyboardInterrupt):
         shapes.make(tmp_path, "val", 60)
     files_left = [file for file in tmp_path.rglob("*") if file.is_file()]
@@ -186,24 +186,3 @@ def test_phrase_targets_end_at_their_noun() -> None:
                 text = question.text[: target.end].split()
                 if target.part == "thing":
                     assert all(text[-1] in (scene.things[n].shape, "thing") for n in target.numbers)
-
-
-def test_labels_match_the_drawn_pixels() -> None:
-    """A patch covered by one thing has its colour; the patch of a centre belongs to its thing."""
-    for scene in scenes("test", 30):
-        patches, picture = labels(scene), draw(scene).astype(float)
-        for number, thing in enumerate(scene.things):
-            assert patches.thing[patches.centre[number]] == number
-            assert int(thing.y // 8) * 24 + int(thing.x // 8) == patches.centre[number]
-        for patch in np.flatnonzero(
-            (patches.cover.min(1) == 1) & (patches.glyph < 0) & (patches.ink.max(1) == 0)
-        ):
-            row, column = divmod(int(patch), 24)
-            mean = picture[8 * row : 8 * row + 8, 8 * column : 8 * column + 8].mean((0, 1))
-            tint = np.array(scene.things[patches.thing[patch]].tint)
-            if len({other.colour for other in scene.things if _touch(other, row, column)}) == 1:
-                assert np.abs(mean - tint).max() < 14
-
-
-def _touch(thing: Thing, row: int, column: int) -> bool:
-    return math.hypot(thing.x - 8 * column - 4, thing.y - 8 * row - 4) < 1.3 * thing.radius + 8
