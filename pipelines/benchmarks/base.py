@@ -77,9 +77,6 @@ class Benchmark(ABC):
         """Return the accuracy of guessing by type of question, where it is known."""
         return {}
 
-    def chance(self, type: str) -> float | None:
-        return self.chances.get(type)
-
 
 ID_FIELDS = ("question_id", "questionId", "index", "id", "image")
 # `answer` comes last: beside one of the others it is the reference.

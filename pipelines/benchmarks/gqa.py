@@ -1,26 +1,25 @@
 """GQA, testdev balanced: 12,578 questions about 398 scenes, answered in a word.
 
-LLaVA's folder: `llava_gqa_testdev_balanced.jsonl`, GQA's own `testdev_balanced_questions.json`
-(below `data`), and `images`. The hub: `lmms-lab/GQA`, whose questions
-(`testdev_balanced_instructions`) and images (`testdev_balanced_images`) are two tables.
-
-An answer is right if it equals the reference, except for case and a final dot; nothing else is
-forgiven, as in GQA's own script. Binary questions are all whose structure is not `query`.
+Nothing but case and a final dot is forgiven, as in GQA's own script. Binary questions are all whose
+structure is not `query`. On the hub, questions and images are two tables.
 """
-
-from typing import Any
 
 import numpy as np
 
 from pipelines.benchmarks.base import Score
-from pipelines.benchmarks.joined_manifest import JoinedManifest
-from pipelines.benchmarks.official import LLAVA_COLUMNS, OfficialBenchmark, llava_row
+from pipelines.benchmarks.official import (
+    Layout,
+    OfficialBenchmark,
+    Source,
+    llava_row,
+)
 from pipelines.data.formats.base import RawRecord
 from pipelines.data.rows import Row
 from pipelines.metrics.answer_metrics import AnswerArrays, Metric
 
 TIER = "testdev_balanced"
 HOMES = ("", "data/", "data/questions/", "data/questions1.2/", "questions/", "questions1.2/")
+ANSWERS = tuple(f"{home}{TIER}_questions.json" for home in HOMES)
 TWO_ANSWERS = ("verify", "logical", "choose", "compare")  # types of two possible answers
 
 
@@ -28,7 +27,7 @@ def llava(record: RawRecord) -> RawRecord:
     return llava_row(record, **_answer(record["reference"]))
 
 
-def hub(record: RawRecord) -> RawRecord:
+def hub_shape(record: RawRecord) -> RawRecord:
     return {"media": [record["imageId"]], "question": record["question"], **_answer(record)}
 
 
@@ -42,26 +41,20 @@ class GQA(OfficialBenchmark):
     hub = "lmms-lab/GQA"
     chances = dict.fromkeys(TWO_ANSWERS, 0.5)
 
-    def load(self, data: str, split: str = "test", **options: Any) -> JoinedManifest:
-        folder = self.folder(data, options)
-        return folder.from_hub(
-            "testdev",
-            config=(f"{TIER}_instructions",),
-            columns=("imageId", "types"),
-            shape=hub,
-            expected=("id", "imageId", "answer"),
-            images=tuple(folder.hub_files("testdev", config=(f"{TIER}_images",))),
-        ) or folder.manifest(
-            folder.find_file("questions", f"llava_gqa_{TIER}.jsonl", is_data=True),
-            shape=llava,
-            expected=LLAVA_COLUMNS,
-            references=(
-                folder.find_file(
-                    "answers", *(f"{home}{TIER}_questions.json" for home in HOMES), json_key="*"
-                ),
-            ),
-            media_folders=("data/images", "images"),
-        )
+    on_hub = Layout(
+        ("testdev",),
+        shape=hub_shape,
+        expected=("id", "imageId", "answer"),
+        configs=(f"{TIER}_instructions",),
+        reading={"columns": ("imageId", "types")},
+        images=Source(("testdev",), configs=(f"{TIER}_images",)),
+    )
+    own = Layout(
+        (f"llava_gqa_{TIER}.jsonl",),
+        shape=llava,
+        references=(Source(ANSWERS, "answers", reading={"json_key": "*"}),),
+        media=("data/images", "images"),
+    )
 
     def score(self, row: Row, prediction: str) -> Score:
         return Score.of(prediction.rstrip(".").lower() == row.answers[0])

@@ -1,19 +1,15 @@
 """MMBench (dev, English): questions with up to four options, repeated for each rotation of them.
 
-LLaVA's folder: `mmbench_dev_20230712.tsv`, with the images in it. The hub: `lmms-lab/MMBench`,
-configuration `en`. Rotations have the index of their question plus a multiple of a million.
-
-The headline is circular: a question counts if all its rotations are right. `plain` is the accuracy
-of the unrotated ones. An answer names an option by its letter, if one of its last four words is one
-and no other letter of an option is among its words, else by the text of one option that it
-contains; otherwise it is wrong. (The benchmark's own server then asks a language model.) The test
-split has no answers here: --submission writes the file for its server.
+Rotations have the index of their question plus a multiple of a million. The headline is circular: a
+question counts if all its rotations are right. `plain` is the accuracy of the unrotated ones. The
+test split has no answers here: --submission writes the file for its server.
 """
 
 import base64
 import binascii
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,8 +17,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.benchmarks.base import Score, lettered
-from pipelines.benchmarks.joined_manifest import JoinedManifest, embedded_image
-from pipelines.benchmarks.official import LETTER, OfficialBenchmark
+from pipelines.benchmarks.joined_manifest import embedded_image
+from pipelines.benchmarks.official import LETTER, Layout, OfficialBenchmark
 from pipelines.data import spreadsheet
 from pipelines.data.formats.base import RawRecord
 from pipelines.data.rows import Row
@@ -108,22 +104,16 @@ class MMBench(OfficialBenchmark):
         self.name, self.config, self.suffix, self.files = name, config, suffix, files
         self.hub, self.splits = f"{self.hub}, {config}", tuple(files)
 
-    def load(self, data: str, split: str = "dev", **options: Any) -> JoinedManifest:
-        folder = self.folder(data, options)
-        self.check_split(split)
-        table: dict[str, Any] = {
-            "identity": partial(row_id, split=split),
-            "keys": ("index",),
-            "columns": COLUMNS,
-        }
-        rows: dict[str, Any] = {
-            "shape": shape,
-            "expected": ("index", "question", "A", "B", "image"),
-        }
-        if manifest := folder.from_hub(split, config=(self.config,), **table, **rows):
-            return manifest
-        file = folder.find_file("questions", *self.files[split], is_data=True, **table)
-        return folder.manifest(file, layout="CSV", **rows)
+    def layouts(self, split: str) -> tuple[Layout, Layout]:
+        identity = partial(row_id, split=split)
+        own = Layout(
+            self.files[split],
+            shape=shape,
+            expected=("index", "question", "A", "B", "image"),
+            reading={"identity": identity, "keys": ("index",), "columns": COLUMNS},
+            layout="CSV",
+        )
+        return replace(own, names=(split,), configs=(self.config,)), own
 
     def prompt(self, row: Row) -> str:
         hint = [row.meta["hint"]] if "hint" in row.meta else []

@@ -1,7 +1,4 @@
-"""MMBench-CN (dev): MMBench in Chinese, with the same rules.
-
-Files: `mmbench_dev_cn_20231003.tsv`, or configuration `cn` of `lmms-lab/MMBench`.
-"""
+"""MMBench-CN (dev): MMBench in Chinese, with the same rules."""
 
 from pipelines.benchmarks.mmbench import MMBench
 

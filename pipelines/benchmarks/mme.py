@@ -1,14 +1,8 @@
 """MME: fourteen subtasks of two yes-or-no questions an image, one with each answer.
 
-MME's own folder, `MME_Benchmark_release_version` with a folder a subtask (texts of
-`question TAB answer` beside their images, or in `questions_answers_YN` and `images`), as in LLaVA's
-evaluation; LLaVA's list of the questions is not needed. The hub: `lmms-lab/MME`.
-
-Only the first four characters of an answer count; one that says neither yes nor no is wrong. A
-subtask's points are a hundred times the share of right answers (acc) plus a hundred times that of
-images with both right (acc+). Ten subtasks are perception, four cognition, and all together the
-headline, of 2,800 points. The two questions of an image are found by the image, not by the order of
-the rows.
+A subtask's points are a hundred times the share of right answers (acc) plus a hundred times that of
+images with both right (acc+). All subtasks together are the headline, of 2,800 points. The two
+questions of an image are found by the image, not by the order of the rows.
 """
 
 import re
@@ -18,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from pipelines.benchmarks.base import Score
-from pipelines.benchmarks.joined_manifest import JoinedManifest
 from pipelines.benchmarks.official import (
     SHORT,
+    Layout,
     OfficialBenchmark,
     hub_row,
     join_id,
@@ -43,7 +37,7 @@ PERCEPTION = (
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
 SUBTASKS = PERCEPTION + COGNITION
 RELEASE = "MME_Benchmark_release_version"
-HOMES = (RELEASE, f"{RELEASE}/MME_Benchmark", "MME_Benchmark", "")
+HOMES = (f"{RELEASE}/", f"{RELEASE}/MME_Benchmark/", "MME_Benchmark/", "")
 TEXTS, IMAGES = "questions_answers_YN/", "images/"
 SUFFIXES = (".jpg", ".png", ".jpeg")
 INSTRUCTION = re.compile(r"\s*Please answer yes or no\.\s*$")
@@ -76,7 +70,7 @@ def release(record: RawRecord) -> RawRecord:
     }
 
 
-def hub(record: RawRecord) -> RawRecord:
+def hub_shape(record: RawRecord) -> RawRecord:
     row = hub_row(record, answers=[record["answer"].strip().lower()], type=record["category"])
     return {**row, "question": INSTRUCTION.sub("", record["question"])}
 
@@ -88,26 +82,21 @@ class MME(OfficialBenchmark):
     headline_max = 2800.0
     chances = dict.fromkeys(SUBTASKS, 0.5)
 
-    def load(self, data: str, split: str = "test", **options: Any) -> JoinedManifest:
-        folder = self.folder(data, options)
-        if manifest := folder.from_hub(
-            "test",
-            keys=("question_id", "question"),
-            identity=hub_id,
-            shape=hub,
-            expected=("question", "answer", "category"),
-        ):
-            return manifest
-        for home in HOMES:
-            if any(folder.has_folder(f"{home}/{task}".lstrip("/")) for task in SUBTASKS):
-                texts = folder.open(home, identity=release_id)
-                return folder.manifest(
-                    texts, layout="pairs", shape=release, media_folders=(home,), suffixes=SUFFIXES
-                )
-        raise FileNotFoundError(
-            f"{self.name}: there are no subtasks; looked for folders such as"
-            f" {RELEASE}/{PERCEPTION[0]} in {folder}, and for the Parquet files of {self.hub}"
-        )
+    on_hub = Layout(
+        ("test",),
+        shape=hub_shape,
+        expected=("question", "answer", "category"),
+        reading={"keys": ("question_id", "question"), "identity": hub_id},
+    )
+    own = Layout(
+        SUBTASKS,
+        shape=release,
+        reading={"identity": release_id},
+        media=("",),
+        homes=HOMES,
+        layout="pairs",
+        suffixes=SUFFIXES,
+    )
 
     def parse_answer(self, answer: Mapping[str, Any]) -> tuple[str, str]:
         image, text = super().parse_answer(answer)

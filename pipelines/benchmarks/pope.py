@@ -1,13 +1,8 @@
 """POPE: is there such a thing in the image? Its three splits choose absent things differently.
 
-LLaVA's folder: `llava_pope_test.jsonl` (8,910 questions),
-`coco/coco_pope_{adversarial,popular,random}.json` and `val2014`. The labels have to be those of the
-same version, POPE's commit e3e3926: later ones ask for other things, and a script that relies on
-their order compares answers to other questions. Here both are joined by split, image and question.
-The hub: `lmms-lab/POPE`, with the later 9,000 questions.
-
-The first sentence of an answer means no if one of its words is "no", "No" or "not", else yes. Yes
-is the positive class of F1; the headline is the mean F1 of the splits.
+Labels and questions have to be of one version: later ones ask for other things, and a script that
+relies on their order compares answers to other questions. Here they are joined by split, image and
+question. Yes is the positive class of F1; the headline is the mean F1 of the splits.
 """
 
 from collections.abc import Mapping
@@ -17,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from pipelines.benchmarks.base import Score
-from pipelines.benchmarks.joined_manifest import JoinedManifest
 from pipelines.benchmarks.official import (
     LLAVA_COLUMNS,
     SHORT,
+    Layout,
     OfficialBenchmark,
+    Source,
     hub_row,
     join_id,
     llava_row,
@@ -61,10 +57,16 @@ def llava(record: RawRecord) -> RawRecord:
     )
 
 
-def hub(record: RawRecord) -> RawRecord:
+def hub_shape(record: RawRecord) -> RawRecord:
     # Its question_id is unique within a split only.
     answer = str(record["answer"]).strip().lower()
     return hub_row(record, answers=[answer], type=record["category"])
+
+
+def labels(split: str) -> Source:
+    names = tuple(f"{home}coco_pope_{split}.json" for home in ("coco/", "", "output/coco/"))
+    reading = {"identity": partial(llava_id, split=split)}
+    return Source(names, f"labels of the {split} split", reading=reading)
 
 
 class POPE(OfficialBenchmark):
@@ -73,34 +75,20 @@ class POPE(OfficialBenchmark):
     headline = "f1"
     chances = dict.fromkeys(SPLITS, 0.5)
 
-    def load(self, data: str, split: str = "test", **options: Any) -> JoinedManifest:
-        folder = self.folder(data, options)
-        if manifest := folder.from_hub(
-            "test",
-            keys=("category", "question_id", "question"),
-            identity=hub_id,
-            shape=hub,
-            expected=("question", "answer", "category"),
-        ):
-            return manifest
-        questions = folder.find_file(
-            "questions", "llava_pope_test.jsonl", is_data=True, identity=llava_id
-        )
-        labels = [
-            folder.find_file(
-                f"labels of the {split} split",
-                *(f"{home}coco_pope_{split}.json" for home in ("coco/", "", "output/coco/")),
-                identity=partial(llava_id, split=split),
-            )
-            for split in SPLITS
-        ]
-        return folder.manifest(
-            questions,
-            shape=llava,
-            expected=(*LLAVA_COLUMNS, "category"),
-            references=tuple(labels),
-            media_folders=("val2014", "coco/val2014", "images"),
-        )
+    on_hub = Layout(
+        ("test",),
+        shape=hub_shape,
+        expected=("question", "answer", "category"),
+        reading={"keys": ("category", "question_id", "question"), "identity": hub_id},
+    )
+    own = Layout(
+        ("llava_pope_test.jsonl",),
+        shape=llava,
+        expected=(*LLAVA_COLUMNS, "category"),
+        reading={"identity": llava_id},
+        references=tuple(labels(split) for split in SPLITS),
+        media=("val2014", "coco/val2014", "images"),
+    )
 
     def parse_answer(self, answer: Mapping[str, Any]) -> tuple[str, str]:
         row_id, text = super().parse_answer(answer)

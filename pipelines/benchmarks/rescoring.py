@@ -7,7 +7,6 @@ External answers are joined to the benchmark's rows by id. Rows without an answe
 answers and unknown ids are counted and named; no answer moves to the row of another.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,9 @@ import pyarrow as pa
 from pipelines.benchmarks.base import Benchmark, Score
 from pipelines.data import spreadsheet
 from pipelines.data.answer_row import answer_row, question_of
+from pipelines.data.formats import jsonl
+from pipelines.data.formats.base import DataFile
 from pipelines.data.manifest import Manifest
-from pipelines.data.rows import Row
 from pipelines.metrics.answer_metrics import with_column
 from pipelines.results.answer_schema import ANSWER_SCHEMA
 
@@ -64,18 +64,18 @@ def rescore(answers: pa.Table, benchmark: Benchmark) -> pa.Table:
 def read_answers(path: str | Path) -> Iterator[Mapping[str, Any]]:
     """Yield the external answers of a file of any supported format."""
     file = Path(path).expanduser()
-    if file.is_dir():
-        texts = sorted(file.glob("*.txt"))
-        if not texts:
-            raise ValueError(f"{path} holds no .txt file; {EXPECTED}")
+    if not file.exists():
+        raise FileNotFoundError(f"there is no {path}; {EXPECTED}")
+    if texts := sorted(file.glob("*.txt")):
         for text in texts:
             yield from _read_mme(text)
-    elif not file.is_file():
-        raise FileNotFoundError(f"there is no {path}; {EXPECTED}")
     elif file.suffix == ".xlsx":
         yield from spreadsheet.read_xlsx(file.read_bytes())
-    elif file.suffix in (".jsonl", ".json", ".ndjson"):
-        yield from _read_json(file)
+    elif file.suffix in jsonl.JSONL.suffixes:
+        for name, _, _, answer in jsonl.rows(DataFile(str(file), str(file.absolute()), "image")):
+            if isinstance(answer, Exception):
+                raise ValueError(f"{name} of {file.name} is not an answer: {answer}")
+            yield answer
     else:
         raise ValueError(f"{path} cannot be read; {EXPECTED}")
 
@@ -93,27 +93,6 @@ def _read_mme(file: Path) -> Iterator[Mapping[str, Any]]:
         yield {"question_id": f"{file.stem}/{image}", "question": question, "text": text}
 
 
-def _read_json(file: Path) -> Iterator[Mapping[str, Any]]:
-    with file.open(encoding="utf-8-sig") as stream:
-        while (start := stream.read(1)).isspace():
-            pass
-        stream.seek(0)
-        answers: Iterable[Any]
-        if start == "[":
-            answers = json.load(stream)
-        else:
-            answers = (json.loads(line) for line in stream if line.strip())
-        try:
-            for number, answer in enumerate(answers, 1):
-                if not isinstance(answer, dict):
-                    raise ValueError(
-                        f"answer {number} is not a JSON object {{...}}: {str(answer)[:40]}"
-                    )
-                yield answer
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{file.name} is not valid JSON: {error}; {EXPECTED}") from error
-
-
 def join_answers(
     benchmark: Benchmark,
     manifest: Manifest,
@@ -126,8 +105,7 @@ def join_answers(
     missing answer is not half right.
     """
     predictions: dict[str, str] = {}
-    missing: list[str] = []
-    duplicate: list[str] = []
+    missing, duplicate = list[str](), list[str]()
     for answer in answers:
         row_id, text = benchmark.parse_answer(answer)
         if row_id in predictions:
@@ -150,23 +128,14 @@ def join_answers(
             used.update(ids)
             missing += [] if ids else [row.row_id]
             duplicate += ids[1:]
-            prediction = predictions[ids[0]] if ids else None
-            rows.append(_answer_fields(benchmark, split, row, prediction))
+            outcome = {"status": "error", "error": "Missing: there is no answer to this row"}
+            if ids:
+                outcome = {"status": "ok", "prediction": predictions[ids[0]]}
+            prompt = benchmark.prompt(row)
+            rows.append(
+                answer_row(row, benchmark=benchmark.name, split=split, prompt=prompt, **outcome)
+            )
         tables.append(pa.Table.from_pylist(rows, schema=ANSWER_SCHEMA))
     unknown = [row_id for row_id in predictions if row_id not in used]
     mismatches = {"missing": missing, "duplicate": duplicate, "unknown": unknown}
-    return pa.concat_tables(tables), mismatches
-
-
-def _answer_fields(
-    benchmark: Benchmark, split: str, row: Row, prediction: str | None
-) -> dict[str, Any]:
-    outcome: dict[str, Any] = {
-        "status": "error",
-        "error": "Missing: there is no answer to this row",
-    }
-    if prediction is not None:
-        score, correct = benchmark.score(row, prediction)
-        outcome = {"prediction": prediction, "score": score, "correct": correct, "status": "ok"}
-    prompt = benchmark.prompt(row)
-    return answer_row(row, benchmark=benchmark.name, split=split, prompt=prompt, **outcome)
+    return rescore(pa.concat_tables(tables), benchmark), mismatches

@@ -1,22 +1,16 @@
 """ScienceQA, test: 4,241 school questions with two to five options, 2,017 of them about an image.
 
-LLaVA's folder: `llava_test_CQM-A.json`, which has the answers, and `images/test`; ScienceQA's
-`problems.json` beside it adds the subject and the grade of each question. The hub:
-`lmms-lab/ScienceQA`.
-
-The letter has to be the whole answer, or to begin it as in "A. ", or to be in "The answer is A.";
-anything else is wrong. The headline is `img`, over the questions with an image. Questions without
-an image are asked without one.
+The headline is `img`, over the questions with an image; the others are asked without one. LLaVA's
+file has the answers; ScienceQA's `problems.json` adds the subject and the grade of each question.
 """
 
 import re
-from typing import Any
 
 import numpy as np
 
 from pipelines.benchmarks.base import Score, lettered
-from pipelines.benchmarks.joined_manifest import JoinedManifest, embedded_image
-from pipelines.benchmarks.official import LETTER, OfficialBenchmark
+from pipelines.benchmarks.joined_manifest import embedded_image
+from pipelines.benchmarks.official import LETTER, Layout, OfficialBenchmark, Source
 from pipelines.data.formats.base import ROW_NUMBER, RawRecord
 from pipelines.data.rows import Row
 from pipelines.metrics.answer_metrics import AnswerArrays, Metric, mean_over
@@ -45,7 +39,7 @@ def llava(record: RawRecord) -> RawRecord:
     }
 
 
-def hub(record: RawRecord) -> RawRecord:
+def hub_shape(record: RawRecord) -> RawRecord:
     hint = str(record.get("hint") or "")
     image = embedded_image(record.get("image"))
     return {
@@ -93,27 +87,26 @@ class ScienceQA(OfficialBenchmark):
     hub = "lmms-lab/ScienceQA"
     headline = "img"
 
-    def load(self, data: str, split: str = "test", **options: Any) -> JoinedManifest:
-        folder = self.folder(data, options)
-        if manifest := folder.from_hub(
-            "test",
-            config=("ScienceQA-FULL", "ScienceQA-IMG"),
-            identity=row_number,
-            keys=(ROW_NUMBER,),
-            columns=("hint", "subject", "grade"),
-            shape=hub,
-            expected=("question", "choices", "answer"),
-        ):
-            return manifest
-        questions = folder.find_file("questions", "llava_test_CQM-A.json", is_data=True)
-        names = [name for name in ("problems.json", "data/problems.json") if folder.has_file(name)]
-        return folder.manifest(
-            questions,
-            shape=llava,
-            expected=("id", "conversations"),
-            references=tuple(folder.open(name, json_key="*") for name in names[:1]),
-            media_folders=("images/test", "test", "images"),
-        )
+    on_hub = Layout(
+        ("test",),
+        shape=hub_shape,
+        expected=("question", "choices", "answer"),
+        configs=("ScienceQA-FULL", "ScienceQA-IMG"),
+        reading={
+            "identity": row_number,
+            "keys": (ROW_NUMBER,),
+            "columns": ("hint", "subject", "grade"),
+        },
+    )
+    own = Layout(
+        ("llava_test_CQM-A.json",),
+        shape=llava,
+        expected=("id", "conversations"),
+        optional_references=(
+            Source(("problems.json", "data/problems.json"), "problems", reading={"json_key": "*"}),
+        ),
+        media=("images/test", "test", "images"),
+    )
 
     def prompt(self, row: Row) -> str:
         return "\n".join([row.question, *lettered(row.options)]) + LETTER

@@ -1,17 +1,21 @@
 """TextVQA, val: 5,000 questions about text in images, with the words that an OCR system read.
 
-LLaVA's folder: `llava_textvqa_val_v051_ocr.jsonl`, `TextVQA_0.5.1_val.json` and `train_images`. Its
-questions have their image's id, which several share; a row's id is that and the question, which is
-also how answers are joined. The hub: `lmms-lab/textvqa`, with the same prompts (lmms-eval
-capitalises questions and leaves the OCR out).
+LLaVA's questions have their image's id, which several share; a row's id is that and the question,
+which is also how answers are joined.
 """
 
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines.benchmarks.joined_manifest import JoinedManifest
-from pipelines.benchmarks.official import LLAVA_COLUMNS, SHORT, hub_row, join_id, without_suffixes
+from pipelines.benchmarks.official import (
+    SHORT,
+    Layout,
+    Source,
+    hub_row,
+    join_id,
+    without_suffixes,
+)
 from pipelines.benchmarks.vqa_accuracy import VQABenchmark, answer_texts
 from pipelines.data.formats.base import RawRecord
 from pipelines.data.rows import Row
@@ -49,38 +53,36 @@ def llava(record: RawRecord) -> RawRecord:
     }
 
 
-def hub(record: RawRecord) -> RawRecord:
+def hub_shape(record: RawRecord) -> RawRecord:
     tokens = record.get("ocr_tokens")
     meta = {} if tokens is None else {"ocr": OCR + ", ".join(tokens)}
     return hub_row(record, answers=answer_texts(record["answers"]), meta=meta)
+
+
+ANSWERS = Source(
+    ("TextVQA_0.5.1_val.json",),
+    "answers",
+    reading={"json_key": "data", "identity": reference_id},
+)
 
 
 class TextVQA(VQABenchmark):
     name = "textvqa"
     hub = "lmms-lab/textvqa"
 
-    def load(self, data: str, split: str = "test", **options: Any) -> JoinedManifest:
-        folder = self.folder(data, options)
-        if manifest := folder.from_hub(
-            *("validation", "val"),
-            columns=("ocr_tokens",),
-            shape=hub,
-            expected=("question_id", "question", "answers"),
-        ):
-            return manifest
-        questions = folder.find_file(
-            "questions", "llava_textvqa_val_v051_ocr.jsonl", is_data=True, identity=question_id
-        )
-        answers = folder.find_file(
-            "answers", "TextVQA_0.5.1_val.json", json_key="data", identity=reference_id
-        )
-        return folder.manifest(
-            questions,
-            shape=llava,
-            expected=LLAVA_COLUMNS,
-            references=(answers,),
-            media_folders=("train_images", "train_val_images/train_images", "images"),
-        )
+    on_hub = Layout(
+        ("validation", "val"),
+        shape=hub_shape,
+        expected=("question_id", "question", "answers"),
+        reading={"columns": ("ocr_tokens",)},
+    )
+    own = Layout(
+        ("llava_textvqa_val_v051_ocr.jsonl",),
+        shape=llava,
+        reading={"identity": question_id},
+        references=(ANSWERS,),
+        media=("train_images", "train_val_images/train_images", "images"),
+    )
 
     def external_ids(self, row: Row) -> tuple[str, ...]:
         """The hub's ids are those of questions, so that answers to its rows may lack a prompt."""

@@ -6,11 +6,8 @@ and score are a language model's judgement (`jobs/judge.py`); here a row is righ
 words follow each other in the answer, which is stricter and free.
 """
 
-from typing import Any
-
 from pipelines.benchmarks.base import Score
-from pipelines.benchmarks.joined_manifest import JoinedManifest
-from pipelines.benchmarks.official import OfficialBenchmark
+from pipelines.benchmarks.official import Layout, OfficialBenchmark, Source
 from pipelines.data.formats.base import RawRecord
 from pipelines.data.rows import Row
 from pipelines.metrics.word_match import matches, words
@@ -35,21 +32,15 @@ class VideoQA(OfficialBenchmark):
         " jobs/judge.py"
     )
 
-    def __init__(self, name: str, folder: str, *media_folders: str) -> None:
-        self.name, self.home, self.media_folders = name, f"{folder}_Zero_Shot_QA", media_folders
-
-    def load(self, data: str, split: str = "test", **options: Any) -> JoinedManifest:
-        folder = self.folder(data, options)
-        questions = folder.find(
-            "questions", "test_q.json", f"{self.home}/test_q.json", is_data=True
-        )
-        home = questions.rpartition("/")[0]
-        return folder.manifest(
-            folder.open(questions),
+    def __init__(self, name: str, folder: str, *media: str) -> None:
+        self.name = name
+        self.own = Layout(
+            ("test_q.json",),
             shape=shape,
             expected=("video_name", "question_id", "question"),
-            references=(folder.find_file("answers", f"{home}/test_a.json".lstrip("/")),),
-            media_folders=[f"{home}/{name}".strip("/") for name in self.media_folders],
+            references=(Source(("test_a.json",), "answers"),),
+            media=media,
+            homes=("", f"{folder}_Zero_Shot_QA/"),
             suffixes=SUFFIXES,
         )
 

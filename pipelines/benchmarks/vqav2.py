@@ -1,18 +1,14 @@
 """VQAv2: everyday questions about COCO's images.
 
-LLaVA's folder: `llava_vqav2_mscoco_test-dev2015.jsonl` (107,394 questions without answers, for the
-server) and `test2015`. VQAv2's own `v2_OpenEnded_mscoco_val2014_questions.json`,
-`v2_mscoco_val2014_annotations.json` and `val2014` (214,354 questions), whose ten answers are scored
-here: `--split val`. The hub: `lmms-lab/VQAv2`, val.
+The test split is LLaVA's list of 107,394 questions without answers, for the server; `--split val`
+is VQAv2's own 214,354 questions, whose ten answers are scored here.
 """
 
 import json
-from typing import Any
 
 import pyarrow as pa
 
-from pipelines.benchmarks.joined_manifest import JoinedManifest
-from pipelines.benchmarks.official import LLAVA_COLUMNS, hub_row, llava_row
+from pipelines.benchmarks.official import DataFolder, Layout, Source, hub_row, llava_row
 from pipelines.benchmarks.vqa_accuracy import VQABenchmark, answer_texts, submitted_answers
 from pipelines.data.formats.base import RawRecord
 from pipelines.data.row_index import index_rows
@@ -47,35 +43,25 @@ class VQAv2(VQABenchmark):
     splits = ("test", "val")
     chances = dict.fromkeys(["yes/no"], 0.5)
 
-    def load(self, data: str, split: str = "test", **options: Any) -> JoinedManifest:
-        folder = self.folder(data, options)
-        if manifest := folder.from_hub(
-            *(("validation", "val") if split == "val" else (split,)),
-            columns=("question_type", "answer_type"),
+    def layouts(self, split: str) -> tuple[Layout, Layout]:
+        on_hub = Layout(
+            ("validation", "val") if split == "val" else (split,),
             shape=hub,
             expected=("question_id", "question"),
-        ):
-            return manifest
-        self.check_split(split)
+            reading={"columns": ("question_type", "answer_type")},
+        )
         if split == "test":
-            return folder.manifest(
-                folder.find_file("questions", TEST_DEV, TEST, is_data=True),
-                shape=llava_row,
-                expected=LLAVA_COLUMNS,
-                media_folders=("test2015",),
-            )
-        questions = folder.find_file(
-            "questions", "v2_OpenEnded_mscoco_val2014_questions.json", json_key="questions"
+            return on_hub, Layout((TEST_DEV, TEST), shape=llava_row, media=("test2015",))
+        annotations = Source(
+            ("v2_mscoco_val2014_annotations.json",), "answers", reading={"json_key": "annotations"}
         )
-        annotations = folder.find_file(
-            "answers", "v2_mscoco_val2014_annotations.json", json_key="annotations"
-        )
-        return folder.manifest(
-            questions,
+        return on_hub, Layout(
+            ("v2_OpenEnded_mscoco_val2014_questions.json",),
             shape=original,
             expected=("question_id", "image_id", "question"),
+            reading={"json_key": "questions"},
             references=(annotations,),
-            media_folders=("val2014", "images/val2014"),
+            media=("val2014", "images/val2014"),
         )
 
     def submission(self, answers: pa.Table, data: str | None) -> bytes:
@@ -84,14 +70,9 @@ class VQAv2(VQABenchmark):
             raise ValueError(
                 f"--submission needs --data: the folder with {TEST}, the list of all questions"
             )
-        folder = self.folder(data, {})
-        if not folder.has_file(TEST):
-            raise FileNotFoundError(
-                f"{self.name}: there is no file of all questions of test2015; looked for {TEST} in"
-                f" {folder}"
-            )
+        _, test = DataFolder(self, data, {}).find(Source((TEST,), "all questions of test2015"))
         predictions = submitted_answers(answers)
-        ids = index_rows("JSON", (folder.open(TEST),))["row_id"].to_pylist()
+        ids = index_rows("JSON", (test,))["row_id"].to_pylist()
         if unknown := predictions.keys() - set(ids):
             raise ValueError(
                 f"{len(unknown):,} answers are to no question of {TEST}:"

@@ -21,7 +21,6 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 from pyarrow import fs
 
 from pipelines.data import record_parsing
@@ -114,7 +113,12 @@ class Manifest:
         table = index_rows(self.layout, self.files, limit)
         if not len(table) and limit != 0:
             raise ValueError(f"{self} has no rows")
-        self._refuse_duplicates(table)
+        if len(duplicates := duplicate_ids(table["row_id"])):
+            raise ValueError(
+                f"{len(duplicates):,} ids of {self} occur more than once:"
+                f" {', '.join(map(repr, duplicates[:3].to_pylist()))}; every row needs its own id,"
+                " which tells answers apart"
+            )
         return table
 
     def _check(self, columns: Sequence[str]) -> None:
@@ -126,24 +130,6 @@ class Manifest:
                 f"{self.files[0].name} has no column for {' and '.join(missing)}; it has"
                 f" {', '.join(columns) or 'none'}; expected: {names}"
             )
-
-    def _refuse_duplicates(self, table: pa.Table) -> None:
-        ids = table["row_id"]
-        duplicates = duplicate_ids(ids)
-        if not len(duplicates):
-            return
-        first_rows = [table["file"].index(number).as_py() for number in range(len(self.files))]
-        examples = []
-        for row_id in duplicates[:3].to_pylist():
-            places = []
-            for row in pc.indices_nonzero(pc.equal(ids, row_id))[:2].to_pylist():
-                number = table["file"][row].as_py()
-                places.append(f"row {row - first_rows[number] + 1} of {self.files[number].name}")
-            examples.append(f"'{row_id}' ({', '.join(places)})")
-        raise ValueError(
-            f"{len(duplicates):,} ids of {self} occur more than once: {', '.join(examples)}; every"
-            " row needs its own id, which tells answers apart"
-        )
 
     def read(self, pointers: pa.Table) -> list[Row]:
         """The rows at the positions of a part of the index, in its order.

@@ -112,7 +112,7 @@ def _accuracy(table: pa.Table, benchmark: Scorer, seed: int) -> dict[str, float]
         interval = intervals.mean(answers.scores[rows], cluster[rows], seed)
         metrics |= intervals.as_metrics(f"{prefix}.accuracy", interval)
         metrics[f"{prefix}.rows"] = int(rows.sum())
-        if (chance := benchmark.chance(kind)) is not None:
+        if (chance := benchmark.chances.get(kind)) is not None:
             metrics[f"{prefix}.chance"] = chance
     return metrics
 

@@ -461,7 +461,7 @@ def test_wrong_command_is_an_error(
             "an answer needs text or prediction or pred or answer; it has question_id",
         ),
         ("a.jsonl", b'{"text": "x"}', "an answer needs question_id or"),
-        ("a.jsonl", b"[1]", "answer 1 is not a JSON object"),
+        ("a.jsonl", b"[1]", "row 1 is not an object"),
         ("a.jsonl", b"nothing", "is not valid JSON"),
         ("a.xlsx", b"nothing", "not a readable .xlsx file"),
         ("a.csv", b"", "answers are a .jsonl or .json file"),

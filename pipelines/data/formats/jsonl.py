@@ -25,6 +25,7 @@ MAX_ROW = 64 << 20  # bytes of one object: a file without line ends must not fil
 MAX_ARRAY = 1 << 30  # bytes of a JSON array, which is read as one text
 MAX_HEADER_ROWS = 100  # rows whose keys are the columns: not every row has to have every key
 SEPARATORS = re.compile(r"[\s:,\ufeff]*")  # between the values of an array or object
+BEGINNINGS = {"": re.compile(r"[\s\ufeff]*\["), "*": re.compile(r"[\s\ufeff]*\{")}  # by json_key
 IndexedRow = tuple[str, int, int, RawRecord | Exception]  # name, start, length, record
 
 
@@ -64,31 +65,6 @@ def _is_array(file: DataFile) -> bool:
     return next(filter(None, texts), b"").startswith(b"[")
 
 
-class Scanner:
-    """A position in JSON text that moves forward value by value."""
-
-    def __init__(self, text: str) -> None:
-        self.text, self.position = text, 0
-        self._decode = json.JSONDecoder().raw_decode
-
-    def peek(self) -> str:
-        """The first character of the next value or bracket; empty at the end."""
-        match = SEPARATORS.match(self.text, self.position)
-        self.position = match.end() if match else self.position
-        return self.text[self.position : self.position + 1]
-
-    def enter(self) -> None:
-        """Step into the array or object that begins here."""
-        self.peek()
-        self.position += 1
-
-    def value(self) -> Any:
-        """Decode the next value. ValueError if it is not valid JSON."""
-        self.peek()
-        value, self.position = self._decode(self.text, self.position)
-        return value
-
-
 def array_rows(file: DataFile) -> Iterator[IndexedRow]:
     """The objects of a JSON array, or the values of an object, as `DataFile.json_key` says."""
     number, offset, previous = 0, 0, 0
@@ -99,7 +75,7 @@ def array_rows(file: DataFile) -> Iterator[IndexedRow]:
                 " convert it to JSON Lines"
             )
         text = b"".join(file.chunks()).decode()
-        for number, (start, end, value, key) in enumerate(_entries(Scanner(text), file), 1):
+        for number, (start, end, value, key) in enumerate(_entries(text, file), 1):
             if not isinstance(value, dict):
                 raise ValueError(f"{file.name}: row {number} is not an object: {value!r:.40}")
             offset += len(text[previous:start].encode())
@@ -114,34 +90,29 @@ def array_rows(file: DataFile) -> Iterator[IndexedRow]:
         ) from error
 
 
-def _entries(scanner: Scanner, file: DataFile) -> Iterator[tuple[int, int, Any, RawRecord]]:
+def _entries(text: str, file: DataFile) -> Iterator[tuple[int, int, Any, RawRecord]]:
     """Start and end, in characters, value and id of each row; no id unless it is a key."""
-    are_values = file.json_key == "*"
-    if file.json_key and scanner.peek() != "{":
+    name, decode = file.json_key, json.JSONDecoder().raw_decode
+    begin = BEGINNINGS.get(name) or re.compile(rf'"{re.escape(name)}"{SEPARATORS.pattern}\[')
+    opening = begin.search(text) if name not in BEGINNINGS else begin.match(text)
+    if not opening:
+        content = f" with a list '{name}'" if name not in BEGINNINGS else ""
         raise ValueError(
-            f"{file.name} must be a JSON object {{...}}; it begins with {scanner.peek()!r}"
+            f"{file.name} must be a JSON object {{...}}{content}; it begins with {text[:20]!r}"
         )
-    if file.json_key and not are_values:
-        _find_list(scanner, file)
-    scanner.enter()
-    while scanner.peek() != ("}" if are_values else "]"):
-        start = scanner.position
-        key = {"id": scanner.value()} if are_values else {}
-        value = scanner.value()
-        yield start, scanner.position, value, key
+    end = opening.end()
+    while (start := _next(text, end)) < len(text) and text[start] not in "]}":
+        key, end = decode(text, start) if name == "*" else (None, start)
+        value, end = decode(text, _next(text, end))
+        yield start, end, value, {} if key is None else {"id": key}
+    if start == len(text):
+        raise json.JSONDecodeError("the list has no end", text, start)
 
 
-def _find_list(scanner: Scanner, file: DataFile) -> None:
-    """Move to the list of rows, which is a value of the object that begins here."""
-    scanner.enter()
-    keys = []
-    while scanner.peek() not in ("}", ""):
-        keys.append(scanner.value())
-        if keys[-1] == file.json_key and scanner.peek() == "[":
-            return
-        scanner.value()
-    names = ", ".join(map(str, keys)) or "nothing"
-    raise ValueError(f"{file.name} has no list '{file.json_key}'; it has {names}")
+def _next(text: str, position: int) -> int:
+    """The position of the next value or bracket."""
+    match = SEPARATORS.match(text, position)
+    return match.end() if match else position
 
 
 def columns(file: DataFile) -> list[str]:

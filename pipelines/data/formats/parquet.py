@@ -99,17 +99,16 @@ class Cursor:
             raise ValueError(
                 f"there is no row {number + 1} any more: the file has changed since it was indexed"
             )
-        while True:
-            size = self.sizes[group]
-            try:
-                with bounded(MAX_MEMORY if size == 1 else MAX_MEMORY // 8):
-                    return self._read(group, number)
-            except MemoryError:
-                # Repeated values are stored once and take their space only when they are read.
-                self.group = -1
-                if size == 1:
-                    raise
-                self.sizes[group] = max(1, size // 16)
+        size = self.sizes[group]
+        try:
+            with bounded(MAX_MEMORY if size == 1 else MAX_MEMORY // 8):
+                return self._read(group, number)
+        except MemoryError:
+            # Repeated values are stored once and take their space only when they are read.
+            self.group, self.sizes[group] = -1, max(1, size // 16)
+            if size == 1:
+                raise
+            return self.row(number)
 
     def _read(self, group: int, number: int) -> RawRecord:
         if group != self.group or number < self.first:

@@ -353,7 +353,7 @@ def test_unusable_data_is_refused_with_its_reason(tmp_path: Path) -> None:
     refused(
         "d.jsonl",
         same + same.replace("x", "y") + same,
-        r"1 ids .* 'x' \(row 1 of d.jsonl, row 3 of d.jsonl\)",
+        r"1 ids of .*d.jsonl occur more than once: 'x'; every row needs its own id",
     )
     with pytest.raises(FileNotFoundError, match="no file or folder"):
         Manifest.of(str(tmp_path / "nowhere"))
