@@ -21,7 +21,7 @@ from pipelines.data.formats.base import DataFile, RawRecord
 from pipelines.data.manifest import Manifest
 from pipelines.data.row_index import INDEX, duplicate_ids, index_rows, read_records
 from pipelines.data.rows import Medium, Row
-from pipelines.text import describe_error, redacted
+from pipelines.text import redacted
 
 Shape = Callable[[RawRecord], RawRecord]
 # Columns of the index beside those of a Manifest: the position of each row's reference.
@@ -100,22 +100,14 @@ class JoinedManifest(Manifest):
         references = read_records(REFERENCE_LAYOUT, self.references, positions)
         rows = []
         for (file, span, record), (_, _, reference) in zip(records, references, strict=True):
-            if isinstance(reference, Exception):
-                rows.append(Row(span.row_id, error=describe_error(reference)))
-                continue
             if not isinstance(record, Exception):
-                record = {**record, "reference": reference}
+                is_read = not isinstance(reference, Exception)
+                record = {**record, "reference": reference} if is_read else reference
             rows.append(self._row(file, span, record))
         return rows
 
-    def _check(self, columns: Sequence[str]) -> None:
-        missing = [name for name in self.expected if name not in columns]
-        if missing:
-            raise ValueError(
-                f"{self.files[0].name} in {redacted(self.data)} has no column"
-                f" {' and '.join(missing)}; it has {', '.join(columns) or 'none'}; expected are"
-                f" {', '.join(self.expected)}"
-            )
+    def _required(self) -> Sequence[Sequence[str]]:
+        return [(name,) for name in self.expected]
 
     def _shaped(self, record: RawRecord) -> RawRecord:
         return self.shape(record)

@@ -20,6 +20,7 @@ from pipelines.text import redacted
 
 # Last parts of the names of metrics that are points, not shares.
 POINTS = ("points", "perception", "cognition", "total")
+INTERVAL = ("", "_ci_low", "_ci_high")  # ends of the names of a metric and its interval
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,8 @@ class ScoredAnswers:
         width = max(map(len, own), default=0)
         lines += [f"  {name:<{width}}  {_value(name, metrics[name])}" for name in own]
         lines += [f"! {note}" for note in self.notes]
-        result: dict[str, Any] = {
-            "benchmark": bench.name,
-            "split": self.split,
-            "source": self.source,
-            "headline": bench.headline,
-        }
+        names = {"benchmark": bench.name, "split": self.split, "source": self.source}
+        result: dict[str, Any] = {**names, "headline": bench.headline}
         if "accuracy" in metrics:
             result["value"] = metrics["accuracy"] * bench.headline_max
         result |= {**self.counts, "metrics": metrics}
@@ -95,11 +92,10 @@ def score_run(folder: Folder, against: Folder | None = None) -> ScoredAnswers:
     compared = None
     if against is not None:
         theirs, their_record = _read(against)
-        if _questions(stored) != _questions(theirs) or (
-            record
-            and their_record
-            and record.identity.get("manifest") != their_record.identity.get("manifest")
-        ):
+        pairs = [(stored[name][0], theirs[name][0]) for name in ("benchmark", "split")]
+        if record and their_record:
+            pairs.append((record.identity.get("manifest"), their_record.identity.get("manifest")))
+        if any(ours != other for ours, other in pairs):
             raise ValueError(
                 f"{redacted(against.uri)} answers other questions; give a run of the same benchmark"
                 " and data"
@@ -131,28 +127,21 @@ def _read(folder: Folder) -> tuple[pa.Table, RunRecord | None]:
     return stored, None
 
 
-def _questions(table: pa.Table) -> tuple[str, str]:
-    return table["benchmark"][0].as_py(), table["split"][0].as_py()
-
-
 def _headline(bench: Benchmark, metrics: Mapping[str, float]) -> str:
-    if "accuracy" in metrics:
-        names = ("accuracy", "accuracy_ci_low", "accuracy_ci_high")
-        scale, unit = 100.0, " %"
-        if bench.headline_max > 1:
-            scale, unit = bench.headline_max, f" of {bench.headline_max:g}"
-        value, low, high = (scale * metrics[name] for name in names)
-        return f"{bench.headline}: {value:.2f}{unit} [{low:.2f}, {high:.2f}], the headline"
-    if "rows_scored" in metrics:
-        return f"{bench.headline}, the headline, does not apply to any of these rows"
-    return "no references to compare with: they are on the benchmark's server"
+    if "accuracy" not in metrics:
+        if "rows_scored" in metrics:
+            return f"{bench.headline}, the headline, does not apply to any of these rows"
+        return "no references to compare with: they are on the benchmark's server"
+    points = bench.headline_max > 1
+    scale, unit = (bench.headline_max, f" of {bench.headline_max:g}") if points else (100.0, " %")
+    value, low, high = (scale * metrics[f"accuracy{end}"] for end in INTERVAL)
+    return f"{bench.headline}: {value:.2f}{unit} [{low:.2f}, {high:.2f}], the headline"
 
 
 def _retention(metrics: Mapping[str, float]) -> str:
     if "accuracy_retention" not in metrics:
         return "nothing to compare: --against scores zero on the rows that both runs answered"
-    ends = ("", "_ci_low", "_ci_high")
-    kept, low, high = (100 * metrics[f"accuracy_retention{end}"] for end in ends)
+    kept, low, high = (100 * metrics[f"accuracy_retention{end}"] for end in INTERVAL)
     rows, lost, gained = (int(metrics[f"rows_{name}"]) for name in ("compared", "lost", "gained"))
     line = f"kept: {kept:.2f} % [{low:.2f}, {high:.2f}], p = {metrics['p_value']:.4f}"
     line += f"; {lost:,} rows lost and {gained:,} gained of {rows:,}"

@@ -34,7 +34,6 @@ from pipelines.data.rows import Kind, Medium, Row
 from pipelines.results.storage import locate
 from pipelines.text import describe_error, redacted
 
-REQUIRED = ("id", "media", "question")
 _ALL_SUFFIXES = ", ".join(suffix for entry in FORMATS.values() for suffix in entry.suffixes)
 
 
@@ -108,8 +107,13 @@ class Manifest:
     def index(self, limit: int | None = None) -> pa.Table:
         """Positions of the rows, or of the first `limit`, in the manifest's order (`INDEX`)."""
         columns = FORMATS[self.layout].columns(self.files[0])
-        if columns is not None:
-            self._check(columns)
+        required = self._required() if columns is not None else []
+        missing = [" or ".join(names) for names in required if not set(names) & set(columns or ())]
+        if missing:
+            raise ValueError(
+                f"{self.files[0].name} of {self} has no column {' and no column '.join(missing)};"
+                f" it has {', '.join(columns or ()) or 'none'}"
+            )
         table = index_rows(self.layout, self.files, limit)
         if not len(table) and limit != 0:
             raise ValueError(f"{self} has no rows")
@@ -121,15 +125,10 @@ class Manifest:
             )
         return table
 
-    def _check(self, columns: Sequence[str]) -> None:
-        required = [name for name in REQUIRED if name != "question" or self.question is None]
-        missing = [name for name in required if not set(ALIASES[name]) & set(columns)]
-        if missing:
-            names = "; ".join(f"{name} as {' or '.join(ALIASES[name])}" for name in missing)
-            raise ValueError(
-                f"{self.files[0].name} has no column for {' and '.join(missing)}; it has"
-                f" {', '.join(columns) or 'none'}; expected: {names}"
-            )
+    def _required(self) -> Sequence[Sequence[str]]:
+        """The names of each column that the first file must have."""
+        names = ("id", "media", *(["question"] if self.question is None else []))
+        return [ALIASES[name] for name in names]
 
     def read(self, pointers: pa.Table) -> list[Row]:
         """The rows at the positions of a part of the index, in its order.

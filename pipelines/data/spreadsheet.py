@@ -16,7 +16,6 @@ MAX_MEMORY = 4 << 30  # bytes to read a file
 MAX_ROWS = 1 << 20  # of an Excel sheet; a row can claim any number
 MAX_TEXT = 32_767  # characters of a cell that spreadsheet programs open
 _NOT_XML = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
-_TIME = re.compile(rb"\d{4}-\d\d-\d\dT[\d:.]+Z")
 
 
 def _openpyxl() -> Any:
@@ -28,7 +27,7 @@ def _openpyxl() -> Any:
 
 
 def to_xlsx(header: Sequence[str], rows: Iterable[Sequence[Cell]]) -> bytes:
-    """An .xlsx file with one sheet; the same cells give the same bytes."""
+    """An .xlsx file with one sheet."""
     openpyxl = _openpyxl()
     workbook = openpyxl.Workbook(write_only=True)
     sheet = workbook.create_sheet("Sheet1")
@@ -39,17 +38,9 @@ def to_xlsx(header: Sequence[str], rows: Iterable[Sequence[Cell]]) -> bytes:
             if isinstance(value, str):
                 cell.data_type = "s"  # a text that begins with "=" is not a formula
         sheet.append(cells)
-    saved, stable = io.BytesIO(), io.BytesIO()
-    workbook.save(saved)
-    with zipfile.ZipFile(saved) as source, zipfile.ZipFile(stable, "w") as target:
-        for name in source.namelist():
-            part = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
-            part.compress_type = zipfile.ZIP_DEFLATED
-            content = source.read(name)
-            if name == "docProps/core.xml":
-                content = _TIME.sub(b"1980-01-01T00:00:00Z", content)
-            target.writestr(part, content)
-    return stable.getvalue()
+    file = io.BytesIO()
+    workbook.save(file)
+    return file.getvalue()
 
 
 def read_xlsx(data: bytes) -> list[dict[str, Cell]]:

@@ -493,7 +493,6 @@ def test_spreadsheets_of_other_programs_are_read(tmp_path: Path) -> None:
     [row] = read_answers(file)
     assert (row["index"], row["text"]) == (3, "ab")
     data = spreadsheet.to_xlsx(["a", "b"], [[1, None], [0.5, "x" * 40_000]])
-    assert data == spreadsheet.to_xlsx(["a", "b"], [[1, None], [0.5, "x" * 40_000]])
     assert list(spreadsheet.read_xlsx(data)) == [{"a": 1, "b": None}, {"a": 0.5, "b": "x" * 32_767}]
 
 

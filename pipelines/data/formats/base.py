@@ -103,11 +103,11 @@ class Format:
     digest      yields bytes that change when the rows do
     """
 
-    suffixes: tuple[str, ...]
-    columns: Callable[[DataFile], list[str] | None]
     index: Callable[[DataFile], Iterator[Span]]
     read: Callable[[DataFile, Sequence[Span]], Iterator[RawRecord | Exception]]
-    digest: Callable[[DataFile], Iterator[bytes]]
+    digest: Callable[[DataFile], Iterator[bytes]] = DataFile.chunks
+    suffixes: tuple[str, ...] = ()
+    columns: Callable[[DataFile], list[str] | None] = lambda file: None
 
 
 def read_lines(file: DataFile, max_bytes: int) -> Iterator[tuple[int, int, bytes]]:

@@ -56,4 +56,4 @@ def digest(file: DataFile) -> Iterator[bytes]:
     return (f"{span.row_id} {span.length}\n".encode() for span in index(file))
 
 
-FOLDER = Format((), lambda file: None, index, read, digest)
+FOLDER = Format(index, read, digest)

@@ -131,4 +131,4 @@ def read(file: DataFile, spans: Sequence[Span]) -> Iterator[RawRecord | Exceptio
     return read_spans(file, spans, MAX_ROW, parser)
 
 
-JSONL = Format((".jsonl", ".ndjson", ".json"), columns, index, read, DataFile.chunks)
+JSONL = Format(index, read, suffixes=(".jsonl", ".ndjson", ".json"), columns=columns)

@@ -41,4 +41,4 @@ def digest(file: DataFile) -> Iterator[bytes]:
     return ("\t".join(map(str, record.values())).encode() for record in _records(file))
 
 
-PAIRS = Format((), lambda file: None, index, read, digest)
+PAIRS = Format(index, read, digest)

@@ -152,4 +152,4 @@ def digest(file: DataFile) -> Iterator[bytes]:
         yield f"{size} {hashlib.sha256(stream.read(footer)).hexdigest()}".encode()
 
 
-PARQUET = Format((".parquet",), columns, index, read, digest)
+PARQUET = Format(index, read, digest, (".parquet",), columns)

@@ -87,4 +87,4 @@ def _value(cell: str) -> str | list[object]:
     return cell
 
 
-CSV = Format((".csv", ".tsv"), columns, index, read, DataFile.chunks)
+CSV = Format(index, read, suffixes=(".csv", ".tsv"), columns=columns)

@@ -118,4 +118,4 @@ def digest(file: DataFile) -> Iterator[bytes]:
     yield f"{file.name} {file.info().size}".encode()
 
 
-WEBDATASET = Format((".tar",), lambda file: None, index, read, digest)
+WEBDATASET = Format(index, read, digest, (".tar",))

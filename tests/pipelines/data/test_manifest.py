@@ -332,10 +332,11 @@ def test_unusable_data_is_refused_with_its_reason(tmp_path: Path) -> None:
     refused(
         "a.csv",
         "name,image,question\nx,y,z\n",
-        r"no column for id; it has name, image, question; expected: id as id or",
+        "a.csv has no column id or question_id; it has name, image, question",
     )
-    refused("a.jsonl", '{"id": 1, "pic": "a"}', "no column for media and question; it has id, pic")
-    refused("b.jsonl", "", "no column for")
+    columns = "no column media or image or .* and no column question or text; it has id, pic"
+    refused("a.jsonl", '{"id": 1, "pic": "a"}', columns)
+    refused("b.jsonl", "", "no column .*; it has none")
     refused("b.csv", "id,image,question\n", "has no rows")
     refused(
         "c.csv",
