@@ -7,12 +7,8 @@ structure is not `query`. On the hub, questions and images are two tables.
 import numpy as np
 
 from pipelines.benchmarks.base import Score
-from pipelines.benchmarks.official import (
-    Layout,
-    OfficialBenchmark,
-    Source,
-    llava_row,
-)
+from pipelines.benchmarks.official import Layout, OfficialBenchmark, Source
+from pipelines.benchmarks.records import llava_row
 from pipelines.data.formats.base import RawRecord
 from pipelines.data.rows import Row
 from pipelines.metrics.answer_metrics import AnswerArrays, Metric

@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.benchmarks.records import embedded_image
 from pipelines.data.formats.base import DataFile, RawRecord
 from pipelines.data.manifest import Manifest
 from pipelines.data.row_index import INDEX, duplicate_ids, index_rows, read_records
@@ -26,7 +27,6 @@ from pipelines.text import redacted
 Shape = Callable[[RawRecord], RawRecord]
 # Columns of the index beside those of a Manifest: the position of each row's reference.
 REFERENCE_INDEX = ("reference_file", "reference_start", "reference_length")
-REFERENCE_LAYOUT = "JSON"
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,7 @@ class JoinedManifest(Manifest):
 
     def digest(self) -> str:
         """Return the digest of the questions, their references and the tables of images."""
-        tables = (
-            (self.files, self.layout),
-            (self.references, REFERENCE_LAYOUT),
-            (self.images, "Parquet"),
-        )
+        tables = ((self.files, self.layout), (self.references, "JSON"), (self.images, "Parquet"))
         digests = [
             Manifest.digest(replace(self, files=files, layout=layout))
             for files, layout in tables
@@ -72,7 +68,7 @@ class JoinedManifest(Manifest):
         table = super().index(limit)
         if not self.references or not len(table):
             return table
-        references = index_rows(REFERENCE_LAYOUT, self.references)
+        references = index_rows("JSON", self.references)
         name = self.references[0].name
         if len(duplicates := duplicate_ids(references["row_id"])):
             raise ValueError(
@@ -97,7 +93,7 @@ class JoinedManifest(Manifest):
         records = read_records(self.layout, self.files, pointers)
         columns = [pointers[name] for name in ("row_id", *REFERENCE_INDEX)]
         positions = pa.table(columns, names=INDEX.names)
-        references = read_records(REFERENCE_LAYOUT, self.references, positions)
+        references = read_records("JSON", self.references, positions)
         rows = []
         for (file, span, record), (_, _, reference) in zip(records, references, strict=True):
             if not isinstance(record, Exception):
@@ -142,8 +138,3 @@ def _image(images: tuple[DataFile, ...], name: str) -> bytes:
     if isinstance(record, Exception):
         raise record
     return bytes(embedded_image(record["image"]))
-
-
-def embedded_image(value: Any) -> Any:
-    """Return the bytes of an image of the hub without its former path: bytes tell images apart."""
-    return value["bytes"] if isinstance(value, Mapping) and value.get("bytes") else value

@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.benchmarks.base import Score, lettered
-from pipelines.benchmarks.joined_manifest import embedded_image
-from pipelines.benchmarks.official import LETTER, Layout, OfficialBenchmark
+from pipelines.benchmarks.official import Layout, OfficialBenchmark
+from pipelines.benchmarks.records import LETTER, embedded_image
 from pipelines.data import spreadsheet
 from pipelines.data.formats.base import RawRecord
 from pipelines.data.rows import Row

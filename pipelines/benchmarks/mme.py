@@ -12,14 +12,8 @@ from typing import Any
 import numpy as np
 
 from pipelines.benchmarks.base import Score
-from pipelines.benchmarks.official import (
-    SHORT,
-    Layout,
-    OfficialBenchmark,
-    hub_row,
-    join_id,
-    without_suffixes,
-)
+from pipelines.benchmarks.official import Layout, OfficialBenchmark
+from pipelines.benchmarks.records import bare_question, hub_row, join_id
 from pipelines.data.formats.base import RawRecord
 from pipelines.data.rows import Row
 from pipelines.metrics.answer_metrics import (
@@ -46,7 +40,7 @@ INSTRUCTION = re.compile(r"\s*Please answer yes or no\.\s*$")
 def row_id(image: str, question: str) -> str:
     """Return the same id for `artwork/images/10002.jpg` and `artwork/10002`."""
     image = image.replace(f"/{TEXTS}", "/").replace(f"/{IMAGES}", "/")
-    text = INSTRUCTION.sub("", without_suffixes(question.strip(), SHORT))
+    text = INSTRUCTION.sub("", bare_question(question.strip()))
     return join_id(image.rpartition(".")[0] or image, text)
 
 

@@ -15,16 +15,13 @@ from typing import Any
 from pyarrow import fs
 
 from pipelines.benchmarks.base import Benchmark
-from pipelines.benchmarks.joined_manifest import JoinedManifest, Shape, embedded_image
-from pipelines.data.formats.base import DataFile, RawRecord
+from pipelines.benchmarks.joined_manifest import JoinedManifest, Shape
+from pipelines.benchmarks.records import LLAVA_COLUMNS, SHORT
+from pipelines.data.formats.base import DataFile
 from pipelines.data.rows import Kind, Row
 from pipelines.results.storage import Folder, locate
 from pipelines.text import redacted
 
-SHORT = "\nAnswer the question using a single word or phrase."
-LETTER = "\nAnswer with the option's letter from the given choices directly."
-
-LLAVA_COLUMNS = ("question_id", "image", "text")  # of LLaVA's lists of questions
 ALL_SPLITS = ("train", "val", "test", "dev")  # beginnings of file names on the hub
 MAX_NAMES = 8  # in an error about a missing file
 
@@ -84,30 +81,6 @@ class OfficialBenchmark(Benchmark):
         """Return the row's id, and the number that LLaVA's questions have beside it."""
         number = row.meta.get("question_id")
         return (row.row_id,) if number is None else (row.row_id, number)
-
-
-def llava_row(record: RawRecord, *suffixes: str, **fields: Any) -> RawRecord:
-    """Return a record of LLaVA's questions as a row, without the suffixes of its prompt."""
-    question = without_suffixes(record["text"], *(suffixes or (SHORT,)))
-    return {"media": [record["image"]], "question": question, **fields}
-
-
-def hub_row(record: RawRecord, **fields: Any) -> RawRecord:
-    """Return a record of the hub as a row, with the bytes of its image."""
-    media = [embedded_image(record.get("image"))]
-    return {"media": media, "question": record.get("question"), **fields}
-
-
-def join_id(*columns: Any) -> str:
-    """Return several columns as one id, without line breaks."""
-    return "/".join(" ".join(str(column).split()) for column in columns)
-
-
-def without_suffixes(text: str, *suffixes: str) -> str:
-    """Return a question of LLaVA's files without the suffixes that prompts add again."""
-    for suffix in suffixes:
-        text = text.removesuffix(suffix)
-    return text
 
 
 class DataFolder:

@@ -12,17 +12,8 @@ from typing import Any
 import numpy as np
 
 from pipelines.benchmarks.base import Score
-from pipelines.benchmarks.official import (
-    LLAVA_COLUMNS,
-    SHORT,
-    Layout,
-    OfficialBenchmark,
-    Source,
-    hub_row,
-    join_id,
-    llava_row,
-    without_suffixes,
-)
+from pipelines.benchmarks.official import Layout, OfficialBenchmark, Source
+from pipelines.benchmarks.records import LLAVA_COLUMNS, bare_question, hub_row, join_id, llava_row
 from pipelines.data.formats.base import RawRecord
 from pipelines.data.rows import Row
 from pipelines.metrics.answer_metrics import (
@@ -40,7 +31,7 @@ NO = {"No", "not", "no"}
 
 def llava_id(record: RawRecord, split: str | None = None) -> str | None:
     """Return split, image and question. The split of a label is that of its file."""
-    question = without_suffixes(record["text"], SHORT)
+    question = bare_question(record["text"])
     return join_id(split or record["category"], record["image"], question)
 
 

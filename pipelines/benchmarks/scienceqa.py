@@ -9,8 +9,8 @@ import re
 import numpy as np
 
 from pipelines.benchmarks.base import Score, lettered
-from pipelines.benchmarks.joined_manifest import embedded_image
-from pipelines.benchmarks.official import LETTER, Layout, OfficialBenchmark, Source
+from pipelines.benchmarks.official import Layout, OfficialBenchmark, Source
+from pipelines.benchmarks.records import LETTER, embedded_image
 from pipelines.data.formats.base import ROW_NUMBER, RawRecord
 from pipelines.data.rows import Row
 from pipelines.metrics.answer_metrics import AnswerArrays, Metric, mean_over

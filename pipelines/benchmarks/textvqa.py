@@ -8,14 +8,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines.benchmarks.official import (
-    SHORT,
-    Layout,
-    Source,
-    hub_row,
-    join_id,
-    without_suffixes,
-)
+from pipelines.benchmarks.official import Layout, Source
+from pipelines.benchmarks.records import SHORT, bare_question, hub_row, join_id
 from pipelines.benchmarks.vqa_accuracy import VQABenchmark, answer_texts
 from pipelines.data.formats.base import RawRecord
 from pipelines.data.rows import Row
@@ -29,7 +23,7 @@ def split_prompt(prompt: str) -> tuple[str, str | None]:
     """Return the question of a prompt, and its line of OCR tokens if it has one."""
     if old := OLD_PROMPT.match(prompt):
         return old[1], None
-    lines = without_suffixes(prompt, SHORT).split("\n")
+    lines = bare_question(prompt).split("\n")
     ocr = [line for line in lines if line.startswith(OCR.strip())]
     questions = [line for line in lines if line not in ocr]
     return questions[0] if questions else "", ocr[0] if ocr else None

@@ -8,7 +8,8 @@ import json
 
 import pyarrow as pa
 
-from pipelines.benchmarks.official import SHORT, Layout, hub_row, llava_row
+from pipelines.benchmarks.official import Layout
+from pipelines.benchmarks.records import SHORT, hub_row, llava_row
 from pipelines.benchmarks.vqa_accuracy import VQABenchmark, answer_texts, submitted_answers
 from pipelines.data.formats.base import RawRecord
 

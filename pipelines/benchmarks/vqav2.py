@@ -8,7 +8,8 @@ import json
 
 import pyarrow as pa
 
-from pipelines.benchmarks.official import DataFolder, Layout, Source, hub_row, llava_row
+from pipelines.benchmarks.official import DataFolder, Layout, Source
+from pipelines.benchmarks.records import hub_row, llava_row
 from pipelines.benchmarks.vqa_accuracy import VQABenchmark, answer_texts, submitted_answers
 from pipelines.data.formats.base import RawRecord
 from pipelines.data.row_index import index_rows
