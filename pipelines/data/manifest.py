@@ -111,8 +111,8 @@ class Manifest:
         missing = [" or ".join(names) for names in required if not set(names) & set(columns or ())]
         if missing:
             raise ValueError(
-                f"{self.files[0].name} of {self} has no column {' and no column '.join(missing)};"
-                f" it has {', '.join(columns or ()) or 'none'}"
+                f"{self.files[0].name} has no column {' and no column '.join(missing)}; it has"
+                f" {', '.join(columns or ()) or 'none'}"
             )
         table = index_rows(self.layout, self.files, limit)
         if not len(table) and limit != 0:

@@ -93,7 +93,7 @@ def array_rows(file: DataFile) -> Iterator[IndexedRow]:
 def _entries(text: str, file: DataFile) -> Iterator[tuple[int, int, Any, RawRecord]]:
     """Start and end, in characters, value and id of each row; no id unless it is a key."""
     name, decode = file.json_key, json.JSONDecoder().raw_decode
-    begin = BEGINNINGS.get(name) or re.compile(rf'"{re.escape(name)}"{SEPARATORS.pattern}\[')
+    begin = BEGINNINGS.get(name) or re.compile(rf'"{re.escape(name)}"\s*:\s*\[')
     opening = begin.search(text) if name not in BEGINNINGS else begin.match(text)
     if not opening:
         content = f" with a list '{name}'" if name not in BEGINNINGS else ""
@@ -101,12 +101,10 @@ def _entries(text: str, file: DataFile) -> Iterator[tuple[int, int, Any, RawReco
             f"{file.name} must be a JSON object {{...}}{content}; it begins with {text[:20]!r}"
         )
     end = opening.end()
-    while (start := _next(text, end)) < len(text) and text[start] not in "]}":
+    while text[(start := _next(text, end)) : start + 1] not in ("]", "}"):
         key, end = decode(text, start) if name == "*" else (None, start)
         value, end = decode(text, _next(text, end))
         yield start, end, value, {} if key is None else {"id": key}
-    if start == len(text):
-        raise json.JSONDecodeError("the list has no end", text, start)
 
 
 def _next(text: str, position: int) -> int:
