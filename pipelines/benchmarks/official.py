@@ -72,7 +72,8 @@ class OfficialBenchmark(Benchmark):
             )
         folder = DataFolder(self, data, options)
         on_hub, own = self.layouts(split)
-        return (on_hub and folder.from_hub(on_hub)) or folder.from_files(own)
+        manifest = folder.from_hub(on_hub) if on_hub else None
+        return manifest or folder.from_files(own)
 
     def prompt(self, row: Row) -> str:
         return row.question + self.suffix

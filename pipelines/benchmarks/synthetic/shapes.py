@@ -128,7 +128,9 @@ def _property(scene: Scene, rng: Rng, name: str) -> Draft | None:
     else:
         other, noun = ("shape", "") if name == "colour" else ("colour", "thing")
         phrase = _unique(scene, rng, [(other,), ("size", other), ("size", other)], noun)
-    return phrase and Draft([phrase], getattr(scene.things[phrase.numbers[0]], name))
+    if not phrase:
+        return None
+    return Draft([phrase], getattr(scene.things[phrase.numbers[0]], name))
 
 
 def _count(scene: Scene, rng: Rng) -> Draft:
