@@ -14,6 +14,7 @@ from typing import Any
 
 from pyarrow import fs
 
+from pipelines.benchmarks import DEFAULT_SPLITS
 from pipelines.benchmarks.base import Benchmark
 from pipelines.benchmarks.joined_manifest import JoinedManifest, Shape
 from pipelines.benchmarks.records import LLAVA_COLUMNS, SHORT
@@ -65,7 +66,8 @@ class OfficialBenchmark(Benchmark):
         """Return `on_hub` and `own`, for a split."""
         return self.on_hub, self.own
 
-    def load(self, data: str, split: str = "test", **options: Any) -> JoinedManifest:
+    def load(self, data: str, split: str = "", **options: Any) -> JoinedManifest:
+        split = split or DEFAULT_SPLITS.get(self.name, "test")
         if self.splits and split not in self.splits:
             raise ValueError(
                 f"{self.name} has no split '{split}'; it has {' and '.join(self.splits)}"
