@@ -6,7 +6,7 @@ of 28 shares. Both columns of a ratio, (N,), are 0 for rows that do not count in
 `pipelines.metrics.intervals` draws media again and sums them anew.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -148,4 +148,5 @@ class Scorer(Protocol):
 
     def metrics(self, answers: AnswerArrays) -> dict[str, Metric]: ...
 
-    def chance(self, type: str) -> float | None: ...
+    @property
+    def chances(self) -> Mapping[str, float]: ...

@@ -37,8 +37,9 @@ class Shapes:
     def metrics(self, answers: AnswerArrays) -> dict[str, Metric]:
         return {"accuracy": mean_over(answers.scores, answers.scored)}
 
-    def chance(self, type: str) -> float | None:
-        return {"color": 0.25}.get(type)
+    @property
+    def chances(self) -> dict[str, float]:
+        return {"color": 0.25}
 
 
 def answer(row_id: int, media: str, correct: bool | None, **more: Any) -> dict[str, Any]:
