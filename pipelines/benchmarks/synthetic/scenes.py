@@ -152,7 +152,8 @@ def cover(thing: Thing, side: int) -> Array:
     reach = int(np.ceil(thing.radius)) + 1
     left, top = int(thing.x) - reach, int(thing.y) - reach
     x, y, radius = (_OVERSAMPLING * size for size in (thing.x - left, thing.y - top, thing.radius))
-    box = Image.new("L", (_OVERSAMPLING * (2 * reach + 1),) * 2)
+    width = _OVERSAMPLING * (2 * reach + 1)
+    box = Image.new("L", (width, width))
     pen = ImageDraw.Draw(box)
     if thing.shape == "circle":
         pen.circle((x, y), radius, fill=255)
