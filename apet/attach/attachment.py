@@ -94,7 +94,7 @@ class Attachment:
         return self._prefills.get(cache)
 
     def __enter__(self) -> Self:
-        family = self.family
+        family, method = self.family, self.method
         if attached_to(family.core) is not None:
             raise ValueError("a method is attached already; leave its `with` block first")
         try:
@@ -110,7 +110,9 @@ class Attachment:
                 self._hooks.append(layer.register_forward_hook(leave, with_kwargs=True))
             self._hooks.append(family.decoder.register_forward_hook(self._leave_decoder))
             if self.towers is not None and not self._vision.inside:
-                shared = self.towers.shared([*(family.towers or [family.tower])])
+                modules = [*(family.towers or [family.tower])]
+                # Hooks inside a tower record something for each medium of the batch.
+                shared = self.towers.shared(modules, within_batch=not method.needs_tower)
                 self._sharing.enter_context(shared)
         except BaseException:
             self.__exit__()

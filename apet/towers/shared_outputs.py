@@ -9,6 +9,9 @@ Each block of a tower answers from memory while all inputs of the first block ar
 an earlier pass, to the last bit, under the same modes of torch. Hooks at a block's entry and exit
 see the same tensors; inside a block nothing runs. A method that drops tokens between the blocks
 takes no part. For inference only: a change of weights is not noticed.
+
+Equal media within a batch are encoded once as well (`apet/towers/distinct_media.py`), unless the
+method reads the attention inside the tower. `Towers(remember=False)` shares these alone.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from apet.stopwatch import Stopwatch
+from apet.towers.distinct_media import encode_distinct
 
 MAX_PASSES = 2  # passes of a tower in memory: a prompt's images, and its videos
 
@@ -44,9 +48,13 @@ class SharedTower:
 
 
 class Towers:
-    """The outputs of every block. They take memory until `forget` is called."""
+    """The outputs of every block. They take memory until `forget` is called.
 
-    def __init__(self) -> None:
+    remember: share outputs between methods, and not only within a batch
+    """
+
+    def __init__(self, remember: bool = True) -> None:
+        self._remember = remember
         self._towers: dict[nn.Module, SharedTower] = {}
         self._spared = 0.0
 
@@ -54,15 +62,24 @@ class Towers:
         self._towers.clear()
 
     def spared_ms(self) -> float:
-        """The original duration of the passes that were repeated since the last call."""
+        """The original duration of the passes that were repeated since the last call.
+
+        A pass had the distinct media of its batch, as a method has them alone.
+        """
         spared, self._spared = self._spared, 0.0
         return spared
 
     @contextmanager
-    def shared(self, modules: list[nn.Module]) -> Iterator[None]:
-        """Let the towers in these modules answer from memory inside."""
+    def shared(self, modules: list[nn.Module], within_batch: bool) -> Iterator[None]:
+        """Let the towers in these modules answer from memory inside.
+
+        within_batch: encode equal media of a call once
+        """
         with ExitStack() as stack:
-            for blocks in map(transformer_blocks, modules):
+            for module in modules if within_batch else ():
+                forward = partial(encode_distinct, module.forward)
+                stack.enter_context(_replaced_forward(module, forward))
+            for blocks in map(transformer_blocks, modules if self._remember else ()):
                 tower = self._towers.setdefault(blocks, SharedTower(len(blocks)))
                 for depth, block in enumerate(blocks):
                     forward = partial(self._run_block, tower, depth, block.forward)
@@ -100,9 +117,9 @@ class Towers:
 
 
 def transformer_blocks(module: nn.Module) -> nn.ModuleList:
-    """The transformer of a tower: its list of modules with the most weights."""
+    """The transformer of a tower: its longest list of modules."""
     lists = [child for child in module.modules() if isinstance(child, nn.ModuleList)]
-    return max(lists, key=lambda blocks: sum(weight.numel() for weight in blocks.parameters()))
+    return max(lists, key=len)
 
 
 @contextmanager

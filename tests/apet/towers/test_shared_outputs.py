@@ -15,7 +15,9 @@ from apet.models import family_of
 from apet.towers.shared_outputs import transformer_blocks
 from tests.support import tiny
 from tests.support.attached import (
+    CLOSE,
     EVERY_FAMILY,
+    Answer,
     batch_inputs,
     build_method,
     compressed,
@@ -31,6 +33,14 @@ SHARING = ("vanilla", "apet", "visionzip", "fastv", "downsample")
 def towers_of(family: str) -> list[nn.Module]:
     description = family_of(model(family))
     return [*(description.towers or [description.tower])]
+
+
+def assert_same_logits(family: str, answer: Answer, want: Answer) -> None:
+    """To the last bit, except where a batch has equal tiles, of which one is encoded."""
+    if family == "llava_onevision":  # a small image is its own only crop
+        torch.testing.assert_close(answer.logits, want.logits, **CLOSE)
+    else:
+        assert torch.equal(answer.logits, want.logits)
 
 
 @contextmanager
@@ -63,13 +73,13 @@ def test_towers_run_once_and_answers_stay_the_same(family: str) -> None:
             with attach(model(family), build_method(name, family), towers=towers):
                 answer = generate(model(family), batch_inputs(family))
             assert torch.equal(answer.ids, want[name].ids)
-            assert torch.equal(answer.logits, want[name].logits)
+            assert_same_logits(family, answer, want[name])
         assert once
         assert calls == once
     assert towers.spared_ms() > 0
     assert towers.spared_ms() == 0
     for tower in towers_of(family):
-        assert all("forward" not in block.__dict__ for block in transformer_blocks(tower))
+        assert all("forward" not in part.__dict__ for part in (tower, *transformer_blocks(tower)))
 
 
 @EVERY_FAMILY
@@ -113,4 +123,4 @@ def test_failed_call_is_not_stored(family: str) -> None:
         for hook in hooks:
             hook.remove()
         answer = generate(model(family), batch_inputs(family))
-    assert torch.equal(answer.logits, uncompressed(family).logits)
+    assert_same_logits(family, answer, uncompressed(family))
