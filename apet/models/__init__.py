@@ -1,5 +1,6 @@
 """Model families that can be compressed, by transformers' `model_type`, and how to load them."""
 
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from apet.models.base import Family
 from apet.models.llava import Llava
 from apet.models.llava_next import LlavaNext
 from apet.models.llava_onevision import LlavaOnevision
+from apet.models.processors import configure_processor
 from apet.models.qwen2_5_vl import Qwen25VL
 from apet.models.qwen3_vl import Qwen3VL
 from apet.models.video_llava import VideoLlava
@@ -116,7 +118,7 @@ def load_processor(
     source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     config = load_config(name, **source)
     processor: ProcessorMixin = AutoProcessor.from_pretrained(name, **source)
-    _configure_processor(processor, config)
+    configure_processor(processor, config, name, revision)
     return processor
 
 
@@ -132,16 +134,41 @@ def load_config(
         values, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
     except OSError as error:
         values, reason = {}, str(error).strip().splitlines()[0]
+    if hint := _converted_name(str(name), values):
+        raise ValueError(
+            f"{name} is in the format of LLaVA's own code, which transformers does not read; give"
+            f" {hint}"
+        )
     if not values:
         raise FileNotFoundError(
             f"no model {name}: give a folder with a config.json, or a name on the hub such as"
             f" llava-hf/llava-1.5-7b-hf ({reason})"
         )
-    _check_supported(values.get("model_type"))
+    model_type = _check_supported(values.get("model_type"))
     config: PreTrainedConfig = AutoConfig.from_pretrained(
         name, revision=revision, trust_remote_code=trust_remote_code
     )
+    FAMILIES[model_type].check_config(config)
     return config
+
+
+def _converted_name(name: str, values: Mapping[str, Any]) -> str | None:
+    """The same model in transformers' format, if the config or the name is of the original code.
+
+    The original configs also say `"model_type": "llava"`: transformers would load them as a LLaVA
+    of random weights.
+    """
+    owner, _, model = name.rpartition("/")
+    towers = {"mm_vision_tower", "mm_image_tower", "mm_video_tower"} & values.keys()
+    # Where the hub gives no config, the name still tells.
+    known = owner in ("liuhaotian", "lmms-lab") or name == "LanguageBind/Video-LLaVA-7B"
+    if not towers and (values or not known):
+        return None
+    if "mm_video_tower" in towers or owner == "LanguageBind":
+        return "LanguageBind/Video-LLaVA-7B-hf"
+    if not model.startswith("llava-"):
+        return "its converted form, such as llava-hf/llava-1.5-7b-hf"
+    return f"llava-hf/{model.replace('llava-v1.5', 'llava-1.5')}-hf"
 
 
 def _check_supported(model_type: str | None) -> str:
@@ -151,23 +178,3 @@ def _check_supported(model_type: str | None) -> str:
             f" {', '.join(sorted(FAMILIES))}"
         )
     return model_type
-
-
-def _configure_processor(processor: Any, config: Any) -> None:
-    """Let the processor pad on the left and write as many placeholders as the model has tokens.
-
-    Processors of older checkpoints have no number of placeholders, or a wrong one; their models
-    know it.
-    """
-    processor.tokenizer.padding_side = "left"
-    if processor.tokenizer.pad_token is None:
-        processor.tokenizer.pad_token = processor.tokenizer.eos_token
-    vision = config.vision_config
-    attributes = {
-        "patch_size": vision.patch_size,
-        "vision_feature_select_strategy": getattr(config, "vision_feature_select_strategy", None),
-        "num_additional_image_tokens": int(vision.model_type == "clip_vision_model"),  # CLS
-    }
-    for name, value in attributes.items():
-        if hasattr(processor, name):
-            setattr(processor, name, value)

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from apet.shortened_batch import ShortenedBatch
 from apet.towers.qwen_tower import QwenTower
@@ -61,6 +61,7 @@ class Family(ABC):
     before_projector:   the encoder's site is the projector's input, not the decoder's
     keeps_positions:    tokens kept at the encoder's site keep their position; else renumbered
     per_token:          further inputs of the decoder with a value for each column, (B, S)
+    vision_types:       types of vision towers that the family covers; empty: all of its models'
     first_decoder_site: layers before it must see all tokens that entered the decoder
     """
 
@@ -68,10 +69,20 @@ class Family(ABC):
     before_projector: ClassVar[bool] = False
     keeps_positions: ClassVar[bool] = False
     per_token: ClassVar[tuple[str, ...]] = ()
+    vision_types: ClassVar[tuple[str, ...]] = ()
     first_decoder_site: int = 0
 
     def __init__(self, model: PreTrainedModel) -> None:
+        self.check_config(model.config)
         self.model = model
+
+    @classmethod
+    def check_config(cls, config: PreTrainedConfig) -> None:
+        """Raise a ValueError for a config of the family's type that the family does not cover."""
+        kind = config.vision_config.model_type
+        if cls.vision_types and kind not in cls.vision_types:
+            expected = " or ".join(map(repr, cls.vision_types))
+            raise ValueError(f"not a supported vision tower: {kind!r}; expected {expected}")
 
     @property
     def core(self) -> Any:

@@ -9,7 +9,6 @@ position. CLS does not enter the decoder; where a checkpoint lets it
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from apet.models.base import Family, Group, Medium
 from apet.towers.tile_tower import TileTower, clip_tower
@@ -18,15 +17,7 @@ from apet.towers.vision_record import VisionRecord
 
 class Llava(Family):
     before_projector = True
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__(model)
-        kind = model.config.vision_config.model_type
-        if kind not in ("clip_vision_model", "siglip_vision_model"):
-            raise ValueError(
-                f"not a supported vision tower: {kind!r}; expected 'clip_vision_model' or"
-                " 'siglip_vision_model'"
-            )
+    vision_types = ("clip_vision_model", "siglip_vision_model")
 
     @property
     def towers(self) -> dict[nn.Module, TileTower]:

@@ -26,7 +26,7 @@ from jobs.bench.common import DEMO, blurred_noise, run_folders, write_manifest, 
 from jobs.bench.prefill_models import llava, video_llava
 from pipelines.config.eval_config import EvalConfig
 from pipelines.data.rows import Kind
-from pipelines.inference.preprocess import render_prompt
+from pipelines.inference.conversations import render_prompt
 from pipelines.job import run
 from pipelines.results import answers
 from pipelines.results.run_record import RunRecord

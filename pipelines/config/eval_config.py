@@ -107,8 +107,14 @@ class EvalConfig:
     """Enlarge media with fewer pixels. Default: set by the model."""
     max_pixels: int | None = flag(parsers.integer(1, 1605632), "N")
     """Shrink media with more pixels. Default: set by the model."""
-    conversation: str = flag(parsers.choice("model", "vicuna_v1"), "NAME", "model")
-    """Prompt format. model: the model's own chat template; vicuna_v1: as in LLaVA's scripts."""
+    image_fit: str | None = flag(parsers.choice("model", "pad"), "NAME", kind="image")
+    """Fit of an image to a square vision encoder. model: as the model's files say (LLaVA-1.5: its
+    centre is cropped); pad: padded to a square, as in LLaVA's scripts. Default: pad for LLaVA-1.5,
+    else model."""
+    conversation: str | None = flag(parsers.choice("model", "vicuna_v1", "llava_v1"), "NAME")
+    """Prompt format. model: the model's own chat template; vicuna_v1, llava_v1: as in the scripts
+    of LLaVA and of Video-LLaVA. Default: vicuna_v1 for LLaVA-1.5, llava_v1 for Video-LLaVA, else
+    model."""
     temperature: float = flag(parsers.non_negative, "X", 0.0)
     """Sampling temperature. 0 always takes the most likely token."""
     max_new_tokens: int = flag(parsers.integer(1), "N", 128)
@@ -205,9 +211,17 @@ class EvalConfig:
         return re.sub(r"[^A-Za-z0-9_.-]", "_", self.model.rstrip("/").rpartition("/")[2])
 
     def identity(
-        self, spec: MethodSpec, manifest_digest: str, model_fingerprint: str, benchmark_version: str
+        self,
+        spec: MethodSpec,
+        manifest_digest: str,
+        model_fingerprint: str,
+        benchmark_version: str,
+        inputs_version: int = 1,
     ) -> dict[str, Any]:
-        """Everything that affects answers, and nothing else. Equal identity means the same run."""
+        """Everything that affects answers, and nothing else. Equal identity means the same run.
+
+        The config must have its model's defaults (`model_defaults.with_model_defaults`).
+        """
         return {
             "model": model_fingerprint,
             "benchmark_version": benchmark_version,
@@ -216,9 +230,15 @@ class EvalConfig:
             "frames": self.frames if self.kind == "video" else None,
             "method": spec.method,
             "options": dict(spec.options),
-            # Absent unless set, so that runs older than this flag keep their identity.
+            # Absent unless set, so that runs older than these keys keep their identity.
             **({"compile": True} if self.compile else {}),
+            **({"image_fit": self.image_fit} if self._fits_images else {}),
+            **({"inputs": inputs_version} if inputs_version > 1 else {}),
         }
+
+    @property
+    def _fits_images(self) -> bool:
+        return self.kind == "image" and self.image_fit != "model"
 
     def run_name(self, spec: MethodSpec, identity: Mapping[str, Any]) -> str:
         """The folder of a run's answers: readable and unique."""

@@ -2,7 +2,8 @@
 
 The first job with an output resolves a branch to a commit, and notes the commit beside the answers
 when it begins. So the same command resumes with the same model after the branch has moved, and
-while the hub does not respond. A finished job never contacts the hub.
+while the hub does not respond. A finished job does not contact the hub, unless the model's config
+is missing in the local cache.
 """
 
 import contextlib
@@ -99,9 +100,47 @@ def _hub_commit(model: str, branch: str) -> str | None:
         return None
     try:
         info = HfApi().model_info(model, revision=branch, timeout=HUB_TIMEOUT_S)
-    except Exception:  # of the network, httpx or the hub: loading the model will report it
+    except Exception as error:  # of the network, httpx or the hub: loading the model will report it
+        if _is_no_answer(error):
+            work_offline()
         return None
     return _commit(info.sha or "")
+
+
+def _is_no_answer(error: Exception) -> bool:
+    """Whether a request failed because of the hub or the way to it, not because of the model."""
+    response = getattr(error, "response", None)
+    if response is None:  # a ValueError is about the name
+        return not isinstance(error, ValueError)
+    return bool(response.status_code >= 500)
+
+
+def work_offline() -> None:
+    """Let this process read models from the local cache alone.
+
+    Loading a model asks the hub some twenty times, also for files that the model does not have.
+    While the hub does not answer, each request waits until it times out.
+    """
+    from huggingface_hub import constants
+
+    constants.HF_HUB_OFFLINE = True
+
+
+def is_offline() -> bool:
+    """Whether models are read from the local cache alone."""
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+@functools.cache  # a sweep asks again for each benchmark
+def check_hub(model: str, revision: str | None) -> None:
+    """Work offline if the model is on the hub and the hub does not answer."""
+    if Path(model).is_dir() or is_offline():
+        return
+    _hub_commit(model, revision or "main")
+    if is_offline():
+        print(f"the hub does not answer; {model} is read from the local cache", flush=True)
 
 
 def _cached_commit(model: str, branch: str) -> str | None:

@@ -21,7 +21,8 @@ from pipelines.benchmarks import benchmark
 from pipelines.benchmarks.base import Benchmark
 from pipelines.config.eval_config import EvalConfig, to_yaml
 from pipelines.config.method_spec import MethodSpec
-from pipelines.config.model_version import model_fingerprint, require_commit
+from pipelines.config.model_defaults import inputs_version, with_model_defaults
+from pipelines.config.model_version import check_hub, model_fingerprint, require_commit
 from pipelines.config.paths import resolve_paths
 from pipelines.data.manifest import Manifest
 from pipelines.metrics import summary
@@ -77,14 +78,16 @@ class BenchmarkJob:
     @classmethod
     def of(cls, requested: EvalConfig) -> BenchmarkJob:
         """The job of a config. ValueError or FileNotFoundError if its data is not as described."""
-        config = resolve_paths(requested)
+        config = with_model_defaults(resolve_paths(requested))
         bench = benchmark(config.benchmark)
         manifest = manifest_of(config)
         digest = (bench.digest(config.split) if config.data is None else None) or manifest.digest()
         fingerprint = _fingerprint(config.model, config.revision)
         output, runs = Folder.of(config.output), []
         for method in config.method_specs:
-            identity = config.identity(method, digest, fingerprint, bench.version)
+            identity = config.identity(
+                method, digest, fingerprint, bench.version, inputs_version(config)
+            )
             run_id = config.run_name(method, identity)
             runs.append(RunState(method, identity, run_id, output.child(run_id)))
         job = cls(config, bench, manifest, runs, requested_revision=requested.revision)
@@ -126,12 +129,15 @@ class BenchmarkJob:
         skip_impossible: skip the runs that the model cannot do, instead of raising
         """
         from pipelines.inference.model_info import model_info  # imports torch
+        from pipelines.inference.preprocess import check_inputs
 
         config = self.config
+        check_hub(config.model, config.revision)
         frames = config.frames if config.kind == "video" else 1
         info = model_info(config.model, config.revision, config.trust_remote_code, frames)
         # After `model_info`, which has the better error if there is no model.
         require_commit(config.model, config.revision)
+        check_inputs(config)
         for run in list(self.open_runs):
             run.method.build()  # a wrong option is always an error
             try:

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from pipelines.config.eval_config import EvalConfig
 from pipelines.config.method_spec import MethodSpec
+from pipelines.config.model_version import is_offline
 from pipelines.data.manifest import Manifest
 from pipelines.inference.benchmark_job import BenchmarkJob
 from pipelines.results.storage import Folder
@@ -39,6 +41,7 @@ class JobSpec:
     batch_size: int  # at most this many rows
     batch_tokens: int | None  # and this many tokens; None: the first worker measures it
     threads: int | None  # for torch in a worker; None: torch's default
+    offline: bool = False  # the hub did not answer: tasks and workers need not try it
 
     @property
     def config(self) -> EvalConfig:
@@ -69,6 +72,7 @@ def job_spec(jobs: Sequence[BenchmarkJob], threads: int | None, gpus: float = 0.
         # a resumed job makes the same batches; where runs differ, the smaller number fits them all
         batch_tokens=config.batch_tokens or min(measured, default=None),
         threads=threads,
+        offline=not Path(config.model).is_dir() and is_offline(),
     )
 
 

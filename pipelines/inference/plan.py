@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 
+from pipelines.config.model_version import work_offline
 from pipelines.data.rows import Row
 from pipelines.inference import cluster
 from pipelines.inference.benchmark_job import BenchmarkJob, count_missing
@@ -144,6 +145,8 @@ def prepare_rows(
     pointers: pa.Table, job: JobSpec, tracker: Any, block_rows: int
 ) -> Iterator[pa.Table]:
     """A CPU task: read rows, decode their media and make the model's inputs, block by block."""
+    if job.offline:
+        work_offline()
     for start in range(0, len(pointers), block_rows):
         yield _prepare_block(pointers.slice(start, block_rows), job, tracker)
 

@@ -17,21 +17,23 @@ from torch.nn import functional as F
 from transformers import ProcessorMixin
 
 from apet.models import load_config, load_processor
+from apet.models.processors import pad_to_square
 from pipelines.benchmarks import benchmark
 from pipelines.config.eval_config import EvalConfig
 from pipelines.data.manifest import Manifest
 from pipelines.data.media import images, videos
 from pipelines.data.media.content import Pixels
-from pipelines.data.rows import Kind, Row
+from pipelines.data.rows import Row
+from pipelines.inference.conversations import check_conversation, render_prompt
 from pipelines.text import describe_error
 
 PIXELS = {"pixel_values", "pixel_values_images", "pixel_values_videos"}
-DEFAULT_FPS = 24.0  # of a video that does not state it; transformers assumes the same
-VICUNA_V1 = (
-    "A chat between a curious user and an artificial intelligence assistant. The assistant gives"
-    " helpful, detailed, and polite answers to the user's questions."
-    " USER: {media}{question} ASSISTANT:"
+# Fields that decide how a question about media becomes the model's inputs.
+INPUT_FIELDS = (
+    *("model", "revision", "trust_remote_code", "frames", "min_pixels", "max_pixels"),
+    *("image_fit", "conversation"),
 )
+DEFAULT_FPS = 24.0  # of a video that does not state it; transformers assumes the same
 
 
 class Preprocessor:
@@ -79,18 +81,6 @@ class Preprocessor:
         return prompt, inputs
 
 
-def render_prompt(
-    processor: ProcessorMixin, conversation: str, kinds: Sequence[Kind], question: str
-) -> str:
-    """A question about media in the model's conversation format, with the media's placeholders."""
-    if conversation == "vicuna_v1":
-        return VICUNA_V1.format(media="".join(f"<{kind}>\n" for kind in kinds), question=question)
-    content = [{"type": kind} for kind in kinds] + [{"type": "text", "text": question}]
-    messages: Any = [{"role": "user", "content": content}]
-    text: str = processor.apply_chat_template(messages, add_generation_prompt=True)
-    return text
-
-
 def encode(
     processor: ProcessorMixin,
     prompt: str,
@@ -118,7 +108,9 @@ def encode(
     if bos is not None and prompt.startswith(bos):
         options["add_special_tokens"] = False  # the template has written it already
     raw = {"do_rescale": False, "do_normalize": False}
-    return dict(processor(text=[prompt], **options, return_tensors="pt", **raw))
+    # Without it, a picture one or three pixels high is taken for one with the channels first.
+    layout = {"input_data_format": "channels_last"} if pictures or clips else {}
+    return dict(processor(text=[prompt], **options, return_tensors="pt", **raw, **layout))
 
 
 def _extend(frames: Pixels, min_frames: int) -> Pixels:
@@ -143,21 +135,18 @@ def preprocessor_for(config: EvalConfig) -> Preprocessor:
 
 
 def job_processor(config: EvalConfig) -> ProcessorMixin:
-    """The model's processor with the job's conversation checked and its pixel limits applied."""
+    """The model's processor with the job's conversation checked, its image fit and pixel limits."""
     # its only warning says that a model without a fast image processor uses its ordinary one
     logging.getLogger("transformers.models.auto.image_processing_auto").setLevel(logging.ERROR)
     processor: Any = load_processor(
         config.model, revision=config.revision, trust_remote_code=config.trust_remote_code
     )
-    if config.conversation == "model" and not processor.chat_template:
-        raise ValueError(
-            f"{config.model} has no chat template: choose another, e.g. --conversation vicuna_v1"
-        )
-    if config.conversation == "vicuna_v1" and processor.image_token != "<image>":
-        raise ValueError(
-            f"{config.model} marks an image by {processor.image_token}, but --conversation"
-            " vicuna_v1 marks it by <image>: leave the flag out"
-        )
+    check_conversation(processor, config.model, config.conversation, config.kind)
+    if config.image_fit == "pad":
+        try:
+            pad_to_square(processor)
+        except ValueError as error:
+            raise ValueError(f"{config.model}, --image-fit pad: {error}") from None
     limits = {"shortest_edge": config.min_pixels, "longest_edge": config.max_pixels}
     limits = {edge: pixels for edge, pixels in limits.items() if pixels}
     if limits:
@@ -243,3 +232,30 @@ def warm_up_inputs(
         return encode(processor, prompt, [grey[0]], [])
     clip = videos.Clip(grey, list(range(len(grey))), len(grey), DEFAULT_FPS)
     return encode(processor, prompt, [], [clip])
+
+
+def check_inputs(config: EvalConfig) -> None:
+    """Raise a ValueError if the model cannot be asked about such media in the job's conversation.
+
+    Prepares a question about a grey picture or clip, as tasks and workers will prepare the rows.
+    """
+    if config.conversation is None:
+        raise ValueError(
+            f"cannot read config.json of {config.model}, which the default of --conversation"
+            " depends on; try again, or give --conversation"
+        )
+    _check_inputs(EvalConfig.of(config.kind, **{key: getattr(config, key) for key in INPUT_FIELDS}))
+
+
+@cache  # a sweep asks again for each benchmark
+def _check_inputs(config: EvalConfig) -> None:
+    processor = job_processor(config)
+    try:
+        inputs = warm_up_inputs(processor, config)
+    except Exception as error:  # anything: of a template or of a processor
+        raise ValueError(
+            f"{config.model} cannot be asked about {config.kind}s with --conversation"
+            f" {config.conversation}: {describe_error(error)}"
+        ) from error
+    if not PIXELS & inputs.keys():
+        raise ValueError(f"{config.model} does not take {config.kind}s")

@@ -11,6 +11,7 @@ import pyarrow as pa
 import ray
 import torch
 
+from pipelines.config.model_version import work_offline
 from pipelines.inference.answer_buffer import MAX_UNSAVED_S, AnswerBuffer
 from pipelines.inference.batch_loader import BatchLoader
 from pipelines.inference.batching import split_into_batches
@@ -37,6 +38,8 @@ class InferenceWorker:
 
     def __init__(self, job: JobSpec, tracker: Any) -> None:
         began = time.monotonic()
+        if job.offline:
+            work_offline()
         self.job = job
         in_ray = ray.is_initialized()
         worker_id = (in_ray and ray.get_runtime_context().get_actor_id()) or "alone"

@@ -332,9 +332,23 @@ def tokenizer(begin: bool) -> hf.PreTrainedTokenizerFast:
     )
 
 
-def processor(family: str) -> hf.ProcessorMixin:
-    """The processor of a family: tokenizer, image processor, chat template, any video processor."""
+def config(family: str) -> hf.PreTrainedConfig:
+    """The config of a family's tiny model."""
+    return _FAMILIES[family].config()
+
+
+def processor(
+    family: str,
+    words: hf.PreTrainedTokenizerFast | None = None,
+    template: str | None = None,
+) -> hf.ProcessorMixin:
+    """The processor of a family: tokenizer, image processor, chat template, any video processor.
+
+    words: another tokenizer; `template` is then the chat template
+    """
     spec = _FAMILIES[family]
+    if words is not None:
+        return spec.processor(tokenizer=words, chat_template=template)
     return spec.processor(
         tokenizer=tokenizer(begin=spec.template == _VICUNA), chat_template=spec.template
     )

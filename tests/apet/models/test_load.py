@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from apet import ApET, attach
-from apet.models import load
+from apet.models import load, load_config
 from tests.support import tiny
+from tests.support.checkpoints import change_json
 
 
 @pytest.fixture
@@ -83,6 +84,48 @@ def test_missing_model_is_refused(tmp_path: Path) -> None:
             match=rf"^no model {name}: give a folder .* or a name on the hub such as",
         ):
             load(name)
+
+
+def test_unsupported_vision_tower_is_refused_from_the_config(folder: Path) -> None:
+    change_json(folder / "config.json", vision_config={"model_type": "pixtral"})
+    for file in folder.iterdir():
+        if file.name != "config.json":
+            file.unlink()
+    for read in (load, load_config):
+        with pytest.raises(ValueError, match=r"^not a supported vision tower: 'pixtral'; expected"):
+            read(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "converted"),
+    [
+        ("llava-v1.5-7b", {"mm_vision_tower": "openai/clip"}, "llava-hf/llava-1.5-7b-hf"),
+        ("llava-v1.6-34b", {"mm_vision_tower": "x"}, "llava-hf/llava-v1.6-34b-hf"),
+        ("llava-onevision-x", {"mm_vision_tower": "x"}, "llava-hf/llava-onevision-x-hf"),
+        ("Video", {"mm_video_tower": "x"}, "LanguageBind/Video-LLaVA-7B-hf"),
+        ("my-model", {"mm_vision_tower": "x"}, "its converted form, such as llava-hf/"),
+    ],
+)
+def test_original_format_is_refused_with_the_converted_name(
+    name: str, values: dict[str, str], converted: str, tmp_path: Path
+) -> None:
+    """Their configs claim to be transformers' LLaVA."""
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "config.json").write_text(json.dumps({"model_type": "llava", **values}))
+    with pytest.raises(ValueError, match=f"{name} is in the format of LLaVA's own .* {converted}"):
+        load_config(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "converted"),
+    [
+        ("liuhaotian/llava-v1.5-13b", "llava-hf/llava-1.5-13b-hf"),
+        ("LanguageBind/Video-LLaVA-7B", "LanguageBind/Video-LLaVA-7B-hf"),
+    ],
+)
+def test_original_name_is_refused_without_the_hub(name: str, converted: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name} is in the format .* give {converted}$"):
+        load_config(name)
 
 
 def test_pickled_weights_are_refused(folder: Path) -> None:

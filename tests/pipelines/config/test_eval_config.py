@@ -326,8 +326,10 @@ def test_config_and_identity_need_no_heavy_imports(tmp_path: Path) -> None:
         "import sys\n"
         "from pipelines.config.eval_config import parse, to_yaml\n"
         "from pipelines.config.model_version import model_fingerprint\n"
+        "from pipelines.config.model_defaults import with_model_defaults\n"
         "from pipelines.config.paths import resolve_paths\n"
         f"config = resolve_paths(parse('image', ['--model', {str(tmp_path)!r}]))\n"
+        "config = with_model_defaults(config)\n"
         "spec, fingerprint = config.method_specs[0], model_fingerprint(config.model)\n"
         "config.run_name(spec, config.identity(spec, 'm', fingerprint, '1')), to_yaml(config)\n"
         f"print(sorted({HEAVY} & set(sys.modules)))\n"
@@ -405,7 +407,9 @@ def test_identity_changes_with_every_field_that_changes_answers() -> None:
 
 
 def test_digest_and_run_name_are_stable() -> None:
-    config = EvalConfig.of("image", model="org/Some-Model_1.5")
+    config = EvalConfig.of(
+        "image", model="org/Some-Model_1.5", image_fit="model", conversation="model"
+    )
     identity = config.identity(config.method_specs[1], "manifest", "model@main", "1")
     assert digest(identity) == GOLDEN, (
         "a changed identity makes all earlier runs start again: is that intended?"

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from huggingface_hub import HfApi, constants
 
 from pipelines import job
 from pipelines.config import model_version
@@ -20,6 +21,14 @@ from pipelines.inference.benchmark_job import BenchmarkJob
 from pipelines.results.run_record import RunRecord
 
 ONE, OTHER = "1" * 40, "2" * 40
+
+
+class HubError(Exception):
+    """An answer of the hub with this status."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"status {status}")
+        self.response = SimpleNamespace(status_code=status)
 
 
 @dataclass
@@ -39,6 +48,7 @@ class FakeHub:
     def new_job(self, output: Path, **values: Any) -> BenchmarkJob:
         """The job of a new process."""
         model_version._resolve.cache_clear()
+        constants.HF_HUB_OFFLINE = False
         rows = self.folder / "rows.jsonl"
         rows.write_text(json.dumps({"id": "a", "media": "none.png", "question": "What?"}))
         values = {"data": str(rows), "output": str(output), "methods": ("vanilla",), **values}
@@ -53,12 +63,11 @@ class FakeHub:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    from huggingface_hub import HfApi, constants
-
     fake = FakeHub(tmp_path)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(HfApi, "model_info", fake.model_info)
+    monkeypatch.setattr("pipelines.config.model_defaults._model_config", lambda *_: {})
     # The tests only need jobs to start, not to answer anything.
     monkeypatch.setattr(job, "_run_group", lambda *_: ("finished", ""))
     monkeypatch.setattr(
@@ -140,6 +149,31 @@ def test_job_without_a_known_commit_does_not_start(
     )
     with pytest.raises(ValueError, match="cannot resolve org/m@main to a commit"):
         hub.new_job(tmp_path / "results").check()
+
+
+@pytest.mark.parametrize(
+    ("error", "offline"),
+    [
+        (ConnectionError("refused"), True),
+        (TimeoutError("timed out"), True),
+        (RuntimeError("an error of the HTTP library"), True),
+        (HubError(503), True),
+        (HubError(404), False),
+        (HubError(401), False),
+        (ValueError("not a valid name"), False),
+    ],
+    ids=str,
+)
+def test_models_come_from_the_cache_if_the_hub_does_not_answer(
+    error: Exception, offline: bool, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def model_info(*_: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(HfApi, "model_info", model_info)
+    model_version.check_hub.cache_clear()
+    model_version.check_hub("org/m", ONE)
+    assert model_version.is_offline() == offline
 
 
 def test_fingerprint_depends_on_the_files_not_on_their_path(tmp_path: Path) -> None:

@@ -19,14 +19,15 @@ from pipelines.config.eval_config import EvalConfig
 from pipelines.data.manifest import Manifest
 from pipelines.data.media import videos
 from pipelines.data.rows import Kind, Medium, Row
+from pipelines.inference.conversations import render_prompt
 from pipelines.inference.engines.generation import Sampler, answer_length, eos_token_ids
 from pipelines.inference.prepared_row import PreparedRow
 from pipelines.inference.preprocess import (
+    PIXELS,
     Collator,
     Preprocessor,
     encode,
     job_processor,
-    render_prompt,
     warm_up_inputs,
 )
 from tests.support import tiny
@@ -35,6 +36,21 @@ CLIP = [{"fps": 2.0, "total_num_frames": 4, "frames_indices": [0, 1, 2, 3]}]
 CASES = [(family, "images") for family in tiny.FAMILIES] + [
     (family, "videos") for family in tiny.VIDEO_FAMILIES
 ]
+
+SIZES = [
+    *((640, 427), (427, 640), (500, 500), (336, 336), (335, 336), (24, 24), (1, 1), (2, 1), (1, 9)),
+    *((1024, 30), (30, 1024), (337, 336), (100, 101), (33, 200), (775, 580), (581, 320)),
+    *((243, 417), (92, 226), (132, 157), (851, 851)),
+]
+
+
+def expand2square(picture: Image.Image, color: tuple[int, ...]) -> Image.Image:
+    """LLaVA's function of this name, in other words."""
+    width, height = picture.size
+    side = max(width, height)
+    square = Image.new("RGB", (side, side), color)
+    square.paste(picture, ((side - width) // 2, (side - height) // 2))
+    return square
 
 
 @pytest.fixture
@@ -46,6 +62,44 @@ def make_config(tmp_path_factory: pytest.TempPathFactory) -> Any:
         return EvalConfig.of(kind, model=str(folder), data="rows.jsonl", **options)
 
     return config
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_padded_pixels_are_those_of_llavas_scripts(size: tuple[int, int], make_config: Any) -> None:
+    """To the last bit; the official evaluation reads pictures as Pillow does."""
+    processor: Any = job_processor(make_config("llava", image_fit="pad"))
+    tile, mean = {"height": tiny.TILE, "width": tiny.TILE}, processor.image_processor.image_mean
+    assert dict(processor.image_processor.crop_size) == tile
+    picture = tiny.image(*size)
+    raw = encode(processor, "<image>", [np.array(picture)], [])
+    square = expand2square(picture, tuple(int(share * 255) for share in mean))
+    resized = square.resize((tiny.TILE, tiny.TILE), Image.Resampling.BICUBIC)
+    official = np.array(resized).transpose(2, 0, 1)
+    assert raw["pixel_values"].dtype == torch.uint8
+    np.testing.assert_array_equal(raw["pixel_values"][0].numpy(), official)
+    normalised = Collator(processor).normalise(raw)["pixel_values"][0].numpy()
+    deviation = np.reshape(processor.image_processor.image_std, (3, 1, 1))
+    expected = (official / 255 - np.reshape(mean, (3, 1, 1))) / deviation
+    np.testing.assert_allclose(normalised, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("height", [1, 3])
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_flat_picture_is_not_taken_for_channels(family: str, height: int) -> None:
+    """Pictures one or three pixels high: as if their rows were twice as many, all alike."""
+    processor: Any = tiny.processor(family)
+    prompt = render_prompt(processor, "model", ["image"], "What?")
+    color = np.array([200, 100, 0], np.uint8)
+    flat = np.broadcast_to(color, (height, 40, 3)).copy()
+    inputs = encode(processor, prompt, [flat], [])
+    [name] = PIXELS & inputs.keys()
+    pixels = inputs[name]
+    means = (
+        pixels.unflatten(-1, (3, -1)).float().mean(dim=(0, 2))
+        if pixels.ndim == 2
+        else pixels.float().transpose(-3, 0).flatten(1).amax(dim=1)
+    )
+    assert means.tolist() == color.tolist()
 
 
 @pytest.mark.filterwarnings("ignore:.*legacy.*")
