@@ -27,17 +27,14 @@ def encode_distinct(compute: Callable[..., Any], *args: Any, **kwargs: Any) -> A
     args: the tiles (N, ...), or patches (N, D) whose media are in `grid_thw` (M, 3)
     """
     grid = kwargs.get("grid_thw")
-    others = [*args[1:], *(value for name, value in kwargs.items() if name != "grid_thw")]
-    # Another tensor could belong to media as well.
-    distinct = (
-        None
-        if any(isinstance(value, Tensor) for value in others) or not args
-        else (find_distinct(args[0], grid))
-    )
+    tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+    # Any further tensor could have a part for each medium as well.
+    known = bool(args) and len(tensors) == 1 + (grid is not None)
+    distinct = find_distinct(args[0], grid) if known else None
     if distinct is None:
         return compute(*args, **kwargs)
     if grid is not None:
-        kwargs["grid_thw"] = grid[distinct.numbers]
+        kwargs["grid_thw"] = grid[distinct.numbers.to(grid.device)]
     return distinct.expand(compute(args[0][distinct.rows], *args[1:], **kwargs))
 
 
@@ -88,7 +85,8 @@ def find_distinct(inputs: Tensor, grid: Tensor | None) -> DistinctMedia | None:
     media = len(inputs) if grid is None else len(grid)
     if media < 2:
         return None
-    hashes, shapes = row_hashes(inputs), [(1,)] * media
+    hashes = row_hashes(inputs)
+    shapes: list[tuple[int, ...]] = [(1,)] * media
     if grid is None:
         hashes = hashes.cpu()
     else:

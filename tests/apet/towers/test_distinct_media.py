@@ -192,8 +192,14 @@ def test_media_with_equal_hashes_by_chance_are_all_encoded(monkeypatch: pytest.M
     assert find_distinct(tiles, None) is None
 
 
-@pytest.mark.parametrize("tiles", [torch.ones(1, 3), torch.ones(2, 3)])
-def test_other_tensors_among_the_inputs_prevent_sharing(tiles: Tensor) -> None:
+def test_further_tensor_among_the_inputs_prevents_sharing() -> None:
     seen: list[Tensor] = []
-    encode_distinct(lambda pixels, mask: seen.append(pixels), tiles, torch.ones(2))
-    assert seen[0] is tiles
+
+    def tower(pixels: Tensor, mask: Tensor | None) -> Tensor:
+        seen.append(pixels)
+        return pixels
+
+    tiles = torch.ones(2, 3)
+    for mask, encoded in ((None, 1), (torch.ones(2), 2)):
+        assert torch.equal(encode_distinct(tower, tiles, mask), tiles)
+        assert len(seen[-1]) == encoded
