@@ -28,7 +28,6 @@ from pipelines.results.storage import Folder
 from tests.support.official import LAYOUTS
 from tests.support.official.rows import SUFFIX, TEN
 
-pytestmark = pytest.mark.filterwarnings("default")  # Ray and MLflow warn about themselves
 SYSTEM_PROMPT = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives"
     " helpful, detailed, and polite answers to the user's questions. USER: "

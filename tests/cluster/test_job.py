@@ -33,7 +33,6 @@ from pipelines.results.storage import Folder
 from tests.support import ROOT, tiny
 from tests.support.interrupt import interrupt_after
 
-pytestmark = pytest.mark.filterwarnings("default")  # Ray and MLflow warn about themselves
 Checkpoint = Callable[[str], Path]
 
 

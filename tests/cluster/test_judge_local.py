@@ -13,7 +13,6 @@ from pipelines.results.storage import Folder
 from tests.pipelines.judge.chat_server import YES, make_items
 from tests.support import tiny
 
-pytestmark = pytest.mark.filterwarnings("default")  # Ray's own code emits warnings
 NO_SYSTEM_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"

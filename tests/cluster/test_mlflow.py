@@ -27,14 +27,7 @@ from pipelines.results.run_record import RunRecord, commit_of, git_commit
 from pipelines.results.storage import Folder
 from tests.support import ROOT
 
-# MLflow's warnings, and those of its database connections, which it never closes.
-pytestmark = [
-    pytest.mark.usefixtures("subprocesses", "servers"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-]
+pytestmark = pytest.mark.usefixtures("subprocesses", "servers")
 NUMBER = count()
 
 

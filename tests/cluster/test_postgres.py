@@ -29,14 +29,7 @@ from pipelines.results.storage import Folder
 from tests.cluster.test_mlflow import check, finish, is_alive, job_and_point
 from tests.support import ROOT
 
-# Warnings of MLflow and its dependencies.
-pytestmark = [
-    pytest.mark.usefixtures("subprocesses", "servers"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-]
+pytestmark = pytest.mark.usefixtures("subprocesses", "servers")
 COMPOSE = yaml.safe_load((ROOT / "cluster" / "compose.yaml").read_text())["services"]
 
 

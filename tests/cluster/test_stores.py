@@ -19,8 +19,6 @@ from pipelines.results.storage import Folder, locate
 from tests.support import tiny
 from tests.support.official import LAYOUTS
 
-pytestmark = pytest.mark.filterwarnings("default")
-
 
 def test_folder_lists_reads_and_deletes_on_s3(bucket: str) -> None:
     folder = Folder.of(f"s3://apet/here?{bucket}").child("deep")

@@ -17,7 +17,6 @@ from pipelines.results import answers
 from pipelines.results.storage import Folder
 from tests.support import ROOT, tiny
 
-pytestmark = pytest.mark.filterwarnings("default")
 DASHBOARD = "http://127.0.0.1:8291"
 
 

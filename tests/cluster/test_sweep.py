@@ -25,7 +25,6 @@ from pipelines.sweep import _failed, sweep
 from tests.support import tiny
 from tests.support.interrupt import interrupt_after
 
-pytestmark = pytest.mark.filterwarnings("default")  # Ray and MLflow warn about themselves
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test
 ROWS = {"first": 24, "second": 8}
 LATE = {"late": 4}

@@ -14,7 +14,6 @@ from tests.faults import FAULTS, SCENARIOS
 from tests.faults.capacity import can_mount
 from tests.faults.scenario import Count, Scenario, Testbed
 
-pytestmark = pytest.mark.filterwarnings("default")  # Ray and MLflow warn about themselves
 TESTED_ELSEWHERE = {"row_kills_worker"}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import sqlite3
@@ -25,7 +26,6 @@ from pipelines.results.mlflow_tracker import replay
 from pipelines.results.storage import Folder, locate
 from tests.support import tiny
 
-pytestmark = pytest.mark.filterwarnings("default")  # Ray and MLflow warn of themselves
 BIRD = "canary"  # all of them begin with it
 ENVIRONMENT = (
     *(
@@ -86,7 +86,7 @@ def written_files(root: str, system: pyarrow.fs.FileSystem) -> Iterator[tuple[st
             table = pq.read_table(io.BytesIO(data))
             text += f"{table.schema.metadata} {table.to_pylist()}"
         if info.path.endswith(".db"):
-            with sqlite3.connect(info.path) as database:
+            with contextlib.closing(sqlite3.connect(info.path)) as database:
                 text += "\n".join(database.iterdump())
         yield info.path, text
 

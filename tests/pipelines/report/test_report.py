@@ -734,7 +734,6 @@ def test_made_up_answers_cover_every_headline() -> None:
     assert reported.rows_of("pope", 1, 0.5) == reported.rows_of("pope", 1, 0.5)
 
 
-@pytest.mark.filterwarnings("default")  # of the S3 server
 def test_report_on_an_object_store(bucket: str, tmp_path: Path) -> None:
     """No file contains the address or keys of the store."""
     write_runs(tmp_path / "here", "shapes")
