@@ -5,7 +5,7 @@ BIN := .venv/bin
 
 # Every test is in exactly one of the two parts (tests/repository/test_fast_and_slow.py).
 FAST := -m "not slow" --numprocesses 2 --dist worksteal
-SLOW := -m "slow"
+SLOW := -m "slow" --numprocesses 2 --dist loadfile
 
 .PHONY: demo test test-all test-versions test-oldest lint audit readme
 demo: .venv/ready
@@ -15,7 +15,7 @@ demo: .venv/ready
 test: .venv/ready
 	@$(BIN)/python -m pytest $(FAST)
 
-# Slow tests share one Ray, and so run one after the other.
+# Two files run at a time. The tests of a file, and all that one worker runs, share their Ray.
 test-all: test
 	@$(BIN)/python -m pytest $(SLOW)
 

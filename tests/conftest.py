@@ -159,7 +159,7 @@ def latex() -> str:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[str]:
-    """Address of an embedded Ray that all tests share.
+    """Address of an embedded Ray that all tests of a process share.
 
     It has one CPU: a job then has one actor with one thread, and one process that reads. Every
     process imports torch before it starts to work.
