@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,6 @@ from pipelines.results import answers
 from pipelines.results.run_record import RunRecord
 from pipelines.results.storage import Folder
 from tests.support import ROOT, tiny
-from tests.support.interrupt import interrupt_after
 
 Checkpoint = Callable[[str], Path]
 
@@ -97,10 +95,59 @@ BAD_FILES = {
 }
 
 
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test
+
+
+def first_time(marker: Path) -> bool:
+    """True for the first caller among all processes."""
+    try:
+        marker.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+class FragileEngine(TransformersEngine):
+    """Dies once of row `poison`, raises on row `raises`, and has memory for two rows."""
+
+    def answer(
+        self, config: Any, method: Any, rows: Sequence[Any], *args: Any
+    ) -> list[dict[str, Any]]:
+        names = {row.row_id for row in rows}
+        if "poison" in names and first_time(Path(config.data).with_name("answered")):
+            os._exit(9)
+        if "raises" in names:
+            raise ArithmeticError("this row is wrong")
+        if len(rows) > 2:
+            raise torch.OutOfMemoryError("too many rows at once")
+        return super().answer(config, method, rows, *args)
+
+
+class FragileWorker(InferenceWorker):
+    engine_class = FragileEngine
+
+
+class DeadlyManifest(Manifest):
+    """The process that reads `deadly.png` dies once, as a decoder may."""
+
+    def fetch(self, medium: Medium) -> Any:
+        if medium.path == "deadly.png" and first_time(Path(self.root, "read")):
+            os._exit(11)
+        return super().fetch(medium)
+
+
 def test_job_writes_answers_errors_and_mlflow_runs(
-    cluster: str, checkpoint: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    cluster: str,
+    checkpoint: Checkpoint,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """tests/pipelines/inference/test_worker.py has rows that kill a worker every time."""
     good = write_pictures(tmp_path, 12)
+    good[2]["id"] = "poison"
+    shutil.copy(tmp_path / good[9]["media"], tmp_path / "deadly.png")
+    good[9]["media"] = "deadly.png"
     bad = []
     for name, content in BAD_FILES.items():
         path = tmp_path / f"{name}.jpg"
@@ -111,14 +158,22 @@ def test_job_writes_answers_errors_and_mlflow_runs(
             path.write_bytes(content)
         bad.append({"id": name, "media": path.name, "question": "What is this?"})
     bad.append({"id": "silent", "media": "000.png", "question": " "})
+    bad.append({"id": "raises", "media": "001.png", "question": "What is this?"})
     bad.append({"id": "escape", "media": "../../etc/passwd", "question": "?"})
     data = write_manifest(tmp_path, [*good, *bad])
-    job = config(checkpoint("llava"), data, tmp_path / "out", max_error_rate=0.9, actors=(2, 2))
-    assert run(job) == 0
+    job = config(checkpoint("llava"), data, tmp_path / "out", max_error_rate=0.9)
+    find = benchmark_job.manifest_of
+    monkeypatch.setattr(
+        benchmark_job, "manifest_of", lambda *given: DeadlyManifest(**vars(find(*given)))
+    )
+    assert run(job, FragileWorker) == 0
+    monkeypatch.undo()
+    assert (tmp_path / "answered").exists()
+    assert (tmp_path / "read").exists()
     shown = capsys.readouterr()
     assert "vanilla" in shown.out
     assert "mlflow ui" in shown.out
-    assert "19/38" in shown.err or "38/38 answers" in shown.err
+    assert "20/40" in shown.err or "40/40 answers" in shown.err
 
     tables = {name: answers.read(folder) for name, folder in runs(tmp_path / "out").items()}
     assert set(tables) == {"vanilla", "uniform-50pct"}
@@ -133,19 +188,16 @@ def test_job_writes_answers_errors_and_mlflow_runs(
         assert "web page" in errors["html"]
         assert "PermissionError" in errors["escape"]
         assert "question is empty" in errors["silent"]
+        assert errors["raises"] == "ArithmeticError: this row is wrong"
         fine = table.filter(pc.equal(table["status"], "ok"))
+        assert max(fine["batch_rows"].to_pylist()) <= 2
         assert set(fine["visual_tokens_in"].to_pylist()) == {36}
         assert set(fine["budget"].to_pylist()) == {36.0 if name == "vanilla" else 18.0}
 
+    vanilla = {row["row_id"]: row for row in tables["vanilla"].to_pylist()}
+    assert vanilla["poison"]["batch_rows"] == 1  # alone, the second time
     expected = answer_with_transformers(checkpoint("llava"), tmp_path, good)
-    vanilla = dict(
-        zip(
-            tables["vanilla"]["row_id"].to_pylist(),
-            tables["vanilla"]["prediction"].to_pylist(),
-            strict=True,
-        )
-    )
-    assert {row: vanilla[row] for row in expected} == expected
+    assert {row: vanilla[row]["prediction"] for row in expected} == expected
 
     client = MlflowClient(f"sqlite:///{tmp_path}/out/mlflow.db")
     [experiment] = [each for each in client.search_experiments() if each.name == "apet"]
@@ -156,8 +208,8 @@ def test_job_writes_answers_errors_and_mlflow_runs(
             f"{name} manifest-{record.tags['model']} {record.name[-8:]}"
         ].data  # charts cut its end off
         assert record.state == "finished"
-        assert logged.metrics["rows_total"] == 19
-        assert logged.metrics["rows_error"] == 7
+        assert logged.metrics["rows_total"] == 20
+        assert logged.metrics["rows_error"] == 8
         assert logged.metrics["wall_s"] > 0
         assert logged.metrics["load_s"] > 0
         assert logged.params["max_new_tokens"] == "4"
@@ -221,102 +273,3 @@ def command(job: EvalConfig) -> list[str]:
     for method in job.methods:
         words += ["--method", method]
     return [sys.executable, "jobs/eval_image.py", *words, "--budget", *job.budgets]
-
-
-def test_killed_job_continues_without_repeating_answers(
-    cluster: str, checkpoint: Checkpoint, tmp_path: Path
-) -> None:
-    rows = write_pictures(tmp_path, 60)
-    job = config(
-        checkpoint("llava"), write_manifest(tmp_path, rows), tmp_path / "out", max_new_tokens=16
-    )
-    interrupt_after(3, [*command(job), "--ray-address", cluster], tmp_path / "out")
-    before = {path: path.read_bytes() for path in (tmp_path / "out").glob("*/*.parquet")}
-    assert len(before) < 30, "the job was killed too late: most answers existed"
-    torn = max(before)
-    torn.write_bytes(before[torn][:100])
-
-    assert run(job) == 0
-    for folder in runs(tmp_path / "out").values():
-        assert read_row_ids(folder) == [row["id"] for row in rows]
-        assert RunRecord.load(folder).state == "finished"
-    assert not torn.exists() or torn.read_bytes() != before[torn][:100]
-    assert list(torn.parent.glob("*.torn"))
-    for path, content in before.items():
-        assert path == torn or path.read_bytes() == content, "an answer was written twice"
-
-
-cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test
-
-
-def first_time(marker: Path) -> bool:
-    """True for the first caller among all processes."""
-    try:
-        marker.touch(exist_ok=False)
-    except FileExistsError:
-        return False
-    return True
-
-
-class FragileEngine(TransformersEngine):
-    """Dies once of row `poison`, raises on row `wrong`, and has memory for two rows."""
-
-    def answer(
-        self, config: Any, method: Any, rows: Sequence[Any], *args: Any
-    ) -> list[dict[str, Any]]:
-        names = {row.row_id for row in rows}
-        if "poison" in names and first_time(Path(config.data).with_name("answered")):
-            os._exit(9)
-        if "wrong" in names:
-            raise ArithmeticError("this row is wrong")
-        if len(rows) > 2:
-            raise torch.OutOfMemoryError("too many rows at once")
-        return super().answer(config, method, rows, *args)
-
-
-class FragileWorker(InferenceWorker):
-    engine_class = FragileEngine
-
-
-class DeadlyManifest(Manifest):
-    """The process that reads `deadly.png` dies once, as a decoder may."""
-
-    def fetch(self, medium: Medium) -> Any:
-        if medium.path == "deadly.png" and first_time(Path(self.root, "read")):
-            os._exit(11)
-        return super().fetch(medium)
-
-
-def test_bad_rows_do_not_affect_other_rows(
-    cluster: str, checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """tests/pipelines/inference/test_worker.py has rows that kill a worker every time."""
-    rows = write_pictures(tmp_path, 12)
-    rows[2]["id"], rows[5]["id"], rows[9]["id"] = "poison", "wrong", "crash"
-    shutil.copy(tmp_path / rows[9]["media"], tmp_path / "deadly.png")
-    rows[9]["media"] = "deadly.png"
-    asked = config(
-        checkpoint("llava"),
-        write_manifest(tmp_path, rows),
-        tmp_path / "out",
-        methods=("vanilla",),
-        budgets=(),
-    )
-    find = benchmark_job.manifest_of
-    monkeypatch.setattr(
-        benchmark_job, "manifest_of", lambda *given: DeadlyManifest(**vars(find(*given)))
-    )
-    assert run(replace(asked, max_error_rate=0.1), FragileWorker) == 0
-    assert (tmp_path / "answered").exists()
-    assert (tmp_path / "read").exists()
-    [folder] = runs(tmp_path / "out").values()
-    assert read_row_ids(folder) == sorted(row["id"] for row in rows)
-    table = answers.read(folder)
-    found = {
-        row["row_id"]: row for row in table.select(["row_id", "error", "batch_rows"]).to_pylist()
-    }
-    assert {name: row["error"] for name, row in found.items() if row["error"]} == {
-        "wrong": "ArithmeticError: this row is wrong"
-    }
-    assert found["poison"]["batch_rows"] == 1  # alone, the second time
-    assert max(filter(None, table["batch_rows"].to_pylist())) <= 2
