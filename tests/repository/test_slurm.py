@@ -54,7 +54,7 @@ def slurm(tmp_path: Path) -> Any:
             env={**os.environ, **given},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=600,
             check=False,
         )
         calls = tmp_path / "calls"
