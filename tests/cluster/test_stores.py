@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.fs
 import pytest
 
 from pipelines.benchmarks import benchmark
-from pipelines.config.eval_config import EvalConfig
-from pipelines.job import run
+from pipelines.data.manifest import Manifest
 from pipelines.results.lock import Lock, Locked
-from pipelines.results.run_record import RunRecord
 from pipelines.results.storage import Folder, locate
-from tests.support import tiny
 from tests.support.official import LAYOUTS
 
 
@@ -61,46 +56,14 @@ def test_official_layout_reads_the_same_rows_from_s3(
         assert data == (original.read_bytes() if isinstance(original, Path) else original)
 
 
-def test_job_reads_and_writes_on_s3(
-    cluster: str, checkpoint: Callable[[str], Path], bucket: str, tmp_path: Path
-) -> None:
+def test_manifest_reads_media_beside_it_on_s3(bucket: str) -> None:
+    """tests/security/test_secrets.py runs a whole job on S3."""
     system, _ = locate(f"s3://apet/x?{bucket}")
-    assert isinstance(system, pyarrow.fs.S3FileSystem)
-    lines = []
-    for number in range(6):
-        picture = io.BytesIO()
-        tiny.image(30 + number, 24, seed=number).save(picture, format="PNG")
-        with system.open_output_stream(f"apet/data/images/{number}.png") as stream:
-            stream.write(picture.getvalue())
-        lines.append(
-            json.dumps(
-                {"id": f"{number}", "media": f"images/{number}.png", "question": "What is this?"}
-            )
-        )
-    with system.open_output_stream("apet/data/rows.jsonl") as stream:
-        stream.write("\n".join(lines).encode())
-    job = EvalConfig.of(
-        "image",
-        model=str(checkpoint("llava")),
-        data=f"s3://apet/data/rows.jsonl?{bucket}",
-        output=f"s3://apet/results?{bucket}",
-        tracking_uri=f"sqlite:///{tmp_path}/mlflow.db",
-        methods=("vanilla",),
-        max_new_tokens=2,
-        actors=(1, 1),
-    )
-    assert run(job) == 0
-    infos = system.get_file_info(pyarrow.fs.FileSelector("apet/results", recursive=True))
-    parts = [info.path for info in infos if info.path.endswith(".parquet")]
-    ids = [
-        row
-        for part in parts
-        for row in pyarrow.parquet.read_table(part, filesystem=system)["row_id"].to_pylist()
-    ]
-    assert sorted(ids) == [str(number) for number in range(6)]
-    [run_folder] = {part.rpartition("/")[0].rpartition("/")[2] for part in parts}
-    record = RunRecord.load(Folder.of(f"s3://apet/results?{bucket}").child(run_folder))
-    assert record.state == "finished"
-    assert record.rows == {"wanted": 6, "done": 6, "error": 0}
-    assert "endpoint_override" not in json.dumps(record.snapshot())
-    assert run(job) == 0  # finished: nothing to do
+    row = {"id": "a", "media": "images/a.png", "question": "What is this?"}
+    for name, data in (("rows.jsonl", json.dumps(row).encode()), ("images/a.png", b"a picture")):
+        with system.open_output_stream(f"apet/data/{name}") as stream:
+            stream.write(data)
+    manifest = Manifest.of(f"s3://apet/data/rows.jsonl?{bucket}")
+    [read] = manifest.read(manifest.index())
+    [medium] = read.media
+    assert manifest.fetch(medium) == b"a picture"

@@ -1,4 +1,4 @@
-"""Secrets in every place where one can enter, and a search through all output of a run."""
+"""Secrets in every place where one can enter, and a search through all output of a run on S3."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ from pipelines.job import run
 from pipelines.judge.endpoint import KEY, Endpoint
 from pipelines.judge.run_verdicts import judge_run
 from pipelines.report.writer import write_report
+from pipelines.results import answers
 from pipelines.results.mlflow_tracker import replay
+from pipelines.results.run_record import RunRecord
 from pipelines.results.storage import Folder, locate
 from tests.support import tiny
 
@@ -142,6 +144,14 @@ def test_no_secret_is_written_logged_or_sent(
         if path.endswith(".parquet")
     }
     folder = Folder.of(output).child(answered)
+    table, record = answers.read(folder), RunRecord.load(folder)
+    assert sorted(table["row_id"].to_pylist()) == [row["id"] for row in rows]
+    status = dict(zip(table["row_id"].to_pylist(), table["status"].to_pylist(), strict=True))
+    assert (status["row-0"], status["row-1"]) == ("ok", "ok")
+    errors = list(status.values()).count("error")
+    assert record.state == "finished"
+    assert record.rows == {"wanted": len(rows), "done": len(rows), "error": errors}
+    assert "endpoint_override" not in json.dumps(record.snapshot())
     judge = Endpoint(
         f"{echoing_judge}?api-key={BIRD}-judge-query",
         "gpt",
