@@ -61,9 +61,9 @@ def batches(processor: Any, folder: Path, questions: int, size: int) -> Iterator
 def timed(decoder: Decoder, inputs: Any, device: torch.device) -> tuple[Tensor, float, float]:
     """The answers' tokens, ms of everything, and ms after the first token."""
     timer, began = GenerationTimer(device), perf_counter()
-    timer.mark()
+    timer.mark("start")
     ids = decoder(inputs, StoppingCriteriaList([timer]))
-    _, steps_ms = timer.read()
+    steps_ms = timer.read()["end"]
     return ids.cpu(), 1000 * (perf_counter() - began), steps_ms
 
 

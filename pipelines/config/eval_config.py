@@ -150,6 +150,10 @@ class EvalConfig:
     """Maximum tokens per batch (rows x longest uncompressed prompt + answer). auto: measured once
     on the GPU and stored in record.json, so that a resumed job uses the same batches; no limit on
     CPUs. Default: auto."""
+    share: str = flag(parsers.choice("prefix", "encoder", "none"), "PART", "prefix")
+    """What questions about the same picture share. prefix: the prompt up to it, where the method
+    reads no question, else encoder; encoder: the vision encoder; none: nothing, to measure the
+    cost of each question. Answers are the same."""
     batch_timeout: float = flag(parsers.positive, "SECONDS", 600.0)
     """Time limit of a batch, and of reading one row. After it, the worker restarts and takes its
     rows one by one."""

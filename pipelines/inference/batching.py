@@ -1,6 +1,8 @@
 """Which rows are answered together: at most `--batch-size` rows, and no more tokens than fit.
 
-A batch costs what a rectangle of its longest row costs: rows x (uncompressed prompt + answer). On
+A batch costs what a rectangle of its longest row costs: rows x (uncompressed prompt + answer). Rows
+that share a prefix, the tokens up to a picture's last one, pay for it together, so more of them
+make a batch. On
 a GPU the limit is measured: a batch of known size is answered under every method, and its peak
 memory, keys and values included, is compared with what is free. The limit is rounded down and
 kept: the job's first worker shares it through the failure tracker, and the runs' records keep it
@@ -8,7 +10,10 @@ for a resumed job. So batches are made of the same rows in all workers, and agai
 interruption.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import torch
 
@@ -24,23 +29,79 @@ KEPT_DIGITS = 3
 
 
 def split_into_batches(
-    rows: Sequence[PreparedRow], max_rows: int, max_tokens: int | None, answer_tokens: int
+    rows: Sequence[PreparedRow],
+    max_rows: int,
+    max_tokens: int | None,
+    answer_tokens: int,
+    *,
+    share: bool = False,
 ) -> Iterator[list[PreparedRow]]:
-    """Batches of rows, which must be sorted by tokens. A row above `max_tokens` is its own batch.
+    """Batches of rows of similar length. A row above `max_tokens` is its own batch.
 
-    max_tokens: for a whole batch; None: unlimited
+    max_rows:      rows that share nothing; others count by their tokens
+    max_tokens:    of a whole batch; None: unlimited
     answer_tokens: that an answer may have
+    share:         rows of a prefix follow each other, and its tokens count once
     """
-    batch: list[PreparedRow] = []
-    for row in rows:
-        cost = (len(batch) + 1) * (row.tokens + answer_tokens)  # this row is the longest so far
-        too_large = max_tokens is not None and cost > max_tokens
-        if batch and (len(batch) == max_rows or too_large):
-            yield batch
-            batch = []
-        batch.append(row)
-    if batch:
-        yield batch
+    batch = Batch(answer_tokens, share)
+    for row in sorted_by_prefix(rows) if share else sorted(rows, key=_length):
+        longer = batch.with_row(row)
+        limit = max_rows * longer.row_cost
+        if max_tokens is not None:
+            limit = min(limit, max_tokens)
+        if batch.rows and longer.cost > limit:
+            yield batch.rows
+            longer = Batch(answer_tokens, share).with_row(row)
+        batch = longer
+    if batch.rows:
+        yield batch.rows
+
+
+def sorted_by_prefix(rows: Sequence[PreparedRow]) -> list[PreparedRow]:
+    """Rows with the same prefix together, in an order that depends on these rows alone."""
+    prefixes: dict[str, list[PreparedRow]] = {}
+    for row in sorted(rows, key=_length):
+        prefixes.setdefault(row.prefix_key, []).append(row)
+    groups = sorted(prefixes.values(), key=lambda group: (group[0].prefix_tokens, group[0].row_id))
+    return [row for group in groups for row in group]
+
+
+def _length(row: PreparedRow) -> tuple[int, str]:
+    return row.tokens, row.row_id
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch that grows, and its cost: that of a rectangle for prefixes and one for the rest."""
+
+    answer_tokens: int
+    share: bool
+    rows: list[PreparedRow] = field(default_factory=list)
+    prefixes: int = 0
+    longest_prefix: int = 0
+    longest_rest: int = 0
+
+    def with_row(self, row: PreparedRow) -> Batch:
+        prefix = row.prefix_tokens if self.share else 0
+        known = bool(self.rows) and self.share and self.rows[-1].prefix_key == row.prefix_key
+        return Batch(
+            self.answer_tokens,
+            self.share,
+            [*self.rows, row],
+            self.prefixes + (not known),
+            max(self.longest_prefix, prefix),
+            max(self.longest_rest, row.tokens - prefix),
+        )
+
+    @property
+    def row_cost(self) -> int:
+        """Tokens of one row that shares nothing."""
+        return self.longest_prefix + self.longest_rest + self.answer_tokens
+
+    @property
+    def cost(self) -> int:
+        rest = self.longest_rest + self.answer_tokens
+        return self.prefixes * self.longest_prefix + len(self.rows) * rest
 
 
 def round_down(number: float) -> int:

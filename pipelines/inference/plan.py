@@ -23,11 +23,12 @@ from pipelines.config.model_version import work_offline
 from pipelines.data.rows import Row
 from pipelines.inference import cluster
 from pipelines.inference.benchmark_job import BenchmarkJob, count_missing
+from pipelines.inference.encoded_prompt import prompt_encoder
 from pipelines.inference.failure_tracker import FailureTrackerClient
 from pipelines.inference.job_progress import JobProgress, ProgressMonitor
 from pipelines.inference.job_spec import BenchmarkSpec, JobSpec, job_spec
 from pipelines.inference.prepared_row import PreparedRow
-from pipelines.inference.preprocess import preprocessor_for, row_error
+from pipelines.inference.preprocess import row_error
 from pipelines.inference.worker import InferenceWorker
 
 MAX_TASKS = 4000  # that read rows: the driver's memory and Ray's bookkeeping grow with them
@@ -181,9 +182,9 @@ def _prepare_block(pointers: pa.Table, job: JobSpec, tracker: Any) -> pa.Table:
 def _prepare_row(
     benchmark: int, spec: BenchmarkSpec, row: Row, missing: tuple[int, ...]
 ) -> PreparedRow:
-    preprocess = preprocessor_for(spec.config)
+    encode = prompt_encoder(spec.config)
     try:
-        prompt, inputs = preprocess(row, spec.manifest)
+        prompt = encode(row, spec.manifest)
     except Exception as error:  # any failure of a row is that row's error
         return PreparedRow(benchmark, row, missing, error=row_error(error))
-    return PreparedRow.of(benchmark, row, missing, prompt, inputs)
+    return PreparedRow.of(benchmark, row, missing, prompt)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pyarrow as pa
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor
 
 from pipelines.data.rows import Medium, Row
+from pipelines.inference.encoded_prompt import EncodedPrompt
 
 ROW_TYPE = pa.struct(
     [
@@ -31,15 +32,18 @@ class PreparedRow:
     """A row with the model's inputs, or with the reason why there are none.
 
     This class owns the Arrow form that crosses Ray (`SCHEMA`, `to_table`, `from_table`). Media
-    travel by name only: their content is in `inputs`.
+    travel by name only: their pixels are in `media`, once for all rows of a block that share them.
     """
 
     benchmark_index: int  # index into JobSpec.benchmarks
     row: Row
     missing_runs: tuple[int, ...]  # indexes of the benchmark's runs that lack this answer
     prompt: str = ""
-    inputs: bytes = b""  # the model's inputs as safetensors; empty if there is an error
+    inputs: bytes = b""  # the tokens' inputs as safetensors; empty if there is an error
+    media: bytes = b""  # the inputs of all media, likewise
     tokens: int = 0  # of the uncompressed prompt
+    prefix_tokens: int = 0  # of them, up to the last visual token; at least one follows
+    prefix_key: str = ""  # equal for rows that begin with the same tokens and media
     error: str | None = None
 
     SCHEMA: ClassVar[pa.Schema] = pa.schema(
@@ -48,28 +52,39 @@ class PreparedRow:
             ("row", ROW_TYPE),
             ("missing_runs", pa.list_(pa.int16())),
             ("prompt", pa.string()),
-            ("inputs", pa.large_binary()),
+            ("inputs", pa.binary()),
+            ("media", pa.dictionary(pa.int32(), pa.large_binary())),
             ("tokens", pa.int64()),
+            ("prefix_tokens", pa.int64()),
+            ("prefix_key", pa.string()),
             ("error", pa.string()),
         ]
     )
 
     @classmethod
     def of(
-        cls,
-        benchmark_index: int,
-        row: Row,
-        missing_runs: tuple[int, ...],
-        prompt: str,
-        tensors: Mapping[str, Tensor],
+        cls, benchmark_index: int, row: Row, missing_runs: tuple[int, ...], prompt: EncodedPrompt
     ) -> PreparedRow:
         """A row that was preprocessed successfully."""
-        data = save({name: tensor.contiguous() for name, tensor in tensors.items()})
-        tokens = tensors["input_ids"].shape[1]
-        return cls(benchmark_index, row, missing_runs, prompt, data, tokens)
+        return cls(
+            benchmark_index,
+            row,
+            missing_runs,
+            prompt=prompt.text,
+            inputs=prompt.inputs(),
+            media=prompt.media,
+            tokens=prompt.tokens["input_ids"].shape[1],
+            prefix_tokens=prompt.prefix_tokens,
+            prefix_key=prompt.prefix_key,
+        )
 
     def tensors(self) -> dict[str, Tensor]:
-        return load(self.inputs)
+        """All inputs of the model."""
+        return load(self.inputs) | (load(self.media) if self.media else {})
+
+    def token_ids(self) -> Tensor:
+        """(T,) of the prompt"""
+        return load(self.inputs)["input_ids"][0]
 
     @property
     def row_id(self) -> str:
@@ -82,11 +97,23 @@ class PreparedRow:
 
     @classmethod
     def to_table(cls, rows: Sequence[PreparedRow]) -> pa.Table:
-        return pa.Table.from_pylist([row._columns() for row in rows], schema=cls.SCHEMA)
+        numbers: dict[bytes, int] = {}
+        indices = [numbers.setdefault(row.media, len(numbers)) for row in rows]
+        contents = pa.array(list(numbers), pa.large_binary())
+        media = pa.DictionaryArray.from_arrays(pa.array(indices, pa.int32()), contents)
+        columns = pa.Table.from_pylist([row._columns() for row in rows], schema=_WITHOUT_MEDIA)
+        return columns.add_column(
+            cls.SCHEMA.get_field_index("media"), cls.SCHEMA.field("media"), media
+        )
 
     @classmethod
     def from_table(cls, table: pa.Table) -> list[PreparedRow]:
-        return [cls._from_columns(columns) for columns in table.to_pylist()]
+        media: list[bytes] = []
+        for chunk in table["media"].chunks:
+            contents = chunk.dictionary.to_pylist()  # one object for all rows that share it
+            media += [contents[index] for index in chunk.indices.to_pylist()]
+        rows = table.drop_columns("media").to_pylist()
+        return [cls._from_columns(columns, own) for columns, own in zip(rows, media, strict=True)]
 
     def _columns(self) -> dict[str, Any]:
         media = [{"kind": medium.kind, "path": medium.name} for medium in self.row.media]
@@ -94,9 +121,13 @@ class PreparedRow:
         return {**vars(self), "row": row}
 
     @classmethod
-    def _from_columns(cls, columns: dict[str, Any]) -> PreparedRow:
+    def _from_columns(cls, columns: dict[str, Any], inputs: bytes) -> PreparedRow:
         row = columns["row"]
         lists = {name: tuple(row[name]) for name in ("answers", "options")}
         media = tuple(Medium(**medium) for medium in row["media"])
         row = Row(**{**row, **lists, "media": media, "meta": dict(row["meta"])})
-        return cls(**{**columns, "row": row, "missing_runs": tuple(columns["missing_runs"])})
+        missing = tuple(columns["missing_runs"])
+        return cls(**{**columns, "row": row, "missing_runs": missing, "media": inputs})
+
+
+_WITHOUT_MEDIA = pa.schema([field for field in PreparedRow.SCHEMA if field.name != "media"])

@@ -42,11 +42,9 @@ class Preprocessor:
     def __init__(self, config: EvalConfig) -> None:
         self.config, self.benchmark = config, benchmark(config.benchmark)
         self.processor = job_processor(config)
-        model_config = load_config(
-            config.model, revision=config.revision, trust_remote_code=config.trust_remote_code
-        )
+        self.placeholders = placeholder_ids(config)
         self.context: int | None = getattr(
-            model_config.get_text_config(), "max_position_embeddings", None
+            _model_config(config).get_text_config(), "max_position_embeddings", None
         )
 
     def prompt(self, row: Row) -> str:
@@ -57,10 +55,7 @@ class Preprocessor:
 
     def __call__(self, row: Row, manifest: Manifest) -> tuple[str, dict[str, Tensor]]:
         """The prompt and the model's inputs, pixels still bytes. Raises if the row is unusable."""
-        if row.error is not None:
-            raise RowError(row.error)
-        if not row.question.strip():
-            raise ValueError("the question is empty")
+        self.check(row)
         config, prompt = self.config, self.prompt(row)
         pictures, clips = [], []
         for medium in row.media:
@@ -72,13 +67,30 @@ class Preprocessor:
         inputs = encode(self.processor, prompt, pictures, clips)
         if (pictures or clips) and not PIXELS & inputs.keys():
             raise ValueError(f"{config.model} does not take {'videos' if clips else 'images'}")
-        tokens = inputs["input_ids"].shape[1]
-        if self.context is not None and tokens + config.max_new_tokens > self.context:
+        self.check_length(inputs["input_ids"].shape[1])
+        return prompt, inputs
+
+    def check(self, row: Row) -> None:
+        """Raise if the row could not be read or asks nothing."""
+        if row.error is not None:
+            raise RowError(row.error)
+        if not row.question.strip():
+            raise ValueError("the question is empty")
+
+    def check_length(self, tokens: int) -> None:
+        """Raise ValueError if the model cannot read a prompt of so many tokens and answer it."""
+        answer = self.config.max_new_tokens
+        if self.context is not None and tokens + answer > self.context:
             raise ValueError(
                 f"the prompt has {tokens} tokens with its media and the answer may need"
-                f" {config.max_new_tokens}; the model reads at most {self.context}"
+                f" {answer}; the model reads at most {self.context}"
             )
-        return prompt, inputs
+
+    def plain_ids(self, prompt: str) -> list[int]:
+        """The prompt's token ids, with one placeholder for each medium."""
+        options = _special_tokens(self.processor, prompt)
+        ids: list[int] = self.processor.tokenizer(prompt, **options)["input_ids"]
+        return ids
 
 
 def encode(
@@ -104,13 +116,18 @@ def encode(
             for clip in clips
         ]
         options["do_sample_frames"] = False
-    bos = processor.tokenizer.bos_token
-    if bos is not None and prompt.startswith(bos):
-        options["add_special_tokens"] = False  # the template has written it already
+    options |= _special_tokens(processor, prompt)
     raw = {"do_rescale": False, "do_normalize": False}
     # Without it, a picture one or three pixels high is taken for one with the channels first.
     layout = {"input_data_format": "channels_last"} if pictures or clips else {}
     return dict(processor(text=[prompt], **options, return_tensors="pt", **raw, **layout))
+
+
+def _special_tokens(processor: ProcessorMixin, prompt: str) -> dict[str, bool]:
+    """Options of the tokenizer: no second BOS where the template has written one."""
+    bos = processor.tokenizer.bos_token
+    written = bos is not None and prompt.startswith(bos)
+    return {"add_special_tokens": False} if written else {}
 
 
 def _extend(frames: Pixels, min_frames: int) -> Pixels:
@@ -125,6 +142,18 @@ class RowError(Exception):
 
 def row_error(error: Exception) -> str:
     return str(error) if isinstance(error, RowError) else describe_error(error)
+
+
+def _model_config(config: EvalConfig) -> Any:
+    return load_config(
+        config.model, revision=config.revision, trust_remote_code=config.trust_remote_code
+    )
+
+
+def placeholder_ids(config: EvalConfig) -> set[int]:
+    """The ids that stand for visual tokens in the model's prompts."""
+    model_config, names = _model_config(config), ("image_token_id", "video_token_id")
+    return {getattr(model_config, name) for name in names if hasattr(model_config, name)} - {None}
 
 
 @cache

@@ -79,9 +79,12 @@ class InferenceWorker:
                 continue
             for buffer in buffers:
                 buffer.fail(row, row.error)
-        readable.sort(key=lambda row: (row.tokens, row.row_id))
         batches = split_into_batches(
-            readable, self.job.batch_size, self.batch_tokens, spec.config.max_new_tokens
+            readable,
+            self.job.batch_size,
+            self.batch_tokens,
+            spec.config.max_new_tokens,
+            share=self.engine.shares_prefixes,
         )
         # If any row of a batch is missing, recompute the whole batch: results depend on batch
         # composition.

@@ -28,10 +28,12 @@ ANSWER_SCHEMA = pa.schema(
         ("prompt_tokens", pa.int64()),
         ("new_tokens", pa.int64()),
         ("batch_rows", pa.int64()),
-        ("prefill_ms", pa.float64()),  # of the batch, divided by its rows
+        ("prefill_ms", pa.float64()),  # the row's share of the batch's
         ("decode_ms", pa.float64()),  # likewise
         ("compress_ms", pa.float64()),  # likewise
         ("peak_memory_bytes", pa.int64()),  # of all GPUs of the actor in this batch; null on a CPU
+        ("shared_rows", pa.int64()),  # rows of the batch that continued this row's prefix
+        ("shared_prefill_ms", pa.float64()),  # of that prefix; null if it was not shared
         ("answered_at", pa.timestamp("ms", tz="UTC")),
         ("actor", pa.string()),
         ("point", pa.string()),

@@ -3,6 +3,7 @@
 import hashlib
 import time
 from collections.abc import Collection, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -16,33 +17,34 @@ def row_seed(seed: int, row_id: str) -> int:
 
 
 class GenerationTimer(StoppingCriteria):
-    """Never stops: it marks the time of the first token, without making a GPU wait."""
+    """Never stops: it marks times, the first token's among them, without making a GPU wait."""
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
-        self._marks: list[Any] = []  # start, first token, end
+        self._marks: dict[str, Any] = {}
 
-    def mark(self) -> None:
+    def mark(self, name: str) -> None:
         if self._cuda:
             event = torch.cuda.Event(enable_timing=True)
             event.record()
-            self._marks.append(event)
+            self._marks[name] = event
         else:
-            self._marks.append(time.perf_counter())
+            self._marks[name] = time.perf_counter()
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
-        if len(self._marks) == 1:
-            self.mark()
+        if "first token" not in self._marks:
+            self.mark("first token")
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
-    def read(self) -> tuple[float, float]:
-        """Milliseconds from the start to the first token, and from there until now."""
-        self.mark()
-        start, first, end = self._marks
+    def read(self) -> dict[str, float]:
+        """Milliseconds from each mark to the one before it; the last is `end`, now."""
+        self.mark("end")
         if self._cuda:
-            end.synchronize()
-            return start.elapsed_time(first), first.elapsed_time(end)
-        return 1000 * (first - start), 1000 * (end - first)
+            self._marks["end"].synchronize()
+        return {
+            name: earlier.elapsed_time(later) if self._cuda else 1000 * (later - earlier)
+            for (_, earlier), (name, later) in pairwise(self._marks.items())
+        }
 
 
 class Sampler(LogitsProcessor):

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -11,6 +12,7 @@ from transformers import LogitsProcessorList, StoppingCriteriaList
 from transformers.utils import logging as transformers_logging
 
 from apet import Decode, Towers, attach
+from apet.decoding.shared_steps import Suffixes
 from apet.methods.base import Method
 from apet.models import load as load_model
 from apet.models.compiled_towers import compile_towers
@@ -19,6 +21,7 @@ from pipelines.config.method_spec import MethodSpec
 from pipelines.data.rows import Row
 from pipelines.inference.batching import PROBE_SIDE, PROBE_TOKENS, measure_batch_tokens
 from pipelines.inference.cluster import gpu_share
+from pipelines.inference.encoded_prompt import EncodedPrompt
 from pipelines.inference.engines.device_transfer import DeviceTransfer, Inputs, TransferredBatch
 from pipelines.inference.engines.device_utilization import DeviceUtilization
 from pipelines.inference.engines.generation import (
@@ -28,11 +31,21 @@ from pipelines.inference.engines.generation import (
     eos_token_ids,
     row_seed,
 )
+from pipelines.inference.engines.shared_batch import (
+    SUFFIX_IDS,
+    collate_shared,
+    first_rows,
+    prefix_counts,
+    split_inputs,
+)
 from pipelines.inference.job_spec import JobSpec
 from pipelines.inference.prepared_row import PreparedRow
-from pipelines.inference.preprocess import Collator, job_processor, warm_up_inputs
-
-WARM_UP_ROW = PreparedRow(0, Row("warm-up"), ())
+from pipelines.inference.preprocess import (
+    Collator,
+    job_processor,
+    placeholder_ids,
+    warm_up_inputs,
+)
 
 
 class TransformersEngine:
@@ -45,11 +58,16 @@ class TransformersEngine:
         self.job, self.device = job, device
         self.processor = job_processor(job.config)
         self.collate = Collator(self.processor)
+        self.placeholders = placeholder_ids(job.config)
         self.transfer = DeviceTransfer(device, self.collate.normalise)
         self.utilization = DeviceUtilization(device)
         self.methods: dict[MethodSpec, Method] = {
             run.method: run.method.build() for spec in job.benchmarks for run in spec.runs
         }
+        # Questions about a picture share its tokens, as far as methods allow (--share).
+        self.shares_prefixes = job.config.share == "prefix" and not all(
+            method.reads_question for method in self.methods.values()
+        )
         self.towers = Towers()
         self.share_towers = False  # between methods: worth their memory if there are several
 
@@ -76,21 +94,29 @@ class TransformersEngine:
     def _warm_up(self) -> None:
         failures: list[Exception] = []
         for config, methods in self.job.by_kind():
-            raw = warm_up_inputs(self.processor, config)
+            rows = self._grey_rows(config, 1)
             for method in methods:
                 try:
-                    inputs = self.transfer.start(raw).wait()
-                    self.answer(config, self.methods[method], [WARM_UP_ROW], inputs, 2)
+                    inputs = self.start_transfer(rows).wait()
+                    self.answer(config, self.methods[method], rows, inputs, 2)
                 except Exception as error:
                     failures.append(error)  # its rows will report it; other methods may work
         if len(failures) == len(self.methods):
             raise failures[0]
 
+    def _grey_rows(self, config: EvalConfig, count: int, side: int = 64) -> list[PreparedRow]:
+        """Questions about grey pictures or clips of side x side pixels, which share nothing."""
+        inputs = warm_up_inputs(self.processor, config, side)
+        prompt = EncodedPrompt.of("", inputs, self.placeholders)
+        row = PreparedRow.of(0, Row("grey"), (), prompt)
+        return [replace(row, prefix_key=str(number)) for number in range(count)]
+
     def start_transfer(self, rows: Sequence[PreparedRow]) -> TransferredBatch:
         """Collate rows and start copying them to the device; may run in any thread."""
+        if self.shares_prefixes:
+            return self.transfer.start(collate_shared(self.collate, rows))
         return self.transfer.start(self.collate([row.tensors() for row in rows]))
 
-    @torch.inference_mode()
     def answer(
         self,
         config: EvalConfig,
@@ -99,7 +125,36 @@ class TransformersEngine:
         inputs: Inputs,
         max_new_tokens: int | None = None,
     ) -> list[dict[str, Any]]:
-        """Answer one batch under one method: the answer columns of each row."""
+        """Answer one batch under one method: the answer columns of each row.
+
+        inputs: as `start_transfer` has made them
+        """
+        tokens = max_new_tokens or config.max_new_tokens
+        if not self.shares_prefixes:
+            return self._answer(config, method, rows, inputs, tokens, [1] * len(rows))
+        counts = prefix_counts(rows)
+        longest = max(row.tokens for row in rows)
+        if not method.reads_question and self.decode.can_share(longest + tokens):
+            return self._answer(config, method, rows, inputs, tokens, counts)
+        # A batch of shared prefixes has more rows than fit without sharing.
+        answers: list[dict[str, Any]] = []
+        for start in range(0, len(rows), self.job.batch_size):
+            part = rows[start : start + self.job.batch_size]
+            whole = self.transfer.start(self.collate([row.tensors() for row in part])).wait()
+            answers += self._answer(config, method, part, whole, tokens, [1] * len(part))
+        return answers
+
+    @torch.inference_mode()
+    def _answer(
+        self,
+        config: EvalConfig,
+        method: Method,
+        rows: Sequence[PreparedRow],
+        inputs: Inputs,
+        max_new_tokens: int,
+        counts: Sequence[int],
+    ) -> list[dict[str, Any]]:
+        """counts: rows that continue each of the batch's prefixes; all 1 if they are not shared"""
         self.towers.spared_ms()  # discard what a failed batch has left
         gpus = range(torch.cuda.device_count()) if self.device.type == "cuda" else ()
         for gpu in gpus:
@@ -107,45 +162,67 @@ class TransformersEngine:
         timer = GenerationTimer(self.device)
         seeds = [row_seed(config.seed, row.row_id) for row in rows]
         samplers = [Sampler(config.temperature, seeds)] if config.temperature else []
-        towers = self.towers if self.share_towers else None
-        with attach(self.model, method, towers=towers) as attached:
-            attached.seeds = seeds
+        suffixes: Suffixes | None = None
+        if SUFFIX_IDS in inputs:
+            inputs, suffixes = split_inputs(inputs, counts)
+        firsts = [rows[place] for place in first_rows(counts)]
+        with attach(self.model, method, towers=self._shared_towers(method)) as attached:
+            attached.seeds = [row_seed(config.seed, media_name(row)) for row in firsts]
             with self.utilization.batch():
-                timer.mark()
+                timer.mark("start")
                 token_ids = self.decode.answer(
                     inputs,
-                    max_new_tokens or config.max_new_tokens,
+                    max_new_tokens,
                     LogitsProcessorList(samplers),
                     StoppingCriteriaList([timer]),
+                    suffixes,
+                    functools.partial(timer.mark, "prefixes"),
                 )
-                prefill_ms, decode_ms = timer.read()
-            prefill_ms += self.towers.spared_ms()  # this method alone would have spent it
+                times = timer.read()
             stats = attached.stats
+        # A prefix, which this method alone would have paid for; without sharing, the whole prompt.
+        first = "prefixes" if suffixes else "first token"
+        prefix_ms = (times[first] + self.towers.spared_ms()) / len(counts)
+        suffix_ms = times["first token"] / len(rows) if suffixes else 0.0
         texts = self.processor.batch_decode(token_ids, skip_special_tokens=True)
         ends = eos_token_ids(self.model, self.processor)
-        prompt_tokens = inputs["attention_mask"].sum(dim=1).tolist()  # waits for a GPU once
         batch_columns = {
             "batch_rows": len(rows),
-            "prefill_ms": prefill_ms / len(rows),
-            "decode_ms": decode_ms / len(rows),
+            "decode_ms": times["end"] / len(rows),
             "peak_memory_bytes": sum(map(torch.cuda.max_memory_allocated, gpus)) if gpus else None,
         }
-        return [
+        shared = [
             {
-                "prediction": text.strip(),
                 "budget": row_stats.budget,
                 "schedule": ",".join(f"{site}={kept}" for site, kept in row_stats.kept.items()),
                 "visual_tokens_in": row_stats.visual_tokens,
                 "visual_tokens_kept": list(row_stats.kept.values()),
-                "prompt_tokens": prompt,
+                "prefill_ms": prefix_ms / count + suffix_ms,
+                "compress_ms": row_stats.compress_ms / count,
+                "shared_rows": count,
+                "shared_prefill_ms": prefix_ms if suffixes else None,
+            }
+            for row_stats, count in zip(stats, counts, strict=True)
+            for _ in range(count)
+        ]
+        return [
+            {
+                "prediction": text.strip(),
+                "prompt_tokens": row.tokens,
                 "new_tokens": answer_length(answer, ends),
-                "compress_ms": row_stats.compress_ms,
+                **columns,
                 **batch_columns,
             }
-            for text, row_stats, prompt, answer in zip(
-                texts, stats, prompt_tokens, token_ids.tolist(), strict=True
+            for row, text, answer, columns in zip(
+                rows, texts, token_ids.tolist(), shared, strict=True
             )
         ]
+
+    def _shared_towers(self, method: Method) -> Towers | None:
+        """Memory for the towers: between methods, and between rows that share media as a whole."""
+        if self.job.config.share == "none":
+            return None
+        return self.towers if self.share_towers or method.reads_question else None
 
     def forget_media(self) -> None:
         """Drop the tower outputs that methods shared."""
@@ -163,19 +240,26 @@ class TransformersEngine:
         return min(self._measure(config, methods) for config, methods in self.job.by_kind())
 
     def _measure(self, config: EvalConfig, methods: Sequence[MethodSpec]) -> int:
-        raw = warm_up_inputs(self.processor, config, PROBE_SIDE)
-        tokens = raw["input_ids"].shape[1]
-        rows = max(1, PROBE_TOKENS // tokens)
+        tokens = self._grey_rows(config, 1, PROBE_SIDE)[0].tokens
+        rows = self._grey_rows(config, max(1, PROBE_TOKENS // tokens), PROBE_SIDE)
         self.share_towers = len(methods) > 1  # their outputs take memory, too
 
         def probe(method: MethodSpec) -> None:
             with contextlib.suppress(Exception):  # errors other than memory are the rows' own
                 # two tokens, so that a step after the prompt, and its graph, are measured as well
-                self.answer(config, self.methods[method], [WARM_UP_ROW] * rows, inputs, 2)
+                self.answer(config, self.methods[method], rows, inputs, 2)
 
         try:
-            inputs = self.transfer.start(self.collate([raw] * rows)).wait()
+            inputs = self.start_transfer(rows).wait()
             probes = [functools.partial(probe, method) for method in methods]
-            return measure_batch_tokens(probes, rows * tokens, gpu_share())
+            return measure_batch_tokens(probes, len(rows) * tokens, gpu_share())
         finally:
             self.towers.forget()
+
+
+def media_name(row: PreparedRow) -> str:
+    """The row's media by name, for methods that draw: the same tokens for all of their questions.
+
+    Rows without media, which have no tokens to draw, have their own name.
+    """
+    return "\n".join(medium.name for medium in row.row.media) or row.row_id
