@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from pipelines.benchmarks.records import embedded_image
 from pipelines.data.formats.base import DataFile, RawRecord
 from pipelines.data.manifest import Manifest
-from pipelines.data.row_index import INDEX, duplicate_ids, index_rows, read_records
+from pipelines.data.row_index import POSITION, duplicate_ids, index_rows, read_records
 from pipelines.data.rows import Medium, Row
 from pipelines.text import redacted
 
@@ -83,7 +83,7 @@ class JoinedManifest(Manifest):
                 f" answer in {name}: {', '.join(unanswered[:3].to_pylist())}; both have to be of"
                 " the same version"
             )
-        for column, source in zip(REFERENCE_INDEX, INDEX.names[1:], strict=True):
+        for column, source in zip(REFERENCE_INDEX, POSITION[1:], strict=True):
             table = table.append_column(column, references[source].take(at))
         return table
 
@@ -92,7 +92,7 @@ class JoinedManifest(Manifest):
             return super().read(pointers)
         records = read_records(self.layout, self.files, pointers)
         columns = [pointers[name] for name in ("row_id", *REFERENCE_INDEX)]
-        positions = pa.table(columns, names=INDEX.names)
+        positions = pa.table(columns, names=POSITION)
         references = read_records("JSON", self.references, positions)
         rows = []
         for (file, span, record), (_, _, reference) in zip(records, references, strict=True):

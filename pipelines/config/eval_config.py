@@ -238,6 +238,8 @@ class EvalConfig:
             **({"compile": True} if self.compile else {}),
             **({"image_fit": self.image_fit} if self._fits_images else {}),
             **({"inputs": inputs_version} if inputs_version > 1 else {}),
+            # Earlier runs drew other tokens for each question about a picture.
+            **({"draws": "once for each medium"} if spec.method == "random" else {}),
         }
 
     @property

@@ -2,7 +2,7 @@
 
 The columns between the stages:
 
-    pointers   row_id, file, start, length (`data.row_index`), missing_runs, benchmark_index
+    pointers   INDEX (`data.row_index`), missing_runs, benchmark_index
     prepared   PreparedRow.SCHEMA: the row, its prompt, the model's inputs as bytes, or an error
     answers    ANSWER_SCHEMA, written to Parquet by the actors; only row counts come back
 """
@@ -20,6 +20,7 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 
 from pipelines.config.model_version import work_offline
+from pipelines.data.row_index import group_by_media, split_between_media
 from pipelines.data.rows import Row
 from pipelines.inference import cluster
 from pipelines.inference.benchmark_job import BenchmarkJob, count_missing
@@ -115,6 +116,7 @@ class Pipeline:
     ) -> Iterator[pa.Table]:
         """The rows of one benchmark that have to be read, in blocks of one task each.
 
+        Questions about a picture are in one block, so that it is read and encoded once for them.
         A block keeps its answered rows, so that batches are made of the same rows however often
         the job was interrupted, and its numbers are the same to the last bit. Rows that are
         retried after errors lie too far apart for that: they go alone.
@@ -122,8 +124,7 @@ class Pipeline:
         column = pa.array(np.full(len(pointers), benchmark, np.int16))
         pointers = pointers.append_column("benchmark_index", column)
         only_missing = self.jobs[benchmark].config.retry_errors
-        for start in range(0, len(pointers), task_rows):
-            block = pointers.slice(start, task_rows)
+        for block in split_between_media(group_by_media(pointers), task_rows):
             if count_missing(block):
                 lacks = pc.greater(pc.list_value_length(block["missing_runs"]), 0)
                 yield block.filter(lacks) if only_missing else block
@@ -148,8 +149,8 @@ def prepare_rows(
     """A CPU task: read rows, decode their media and make the model's inputs, block by block."""
     if job.offline:
         work_offline()
-    for start in range(0, len(pointers), block_rows):
-        yield _prepare_block(pointers.slice(start, block_rows), job, tracker)
+    for block in split_between_media(pointers, block_rows):
+        yield _prepare_block(block, job, tracker)
 
 
 def _prepare_block(pointers: pa.Table, job: JobSpec, tracker: Any) -> pa.Table:

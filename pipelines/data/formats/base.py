@@ -1,5 +1,6 @@
 """Shared by all formats: a data file, the position of a row in it, and reading ranges of bytes."""
 
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -25,6 +26,8 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "options": ("options", "choices"),
     "type": ("type", "category"),
 }
+# Names under which benchmarks' own files have their media.
+MEDIA_IDS = ("imageId", "image_id", "video_id", "video_name")
 ROW_NUMBER = "row number"  # in `DataFile.keys`, for tables whose rows have no ids
 CHUNK = 1 << 20  # bytes that are read at once
 MAX_GAP = 4 << 10  # bytes between two spans that are read in one request
@@ -57,6 +60,14 @@ class Span(NamedTuple):
     row_id: str
     start: int
     length: int
+    media: int = 0  # a number that rows with the same media share; 0 if they are not known
+
+
+def media_number(record: RawRecord) -> int:
+    """`Span.media` of a row. It only decides which rows are read together."""
+    names = (*ALIASES["media"], *MEDIA_IDS)
+    value = next((record[name] for name in names if record.get(name)), None)
+    return 0 if value is None else zlib.crc32(repr(value).encode(errors="replace")) or 1
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from pipelines.data.formats.base import (
     Format,
     RawRecord,
     Span,
+    media_number,
     read_lines,
     read_spans,
     try_parse,
@@ -120,8 +121,10 @@ def columns(file: DataFile) -> list[str]:
 
 def index(file: DataFile) -> Iterator[Span]:
     for name, start, length, record in rows(file):
-        row_id = None if isinstance(record, Exception) else file.identity(record)
-        yield Span(row_id or name, start, length)
+        if isinstance(record, Exception):
+            yield Span(name, start, length)
+        else:
+            yield Span(file.identity(record) or name, start, length, media_number(record))
 
 
 def read(file: DataFile, spans: Sequence[Span]) -> Iterator[RawRecord | Exception]:

@@ -14,7 +14,16 @@ from itertools import accumulate
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.data.formats.base import ALIASES, ROW_NUMBER, DataFile, Format, RawRecord, Span
+from pipelines.data.formats.base import (
+    ALIASES,
+    MEDIA_IDS,
+    ROW_NUMBER,
+    DataFile,
+    Format,
+    RawRecord,
+    Span,
+    media_number,
+)
 from pipelines.data.memory_limit import bounded
 
 BATCH = 4 << 20  # bytes of rows to decode at once, according to the file's metadata
@@ -66,7 +75,8 @@ def index(file: DataFile) -> Iterator[Span]:
             required = " and ".join(f"'{key}'" for key in keys) or "'id'"
             raise ValueError(f"{file.name} has no column {required}; it has {', '.join(names)}")
         number = 0
-        batches = parquet.iter_batches(batch_size=INDEX_ROWS, columns=keys)
+        paths = _path_columns(parquet.schema_arrow)
+        batches = parquet.iter_batches(batch_size=INDEX_ROWS, columns=[*keys, *paths])
         while number < parquet.metadata.num_rows:
             try:
                 with bounded(MAX_MEMORY // 8):
@@ -74,8 +84,25 @@ def index(file: DataFile) -> Iterator[Span]:
             except (pa.ArrowException, OSError, MemoryError, StopIteration) as error:
                 raise ValueError(f"cannot read the ids of {file.name}: {error}") from error
             for record in records:
-                yield Span(file.identity(record) or f"{file.prefix}row-{number + 1}", number, 1)
+                row_id = file.identity(record) or f"{file.prefix}row-{number + 1}"
+                yield Span(row_id, number, 1, media_number(record))
                 number += 1
+
+
+def _path_columns(schema: pa.Schema) -> list[str]:
+    """The columns that name a row's media, without their content."""
+    columns = []
+    for field in schema:
+        if field.name not in (*ALIASES["media"], *MEDIA_IDS):
+            continue
+        inner = field.type.value_type if pa.types.is_list(field.type) else field.type
+        if pa.types.is_string(inner) or pa.types.is_integer(inner):
+            columns.append(field.name)
+        elif (
+            field.type == inner and pa.types.is_struct(inner) and inner.get_field_index("path") >= 0
+        ):
+            columns.append(f"{field.name}.path")
+    return columns
 
 
 class Cursor:

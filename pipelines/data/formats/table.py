@@ -9,7 +9,15 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 
-from pipelines.data.formats.base import DataFile, Format, RawRecord, Span, read_lines, read_spans
+from pipelines.data.formats.base import (
+    DataFile,
+    Format,
+    RawRecord,
+    Span,
+    media_number,
+    read_lines,
+    read_spans,
+)
 
 MAX_RECORD = 16 << 20  # bytes
 csv.field_size_limit(MAX_RECORD)  # by default texts over 128 KiB are refused
@@ -58,8 +66,9 @@ def index(file: DataFile) -> Iterator[Span]:
     rows = records(file)
     header = next((cells for *_, cells in rows), [])
     for number, (start, length, cells) in enumerate(rows, 1):
-        row_id = file.identity(dict(zip(header, cells, strict=False)))
-        yield Span(row_id or f"{file.prefix}row-{number}", start, length)
+        record = dict(zip(header, cells, strict=False))
+        row_id = file.identity(record) or f"{file.prefix}row-{number}"
+        yield Span(row_id, start, length, media_number(record))
 
 
 def read(file: DataFile, spans: Sequence[Span]) -> Iterator[RawRecord | Exception]:

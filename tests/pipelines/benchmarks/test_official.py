@@ -6,7 +6,6 @@ import hashlib
 import json
 import pickle
 import shutil
-import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -386,12 +385,10 @@ def write_vqav2_val(folder: Path, count: int) -> Manifest:
     return benchmark("vqav2").load(str(folder), "val")
 
 
-def test_index_of_100000_rows_is_small_and_fast(tmp_path: Path) -> None:
+def test_index_of_100000_rows_is_small(tmp_path: Path) -> None:
     """The driver keeps ids and positions, 5 MB for 70 MB of annotations."""
     manifest = write_vqav2_val(tmp_path / "all", 100_000)
-    began = time.monotonic()
     index = manifest.index()
-    assert time.monotonic() - began < 30  # about 3 s on two idle cores
     assert len(index) == 100_000
     assert index.nbytes < 60 * len(index)
     [row] = manifest.read(index.slice(77_777, 1))

@@ -67,7 +67,7 @@ def test_every_flag_sets_its_field() -> None:
             --min-pixels 9 --max-pixels 99 --conversation vicuna_v1 --temperature 0.7
             --max-new-tokens 32 --seed 3 --dtype bfloat16 --attn sdpa --ray-address auto
             --actors 1,4 --gpus-per-actor 0.25 --cpus-per-actor 2 --batch-size 8
-            --batch-tokens 4096 --compile --batch-timeout 90 --output gs://b/o
+            --batch-tokens 4096 --share none --compile --batch-timeout 90 --output gs://b/o
             --tracking-uri http://host:5000 --experiment e --max-error-rate 5% --retry-errors
             """
         ),
@@ -101,6 +101,7 @@ def test_every_flag_sets_its_field() -> None:
         cpus_per_actor=2.0,
         batch_size=8,
         batch_tokens=4096,
+        share="none",
         compile=True,
         batch_timeout=90.0,
         output="gs://b/o",
@@ -352,6 +353,7 @@ def test_identity_changes_with_every_field_that_changes_answers() -> None:
         "batch_size": 3,
         "batch_tokens": 900,
         "batch_timeout": 9.0,
+        "share": "none",
         "output": "o",
         "tracking_uri": "t",
         "limit": None,

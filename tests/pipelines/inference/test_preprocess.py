@@ -20,6 +20,7 @@ from pipelines.data.manifest import Manifest
 from pipelines.data.media import videos
 from pipelines.data.rows import Kind, Medium, Row
 from pipelines.inference.conversations import render_prompt
+from pipelines.inference.encoded_prompt import EncodedPrompt
 from pipelines.inference.engines.generation import Sampler, answer_length, eos_token_ids
 from pipelines.inference.prepared_row import PreparedRow
 from pipelines.inference.preprocess import (
@@ -130,7 +131,7 @@ def test_collated_rows_equal_the_processors_own_batch(family: str, kind: str) ->
         assert all(
             value.dtype in (torch.uint8, torch.int64, torch.float32) for value in made.values()
         )
-        parts.append(PreparedRow.of(0, Row("row"), (), "", made).tensors())
+        parts.append(PreparedRow.of(0, Row("row"), (), EncodedPrompt.of("", made, ())).tensors())
     collate = Collator(build)
     raw = collate(parts)
     pixels = [name for name in raw if name.startswith("pixel_values")]
