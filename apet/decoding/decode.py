@@ -153,8 +153,9 @@ class Decode:
                     after_prefixes()
                 state = self._state(prompt, cache)
                 steps = SharedSteps(self.family, state, suffixes)
-                valid = prompt["attention_mask"].bool()
-                input_ids, padding = steps.prompts(input_ids, valid)
+                mask = prompt.get("attention_mask")  # None: nothing is padded
+                valid = torch.ones_like(input_ids) if mask is None else mask
+                input_ids, padding = steps.prompts(input_ids, valid.bool())
                 set_prompt_padding(logits_processor, padding)
                 logits = steps.start()
                 if self.graphs is not None:
