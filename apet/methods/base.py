@@ -51,7 +51,6 @@ class Method(ABC):
     # can share the picture's prefill.
     reads_question: ClassVar[bool] = False
     needs_attention: ClassVar[bool] = False  # of the decoder: `view.decoder.previous_layer`
-    reads_question: ClassVar[bool] = False  # the text behind a picture: its prompts share nothing
     needs_tower: ClassVar[bool] = False  # attention of the vision tower: `view.tower`
     inside_tower: ClassVar[bool] = False  # its own schedule has sites inside the vision tower
     encoder_only: ClassVar[bool] = False  # spends a budget at the encoder in every family

@@ -30,7 +30,6 @@ BISECTIONS = 64
 class DecoderMethod(Method):
     reads_question: ClassVar[bool] = True
     needs_attention: ClassVar[bool] = True
-    reads_question: ClassVar[bool] = True
     layers: ClassVar[tuple[tuple[int, ...], ...]]  # of 32, with a site; the preferred ones first
     earliest: ClassVar[int] = 1  # layer that can have a site; 1: reads the layer before
 
