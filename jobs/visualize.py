@@ -35,7 +35,7 @@ from pipelines.config.paths import to_write
 def main() -> int:
     parser = CommandParser("visualize.py", __doc__)
     add = parser.add_argument
-    add("runs", nargs="+", metavar="RUN", help="Folder of answers: a path, s3:// or gs://.")
+    add("runs", nargs="+", metavar="RUN", help="Folders of runs, or folders that contain runs.")
     add("--rows", metavar="ID,ID", help="IDs of the rows to draw. Default: rows with disagreement.")
     add(
         "--count",

@@ -2,11 +2,11 @@
 
 `writer.write_report` does all of it, in this order:
 
-runs            finds the runs and decides which of them are comparable
-measurements    computes the metrics of every run; `judge_scores` adds those of a judge
-*_tables        make a `table.Table` of each subject; `published` adds the paper's figures
-charts          draws accuracy by budget and prefill times as SVG
-queries         SQL for DuckDB that computes the same numbers from the answers
-page, table_formats   write HTML, CSV, Markdown and LaTeX from the templates
-labels          names of methods and benchmarks; texts.yaml has them, and notes of tables
+runs           finds the runs and decides which of them are comparable
+measurements   computes the metrics of every run, as dictionaries of numbers by name
+published      adds the paper's figures as further results
+tables         makes a `table.Table` of each subject, as texts.yaml describes it
+charts         draws accuracy by budget and prefill times as SVG
+queries        SQL for DuckDB that computes the same numbers from the answers
+table_formats, templates   write HTML, CSV, Markdown and LaTeX from the templates
 """

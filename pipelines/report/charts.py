@@ -6,6 +6,7 @@ matplotlib is imported when the first chart is drawn: it takes longer to start t
 from __future__ import annotations
 
 import io
+import json
 import math
 import warnings
 from collections import defaultdict
@@ -16,10 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from pipelines.report.labels import method_label
-from pipelines.report.measurements import StudyResults
-from pipelines.report.runs import Chapter
-from pipelines.report.table import Number
+from pipelines.report.runs import Chapter, Study
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,6 +34,7 @@ SETTINGS: Any = {
     "axes.spines.right": False,
     "axes.edgecolor": "#666666",
     "axes.axisbelow": True,
+    "axes.titleweight": "bold",
     "grid.color": "#dddddd",
     "legend.frameon": False,
     "svg.fonttype": "none",  # text stays text
@@ -52,134 +51,114 @@ class Chart(NamedTuple):
     svg: bytes
 
 
-Style = dict[str, Any]
-
-
-def method_styles(chapter: Chapter) -> dict[str, Style]:
-    """Colour, marker and dash of each method. The first 280 methods all look different."""
-    labels = dict.fromkeys(runs[0].label for runs in chapter.runs_by_method() if runs[0].budget)
-    styles = zip(cycle(COLOURS), cycle(MARKERS), cycle(DASHES), strict=False)
-    return {
-        label: dict(zip(("color", "marker", "linestyle"), style, strict=True))
-        for label, style in zip(labels, styles, strict=False)
+def accuracy_charts(chapter: Chapter, suffix: str) -> list[Chart]:
+    """A chart per benchmark. A method has the same colour, marker and dashes in all of them."""
+    points = sorted(run.point.sort_key for study in chapter.studies for run in study.runs)
+    labels = dict.fromkeys(point.label for *_, point in points if point.budget)
+    looks = zip(cycle(COLOURS), cycle(MARKERS), cycle(DASHES), strict=False)  # 280 different ones
+    styles = {
+        label: dict(zip(("color", "marker", "linestyle"), look, strict=True))
+        for label, look in zip(labels, looks, strict=False)
     }
+    charts = (_accuracy_chart(study, styles, suffix) for study in chapter.studies)
+    return [chart for chart in charts if chart]
 
 
-def accuracy_chart(study: StudyResults, styles: dict[str, Style], title: str) -> Chart | None:
+def _accuracy_chart(study: Study, styles: dict[str, dict[str, Any]], suffix: str) -> Chart | None:
     """Accuracy by the average number of visual tokens per layer, with intervals.
 
     Vanilla is a horizontal line in a band. None if no run has a budget.
     """
-    lines: dict[str, list[tuple[float, Number]]] = defaultdict(list)
-    for result in study.results:
-        tokens, value = result.metrics.get("visual_tokens_kept"), study.accuracy(result)
-        if result.run.budget and tokens and value:
-            lines[result.run.label].append((tokens, value))
+    lines: dict[str, list[tuple[float, ...]]] = defaultdict(list)
+    vanilla = None
+    for point, metrics, _ in study.measured:
+        value, tokens = metrics.get("headline"), metrics.get("visual_tokens_kept")
+        ends = (metrics.get(f"headline_ci_{end}", value) for end in ("low", "high"))
+        if point.method == "vanilla" and value:
+            vanilla = (value, *ends)
+        elif point.budget and tokens and value:
+            lines[point.label].append((tokens, value, *ends))
     if not lines:
         return None
     with _figure(5.2 + 0.27 * math.ceil(len(lines) / 4)) as (figure, axes):
-        vanilla = study.accuracy(study.vanilla)
         if vanilla:
-            low, high = _ends(vanilla)
-            axes.axhspan(low, high, color="#777777", alpha=0.15, linewidth=0)
-            axes.axhline(vanilla.value, color="#444444", linewidth=1.5, label="Vanilla")
-        all_tokens = sorted({tokens for points in lines.values() for tokens, _ in points})
-        span = math.log(all_tokens[-1] / all_tokens[0]) or 1.0
+            axes.axhspan(*vanilla[1:], color="#777777", alpha=0.15, linewidth=0)
+            axes.axhline(vanilla[0], color="#444444", linewidth=1.5, label="Vanilla")
+        budgets = sorted({tokens for points in lines.values() for tokens, *_ in points})
+        span = math.log(budgets[-1] / budgets[0]) or 1.0
         for index, (label, points) in enumerate(lines.items()):
             # Methods with the same budget stand side by side, so that no interval hides another.
             shift = math.exp(0.009 * span * (index - (len(lines) - 1) / 2))
-            columns = ((tokens, value.value, *_ends(value)) for tokens, value in sorted(points))
-            tokens, values, lows, highs = np.array(list(columns)).T
-            axes.errorbar(
-                tokens * shift,
-                values,
-                [values - lows, highs - values],
-                label=method_label(label),
-                elinewidth=1,
-                markersize=6,
-                **styles[label],
-            )
+            tokens, values, lows, highs = np.array(sorted(points)).T
+            errors = [values - lows, highs - values]
+            style = {"label": label, "elinewidth": 1, "markersize": 6, **styles[label]}
+            axes.errorbar(tokens * shift, values, errors, **style)
         axes.set_xscale("log")
         axes.margins(x=0.08)
-        ticks = _readable_ticks(all_tokens, span)
+        ticks = budgets[:1]  # labels need a distance from each other
+        for tokens in budgets:
+            if math.log(tokens / ticks[-1]) > 0.07 * span:
+                ticks.append(tokens)
         axes.set_xticks(ticks, [f"{count:,.0f}" for count in ticks])
         axes.set_xticks([], minor=True)
-        axes.set_xlabel("Visual tokens per layer (average)")
-        unit = "points" if study.study.benchmark.headline_max > 1 else "%"
-        axes.set_ylabel(f"Accuracy ({unit})")
-        axes.set_title(study.study.label, fontweight="bold")
+        unit = "%" if study.digits else "points"
+        axes.set(xlabel="Visual tokens per layer (average)", ylabel=f"Accuracy ({unit})")
+        axes.set_title(study.label)
         axes.grid(axis="y")
         figure.legend(loc="outside lower center", ncols=4)
-        description = f"Accuracy by budget on {study.study.label}; the table below has the numbers"
-        return Chart(title, description, _svg(figure))
+        description = f"Accuracy by budget on {study.label}; the table below has the numbers"
+        return Chart(f"accuracy {study.label}{suffix}", description, _svg(figure))
 
 
-def _readable_ticks(values: Sequence[float], span: float) -> list[float]:
-    """Values that are far enough from each other for their labels on a logarithmic axis."""
-    ticks: list[float] = []
-    for value in values:
-        if not ticks or math.log(value / ticks[-1]) > 0.07 * span:
-            ticks.append(value)
-    return ticks
-
-
-def _ends(number: Number) -> tuple[float, float]:
-    low, high = number.low, number.high
-    return (number.value if low is None else low, number.value if high is None else high)
-
-
-def prefill_charts(
-    chapters: Sequence[Chapter], studies: Sequence[Sequence[StudyResults]]
-) -> Iterator[Chart]:
+def prefill_charts(chapters: Sequence[Chapter]) -> Iterator[Chart]:
     """Prefill times of studies that were run with flash attention and with another kernel."""
-    pairs = list(zip(chapters, studies, strict=True))
-    for chapter, flash_studies in pairs:
-        kernel = FLASH_KERNELS.get(str(chapter.settings.get("attn")))
-        for other, other_studies in pairs if kernel else ():
-            settings, other_settings = ({**c.settings, "attn": None} for c in (chapter, other))
-            is_flash = other.settings.get("attn") in FLASH_KERNELS
-            if is_flash or settings != other_settings or other.model != chapter.model:
-                continue
-            for flash in flash_studies:
-                for plain in other_studies:
-                    if flash.study.column == plain.study.column:
-                        kernels = str(kernel), str(other.settings.get("attn"))
-                        title = f"prefill with {' and '.join(kernels)}"
-                        title = f"{chapter.model}, {flash.study.label}: {title}"
-                        yield _prefill_chart((flash, plain), kernels, title)
+    kernels: dict[str, dict[str, Study]] = defaultdict(dict)  # by what else they have in common
+    for chapter in chapters:
+        for study in chapter.studies:
+            common = (chapter.model, study.label, {**chapter.settings, "attn": None})
+            by_kernel = kernels[json.dumps(common, sort_keys=True, default=str)]
+            by_kernel[str(chapter.settings.get("attn"))] = study
+    for key, by_kernel in kernels.items():
+        model, label, _ = json.loads(key)
+        ordered = sorted(by_kernel, key=lambda name: (name not in FLASH_KERNELS, name))
+        names = {kernel: FLASH_KERNELS.get(kernel, kernel) for kernel in ordered}
+        if 0 < len(FLASH_KERNELS.keys() & by_kernel.keys()) < len(by_kernel):
+            title = f"{model}, {label}: prefill with {' and '.join(names.values())}"
+            yield _prefill_chart({names[kernel]: by_kernel[kernel] for kernel in names}, title)
 
 
-def _prefill_chart(studies: Sequence[StudyResults], kernels: Sequence[str], title: str) -> Chart:
+def _prefill_chart(studies: dict[str, Study], title: str) -> Chart:
     # Runs with options would make the chart long and say little about speed.
-    times = [
-        {
-            result.run.point: result.metrics.get("prefill_ms_p50")
-            for result in study.results
-            if not result.run.options
+    times = {
+        kernel: {
+            f"{point.label} {point.budget}".strip(): metrics.get("prefill_ms_p50")
+            for point, metrics, _ in study.measured
+            if not point.options
         }
-        for study in studies
-    ]
-    points = list(dict.fromkeys([*times[1], *times[0]]))
-    with _figure(max(5.9, 1.6 + 0.62 * len(points))) as (figure, axes):
-        for index, (kernel, by_point) in enumerate(zip(kernels, times, strict=True)):
-            values = [by_point.get(point) for point in points]
+        for kernel, study in studies.items()
+    }
+    names = list(dict.fromkeys(name for by_name in times.values() for name in by_name))
+    height = 0.8 / len(times)
+    with _figure(max(5.9, 1.6 + 0.31 * len(names) * len(times))) as (figure, axes):
+        for index, (kernel, by_name) in enumerate(times.items()):
+            values = [by_name.get(name) for name in names]
             bars = axes.barh(
-                [place + 0.4 * index for place in range(len(points))],
+                np.arange(len(names)) + height * index,
                 [value or 0.0 for value in values],
-                height=0.36,
-                color=COLOURS[index] if index == 0 else "white",
+                height=0.9 * height,
+                color="white" if index else COLOURS[index],
                 edgecolor=COLOURS[index],
                 linewidth=1.5,
                 label=kernel,
             )
             labels = ["not run" if value is None else f"{value:,.1f} ms" for value in values]
             axes.bar_label(bars, labels, padding=4)
-        axes.set_yticks([place + 0.2 for place in range(len(points))], points)
+        axes.set_yticks(np.arange(len(names)) + (0.8 - height) / 2, names)
         axes.invert_yaxis()
         axes.margins(x=0.14)
         axes.set_xlabel("Prefill time (median, ms)")
-        axes.set_title(studies[0].study.label, fontweight="bold")
-        figure.legend(loc="outside lower center", ncols=2)
+        axes.set_title(next(iter(studies.values())).label)
+        figure.legend(loc="outside lower center", ncols=len(times))
         return Chart(title, title, _svg(figure))
 
 

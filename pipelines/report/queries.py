@@ -7,6 +7,7 @@ its query does not compute, and the command that prints them.
 """
 
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 from pipelines.report.runs import Chapter, Study
@@ -15,17 +16,18 @@ from pipelines.text import redacted
 
 
 class Setup(NamedTuple):
-    folder: str  # in which the SQL has to run: a path, or the beginning of a URI
+    folder: str  # in which the SQL has to run: a path, or the beginning of a URI; empty for any
     sql: str
 
 
 def setup(chapters: Sequence[Chapter]) -> Setup:
     """The view `answers` of all runs of a report, with the study of each."""
     runs = [(run, study) for chapter in chapters for study in chapter.studies for run in study.runs]
-    uris = [redacted(run.folder.uri) for run, _ in runs]
-    folder = _common_folder(uris)
-    parts = [f"{uri.removeprefix(folder)}/*.parquet" for uri in uris]
-    return Setup(folder, _render("setup", parts, runs))
+    paths = [redacted(run.folder.uri).split("/") for run, _ in runs]
+    levels = zip(*(path[:-1] for path in paths), strict=False)
+    common = [names[0] for names in takewhile(lambda names: len(set(names)) == 1, levels)]
+    files = ["/".join([*path[len(common) :], "*.parquet"]) for path in paths]
+    return Setup("".join(f"{name}/" for name in common), _render("setup", files, runs))
 
 
 def query(name: str, study: Study) -> str:
@@ -40,15 +42,6 @@ def average(studies: Sequence[Study]) -> str:
 
 def _render(name: str, *arguments: Any) -> str:
     return str(getattr(TEMPLATES.get_template("queries.sql.j2").module, name)(*arguments)).strip()
-
-
-def _common_folder(uris: Sequence[str]) -> str:
-    """The folder that contains all runs, ending in a slash. Empty if they are in several stores."""
-    names = [uri.split("/")[:-1] for uri in uris]
-    common = 0
-    while all(len(path) > common and path[common] == names[0][common] for path in names):
-        common += 1
-    return "".join(f"{name}/" for name in names[0][:common])
 
 
 def _quoted(text: str) -> str:

@@ -10,12 +10,11 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipelines.benchmarks import BENCHMARKS, benchmark
 from pipelines.benchmarks.base import Benchmark
-from pipelines.report.labels import benchmark_label
+from pipelines.report.templates import benchmark_label, method_label
 from pipelines.results import answers
 from pipelines.results.run_record import RECORD_FILE, RunRecord, run_folders
 from pipelines.results.storage import Folder, run_concurrently
@@ -35,6 +34,27 @@ DIGEST_CHARACTERS = 10
 """Length of a digest, or of another long value, in a title."""
 
 
+class Point(NamedTuple):
+    """A method with a budget."""
+
+    method: str
+    budget: str = ""  # tokens, a share or a schedule, as requested. Empty for the unmodified model
+    options: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def label(self) -> str:
+        """The method with its options. Tables group rows by budget, so it is not repeated."""
+        return " ".join([method_label(self.method), *map("=".join, self.options)])
+
+    @property
+    def sort_key(self) -> tuple[Any, ...]:
+        """Order in tables: vanilla, then by falling budget. ApET comes last, as in the paper."""
+        amount = re.match(r"[\d.]+", self.budget)
+        falling = (0, -float(amount[0])) if amount else (1, 0.0)
+        is_apet = self.method.startswith("apet"), self.method == "apet"
+        return (self.method != "vanilla", *falling, *is_apet, self)
+
+
 @dataclass(frozen=True)
 class ReportRun:
     """A run of a job: its folder of answers and its record."""
@@ -48,31 +68,21 @@ class ReportRun:
         return self.record.name
 
     @property
-    def point(self) -> str:
+    def name(self) -> str:
         """Name of method, budget and options: `apet-64`."""
         return str(self.record.point["name"])
 
     @property
-    def method(self) -> str:
-        return str(self.record.point["method"])
+    def model(self) -> str:
+        return self.record.tags.get("model", "model")
 
     @property
-    def options(self) -> dict[str, Any]:
-        """Options of the method without its budget."""
-        excluded = ("name", "method", *BUDGET_KEYS)
-        return {key: value for key, value in self.record.point.items() if key not in excluded}
-
-    @property
-    def budget(self) -> str:
-        """Tokens, a share or a schedule, as requested. Empty for the unmodified model."""
-        point = self.record.point
-        return next((str(point[key]) for key in BUDGET_KEYS if key in point), "")
-
-    @property
-    def label(self) -> str:
-        """The method with its options. Tables group rows by budget, so it is not repeated."""
-        options = (f"{key}={_short(value)}" for key, value in sorted(self.options.items()))
-        return " ".join([self.method, *options])
+    def point(self) -> Point:
+        fields = self.record.point
+        budget = next((str(fields[key]) for key in BUDGET_KEYS if key in fields), "")
+        options = sorted(fields.keys() - {"name", "method", *BUDGET_KEYS})
+        values = tuple((key, _short(fields[key])) for key in options)
+        return Point(str(fields["method"]), budget, values)
 
     @property
     def limit(self) -> int | None:
@@ -80,13 +90,18 @@ class ReportRun:
         limit = self.record.config.get("limit")
         return limit if isinstance(limit, int) and self.record.rows["wanted"] >= limit else None
 
-    @property
-    def sort_key(self) -> tuple[Any, ...]:
-        """Order in tables: vanilla, then by falling budget. ApET comes last, as in the paper."""
-        amount = re.match(r"[\d.]+", self.budget)
-        falling = (0, -float(amount[0])) if amount else (1, 0.0)
-        is_apet = self.method.startswith("apet"), self.method == "apet"
-        return (self.method != "vanilla", *falling, self.budget, *is_apet, self.label, self.id)
+    def settings(self, excluded: Sequence[str]) -> dict[str, Any]:
+        """Its identity without these keys."""
+        return {key: value for key, value in self.record.identity.items() if key not in excluded}
+
+
+class Result(NamedTuple):
+    """A row of a table: metrics of a run, or figures that the paper prints for a method."""
+
+    point: Point
+    metrics: Mapping[str, Any]
+    paper_table: int = 0
+    """Number of the paper's table that has these figures; 0 for a run."""
 
 
 @dataclass(frozen=True)
@@ -99,10 +114,25 @@ class Study:
     """Name within its chapter: the benchmark, and settings if several studies have the same one."""
     benchmark: Benchmark
     runs: tuple[ReportRun, ...]
+    # `measurements.measure` adds what follows. Examples have a dictionary of cells per row.
+    results: Sequence[Result] = ()
+    types: Sequence[str] = ()
+    """Types of questions that runs have in common with vanilla."""
+    hard: Sequence[Result] = ()
+    """Results on rows that the down-sampled run of the same budget gets wrong."""
+    lost: Sequence[Mapping[str, Any]] = ()
+    """Rows that vanilla got right and most runs wrong."""
+    slowest: Sequence[Mapping[str, Any]] = ()
+    errors: Sequence[Mapping[str, Any]] = ()
 
     @property
     def label(self) -> str:
         return benchmark_label(self.column)
+
+    @property
+    def digits(self) -> int:
+        """Decimal places of the headline: a percentage, or points."""
+        return 0 if self.benchmark.headline_max > 1 else 1
 
     @property
     def seed(self) -> int:
@@ -110,7 +140,11 @@ class Study:
 
     @property
     def vanilla(self) -> ReportRun | None:
-        return next((run for run in self.runs if run.method == "vanilla"), None)
+        return next((run for run in self.runs if run.point.method == "vanilla"), None)
+
+    @property
+    def measured(self) -> list[Result]:
+        return [result for result in self.results if not result.paper_table]
 
 
 @dataclass(frozen=True)
@@ -122,13 +156,10 @@ class Chapter:
     settings: Mapping[str, Any]
     studies: tuple[Study, ...]  # in the order of the paper's columns
 
-    def runs_by_method(self) -> list[list[ReportRun]]:
-        """Rows of a table over benchmarks: runs of one method, options and budget."""
-        runs = sorted((run for study in self.studies for run in study.runs), key=_sort_key)
-        rows: dict[tuple[str, str], list[ReportRun]] = defaultdict(list)
-        for run in runs:
-            rows[run.label, run.budget].append(run)
-        return list(rows.values())
+    @property
+    def parent(self) -> Folder:
+        """Folder that contains the first run."""
+        return self.studies[0].runs[0].folder.parent
 
 
 def collect_runs(uris: Sequence[str]) -> tuple[list[Chapter], list[str]]:
@@ -166,7 +197,13 @@ def collect_runs(uris: Sequence[str]) -> tuple[list[Chapter], list[str]]:
         raise ValueError(
             f"no answers in any run of {', '.join(map(redacted, uris))}: run the job again"
         )
-    return _chapters(answered), notes
+    groups = _grouped(answered, lambda run: (run.model, run.settings(BENCHMARK_KEYS)))
+    chapters = [
+        Chapter(title, first.model, first.settings(BENCHMARK_KEYS), _studies(title, group))
+        for title, group in groups
+        for first in group[:1]
+    ]
+    return sorted(chapters, key=lambda chapter: chapter.title), notes
 
 
 def _load(folder: Folder) -> ReportRun:
@@ -178,7 +215,7 @@ def _load(folder: Folder) -> ReportRun:
 
 def _skipped_runs(uris: Sequence[str], runs: Mapping[str, ReportRun]) -> list[str]:
     """Notes about runs of the same models and benchmarks that a sweep skipped."""
-    prefixes = tuple({run.id.rpartition(f"{run.point}-")[0] for run in runs.values()})
+    prefixes = tuple({run.id.rpartition(f"{run.name}-")[0] for run in runs.values()})
     outputs = {Folder.of(uri).uri for uri in uris}
     outputs |= {run.folder.parent.uri for run in runs.values()}
     notes = []
@@ -198,60 +235,42 @@ def _skipped_runs(uris: Sequence[str], runs: Mapping[str, ReportRun]) -> list[st
     return notes
 
 
-def _chapters(runs: Sequence[ReportRun]) -> list[Chapter]:
-    settings = partial(_identity, excluded=BENCHMARK_KEYS)
-    groups = _grouped(runs, lambda run: (_model(run), settings(run)))
-    titles = _unique_titles([(_model(first), settings(first)) for first, *_ in groups])
-    chapters = [
-        Chapter(title, _model(group[0]), settings(group[0]), _studies(title, group))
-        for title, group in zip(titles, groups, strict=True)
-    ]
-    return sorted(chapters, key=lambda chapter: chapter.title)
-
-
 def _studies(chapter: str, runs: Sequence[ReportRun]) -> tuple[Study, ...]:
-    comparable = partial(_identity, excluded=METHOD_KEYS)
-    groups = _grouped(runs, comparable)
-    benchmarks = [str(first.record.identity["benchmark"]) for first, *_ in groups]
-    settings = [comparable(first) for first, *_ in groups]
-    columns = _unique_titles(list(zip(benchmarks, settings, strict=True)))
+    groups = _grouped(
+        runs, lambda run: (str(run.record.identity["benchmark"]), run.settings(METHOD_KEYS))
+    )
     studies = [
-        Study(f"{chapter}, {column}", column, benchmark(name), tuple(sorted(group, key=_sort_key)))
-        for column, name, group in zip(columns, benchmarks, groups, strict=True)
+        Study(
+            f"{chapter}, {column}",
+            column,
+            benchmark(str(group[0].record.identity["benchmark"])),
+            tuple(sorted(group, key=lambda run: (run.point.sort_key, run.id))),
+        )
+        for column, group in groups
     ]
     order = BENCHMARKS.index
     return tuple(sorted(studies, key=lambda study: (order(study.benchmark.name), study.column)))
 
 
-def _sort_key(run: ReportRun) -> tuple[Any, ...]:
-    return run.sort_key
+def _grouped(
+    runs: Sequence[ReportRun], key: Callable[[ReportRun], tuple[str, dict[str, Any]]]
+) -> list[tuple[str, list[ReportRun]]]:
+    """Titles of groups, and their runs, which have the same name and settings.
 
-
-def _identity(run: ReportRun, excluded: Sequence[str]) -> dict[str, Any]:
-    return {key: value for key, value in run.record.identity.items() if key not in excluded}
-
-
-def _model(run: ReportRun) -> str:
-    return run.record.tags.get("model", "model")
-
-
-def _grouped(runs: Sequence[ReportRun], key: Callable[[ReportRun], Any]) -> list[list[ReportRun]]:
+    The title is the name; of several groups with one name, also the settings in which they differ.
+    """
     groups: dict[str, list[ReportRun]] = defaultdict(list)
     for run in runs:
         groups[json.dumps(key(run), sort_keys=True, default=str)].append(run)
-    return [groups[name] for name in sorted(groups)]
-
-
-def _unique_titles(groups: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
-    """Names of groups. Groups with the same name also get the settings in which they differ."""
+    keys = [key(group[0]) for group in groups.values()]
     titles = []
-    for name, settings in groups:
-        others = [other for other_name, other in groups if other_name == name and other != settings]
+    for name, settings in keys:
+        others = [other for other_name, other in keys if other_name == name]
         different = sorted(
             key for key in settings if any(other.get(key) != settings[key] for other in others)
         )
         titles.append(", ".join([name, *(f"{key} {_short(settings[key])}" for key in different)]))
-    return titles
+    return list(zip(titles, groups.values(), strict=True))
 
 
 def _short(value: Any) -> str:

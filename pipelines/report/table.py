@@ -1,13 +1,14 @@
 """Tables, independent of the format in which they are written. Numbers keep their interval."""
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from pipelines.metrics.intervals import Interval
-from pipelines.report.labels import budget_label, method_label, texts
-from pipelines.report.runs import Chapter, Study
+from pipelines.report.runs import Result
+from pipelines.report.templates import budget_label
+
+MAX_CHARACTERS = 160
+"""Length of a text from the data."""
 
 
 class Number(NamedTuple):
@@ -20,27 +21,67 @@ class Number(NamedTuple):
 
     @property
     def text(self) -> str:
-        return _fixed(self.value, self.digits)
+        return self._fixed(self.value)
 
     @property
     def interval(self) -> str:
         """Text of the interval, `54.4 to 69.8`. Empty without one."""
         if self.low is None or self.high is None:
             return ""
-        return f"{_fixed(self.low, self.digits)} to {_fixed(self.high, self.digits)}"
+        return f"{self._fixed(self.low)} to {self._fixed(self.high)}"
+
+    def _fixed(self, value: float) -> str:
+        text = f"{value:,.{self.digits}f}"
+        return text.removeprefix("-") if not text.strip("-0.") else text  # no "-0.0"
 
 
 Cell = str | Number | None
+
+
+class Column(NamedTuple):
+    title: str
+    key: str
+    """Name of a metric or of another value of the row."""
+    form: str | int = "text"
+    """Number of decimal places, or `percent`, `significant`, `text` or `short`."""
+
+    def cell(self, values: Mapping[str, Any]) -> Cell:
+        """The value that a row has in this column."""
+        value = values.get(self.key)
+        if value is None or self.form == "text":
+            return value or None
+        if self.form == "short":
+            text = " ".join(value.split())
+            return text if len(text) <= MAX_CHARACTERS else f"{text[: MAX_CHARACTERS - 3]}..."
+        if self.form == "significant":  # three digits
+            digits = next((count for count in range(6) if abs(value) * 10**count >= 100), 6)
+            return Number(value, digits=digits)
+        factor, digits = (100.0, 1) if self.form == "percent" else (1, int(self.form))
+        ends = (values.get(f"{self.key}_ci_{end}") for end in ("low", "high"))
+        low, high = (None if end is None else factor * end for end in ends)
+        return Number(factor * value, low, high, digits)
 
 
 class Row(NamedTuple):
     cells: tuple[Cell, ...]
     group: str = ""
     """Rows of a group stand together below its name."""
-    published: bool = False
-    """Holds figures of the paper instead of measured ones."""
-    csv_cells: tuple[Cell, ...] = ()
-    """Cells of `Table.csv_columns`; none if their values are unknown."""
+    published: int = 0
+    """Number of the paper's table whose figures these are; 0 for measured ones."""
+
+
+def result_rows(
+    columns: Sequence[Column], results: Iterable[Result], label: str = "{}"
+) -> list[Row]:
+    """A row per result, which begins with the label of its method."""
+    return [
+        Row(
+            (label.format(point.label), *(column.cell(metrics) for column in columns)),
+            budget_label(point.budget),
+            paper_table,
+        )
+        for point, metrics, paper_table in results
+    ]
 
 
 @dataclass(frozen=True)
@@ -52,8 +93,13 @@ class Table:
     note: str = ""
     query: str = ""
     """SQL that computes the numbers from the answers."""
-    csv_columns: tuple[str, ...] = ()
-    """Additional columns of the CSV file."""
+    csv_only: int = 0
+    """Number of columns at the end that only the CSV file has."""
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """Columns of the other formats."""
+        return self.columns[: len(self.columns) - self.csv_only]
 
     @property
     def groups(self) -> dict[str, list[Row]]:
@@ -62,10 +108,6 @@ class Table:
         for row in self.rows:
             groups.setdefault(row.group, []).append(row)
         return groups
-
-    @property
-    def has_groups(self) -> bool:
-        return any(row.group for row in self.rows)
 
     @property
     def has_published(self) -> bool:
@@ -78,81 +120,3 @@ class Table:
     def texts(self, column: int) -> list[str]:
         """Cells of a column that are words."""
         return [cell for row in self.rows if isinstance(cell := row.cells[column], str)]
-
-
-def make_table(
-    kind: str,
-    subject: Chapter | Study,
-    columns: Sequence[str],
-    rows: Sequence[Row],
-    query: str = "",
-    *,
-    more_notes: str = "",
-    csv_columns: Sequence[str] = (),
-    **facts: Any,
-) -> Table | None:
-    """A table with the title and note of its kind in texts.yaml; None without rows.
-
-    facts: values of the names in braces in the note
-    """
-    if not rows:
-        return None
-    text = texts()["tables"][kind]
-    name = f"{kind}-{subject.column}" if isinstance(subject, Study) else kind
-    title, note = f"{text['title']}: {subject.title}", text["note"].format(**facts) + more_notes
-    return Table(name, title, tuple(columns), rows, note, query, tuple(csv_columns))
-
-
-def method_row(
-    method: str,
-    budget: str,
-    cells: Sequence[Cell],
-    published: bool = False,
-    csv_cells: Sequence[Cell] = (),
-) -> Row:
-    """A row that begins with the method's label, in the group of its budget."""
-    cells = (method_label(method), *cells)
-    return Row(cells, budget_label(budget), published, tuple(csv_cells))
-
-
-def number(value: float | None, digits: int = 1) -> Number | None:
-    return None if value is None else Number(value, digits=digits)
-
-
-def percent(metrics: Mapping[str, float], name: str, scale: float = 1.0) -> Number | None:
-    """A metric with its interval: in percent, or in points if the scale is above 1."""
-    if name not in metrics:
-        return None
-    factor, digits = (scale, 0) if scale > 1 else (100.0, 1)
-    ends = [metrics.get(f"{name}_ci_{end}") for end in ("low", "high")]
-    low, high = (None if end is None else factor * end for end in ends)
-    return Number(factor * metrics[name], low, high, digits)
-
-
-def interval_number(interval: Interval, factor: float = 100.0, digits: int = 1) -> Number:
-    value, low, high = (factor * part for part in interval)
-    return Number(value, low, high, digits)
-
-
-def significant(value: float | None) -> Number | None:
-    """A number with three significant digits."""
-    if value is None:
-        return None
-    digits = next((digits for digits in range(6) if abs(value) * 10**digits >= 100), 6)
-    return Number(value, digits=digits)
-
-
-def ratio(above: float | None, below: float | None) -> Number | None:
-    """A speed-up; None unless both values are known."""
-    return Number(above / below, digits=2) if above and below else None
-
-
-def slug(text: str) -> str:
-    """A text as a file name or an anchor."""
-    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")
-
-
-def _fixed(value: float, digits: int) -> str:
-    text = f"{value:,.{digits}f}"
-    is_zero = float(text.replace(",", "")) == 0
-    return text.removeprefix("-") if is_zero else text  # no "-0.0"

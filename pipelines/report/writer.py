@@ -3,35 +3,34 @@
 write_report(["results"])  # results/report/report.html, figures/*.svg, tables/*.csv, *.md, *.tex
 """
 
+import base64
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
-from pipelines.report import charts, queries
-from pipelines.report.accuracy_tables import (
-    accuracy_table,
-    hard_table,
-    judge_table,
-    retention_table,
-)
-from pipelines.report.efficiency_tables import ablation_tables, efficiency_table
-from pipelines.report.measurements import StudyResults, measure
-from pipelines.report.page import Section, render_page
+from pipelines.report import queries
+from pipelines.report.charts import Chart, accuracy_charts, prefill_charts
+from pipelines.report.measurements import measure
 from pipelines.report.pictures import load_pictures
-from pipelines.report.row_tables import (
-    changes_table,
-    errors_table,
-    lost_rows_table,
-    slowest_table,
-    types_table,
-)
-from pipelines.report.runs import Chapter, collect_runs
-from pipelines.report.table import Table, slug
+from pipelines.report.published import with_published
+from pipelines.report.runs import collect_runs
+from pipelines.report.table import Table
 from pipelines.report.table_formats import as_csv, as_latex, as_markdown
+from pipelines.report.tables import make_tables
+from pipelines.report.templates import TEMPLATES, sentences, slug
 from pipelines.results.storage import Folder, run_concurrently
 
 PAGE_FILE, QUERIES_FILE = "report.html", "queries.sql"
 CHARTS_FOLDER, TABLES_FOLDER = "figures", "tables"
 TABLE_FORMATS = {"csv": as_csv, "md": as_markdown, "tex": as_latex}
+
+
+class Section(NamedTuple):
+    """A section of the page."""
+
+    title: str
+    charts: Sequence[Chart]
+    tables: Sequence[Table] = ()
 
 
 def write_report(uris: Sequence[str], output: str | None = None) -> tuple[Folder, list[str]]:
@@ -41,30 +40,44 @@ def write_report(uris: Sequence[str], output: str | None = None) -> tuple[Folder
     output: the report's folder; `report` beside the runs by default
     """
     chapters, notes = collect_runs(uris)
-    results = [[measure(study) for study in chapter.studies] for chapter in chapters]
-    # Names of tables and charts must be unique in a report.
-    suffixes = [f" {chapter.title}" if len(chapters) > 1 else "" for chapter in chapters]
-    sections = [_section(*each) for each in zip(chapters, results, suffixes, strict=True)]
-    sections += [
-        Section(chart.title, [chart]) for chart in charts.prefill_charts(chapters, results)
+    chapters = [
+        with_published(replace(chapter, studies=tuple(map(measure, chapter.studies))))
+        for chapter in chapters
     ]
-    parents = [_parent(chapter) for chapter in chapters]
-    pictures, picture_notes = load_pictures(list(dict.fromkeys([*uris, *parents])))
+    sections = []
+    for chapter in chapters:
+        # Names of tables and charts must be unique in a report.
+        suffix = f" {chapter.title}" if len(chapters) > 1 else ""
+        tables = [replace(table, name=slug(table.name + suffix)) for table in make_tables(chapter)]
+        sections.append(Section(chapter.title, accuracy_charts(chapter, suffix), tables))
+    sections += [Section(chart.title, [chart]) for chart in prefill_charts(chapters)]
+    parents = [chapter.parent for chapter in chapters]
+    pictures, picture_notes = load_pictures(
+        list(dict.fromkeys([*uris, *(parent.uri for parent in parents)]))
+    )
     setup = queries.setup(chapters)
-    facts = [_summary(chapters, results), *notes, *picture_notes]
     models = " and ".join(dict.fromkeys(chapter.model for chapter in chapters))
-    title = f"What dropping visual tokens does to {models}"
+    summary = sentences("summary", [study for chapter in chapters for study in chapter.studies])
+    page = TEMPLATES.get_template("page.html.j2").render(
+        title=f"What dropping visual tokens does to {models}",
+        facts=[summary, *notes, *picture_notes],
+        sections=sections,
+        pictures=pictures,
+        setup=setup,
+    )
     tables = [table for section in sections for table in section.tables]
-    files = {
-        PAGE_FILE: render_page(title, facts, sections, pictures, setup).encode(),
-        QUERIES_FILE: _sql(setup, tables).encode(),
-    }
-    for chart in (chart for section in sections for chart in section.charts):
-        files[f"{CHARTS_FOLDER}/{slug(chart.title)}.svg"] = chart.svg
-    for table in tables:
-        for extension, format_table in TABLE_FORMATS.items():
-            files[f"{TABLES_FOLDER}/{table.name}.{extension}"] = format_table(table).encode()
-    folder = Folder.of(output) if output else Folder.of(parents[0]).child("report")
+    sql = "\n\n".join(
+        [f"-- in {setup.folder or 'any folder'}\n{setup.sql}"]
+        + [f"-- {' '.join(table.title.split())}\n{table.query}" for table in tables if table.query]
+    )
+    files = {PAGE_FILE: page.encode(), QUERIES_FILE: f"{sql}\n".encode()}
+    for section in sections:
+        for chart in section.charts:
+            files[f"{CHARTS_FOLDER}/{slug(chart.title)}.svg"] = chart.svg
+        for table in section.tables:
+            for extension, format_table in TABLE_FORMATS.items():
+                files[f"{TABLES_FOLDER}/{table.name}.{extension}"] = format_table(table).encode()
+    folder = Folder.of(output) if output else parents[0].child("report")
 
     def write(path: str) -> None:
         parent, _, name = path.rpartition("/")
@@ -74,51 +87,9 @@ def write_report(uris: Sequence[str], output: str | None = None) -> tuple[Folder
     return folder, list(files)
 
 
-def _parent(chapter: Chapter) -> str:
-    """Folder that contains the chapter's first run."""
-    return chapter.studies[0].runs[0].folder.parent.uri
+def _data_uri(chart: Chart) -> str:
+    """The chart as an image of its own: styles and ids inside do not touch the page."""
+    return f"data:image/svg+xml;base64,{base64.b64encode(chart.svg).decode()}"
 
 
-def _section(chapter: Chapter, studies: Sequence[StudyResults], suffix: str) -> Section:
-    styles = charts.method_styles(chapter)
-    drawn = [
-        charts.accuracy_chart(study, styles, f"accuracy {study.study.label}{suffix}")
-        for study in studies
-    ]
-    tables = [
-        accuracy_table(chapter, studies),
-        retention_table(chapter, studies),
-        judge_table(chapter, studies),
-        *ablation_tables(chapter, studies),
-        hard_table(chapter, studies),
-    ]
-    for study in studies:
-        tables += [types_table(study), changes_table(study), lost_rows_table(study)]
-        tables += [efficiency_table(chapter, study), slowest_table(study), errors_table(study)]
-    named = [replace(table, name=slug(table.name + suffix)) for table in tables if table]
-    return Section(chapter.title, [chart for chart in drawn if chart], named)
-
-
-def _summary(chapters: Sequence[Chapter], studies: Sequence[Sequence[StudyResults]]) -> str:
-    metrics = [
-        result.metrics for chapter in studies for study in chapter for result in study.results
-    ]
-    rows, errors = (sum(int(run[f"rows_{name}"]) for run in metrics) for name in ("total", "error"))
-    benchmarks = {study.benchmark.name for chapter in chapters for study in chapter.studies}
-    return (
-        f"{_count(len(metrics), 'run')} on {_count(len(benchmarks), 'benchmark')}:"
-        f" {_count(rows, 'answer')}, {_count(errors, 'error')} among them."
-        " Ranges are 95 % intervals. Figures of the paper are marked as published."
-    )
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'s' * (number != 1)}"
-
-
-def _sql(setup: queries.Setup, tables: Sequence[Table]) -> str:
-    parts = [f"-- in {setup.folder or 'any folder'}\n{setup.sql}"]
-    parts += [
-        f"-- {' '.join(table.title.split())}\n{table.query}" for table in tables if table.query
-    ]
-    return "\n\n".join(parts) + "\n"
+TEMPLATES.filters["data_uri"] = _data_uri

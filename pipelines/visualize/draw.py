@@ -23,8 +23,7 @@ from pipelines.inference.preprocess import RowError, row_error
 from pipelines.report.pictures import PICTURES_FOLDER, PICTURES_INDEX
 from pipelines.results.storage import Folder
 from pipelines.text import redacted
-from pipelines.visualize.figures import Outcome, kept_figure, quoted, scores_figure
-from pipelines.visualize.layout import GREY, Line
+from pipelines.visualize.figures import Outcome, kept_panels, quoted, render, score_panels
 from pipelines.visualize.model_probe import ModelProbe, Prompt
 from pipelines.visualize.row_selection import SelectedRow, StoredRun, load_runs, select_rows
 from pipelines.visualize.token_scores import token_scores
@@ -56,13 +55,13 @@ def visualize(
     runs = load_runs(uris)
     selected = select_rows(runs, rows, count)
     config = _config(runs[0], trust_remote_code=trust_remote_code, allow_outside=allow_outside)
-    if model_fingerprint(config.model, config.revision) != runs[0].record.identity["model"]:
+    if model_fingerprint(config.model, config.revision) != runs[0].run.record.identity["model"]:
         say(f"{config.model} has changed since the runs were made; answers may differ")
     probe = ModelProbe(config)
     row_ids = [selection.row_id for selection in selected]
     manifest, data = _read_rows(config, row_ids)
     stored = {run: run.answers(row_ids) for run in runs}
-    folder = (Folder.of(output) if output else runs[0].folder.parent).child(PICTURES_FOLDER)
+    folder = (Folder.of(output) if output else runs[0].run.folder.parent).child(PICTURES_FOLDER)
     entries: list[dict[str, str]] = []
     for selection, row in zip(selected, data, strict=True):
         try:
@@ -85,7 +84,7 @@ def visualize(
 
 def _config(run: StoredRun, **permissions: bool) -> EvalConfig:
     """The run's config, reduced to CONFIG_FIELDS, with these permissions."""
-    config = run.record.config
+    config = run.run.record.config
     fields = {name: config[name] for name in CONFIG_FIELDS if config.get(name) is not None}
     if fields.get("limit") == "all":
         del fields["limit"]
@@ -132,13 +131,11 @@ def _draw(
     reference = f"The reference answer is {_join(row.answers, ' or ')}." if row.answers else ""
     options = f"The options are {_join(row.options, ', ')}." if row.options else ""
     kind = f", {row.type}" if row.type else ""
-    head = [Line(f"{title}{kind}", colour=GREY), Line(row.question, 23, bold=True)]
-    if about := f"{reference} {options}".strip():
-        head.append(Line(about, 17, GREY))
+    details = f"{title}{kind}. {reference} {options}"
     question = f"{title}: {quoted(row.question)} {reference}"
     names = " and ".join(outcome.name for outcome in outcomes if outcome.generation.sites)
     answers = "; ".join(outcome.describe() for outcome in outcomes)
-    meanings = " ".join(f"{score.name.capitalize()}: {score.meaning}." for score in scores)
+    meanings = " ".join(f"{score.name.capitalize()}: {score.meaning}." for score, _ in scores)
     stem = _file_stem(probe.config, selection)
     kept = {
         "file": f"{stem}-kept.png",
@@ -151,8 +148,11 @@ def _draw(
         "caption": f"{question} {meanings}",
     }
     return [
-        (kept, kept_figure(prompt, outcomes, head)),
-        (ranked, scores_figure(prompt, scores, head)),
+        (entry, render(row.question, details, prompt, panels))
+        for entry, panels in (
+            (kept, kept_panels(prompt, outcomes)),
+            (ranked, score_panels(prompt, scores)),
+        )
     ]
 
 
@@ -162,7 +162,7 @@ def _join(texts: Sequence[str], separator: str) -> str:
 
 def _file_stem(config: EvalConfig, selection: SelectedRow) -> str:
     """A file name that is unique to the row and the runs drawn side by side."""
-    identity = "\n".join([selection.row_id, *(run.record.name for run in selection.runs)])
+    identity = "\n".join([selection.row_id, *(run.run.id for run in selection.runs)])
     name = f"{config.benchmark}-{config.model_name}-{selection.row_id}"
     plain = re.sub(r"[^A-Za-z0-9_.-]", "_", name)
     return f"{plain[:80]}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"

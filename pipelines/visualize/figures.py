@@ -1,36 +1,47 @@
 """Figures 2 and 4 of the paper for one row: scores of the tokens, and which tokens are kept."""
 
+import io
+import textwrap
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cache
+from math import ceil
 from typing import Any
 
+import matplotlib
 import numpy as np
-from matplotlib import colormaps
+from matplotlib import font_manager
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.collections import PatchCollection
+from matplotlib.colors import Normalize, to_rgba
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.textpath import text_to_path
 from numpy.typing import NDArray
 
-from pipelines.data.media.content import Pixels
-from pipelines.visualize.layout import (
-    GREY,
-    INK,
-    RIGHT,
-    WRONG,
-    Line,
-    Panel,
-    picture_width,
-    render,
-    scaled,
-)
 from pipelines.visualize.model_probe import Generation, Prompt, TokenGroup
-from pipelines.visualize.token_scores import TokenScores
+from pipelines.visualize.token_scores import Recorder
 
 Values = NDArray[np.floating[Any]]
-COLOURMAP = "viridis"  # perceptually uniform, readable without telling red from green
-VEIL, EDGE = 255, 70  # grey levels: dropped patches fade to white; edges are dark
-SWATCH_COLOUR = np.array([240, 150, 40])
-SWATCH_SIZE, BAR_SIZE = (16, 26), (14, 64)
+Note = tuple[str, tuple[float, ...] | str]
+"""A line of text and the colour that it explains, or "none"."""
+DPI, WIDTH, MAX_PICTURE_WIDTH, LINE_HEIGHT = 100, 12.4, 4.4, 0.24  # in inches
+MAX_PICTURES_PER_STRIP = 8  # frames of a video or crops of an image, side by side
 MAX_QUOTED = 200  # characters of a quoted text
+MAX_CHARACTERS = 400  # a text is cut there before it is measured
+MAX_LINES = 3  # of a text after wrapping; the rest of it is cut
+INK, GREY = "#1a1a1a", "#5c5c5c"
+RIGHT, WRONG = "#00597a", "#a63600"  # blue and vermilion: distinct for colour-blind readers
+COLOURMAP = "viridis"  # perceptually uniform, readable without telling red from green
+KEPT_COLOUR = "#f09628"  # in the legend
 MIN_CLARITY = 0.13  # how much of a patch remains visible if its token is dropped first
 CLIP_PERCENTILE = 98  # end of a colour scale: a few patches have far more attention than the rest
+FALLBACK_FONTS = (
+    *("Noto Sans CJK SC", "Noto Sans SC", "WenQuanYi Micro Hei", "PingFang SC"),
+    *("Microsoft YaHei", "Noto Sans"),
+)
 
 
 @dataclass(frozen=True)
@@ -46,152 +57,216 @@ class Outcome:
         return bool(self.stored["prediction"] == self.generation.answer)
 
     @property
-    def verdict(self) -> str:
-        if self.stored["correct"] is not None:
-            return "right" if self.stored["correct"] else "wrong"
-        return "" if self.stored["score"] is None else f"scored {self.stored['score']:g}"
-
-    def lines(self) -> list[Line]:
-        marks = {None: ("", INK), True: ("✓ ", RIGHT), False: ("✗ ", WRONG)}
-        mark, colour = marks[self.stored["correct"]]
-        verdict = f" ({self.verdict})" if self.verdict else ""
-        answer = f"{mark}{quoted(self.stored['prediction'])}{verdict}"
-        lines = [Line(answer, 19, colour, bold=True)]
-        if not self.is_reproduced:
-            here = quoted(self.generation.answer)
-            lines.append(Line(f"! alone, it answers {here} here", colour=WRONG))
-        return lines
+    def answer(self) -> str:
+        """The stored answer with its verdict."""
+        correct, score = self.stored["correct"], self.stored["score"]
+        verdict = "" if score is None else f", scored {score:g}"
+        if correct is not None:
+            verdict = ", right" if correct else ", wrong"
+        return f"{quoted(self.stored['prediction'])}{verdict}"
 
     def describe(self) -> str:
         """The answers as a part of the caption."""
-        verdict = f", {self.verdict}" if self.verdict else ""
         here = "" if self.is_reproduced else f" (alone {quoted(self.generation.answer)})"
-        return f"{self.name} answers {quoted(self.stored['prediction'])}{verdict}{here}"
+        return f"{self.name} answers {self.answer}{here}"
 
 
-def kept_figure(prompt: Prompt, outcomes: Sequence[Outcome], head: Sequence[Line]) -> bytes:
+@dataclass(frozen=True)
+class Panel:
+    """The row's pictures as one method or score shows them, and their explanation."""
+
+    title: str
+    notes: Sequence[Note]  # below the pictures
+    colour: str = INK  # of the title
+    overlays: Sequence[Values] = ()  # (rows, columns, RGBA) of each picture's patches
+    scale: ScalarMappable | None = None  # for a colour bar; pictures below are grey
+
+
+def kept_panels(prompt: Prompt, outcomes: Sequence[Outcome]) -> list[Panel]:
     """Figure 4: the picture, then per method the patches whose tokens are kept, and its answer."""
-    # a method that drops nothing shows the picture itself
-    add_original = all(outcome.generation.sites for outcome in outcomes)
-    original = _original(prompt, len(outcomes) + add_original)
-    panels = [original] if add_original else []
+    # A method that drops nothing shows the picture itself.
+    panels = [_original(prompt)] if all(outcome.generation.sites for outcome in outcomes) else []
     for outcome in outcomes:
-        generation, pictures = outcome.generation, original.pictures
-        note, legend = f"all {prompt.visual_tokens:,} tokens", []
+        generation, overlays = outcome.generation, []
+        mark, colour = {None: ("", INK), True: ("✓ ", RIGHT), False: ("✗ ", WRONG)}[
+            outcome.stored["correct"]
+        ]
+        notes: list[Note] = [(f"all {prompt.visual_tokens:,} tokens", "none")]
         if generation.sites:
             shares = prompt.by_group(generation.sites_passed / len(generation.sites))
-            pictures = list(map(veiled, pictures, shares, prompt.groups))
+            overlays = list(map(veil, shares, prompt.groups))
             budget = f"{outcome.stored['budget']:g} of {prompt.visual_tokens:,}"
-            note, legend = f"{budget} tokens in the average layer", _legend(generation)
-        lines = [*_title(outcome.name, note), *outcome.lines(), *legend]
-        panels.append(replace(original, pictures=pictures, lines=lines))
-    return render(head, panels)
+            notes = [(f"{budget} tokens in the average layer", "none"), *_legend(generation)]
+        if not outcome.is_reproduced:
+            notes.append((f"! alone, it answers {quoted(generation.answer)} here", WRONG))
+        panels.append(Panel(f"{outcome.name}\n{mark}{outcome.answer}", notes, colour, overlays))
+    return panels
 
 
-def scores_figure(prompt: Prompt, scores: Sequence[TokenScores], head: Sequence[Line]) -> bytes:
+def score_panels(prompt: Prompt, scores: Sequence[tuple[Recorder, Values]]) -> list[Panel]:
     """Figure 2: the picture, and per score a map over it with its colour scale."""
-    original = _original(prompt, len(scores) + 1)
-    panels = [original]
-    bar = _heat(np.broadcast_to(np.linspace(0, 1, BAR_SIZE[1]), BAR_SIZE)).astype(np.uint8)
-    for score in scores:
-        low, high = np.nanpercentile(score.values, (0, CLIP_PERCENTILE))
-        shares = ((score.values - low) / max(high - low, 1e-30)).clip(0, 1)
-        maps = list(map(heatmap, original.pictures, prompt.by_group(shares), prompt.groups))
-        above = " or more" if np.nanmax(score.values) > high else ""
-        scale = Line(f"{low:.2g} to {high:.2g}{above}", colour=GREY, swatch=bar)
-        lines = [*_title(score.name, score.used_by), scale]
-        if excluded := np.isnan(score.values).sum():
-            text = f"{score.excluded}: {excluded:,}"
-            lines.append(Line(text, colour=GREY, swatch=_swatch(VEIL)))
-        panels.append(replace(original, pictures=maps, lines=lines))
-    return render(head, panels)
+    panels = [_original(prompt)]
+    for recorder, values in scores:
+        low, high = np.nanpercentile(values, (0, CLIP_PERCENTILE))
+        scale = ScalarMappable(Normalize(low, max(high, low + 1e-30), clip=True), COLOURMAP)
+        notes: list[Note] = [(recorder.used_by, "none")]
+        if excluded := np.isnan(values).sum():
+            notes.append((f"{recorder.excluded}: {excluded:,}", "grey"))
+        by_group = zip(prompt.by_group(values), prompt.groups, strict=True)
+        maps = [heatmap(own, group, scale) for own, group in by_group]
+        panels.append(Panel(recorder.name, notes, INK, maps, scale))
+    return panels
 
 
-def _original(prompt: Prompt, panels: int) -> Panel:
-    """The row's pictures as the model sees them, sized for a page of this many panels."""
-    width = picture_width(panels, len(prompt.groups))
-    pictures = [scaled(group.pixels, width) for group in prompt.groups]
-    lines = _title("what the model sees", f"{prompt.visual_tokens:,} tokens")
-    return Panel(pictures, [group.name for group in prompt.groups], lines)
+def _original(prompt: Prompt) -> Panel:
+    return Panel("what the model sees", [(f"{prompt.visual_tokens:,} tokens", "none")])
 
 
-def _title(title: str, note: str) -> list[Line]:
-    return [Line(title, 18, bold=True), Line(note, colour=GREY)]
-
-
-def _legend(generation: Generation) -> list[Line]:
-    """The clarity and number of tokens that are kept, then of those dropped, last site first."""
+def _legend(generation: Generation) -> list[Note]:
+    """The number of tokens that are kept, then of those dropped, last site first; in their veil."""
     counts = [len(generation.sites_passed), *(count for _, count in generation.sites)]
-    lines = [Line(f"kept to the end: {counts[-1]:,}", swatch=_swatch(SWATCH_COLOUR))]
+    lines: list[Note] = [(f"kept to the end: {counts[-1]:,}", KEPT_COLOUR)]
     for passed, (site, count) in reversed(list(enumerate(generation.sites))):
         known = {"vision": "in the vision tower", "encoder": "at the encoder"}
         where = known.get(site, f"at the decoder's layer {site}")
-        swatch = _swatch(_faded(SWATCH_COLOUR, np.array(passed / len(generation.sites))))
-        lines.append(Line(f"dropped {where}: {counts[passed] - count:,}", swatch=swatch))
+        colour = to_rgba(KEPT_COLOUR, float(_clarity(np.array(passed / len(generation.sites)))))
+        lines.append((f"dropped {where}: {counts[passed] - count:,}", colour))
     return lines
 
 
-def _swatch(colour: NDArray[Any] | int) -> Pixels:
-    """A small rectangle of one colour in a dark frame."""
-    swatch = np.full((*SWATCH_SIZE, 3), EDGE, np.uint8)
-    swatch[1:-1, 1:-1] = colour
-    return swatch
+def _clarity(shares: Values) -> Values:
+    return MIN_CLARITY + (1 - MIN_CLARITY) * shares
 
 
-def veiled(picture: Pixels, shares: Values, group: TokenGroup) -> Pixels:
-    """Fade each patch by the share of sites that its token passed: `shares` (N,), from 0 to 1.
+def veil(shares: Values, group: TokenGroup) -> Values:
+    """White over each patch, the denser the fewer sites its token passed: `shares` (N,), 0 to 1.
 
-    Patches without a token look like those dropped first. Thin lines separate different shares.
+    Patches without a token look like those dropped first.
     """
-    by_pixel = _by_pixel(shares, 0.0, group, picture)
-    faded = _faded(picture, by_pixel)
-    faded[_edges(by_pixel)] = EDGE
-    return faded
+    veiled = np.ones((*group.grid, 4))
+    veiled[..., 3] = 1 - _clarity(_by_patch(shares, 0.0, group))
+    return veiled
 
 
-def _faded(picture: NDArray[Any], shares: Values) -> Pixels:
-    clarity = MIN_CLARITY + (1 - MIN_CLARITY) * shares[..., None]
-    faded: Pixels = (clarity * picture + (1 - clarity) * VEIL).astype(np.uint8)
-    return faded
-
-
-def heatmap(picture: Pixels, shares: Values, group: TokenGroup) -> Pixels:
-    """Colour each patch by `shares` (N,), from 0 to 1, over a picture's shades of grey.
-
-    Patches without a number are framed and keep their colours.
-    """
-    by_pixel = _by_pixel(shares, np.nan, group, picture)
-    grey = picture.mean(axis=2, keepdims=True)
-    mixed: Pixels = (0.8 * _heat(np.nan_to_num(by_pixel)) + 0.2 * grey).astype(np.uint8)
-    missing = np.isnan(by_pixel)
-    mixed[missing] = picture[missing]
-    mixed[_edges(missing)] = VEIL
-    return mixed
-
-
-def _heat(shares: Values) -> NDArray[np.float64]:
-    colours: NDArray[np.float64] = 255 * colormaps[COLOURMAP](shares)[..., :3]
+def heatmap(values: Values, group: TokenGroup, scale: ScalarMappable) -> Values:
+    """The colour of each patch's value, (N,); transparent for patches without a number."""
+    by_patch = _by_patch(values, np.nan, group)
+    colours: Values = scale.to_rgba(np.nan_to_num(by_patch))
+    colours[..., 3] = np.where(np.isnan(by_patch), 0.0, 0.8)
     return colours
 
 
-def _by_pixel(
-    values: Values, missing: float, group: TokenGroup, picture: Pixels
-) -> NDArray[np.float64]:
-    """The value of each pixel's patch; `missing` where the patch has no token."""
-    cells = np.full(group.grid, missing)
+def _by_patch(values: Values, missing: float, group: TokenGroup) -> Values:
+    cells: Values = np.full(group.grid, missing)
     cells.flat[group.cells] = values
-    (height, width), (rows, columns) = picture.shape[:2], group.grid
-    y, x = np.arange(height) * rows // height, np.arange(width) * columns // width
-    by_pixel: NDArray[np.float64] = cells[y][:, x]
-    return by_pixel
+    return cells
 
 
-def _edges(values: NDArray[Any]) -> NDArray[np.bool_]:
-    """Pixels that differ from the one above or to the left."""
-    edges = np.zeros(values.shape, bool)
-    edges[1:] |= values[1:] != values[:-1]
-    edges[:, 1:] |= values[:, 1:] != values[:, :-1]
-    return edges
+def render(head: str, details: str, prompt: Prompt, panels: Sequence[Panel]) -> bytes:
+    """Return a PNG: panels of one picture side by side, panels of several one below another.
+
+    head: above the panels; details: below them
+    """
+    pictures, is_single = len(prompt.groups), len(prompt.groups) == 1
+    columns = 1 if is_single else max(3, min(MAX_PICTURES_PER_STRIP, pictures))
+    strips = ceil(pictures / columns)
+    grid = (1, len(panels)) if is_single else (len(panels), 1)
+    width = WIDTH / grid[1] - 0.2
+    tallest = max(group.pixels.shape[0] / group.pixels.shape[1] for group in prompt.groups)
+    picture = min(MAX_PICTURE_WIDTH, width / columns) * min(tallest, 1.5)
+    png = io.BytesIO()
+    with warnings.catch_warnings(), matplotlib.rc_context(_settings()):
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # drawn as an empty box
+        above, below = wrap(head, WIDTH, 15), wrap(details, WIDTH, 11)
+        titles = [
+            "\n".join(wrap(line, width, 12) for line in panel.title.split("\n", 1))
+            for panel in panels
+        ]
+        title_lines = max(title.count("\n") for title in titles) + 1
+        notes = max(len(panel.notes) + (2 if panel.scale else 0) for panel in panels)
+        height = strips * (picture + LINE_HEIGHT) + LINE_HEIGHT * (title_lines + notes)
+        lines = above.count("\n") + below.count("\n") + 3
+        size = (WIDTH, height * grid[0] + LINE_HEIGHT * lines)
+        figure = Figure(size, dpi=DPI, layout="constrained")
+        figure.suptitle(above, size=15, weight="bold")
+        figure.supxlabel(below, size=11, color=GREY)
+        parts = figure.subfigures(*grid, squeeze=False).flat
+        for panel, title, part in zip(panels, titles, parts, strict=True):
+            # pictures side by side begin at the same height
+            padding = "\n" * (title_lines - 1 - title.count("\n")) if is_single else ""
+            part.suptitle(title + padding, size=12, weight="bold", color=panel.colour)
+            _draw(panel, part, prompt.groups, (strips, columns), width)
+        figure.savefig(png, format="png", metadata={"Software": None})
+    return png.getvalue()
+
+
+def _draw(
+    panel: Panel,
+    part: SubFigure,
+    groups: Sequence[TokenGroup],
+    grid: tuple[int, int],
+    width: float,
+) -> None:
+    handles = [
+        Patch(color=colour, label=wrap(note, width - 0.4, 10)) for note, colour in panel.notes
+    ]
+    part.legend(handles=handles, loc="outside lower center", frameon=False, fontsize=10)
+    axes = part.subplots(*grid, squeeze=False)
+    for ax in axes.flat:
+        ax.set_axis_off()
+        ax.set_anchor("N")
+    for number, (ax, group) in enumerate(zip(axes.flat, groups, strict=False)):
+        pixels = group.pixels.mean(axis=2) if panel.scale else group.pixels
+        ax.imshow(pixels, cmap="gray", vmin=0, vmax=255)
+        if group.name:
+            ax.set_title(wrap(group.name, width / grid[1], 9), size=9, color=GREY)
+        if panel.overlays:
+            _cover(ax, panel.overlays[number], *pixels.shape[:2])
+    if panel.scale:
+        options = {"location": "bottom", "extend": "max", "aspect": 30, "shrink": 0.8}
+        options["panchor"] = False  # the pictures stay at the top
+        bar = part.colorbar(panel.scale, ax=axes, **options)
+        bar.ax.locator_params(nbins=4)
+
+
+def _cover(ax: Axes, overlay: Values, height: int, width: int) -> None:
+    """Draws the patches over a picture, with a frame around those that are less covered."""
+    extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+    ax.imshow(overlay, extent=extent, interpolation="nearest")
+    y, x = height / overlay.shape[0], width / overlay.shape[1]
+    clear = np.argwhere(overlay[..., 3] < overlay[..., 3].max())
+    frames = [Rectangle((column * x - 0.5, row * y - 0.5), x, y) for row, column in clear]
+    ax.add_collection(PatchCollection(frames, facecolor="none", edgecolor=INK, linewidth=0.5))
+
+
+def wrap(text: str, width: float, size: int) -> str:
+    """Break a text into at most MAX_LINES lines of at most `width` inches, cut with an ellipsis.
+
+    Characters that cannot be printed or would turn the line around are replaced by a dot.
+    """
+    text = " ".join(text.split())[: MAX_CHARACTERS + 1]
+    text = "".join(character if character.isprintable() else "·" for character in text)
+    # textwrap counts characters: start above the average that fits and reduce until all lines do
+    start = ceil(1.5 * len(text) * width / max(1e-3, text_width(text, size)))
+    for columns in range(max(1, start), 0, -1):
+        lines = textwrap.wrap(text, columns, max_lines=MAX_LINES, placeholder="…")
+        if all(text_width(line, size) <= width for line in lines):
+            break
+    return "\n".join(lines)
+
+
+def text_width(text: str, size: int) -> float:
+    """The width in inches of a bold text."""
+    font = font_manager.FontProperties(family=_settings()["font.family"], weight="bold", size=size)
+    return float(text_to_path.get_text_width_height_descent(text, font, ismath=False)[0]) / 72
+
+
+@cache
+def _settings() -> dict[str, Any]:
+    installed = set(font_manager.get_font_names())
+    families = ["DejaVu Sans", *(name for name in FALLBACK_FONTS if name in installed)]
+    # a dollar sign in a text must not start a formula
+    return {"font.family": families, "text.parse_math": False, "text.color": INK}
 
 
 def quoted(text: str | None) -> str:

@@ -26,21 +26,13 @@ from pipelines.visualize.model_probe import ModelProbe, Prompt
 FASTV_LAYER = 2  # FastV chooses at the entry of this layer, by the attention of the one before
 
 
-@dataclass(frozen=True)
-class TokenScores:
-    """One number per visual token, with the words that explain it."""
-
-    name: str
-    used_by: str
-    meaning: str
-    values: NDArray[np.float64]  # (visual_tokens,) NaN for tokens that are not ranked
-    excluded: str = ""  # why tokens are not ranked
-
-
 @dataclass(frozen=True, kw_only=True)
 class Recorder(Method):
     """Records a score of the tokens it sees; its own choice of tokens is irrelevant."""
 
+    used_by: str
+    meaning: str
+    excluded: str = ""  # why tokens are not ranked
     recorded: list[tuple[Tensor, Tensor]] = field(default_factory=list, compare=False)
     """Columns and scores, (G, N) each, one pair per call."""
 
@@ -88,45 +80,41 @@ class ApproximationError(Recorder):
 
 def token_scores(
     probe: ModelProbe, prompt: Prompt, apet: ApET, warn: Callable[[str], None]
-) -> list[TokenScores]:
+) -> list[tuple[Recorder, NDArray[np.float64]]]:
     """Attention in the tower and in the decoder, and the error under these ApET options.
 
-    A score that the model does not have is omitted, with a warning that says why.
+    A score has a number per visual token, (visual_tokens,), NaN for tokens that are not ranked. A
+    score that the model does not have is omitted, with a warning that says why.
     """
     family = probe.family
     layer = min(max(FASTV_LAYER, family.first_decoder_site), len(family.layers) - 1)
     half = "encoder=50%"
-    recorders: list[tuple[Recorder, str, str, str]] = [
-        (
-            TowerAttention(schedule=half),
-            "as VisionZip ranks",
-            "attention from the vision tower's CLS token in the layer whose output the model uses"
-            " or, without a CLS token, attention received from all other tokens",
-            "",
-        ),
-        (
-            DecoderAttention(schedule=f"{layer}=50%"),
-            "as FastV ranks",
-            f"attention from the prompt's last token in the decoder's layer {layer - 1}, counted"
-            " from 0",
-            "",
-        ),
-        (
-            ApproximationError(schedule=half, options=apet),
-            "as ApET ranks",
-            f"the part of each token that a basis of {apet.basis} tokens cannot express; the basis"
-            " itself is always kept",
-            "the basis, always kept",
-        ),
-    ]
-    scores = []
-    for recorder, used_by, meaning, excluded in recorders:
+    tower = TowerAttention(
+        schedule=half,
+        used_by="as VisionZip ranks",
+        meaning="attention from the vision tower's CLS token in the layer whose output the model"
+        " uses or, without a CLS token, attention received from all other tokens",
+    )
+    decoder = DecoderAttention(
+        schedule=f"{layer}=50%",
+        used_by="as FastV ranks",
+        meaning=f"attention from the prompt's last token in the decoder's layer {layer - 1},"
+        " counted from 0",
+    )
+    error = ApproximationError(
+        schedule=half,
+        options=apet,
+        used_by="as ApET ranks",
+        meaning=f"the part of each token that a basis of {apet.basis} tokens cannot express; the"
+        " basis itself is always kept",
+        excluded="the basis, always kept",
+    )
+    scores: list[tuple[Recorder, NDArray[np.float64]]] = []
+    for recorder in (tower, decoder, error):
         try:
-            values = _recorded(probe, prompt, recorder)
-        except ValueError as error:
-            warn(f"{recorder.name} is omitted: {error}")
-        else:
-            scores.append(TokenScores(recorder.name, used_by, meaning, values, excluded))
+            scores.append((recorder, _recorded(probe, prompt, recorder)))
+        except ValueError as problem:
+            warn(f"{recorder.name} is omitted: {problem}")
     return scores
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipelines.config.method_spec import METHODS
-from pipelines.report.published import AccuracyTable, Figures, accuracy_of, published
+from pipelines.report.published import Entry, Figures, entries_of, methods_of, published
 
 PRINTED = {
     (1, "192"): (88.5, 90.4, 96.1, 97.2, 97.8, 98.0),
@@ -30,15 +30,17 @@ def average(figures: Figures, vanilla: Figures) -> float:
     return 100 * sum(ratios) / len(ratios)
 
 
-@pytest.mark.parametrize("table", published().accuracy, ids=lambda table: f"table {table.table}")
-def test_averages_equal_the_printed_ones(table: AccuracyTable) -> None:
-    for budget, methods in table.budgets.items():
-        found = [average(figures, table.vanilla) for figures in methods.values()]
-        assert found == pytest.approx(PRINTED[table.table, budget], abs=0.06)
-    if table.scores:
+@pytest.mark.parametrize(
+    "table", published()["accuracy"], ids=lambda table: f"table {table['table']}"
+)
+def test_averages_equal_the_printed_ones(table: Entry) -> None:
+    for budget, methods in table["budgets"].items():
+        found = [average(figures, table["vanilla"]) for figures in methods.values()]
+        assert found == pytest.approx(PRINTED[table["table"], budget], abs=0.06)
+    if "scores" in table:
         found = {
-            name: average(row, table.scores["vanilla"])
-            for name, row in table.scores.items()
+            name: average(row, table["scores"]["vanilla"])
+            for name, row in table["scores"].items()
             if name != "vanilla"
         }
         assert found == pytest.approx(SCORES, abs=0.06)
@@ -47,22 +49,22 @@ def test_averages_equal_the_printed_ones(table: AccuracyTable) -> None:
 def test_benchmarks_and_methods_exist() -> None:
     from pipelines.benchmarks import BENCHMARKS
 
-    for table in published().accuracy:
-        assert set(table.benchmarks) < set(BENCHMARKS)
-        assert {name for methods in table.budgets.values() for name in methods} < set(METHODS)
-    for half in published().ablations:
+    for table in published()["accuracy"]:
+        assert set(table["benchmarks"]) < set(BENCHMARKS)
+        assert {name for methods in table["budgets"].values() for name in methods} < set(METHODS)
+    for half in published()["ablations"]:
         # ApET's own value has the figures of the main tables.
-        main = next(table for table in published().accuracy if table.model == half.model)
-        own = main.budgets[half.budget]["apet"]
-        assert half.values["fps" if half.option == "sampling" else "10"] == [
-            own[main.benchmarks.index(name)] for name in half.benchmarks
+        main = next(table for table in published()["accuracy"] if table["model"] == half["model"])
+        own = main["budgets"][half["budget"]]["apet"]
+        assert half["values"]["fps" if half["option"] == "sampling" else "10"] == [
+            own[main["benchmarks"].index(name)] for name in half["benchmarks"]
         ]
 
 
 def test_speed_ups_equal_the_printed_ones() -> None:
     found = {
-        half.model: half.methods["vanilla"][0] / half.methods["apet"][0]
-        for half in published().efficiency
+        half["model"]: half["methods"]["vanilla"][0] / half["methods"]["apet"][0]
+        for half in published()["efficiency"]
     }
     assert list(found.values()) == pytest.approx([1.46, 1.30], abs=0.005)
 
@@ -82,16 +84,17 @@ def test_speed_ups_equal_the_printed_ones() -> None:
     ],
 )
 def test_model_names_select_a_table(model: str, number: int | None) -> None:
-    table = accuracy_of(model)
-    assert (table.table if table else None) == number
+    assert [entry["table"] for entry in entries_of(model, "accuracy")] == (
+        [number] if number else []
+    )
 
 
 def test_budgets_in_percent_match_budgets_in_tokens() -> None:
-    llava, _, qwen, video = published().accuracy
-    assert llava.methods("64") is llava.budgets["64"]
-    assert llava.methods("33.3333%") is llava.budgets["192"]
-    assert video.methods("12.5%") is video.budgets["256"]
-    assert qwen.methods("10%") is qwen.budgets["10%"]
-    assert llava.methods("") == {"vanilla": llava.vanilla}
-    assert llava.methods("65") == {}
-    assert llava.methods("encoder=96,16=32") == {}
+    llava, _, qwen, video = published()["accuracy"]
+    assert methods_of(llava, "64") is llava["budgets"]["64"]
+    assert methods_of(llava, "33.3333%") is llava["budgets"]["192"]
+    assert methods_of(video, "12.5%") is video["budgets"]["256"]
+    assert methods_of(qwen, "10%") is qwen["budgets"]["10%"]
+    assert methods_of(llava, "") == {"vanilla": llava["vanilla"]}
+    assert methods_of(llava, "65") == {}
+    assert methods_of(llava, "encoder=96,16=32") == {}

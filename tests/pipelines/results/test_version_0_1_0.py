@@ -75,4 +75,6 @@ def test_report_accepts_a_run_of_0_1_0(output: Path) -> None:
     [chapter], notes = collect_runs([str(output)])
     assert notes == []
     [study] = chapter.studies
-    assert [(run.id, run.label, run.budget) for run in study.runs] == [(NAME, "apet", "64")]
+    assert [(run.id, run.point.method, run.point.budget) for run in study.runs] == [
+        (NAME, "apet", "64")
+    ]
