@@ -70,7 +70,7 @@ def _accuracy_chart(study: Study, styles: dict[str, dict[str, Any]], suffix: str
     Vanilla is a horizontal line in a band. None if no run has a budget.
     """
     lines: dict[str, list[tuple[float, ...]]] = defaultdict(list)
-    vanilla = None
+    vanilla: tuple[float, ...] | None = None
     for point, metrics, _ in study.measured:
         value, tokens = metrics.get("headline"), metrics.get("visual_tokens_kept")
         ends = (metrics.get(f"headline_ci_{end}", value) for end in ("low", "high"))
@@ -91,8 +91,8 @@ def _accuracy_chart(study: Study, styles: dict[str, dict[str, Any]], suffix: str
             shift = math.exp(0.009 * span * (index - (len(lines) - 1) / 2))
             tokens, values, lows, highs = np.array(sorted(points)).T
             errors = [values - lows, highs - values]
-            style = {"label": label, "elinewidth": 1, "markersize": 6, **styles[label]}
-            axes.errorbar(tokens * shift, values, errors, **style)
+            style: Any = {"elinewidth": 1, "markersize": 6, **styles[label]}
+            axes.errorbar(tokens * shift, values, errors, label=label, **style)
         axes.set_xscale("log")
         axes.margins(x=0.08)
         ticks = budgets[:1]  # labels need a distance from each other

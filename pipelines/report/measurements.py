@@ -40,7 +40,10 @@ def measure(study: Study) -> Study:
         for run in study.runs
         if run.point.method == "downsample" and not run.point.options
     }
-    results, hard, slowest, errors = [], [], [], []
+    results: list[Result] = []
+    hard: list[Result] = []
+    slowest: list[dict[str, Any]] = []
+    errors: list[dict[str, Any]] = []
     lost: dict[str, list[str]] = defaultdict(list)  # by row: answers of the runs that lost it
     types: set[str] = set()
     for run in study.runs:
@@ -121,7 +124,7 @@ def _compare(results: Sequence[Result]) -> None:
                 metrics["prefill_speed_up"] = base["prefill_ms_p50"] / metrics["prefill_ms_p50"]
 
 
-def _changes(pair: PairedAnswers) -> dict[str, int]:
+def _changes(pair: PairedAnswers) -> dict[str, float]:
     types = pair.ours.types
     return {
         f"{name}.{kind}": int((changed & pair.scored & (types == kind)).sum())
@@ -189,9 +192,9 @@ def judge_metrics(
             row_ids = reference["row_id"].combine_chunks()
             ours = verdicts.filter(pc.is_in(verdicts["row_id"], value_set=row_ids))
             if len(ours):
-                both = (ours, _take(reference, ours["row_id"]))
-                scores = (as_floats(each[column]) for each in both)
-                kept = intervals.retention(*scores, _clusters(ours, table), seed)
+                theirs = as_floats(_take(reference, ours["row_id"])[column])
+                cluster = _clusters(ours, table)
+                kept = intervals.retention(as_floats(ours[column]), theirs, cluster, seed)
                 metrics |= intervals.as_metrics(f"{name}_retention", kept) if kept else {}
     return metrics
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any, NamedTuple
 
-from pipelines.report.runs import Chapter, Study
+from pipelines.report.runs import Chapter
 from pipelines.report.templates import TEMPLATES
 from pipelines.text import redacted
 
@@ -27,20 +27,11 @@ def setup(chapters: Sequence[Chapter]) -> Setup:
     levels = zip(*(path[:-1] for path in paths), strict=False)
     common = [names[0] for names in takewhile(lambda names: len(set(names)) == 1, levels)]
     files = ["/".join([*path[len(common) :], "*.parquet"]) for path in paths]
-    return Setup("".join(f"{name}/" for name in common), _render("setup", files, runs))
+    return Setup("".join(f"{name}/" for name in common), query("setup", files, runs))
 
 
-def query(name: str, study: Study) -> str:
-    """The query of this name, e.g. `accuracy`, for one study."""
-    return _render(name, study)
-
-
-def average(studies: Sequence[Study]) -> str:
-    """The mean ratio to vanilla over benchmarks, for each point."""
-    return _render("average", studies)
-
-
-def _render(name: str, *arguments: Any) -> str:
+def query(name: str, *arguments: Any) -> str:
+    """The query of this name for a study, e.g. `accuracy`; `average` is for a list of them."""
     return str(getattr(TEMPLATES.get_template("queries.sql.j2").module, name)(*arguments)).strip()
 
 

@@ -99,7 +99,7 @@ class Result(NamedTuple):
     """A row of a table: metrics of a run, or figures that the paper prints for a method."""
 
     point: Point
-    metrics: Mapping[str, Any]
+    metrics: dict[str, Any]
     paper_table: int = 0
     """Number of the paper's table that has these figures; 0 for a run."""
 
@@ -155,11 +155,6 @@ class Chapter:
     model: str
     settings: Mapping[str, Any]
     studies: tuple[Study, ...]  # in the order of the paper's columns
-
-    @property
-    def parent(self) -> Folder:
-        """Folder that contains the first run."""
-        return self.studies[0].runs[0].folder.parent
 
 
 def collect_runs(uris: Sequence[str]) -> tuple[list[Chapter], list[str]]:

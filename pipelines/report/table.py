@@ -48,8 +48,10 @@ class Column(NamedTuple):
     def cell(self, values: Mapping[str, Any]) -> Cell:
         """The value that a row has in this column."""
         value = values.get(self.key)
-        if value is None or self.form == "text":
-            return value or None
+        if value is None:
+            return None
+        if self.form == "text":
+            return str(value) or None
         if self.form == "short":
             text = " ".join(value.split())
             return text if len(text) <= MAX_CHARACTERS else f"{text[: MAX_CHARACTERS - 3]}..."

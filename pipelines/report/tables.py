@@ -48,7 +48,7 @@ def accuracy_table(chapter: Chapter) -> Table | None:
         result_rows([*columns, *counts], results),
         studies,
         note=f"{sentences('scoring', studies)} {sentences('coverage', studies)}",
-        more_sql=[queries.average(compared)] if compared else [],
+        more_sql=[queries.query("average", compared)] if compared else [],
         csv_only=len(counts),
     )
 
@@ -171,7 +171,8 @@ def _side_by_side(studies: Sequence[Study], paper_tables: Sequence[int]) -> list
             if number in (0, *paper_tables):
                 values = {f"{study.column}.{name}": value for name, value in metrics.items()}
                 merged[point.sort_key, number, point].update(values)
-    return [Result(point, merged[_, number, point], number) for _, number, point in sorted(merged)]
+    rows = sorted(merged.items(), key=lambda row: row[0])
+    return [Result(point, values, number) for (_, number, point), values in rows]
 
 
 def _add_average(results: Sequence[Result], studies: Sequence[Study], name: str) -> None:

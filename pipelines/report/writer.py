@@ -51,7 +51,7 @@ def write_report(uris: Sequence[str], output: str | None = None) -> tuple[Folder
         tables = [replace(table, name=slug(table.name + suffix)) for table in make_tables(chapter)]
         sections.append(Section(chapter.title, accuracy_charts(chapter, suffix), tables))
     sections += [Section(chart.title, [chart]) for chart in prefill_charts(chapters)]
-    parents = [chapter.parent for chapter in chapters]
+    parents = [chapter.studies[0].runs[0].folder.parent for chapter in chapters]
     pictures, picture_notes = load_pictures(
         list(dict.fromkeys([*uris, *(parent.uri for parent in parents)]))
     )

@@ -136,24 +136,27 @@ def _draw(
     names = " and ".join(outcome.name for outcome in outcomes if outcome.generation.sites)
     answers = "; ".join(outcome.describe() for outcome in outcomes)
     meanings = " ".join(f"{score.name.capitalize()}: {score.meaning}." for score, _ in scores)
+    kept = kept_panels(prompt, outcomes)
+    figures = (
+        ("kept", f"Tokens kept by {names or 'the model'}", f"{answers}. {selection.reason}", kept),
+        (
+            "ranked",
+            "Attention beside the approximation error",
+            meanings,
+            score_panels(prompt, scores),
+        ),
+    )
     stem = _file_stem(probe.config, selection)
-    kept = {
-        "file": f"{stem}-kept.png",
-        "title": f"Tokens kept by {names or 'the model'}, {row.row_id}",
-        "caption": f"{question} {answers}. {selection.reason}".strip(),
-    }
-    ranked = {
-        "file": f"{stem}-ranked.png",
-        "title": f"Attention beside the approximation error, {row.row_id}",
-        "caption": f"{question} {meanings}",
-    }
-    return [
-        (entry, render(row.question, details, prompt, panels))
-        for entry, panels in (
-            (kept, kept_panels(prompt, outcomes)),
-            (ranked, score_panels(prompt, scores)),
-        )
-    ]
+    pictures = []
+    for kind, title, text, panels in figures:
+        caption = f"{question} {text}".strip()
+        entry = {
+            "file": f"{stem}-{kind}.png",
+            "title": f"{title}, {row.row_id}",
+            "caption": caption,
+        }
+        pictures.append((entry, render(row.question, details, prompt, panels)))
+    return pictures
 
 
 def _join(texts: Sequence[str], separator: str) -> str:

@@ -223,7 +223,7 @@ def _draw(
         if panel.overlays:
             _cover(ax, panel.overlays[number], *pixels.shape[:2])
     if panel.scale:
-        options = {"location": "bottom", "extend": "max", "aspect": 30, "shrink": 0.8}
+        options: Any = {"location": "bottom", "extend": "max", "aspect": 30, "shrink": 0.8}
         options["panchor"] = False  # the pictures stay at the top
         bar = part.colorbar(panel.scale, ax=axes, **options)
         bar.ax.locator_params(nbins=4)
@@ -262,7 +262,7 @@ def text_width(text: str, size: int) -> float:
 
 
 @cache
-def _settings() -> dict[str, Any]:
+def _settings() -> Any:
     installed = set(font_manager.get_font_names())
     families = ["DejaVu Sans", *(name for name in FALLBACK_FONTS if name in installed)]
     # a dollar sign in a text must not start a formula

@@ -144,7 +144,7 @@ def select_rows(
     selected = []
     for row_id in row_ids:
         pair = next((pair for pair in pairs if row_id in pair), None)
-        drawn = runs
+        drawn: Sequence[StoredRun] = runs
         if len(runs) > MAX_RUNS and pairs:
             shown = pair or pairs[0]
             drawn = [*(run for run in runs if run.is_vanilla), shown.first, shown.second]
