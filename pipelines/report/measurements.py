@@ -17,8 +17,8 @@ from pipelines.report.runs import ReportRun, Result, Study
 from pipelines.results import answers
 
 COLUMNS = (*summary.COLUMNS, "prediction", "new_tokens", "batch_rows")
-RECORDED_METRICS = ("load_s", "prefill_tflops")
-"""Metrics that only the job can measure; they are read from its record."""
+RECORDED = "prefill_tflops"
+"""A metric that only the job can measure; it is read from its record."""
 MAX_EXAMPLES = 10
 """Rows in a table of examples: lost rows, slowest rows, ids of failed rows."""
 
@@ -83,9 +83,7 @@ def _metrics(
     study: Study, run: ReportRun, table: pa.Table, vanilla: pa.Table | None
 ) -> dict[str, float]:
     bench = study.benchmark
-    recorded = {
-        name: value for name, value in run.record.metrics.items() if name in RECORDED_METRICS
-    }
+    recorded = {name: value for name, value in run.record.metrics.items() if name == RECORDED}
     metrics = summary.summarise(table, vanilla, bench, recorded, study.seed)
     scale = bench.headline_max if bench.headline_max > 1 else 100
     for end in ("", "_ci_low", "_ci_high"):
