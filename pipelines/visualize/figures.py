@@ -177,9 +177,9 @@ def render(head: str, details: str, prompt: Prompt, panels: Sequence[Panel]) -> 
     png = io.BytesIO()
     with warnings.catch_warnings(), matplotlib.rc_context(_settings()):
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # drawn as an empty box
-        above, below = wrap(head, WIDTH, 15), wrap(details, WIDTH, 11)
+        above, below = wrap(head, WIDTH - 0.4, 15), wrap(details, WIDTH - 0.4, 11)
         titles = [
-            "\n".join(wrap(line, width, 12) for line in panel.title.split("\n", 1))
+            "\n".join(wrap(line, width - 0.3, 12) for line in panel.title.split("\n", 1))
             for panel in panels
         ]
         title_lines = max(title.count("\n") for title in titles) + 1
@@ -208,7 +208,7 @@ def _draw(
     width: float,
 ) -> None:
     handles = [
-        Patch(color=colour, label=wrap(note, width - 0.4, 10)) for note, colour in panel.notes
+        Patch(color=colour, label=wrap(note, width - 0.8, 10)) for note, colour in panel.notes
     ]
     part.legend(handles=handles, loc="outside lower center", frameon=False, fontsize=10)
     axes = part.subplots(*grid, squeeze=False)

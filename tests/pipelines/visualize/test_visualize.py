@@ -255,6 +255,7 @@ def test_heatmap_uses_viridis_and_skips_patches_without_numbers() -> None:
     assert drawn[..., 3].tolist() == [[0.8] * 3, [0.0] * 3]
 
 
+@pytest.mark.filterwarnings("ignore:Glyph .* missing")
 @pytest.mark.parametrize("text", HOSTILE_TEXTS)
 def test_layout_confines_hostile_texts(text: str) -> None:
     for width in (0.9, 5.5):
