@@ -73,7 +73,7 @@ def _accuracy_chart(study: Study, styles: dict[str, dict[str, Any]], suffix: str
     vanilla: tuple[float, ...] | None = None
     for point, metrics, _ in study.measured:
         value, tokens = metrics.get("headline"), metrics.get("visual_tokens_kept")
-        ends = (metrics.get(f"headline_ci_{end}", value) for end in ("low", "high"))
+        ends: list[Any] = [metrics.get(f"headline_ci_{end}", value) for end in ("low", "high")]
         if point.method == "vanilla" and value:
             vanilla = (value, *ends)
         elif point.budget and tokens and value:

@@ -179,7 +179,7 @@ def _add_average(results: Sequence[Result], studies: Sequence[Study], name: str)
     """Adds the mean ratio to vanilla over the benchmarks that have one, under its own name."""
     for _, metrics, _ in results:
         keys = [f"{study.column}.{name}" for study in studies]
-        parts = [
+        parts: list[list[Any]] = [
             [metrics.get(f"{key}{end}") for end in ("", "_ci_low", "_ci_high")]
             for key in keys
             if key in metrics
