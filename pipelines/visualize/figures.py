@@ -25,7 +25,7 @@ from pipelines.visualize.model_probe import Generation, Prompt, TokenGroup
 from pipelines.visualize.token_scores import Recorder
 
 Values = NDArray[np.floating[Any]]
-Note = tuple[str, tuple[float, ...] | str]
+Note = tuple[str, Any]
 """A line of text and the colour that it explains, or "none"."""
 DPI, WIDTH, MAX_PICTURE_WIDTH, LINE_HEIGHT = 100, 12.4, 4.4, 0.24  # in inches
 MAX_PICTURES_PER_STRIP = 8  # frames of a video or crops of an image, side by side
