@@ -20,7 +20,8 @@ test-all: test
 	@$(BIN)/python -m pytest $(SLOW)
 
 # Attach, decode and jobs with the oldest and the newest versions that pyproject.toml allows.
-ATTACH := tests/apet/attach tests/apet/decoding tests/apet/test_transformers_api.py
+ATTACH := tests/apet/attach tests/apet/decoding tests/apet/test_transformers_api.py \
+	tests/apet/core/test_triton_kernels.py
 JOBS := tests/pipelines/inference tests/cluster/test_job.py
 test-versions: .venv-oldest/ready .venv-newest/ready
 	@.venv-oldest/bin/python -m pytest $(ATTACH) $(JOBS)

@@ -30,6 +30,7 @@ TILE = tl.constexpr(group_layout.TILE)  # tokens of a program
 SLOTS = tl.constexpr(64)  # kept tokens that they are compared with at a time
 SCAN = tl.constexpr(128)  # tiles looked through at a time
 COLUMNS = tl.constexpr(64)  # entries of the tokens read at a time
+DEPTH = tl.constexpr(16)  # entries of the tokens that one step of a product sums
 NO_SLOT = tl.constexpr(2**31 - 1)  # larger than any slot
 
 
@@ -235,6 +236,25 @@ def next_pick(
 
 
 @triton.jit
+def cosine_operands(
+    tokens: tl.tensor,
+    row: tl.tensor,
+    real: tl.tensor,
+    kept_row: tl.tensor,
+    valid: tl.tensor,
+    column: tl.tensor,
+    WIDTH: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:
+    """Some columns of a tile's tokens and, transposed, of kept tokens, for a product of both."""
+    inside = column < WIDTH
+    mask = real[:, None] & inside[None, :]
+    kept_mask = valid[None, :] & inside[:, None]
+    token = load_block(tokens, row[:, None], column[None, :], mask, WIDTH)
+    kept_token = load_block(tokens, kept_row[None, :], column[:, None], kept_mask, WIDTH)
+    return token, kept_token
+
+
+@triton.jit
 def nearest_kept(
     tokens: tl.tensor,
     starts: tl.tensor,
@@ -264,16 +284,13 @@ def nearest_kept(
         valid = candidate < size
         kept_row = tl.load(kept + begin + candidate, mask=valid, other=0)
         cosine = tl.full((TILE, SLOTS), 0.0, tl.float64)
-        for first in range(0, WIDTH, COLUMNS):
-            column = first + tl.arange(0, COLUMNS)
-            inside = column < WIDTH
-            a = load_block(
-                tokens, row[:, None], column[None, :], real[:, None] & inside[None, :], WIDTH
-            )
-            b = load_block(
-                tokens, kept_row[None, :], column[:, None], valid[None, :] & inside[:, None], WIDTH
-            )
+        column = tl.arange(0, DEPTH)
+        # The operands of the next step are loaded after a product: older compilers would otherwise
+        # move the conversion to float64 behind a layout that only 16-bit numbers can have.
+        a, b = cosine_operands(tokens, row, real, kept_row, valid, column, WIDTH)
+        for first in range(DEPTH, WIDTH + DEPTH, DEPTH):
             cosine = tl.dot(a, b, cosine, out_dtype=tl.float64)
+            a, b = cosine_operands(tokens, row, real, kept_row, valid, first + column, WIDTH)
         length = tl.sqrt(tl.load(squares + kept_row, mask=valid, other=0.0))
         # A zero vector is similar to nothing. The token's own norm scales the noise instead.
         cosine = cosine * tl.where(length > 0, 1 / tl.where(length > 0, length, 1.0), 0.0)[None, :]
