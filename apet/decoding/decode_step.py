@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from apet.attach.token_groups import TokenMask
+from apet.attention import packed_kernel
 from apet.models.base import Family
 from apet.transformers_api import attention_kernel, cache_input, set_attention_kernel
 
@@ -52,13 +53,13 @@ def extend_masks(masks: Mapping[int, TokenMask], steps: int) -> dict[int, TokenM
 
 @contextmanager
 def sdpa_attention(decoder: Any) -> Iterator[None]:
-    """Use SDPA inside, unless attention is eager.
+    """Use SDPA inside, through the kernel "packed", unless attention is eager.
 
     A flash kernel gains nothing for one query per row, and the way transformers calls it for padded
     rows, each layer waits for the device to count them.
     """
     eager = attention_kernel(decoder.config) == "eager"
-    with kernel_inside(decoder, "eager" if eager else "sdpa"):
+    with kernel_inside(decoder, "eager" if eager else packed_kernel.NAME):
         yield
 
 
