@@ -75,7 +75,8 @@ class View:
     # Rows x columns of the groups' picture, in reading order; (1, N) in the decoder.
     grid: tuple[int, int]
     seeds: tuple[int, ...]  # (G,) the same number for the groups of a row
-    rows: Tensor  # (G, 1) the row of the batch that each group belongs to
+    row_numbers: tuple[int, ...]  # (G,) the row of the batch that each group belongs to
+    rows: Tensor  # (G, 1) the same on the device
     columns: Tensor  # (G, N) the tokens' columns in the sequence; inside the tower, in the tile
     decoder: DecoderSite | None = None
     tower: TowerView | None = None  # at the encoder, for methods that need it

@@ -52,7 +52,8 @@ class GroupBatch(NamedTuple):
 
     def view(self, stage: Stage, layer: int, tokens: Tensor, **optional: Any) -> View:
         """The method's view of `tokens` (G, N, D); `optional` are further fields of `View`."""
-        common = self.keep, self.grid, self.seeds, self.rows, self.columns
+        row_numbers = tuple(group.row for group in self.groups)
+        common = self.keep, self.grid, self.seeds, row_numbers, self.rows, self.columns
         return View(stage, layer, tokens, *common, **optional)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from apet.core.gram import NOISE, Gram, first_argmax, stable_topk
+from apet.device import copy_async
 
 NEIGHBOURS = 5  # density is measured over the nearest five, the usual choice for DPC-KNN
 TIE_TOLERANCE = 2.0**-32  # densities and scores, of order one, differ by less for equal tokens
@@ -73,7 +74,7 @@ def random_tokens(gram: Gram, size: int, seed: int) -> Tensor:
     """Sample without replacement: the same draw for every group of a size, on every device."""
     batch, count = gram.norms.shape
     draw = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:size]
-    return draw.to(gram.norms.device).expand(batch, size)
+    return copy_async(draw, gram.norms.device).expand(batch, size)
 
 
 SAMPLING: dict[str, Callable[[Gram, int, int], Tensor]] = {

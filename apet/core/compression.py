@@ -324,7 +324,9 @@ def _split(
                 "lengths divide one flat tensor (sum of lengths, D); a list of groups needs none"
             )
         return list(tokens)
-    sizes = [int(size) for size in lengths] if lengths is not None else []
+    if isinstance(lengths, Tensor):
+        lengths = lengths.tolist()  # waits for its device once
+    sizes = [int(size) for size in lengths or ()]
     if tokens.ndim != 2 or sum(sizes) != len(tokens) or min(sizes, default=0) < 0:
         raise ValueError(
             f"tokens of shape {tuple(tokens.shape)} do not divide into lengths that sum to"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+from apet.device import copy_async
 
 TILE = 32  # tokens that one program of a kernel works on
 
@@ -33,17 +35,25 @@ class GroupLayout(NamedTuple):
         cls, sizes: Sequence[int], keeps: Sequence[int], bases: Sequence[int], device: torch.device
     ) -> GroupLayout:
         counts = sizes, [-(-size // TILE) for size in sizes], keeps
-        starts = [F.pad(_to_device(count, device).cumsum(0), (1, 0)) for count in counts]
+        starts = [list(accumulate(count, initial=0)) for count in counts]
+        columns = _to_device([*starts, list(keeps), list(bases)], device)
         owners = [
             torch.searchsorted(start[1:], torch.arange(sum(count), device=device), right=True)
-            for start, count in zip(starts, counts, strict=True)
+            for start, count in zip(columns, counts, strict=False)
         ]
-        values = *starts, _to_device(keeps, device), _to_device(bases, device), *owners
-        return cls._make([max(bases), *values])
+        return cls._make([max(bases), *columns, *owners])
 
 
-def _to_device(values: Sequence[int], device: torch.device) -> Tensor:
-    """Numbers from the host. Equal ones are not copied, so that a CUDA graph can create them."""
-    if len(set(values)) == 1:
-        return torch.full((len(values),), values[0], device=device)
-    return torch.tensor(values).to(device, non_blocking=True)
+def _to_device(columns: Sequence[Sequence[int]], device: torch.device) -> Sequence[Tensor]:
+    """Columns of numbers from the host, in one copy.
+
+    Those of equal groups are computed on the device, so that a CUDA graph can create them.
+    """
+    steps = [{second - first for first, second in pairwise(column)} for column in columns]
+    if all(len(step) <= 1 for step in steps):
+        return [
+            torch.arange(len(column), device=device) * next(iter(step), 0) + column[0]
+            for column, step in zip(columns, steps, strict=True)
+        ]
+    flat = torch.tensor([number for column in columns for number in column])
+    return copy_async(flat, device).split([len(column) for column in columns])

@@ -17,6 +17,7 @@ from typing import ClassVar
 
 from apet.core.merge import slot_means
 from apet.core.regions import partition
+from apet.device import copy_async
 from apet.methods.base import Kept, Method
 from apet.view import View
 
@@ -28,7 +29,7 @@ class Downsample(Method):
 
     def select(self, view: View) -> Kept:
         device, regions = view.tokens.device, partition(*view.grid, view.keep)
-        region, centres = (index.to(device) for index in regions)
+        region, centres = (copy_async(index, device) for index in regions)
         groups, count, _ = view.tokens.shape
         means = slot_means(view.tokens.float(), region.expand(groups, count), view.keep)
         return Kept(means.to(view.tokens.dtype), centres.expand(groups, -1))

@@ -16,6 +16,7 @@ from typing import ClassVar
 import torch
 
 from apet.core.gram import gather
+from apet.device import copy_async
 from apet.methods.base import Kept, Method
 from apet.view import View
 
@@ -31,9 +32,9 @@ class Random(Method):
         count = view.tokens.shape[1]
         drawn: Counter[int] = Counter()  # groups of each row
         draws = []
-        for row, row_seed in zip(view.rows[:, 0].tolist(), view.seeds, strict=True):
+        for row, row_seed in zip(view.row_numbers, view.seeds, strict=True):
             generator = Generator(f"{self.seed}/{row_seed}/{view.stage}/{view.layer}/{drawn[row]}")
             draws.append(sorted(generator.sample(range(count), view.keep)))
             drawn[row] += 1
-        indices = torch.tensor(draws, device=view.tokens.device)
+        indices = copy_async(torch.tensor(draws), view.tokens.device)
         return Kept(gather(view.tokens, indices), indices)

@@ -12,6 +12,7 @@ from typing import ClassVar
 
 from apet.core.gram import gather
 from apet.core.regions import partition
+from apet.device import copy_async
 from apet.methods.base import Kept, Method
 from apet.view import View
 
@@ -23,5 +24,5 @@ class Uniform(Method):
 
     def select(self, view: View) -> Kept:
         _, centres = partition(*view.grid, view.keep)
-        indices = centres.to(view.tokens.device).expand(len(view.tokens), -1)
+        indices = copy_async(centres, view.tokens.device).expand(len(view.tokens), -1)
         return Kept(gather(view.tokens, indices), indices)

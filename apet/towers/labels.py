@@ -34,6 +34,8 @@ def read_labels(vectors: Tensor) -> tuple[Tensor, Tensor]:
     digits, rest = vectors[..., :LENGTH].float(), vectors[..., LENGTH:]
     valid = (digits == digits.round()) & (digits >= 0) & (digits < BASE)
     labelled = (rest == 0).all(-1) & valid.all(-1)
-    weights = torch.tensor([BASE**digit for digit in range(DIGITS)], device=vectors.device)
+    weights = BASE ** torch.arange(DIGITS, device=vectors.device)
     labels = torch.where(labelled, (digits[..., :DIGITS].long() * weights).sum(-1), -1)
-    return labels.cpu(), (labelled & (digits[..., DIGITS] == 1)).cpu()
+    dropped = labelled & (digits[..., DIGITS] == 1)
+    labels, marks = torch.stack([labels, dropped.long()]).cpu()  # one wait for both
+    return labels, marks.bool()

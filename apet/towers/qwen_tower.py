@@ -137,8 +137,10 @@ class QwenTowerCall:
             labels = torch.stack([self.pictures[number] for number in numbers])  # (G, n)
             columns = self.position[labels]
             rows = torch.zeros(len(numbers), 1, dtype=torch.int64, device=device)
-            seeds = (0,) * len(numbers)
-            view = View("vision", depth, tokens[columns], keep, (1, size), seeds, rows, columns)
+            zeros = (0,) * len(numbers)
+            view = View(
+                "vision", depth, tokens[columns], keep, (1, size), zeros, zeros, rows, columns
+            )
             with session.timed(hidden):
                 merged, index = session.method.select(view)
             stay = columns.gather(1, index)

@@ -89,6 +89,7 @@ class TileTower:
             keep=keep,
             grid=(side, side) if patches.shape[1] == self.size else (1, patches.shape[1]),
             seeds=(0,) * len(hidden),
+            row_numbers=(0,) * len(hidden),
             rows=torch.zeros(len(hidden), 1, dtype=torch.int64, device=hidden.device),
             columns=call.cells,
             keys=None if call.keys is None else call.keys[:, self.prefix :],

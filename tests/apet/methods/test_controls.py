@@ -35,9 +35,9 @@ def view(
     groups, count, _ = tokens.shape
     rows = torch.arange(groups)[:, None]
     columns = torch.arange(count).expand(groups, count)
-    return View(
-        "encoder", 0, tokens, keep, grid or (1, count), seeds or (0,) * groups, rows, columns
-    )
+    numbers = tuple(range(groups))
+    seeds = seeds or (0,) * groups
+    return View("encoder", 0, tokens, keep, grid or (1, count), seeds, numbers, rows, columns)
 
 
 def difficult_tokens() -> dict[str, Tensor]:

@@ -288,9 +288,8 @@ def decoder_view(keep: int, seed: int = 0) -> View:
         entry_sequence=Sequence(entered, valid, visual),
         entry_columns=entry_columns,
     )
-    return View(
-        "decoder", 3, hidden[rows, columns], keep, (1, 12), (0, 1, 1, 2), rows, columns, site
-    )
+    tokens, numbers = hidden[rows, columns], (0, 1, 1, 2)
+    return View("decoder", 3, tokens, keep, (1, 12), numbers, numbers, rows, columns, site)
 
 
 def rotate(vector: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
