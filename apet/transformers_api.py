@@ -258,6 +258,20 @@ def window_order(tower: Any, grid: Tensor) -> Tensor:
 # ---- generation
 
 
+def rotary_positions(core: Any, inputs: Mapping[str, Tensor]) -> Tensor | None:
+    """Positions (4, B, S) of a prompt of Qwen's, as `generate` computes them: text, then M-RoPE.
+
+    They are computed where `inputs` are. None for a prompt without media.
+    """
+    mask = inputs.get("attention_mask")
+    grids = (inputs.get(name) is not None for name in ("image_grid_thw", "video_grid_thw"))
+    if mask is None or inputs.get("mm_token_type_ids") is None or not any(grids):
+        return None
+    vision: Tensor = core.get_rope_index(**inputs)[0]
+    text = (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, 0)
+    return torch.cat([text[None], vision])
+
+
 def prompt_inputs(model: Any, input_ids: Tensor, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The inputs of the first call of the model in `generate`."""
     prepare = model.prepare_inputs_for_generation

@@ -161,7 +161,15 @@ class Attachment:
         encoded = kwargs.get("mm_encoder_outputs") or {}
         self._vision.start_prompt(sum(output is not None for output in encoded.values()))
         no_cache = kwargs.get("use_cache") is False
-        self._call = ModelCall(ids=ids, has_media=has_media, will_repeat=no_cache)
+        # The device is read here, while it has nothing to do: later it works on the vision tower.
+        valid = mask.bool().cpu() if isinstance(mask, Tensor) else None
+        self._call = ModelCall(
+            ids=ids.cpu(),
+            prompt_mask=mask,
+            valid=valid,
+            has_media=has_media,
+            will_repeat=no_cache,
+        )
 
     def _enter_decoder(self, decoder: nn.Module, args: Args, kwargs: Kwargs) -> HookInputs | None:
         call = self._call
@@ -169,7 +177,7 @@ class Attachment:
             return None
         if call.ids is None:
             return args, call.continue_prompt(dict(kwargs), self.family.keeps_positions)
-        return args, self._compress_prompt(call, call.ids.cpu(), dict(kwargs))
+        return args, self._compress_prompt(call, call.ids, dict(kwargs))
 
     def _compress_prompt(self, call: ModelCall, ids: Tensor, kwargs: Kwargs) -> Kwargs:
         """Apply the encoder's site to the decoder's inputs: here the prompt is complete."""
@@ -179,13 +187,21 @@ class Attachment:
                 "attention_mask is not (rows, tokens), one for each of input_ids, as compression"
                 " needs it"
             )
-        valid = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool().cpu()
+        if mask is None:
+            valid = torch.ones_like(ids, dtype=torch.bool)
+        elif mask is call.prompt_mask and call.valid is not None:
+            valid = call.valid
+        else:
+            valid = mask.bool().cpu()
         visual = self.family.visual(ids) & call.has_media
         record, dropped_in_tower = self._vision.take_record(keep=call.will_repeat), None
-        if record.features or any(tower_call.cells is not None for tower_call in record.calls):
-            labels, dropped_in_tower = read_labels(embeds)
-            record.labels = torch.where(visual & (labels >= 0), labels - record.first, -1)
-            dropped_in_tower &= record.labels >= 0
+        if record.features or not record.complete:
+            known = self.family.labels(ids, record.count) if record.complete else None
+            if known is None:
+                labels, dropped_in_tower = read_labels(embeds)
+                known = torch.where(visual & (labels >= 0), labels - record.first, -1)
+                dropped_in_tower &= known >= 0
+            record.labels = known
         prefill = self._latest = call.prefill = Prefill(
             self.family.media(ids, embeds, record) if call.has_media else [[] for _ in ids],
             valid,

@@ -73,7 +73,9 @@ class EncoderSite:
     def _labelled(self, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The feature numbers in `labels` (B, S), and their rows and columns, on the device."""
         row, column = (labels >= 0).nonzero(as_tuple=True)
-        feature, row, column = map(self.prefill.to_device, (labels[row, column], row, column))
+        feature, row, column = self.prefill.to_device(
+            torch.stack([labels[row, column], row, column])
+        )
         return feature, row, column
 
     def _view(

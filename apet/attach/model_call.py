@@ -19,7 +19,9 @@ from apet.view import Sequence as TokenSequence
 class ModelCall:
     """One call of the model: a prompt, or a step after it."""
 
-    ids: Tensor | None = None  # (B, S) of a prompt; None: a step
+    ids: Tensor | None = None  # (B, S) of a prompt, on the host; None: a step
+    prompt_mask: Tensor | None = None  # its attention mask, and the same on the host
+    valid: Tensor | None = None
     has_media: bool = False
     will_repeat: bool = False  # without a cache every step repeats the whole prompt
     prefill: Prefill = None  # type: ignore[assignment]  # of a prompt: set at the decoder's input

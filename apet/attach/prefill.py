@@ -55,7 +55,7 @@ class Prefill:
         self.valid = self.to_device(valid)  # the same on the device
         self.visual = self.to_device(visual)  # (B, S) of the current sequence
         self.tracked = [
-            self._track(row, sum(len(earlier.columns) for earlier in row_media[:number]), medium)
+            self._track(row, sum(earlier.size for earlier in row_media[:number]), medium)
             for row, row_media in enumerate(media)
             for number, medium in enumerate(row_media)
         ]
@@ -73,11 +73,12 @@ class Prefill:
         self.index: list[dict[str, list[Tensor]]] = [{} for _ in media]
 
     def _track(self, row: int, first: int, medium: Medium) -> TrackedMedium:
-        schedule = self.method.plan(len(medium.columns), self.model)
+        size = medium.size
+        schedule = self.method.cached_plan(size, self.model)
         earliest = self.model.first_decoder_site
         for site in schedule.sites:
             too_early = site.stage == "decoder" and site.layer < earliest
-            if too_early and site.keep < len(medium.columns):
+            if too_early and site.keep < size:
                 raise ValueError(
                     f"'{site}' is too early: this decoder adds visual features in its first"
                     f" {earliest} layers; choose layer {earliest} or later"
@@ -92,7 +93,7 @@ class Prefill:
                 columns, origin = columns[stays], origin[stays]
                 cells = None if cells is None else cells[stays]
             groups.append(TokenGroup(row, columns, origin, group, cells))
-        return TrackedMedium(row, first, len(medium.columns), schedule, groups)
+        return TrackedMedium(row, first, size, schedule, groups)
 
     def groups(self) -> list[TokenGroup]:
         return [group for medium in self.tracked for group in medium.groups]
@@ -166,8 +167,11 @@ class Prefill:
     def join_groups(self) -> None:
         """Join the groups of each medium: inside the decoder they are compressed together."""
         for medium in self.tracked:
-            columns = torch.cat([group.columns for group in medium.groups])
-            origin = torch.cat([group.origin for group in medium.groups])
+            first, *others = medium.groups
+            columns, origin = first.columns, first.origin
+            if others:
+                columns = torch.cat([group.columns for group in medium.groups])
+                origin = torch.cat([group.origin for group in medium.groups])
             medium.groups = [TokenGroup(medium.row, columns, origin)]
 
     # ---- dropping
@@ -176,7 +180,7 @@ class Prefill:
         """Remove all tokens that were not selected, and update every column that is stored here."""
         alive = self.valid.clone()
         if self.marked is not None:
-            alive &= ~self.marked.to(self.device)
+            alive &= ~self.to_device(self.marked)
             self.marked = None
         for batch, _, columns in selections:
             alive[batch.rows, batch.columns] = False

@@ -83,7 +83,7 @@ class VisionHooks:
 
     def sites(self, visual_tokens: int, layers: int) -> dict[int, int]:
         """Tokens of a medium to keep at the entry of each tower layer that has a site."""
-        schedule = self.method.plan(visual_tokens, self.model)
+        schedule = self.method.cached_plan(visual_tokens, self.model)
         sites = {site.layer: site.keep for site in schedule.sites if site.stage == "vision"}
         for layer, keep in sites.items():
             if layer >= layers:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
 
 from torch import Tensor
@@ -19,6 +20,9 @@ from apet.schedule import Schedule
 if TYPE_CHECKING:
     from apet.models.base import Family
     from apet.view import View
+
+
+MAX_PLANS = 4096  # schedules in memory, over all methods, sizes and models
 
 
 class Kept(NamedTuple):
@@ -82,6 +86,11 @@ class Method(ABC):
             layers=model.layers,
             encoder_only=self.encoder_only or model.encoder_only,
         )
+
+    @lru_cache(maxsize=MAX_PLANS)  # noqa: B019 (methods are a few options each)
+    def cached_plan(self, visual_tokens: int, model: ModelLayout) -> Schedule:
+        """The same as `plan`, computed once for a size: a batch has many media of equal sizes."""
+        return self.plan(visual_tokens, model)
 
     @abstractmethod
     def select(self, view: View) -> Kept:

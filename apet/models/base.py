@@ -43,6 +43,11 @@ class Medium:
     def columns(self) -> Tensor:
         return torch.cat([group.columns for group in self.groups])
 
+    @property
+    def size(self) -> int:
+        """The number of its tokens."""
+        return sum(len(group.columns) for group in self.groups)
+
     def first_column(self) -> int:
         return int(self.groups[0].columns[0])
 
@@ -128,6 +133,24 @@ class Family(ABC):
         config = self.model.config
         placeholders = config.image_token_id, getattr(config, "video_token_id", -1)
         return torch.isin(ids, torch.tensor(placeholders))
+
+    def labels(self, ids: Tensor, count: int) -> Tensor | None:
+        """The number of the feature in each column (B, S), -1 for text, if ids alone tell it.
+
+        Otherwise the features carry their numbers to the decoder's input, where reading them waits
+        for the vision tower.
+
+        ids:   (B, S) of the prompt, on the host
+        count: of the features that were withheld from the projector
+        """
+        return None
+
+    def positions(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
+        """The position ids of a prompt that `generate` would compute row by row on the device.
+
+        inputs: the processor's output for a batch, on the host; None: nothing to gain
+        """
+        return None
 
     @abstractmethod
     def media(self, ids: Tensor, embeds: Tensor, record: VisionRecord) -> list[list[Medium]]:

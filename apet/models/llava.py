@@ -26,21 +26,28 @@ class Llava(Family):
             return {}  # with CLS, the decoder's tokens are not the tower's patches
         return {self.tower: tower}
 
+    def labels(self, ids: Tensor, count: int) -> Tensor | None:
+        visual = self.visual(ids)
+        if int(visual.sum()) != count:
+            return None
+        return torch.where(visual, (visual.flatten().cumsum(0) - 1).view(ids.shape), -1)
+
     def media(self, ids: Tensor, embeds: Tensor, record: VisionRecord) -> list[list[Medium]]:
         size = record.features[0].shape[1]
         side = int(size**0.5)
-        rows: list[list[Medium]] = []
-        for labels in record.labels:
-            columns = (labels >= 0).nonzero()[:, 0]
-            starts = columns[labels[columns] % size == 0]
-            if len(columns) != size * len(starts):
-                raise ValueError(
-                    f"a row holds {len(columns)} visual tokens, which is not a whole number of"
-                    f" images of {size}; give each prompt whole (no prefill_chunk_size), as the"
-                    " processor made it"
-                )
-            tiles = (
-                torch.arange(int(start) + size - side * side, int(start) + size) for start in starts
+        row, column = (record.labels >= 0).nonzero(as_tuple=True)
+        cells = record.labels[row, column]
+        counts = (record.labels >= 0).sum(dim=1)
+        whole = not bool((counts % size).any())
+        if not whole or not bool((cells.view(-1, size) % size == torch.arange(size)).all()):
+            broken = counts[counts % size > 0] if not whole else counts[counts > 0]
+            raise ValueError(
+                f"a row holds {int(broken[0])} visual tokens, which is not a whole number of"
+                f" images of {size}; give each prompt whole (no prefill_chunk_size), as the"
+                " processor made it"
             )
-            rows.append([Medium((Group(tile, (side, side), labels[tile]),)) for tile in tiles])
+        pictures = (tokens.view(-1, size)[:, size - side * side :] for tokens in (column, cells))
+        rows: list[list[Medium]] = [[] for _ in ids]
+        for number, columns, cell in zip(row[::size].tolist(), *pictures, strict=True):
+            rows[number].append(Medium((Group(columns, (side, side), cell),)))
         return rows

@@ -8,7 +8,7 @@ would lose; decode steps continue after the prompt's last position, as in the un
 There is no CLS token and no newline; the tokens around a picture are text, and stay.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from apet.models.base import Family, Group, Medium
 from apet.towers.qwen_tower import QwenTower
 from apet.towers.vision_record import VisionRecord
+from apet.transformers_api import rotary_positions
 
 
 class Qwen25VL(Family):
@@ -32,6 +33,9 @@ class Qwen25VL(Family):
     @property
     def towers(self) -> dict[nn.Module, QwenTower]:
         return {self.tower: QwenTower(self.core.visual, (self.projector,))}
+
+    def positions(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
+        return rotary_positions(self.core, inputs)
 
     def media(self, ids: Tensor, embeds: Tensor, record: VisionRecord) -> list[list[Medium]]:
         config = self.model.config

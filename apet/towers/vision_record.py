@@ -51,6 +51,16 @@ class VisionRecord:
             self.first + earlier,
         )
 
+    @property
+    def count(self) -> int:
+        """Of the features that were withheld."""
+        return sum(features.shape[0] * features.shape[1] for features in self.features)
+
+    @property
+    def complete(self) -> bool:
+        """Whether no site inside a tower has dropped tokens."""
+        return all(call.cells is None for call in self.calls)
+
     def patches(self, name: str, cells: Tensor) -> Tensor | None:
         """The values under this name at `cells` of all calls' tokens; None if a call has none."""
         values = [value for call in self.calls if (value := call.patches(name)) is not None]
