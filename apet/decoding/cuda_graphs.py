@@ -28,6 +28,10 @@ WIDTH_MULTIPLE = 64
 MAX_GRAPHS = 32
 
 
+class CaptureError(Exception):
+    """A capture failed. Some versions of PyTorch then allocate from the capture's pool for good."""
+
+
 class GraphShape(NamedTuple):
     """The properties that batches with the same graph have in common."""
 
@@ -105,9 +109,15 @@ class FixedSteps:
                 self._run()  # so that everything a first run sets up exists before the capture
             torch.cuda.current_stream().wait_stream(side)
             graph = torch.cuda.CUDAGraph()
-            # Other threads may copy to the device meanwhile, e.g. the next batch's inputs.
-            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-                self._logits = self._run()
+            try:
+                # Other threads may copy to the device meanwhile, e.g. the next batch's inputs.
+                with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+                    self._logits = self._run()
+            except Exception as error:
+                raise CaptureError(
+                    "a CUDA graph could not be captured, after which this process cannot rely on"
+                    f" its GPU; start another: {error}"
+                ) from error
         self._graph = graph
 
     def load(self, state: DecodeState) -> None:

@@ -201,7 +201,7 @@ class Decode:
         if self.graphs is not None:
             try:
                 fixed = self.graphs.steps_from(state)
-            except RuntimeError as error:  # also torch.OutOfMemoryError
+            except RuntimeError as error:  # also torch.OutOfMemoryError, but not CaptureError
                 warnings.warn(
                     f"answers go on without CUDA graphs, which could not be made: {error}",
                     stacklevel=2,

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import torch
 
+from apet.decoding.cuda_graphs import CaptureError
 from pipelines.inference.answer_buffer import AnswerBuffer
 from pipelines.inference.batch_loader import BatchLoader
 from pipelines.inference.engines.device_transfer import Inputs
@@ -22,6 +23,11 @@ from pipelines.inference.prepared_row import PreparedRow
 from pipelines.text import describe_error
 
 EXIT_DEVICE_BROKEN = 70
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a batch did not fit: also into the workspace of a library, which says so itself."""
+    return isinstance(error, torch.OutOfMemoryError) or "_STATUS_ALLOC_FAILED" in str(error)
 
 
 class RowGuard:
@@ -80,13 +86,13 @@ class RowGuard:
             with self.tracker.time_limit(self.batch_timeout_s):
                 inputs = inputs or self.loader.load(rows)
                 answers = self.engine.answer(buffer.spec.config, buffer.method, rows, inputs)
-        except torch.OutOfMemoryError as error:
-            failure: Exception = error
-            retry_whole = self.engine.release_graphs()  # that may have been enough
-            part_size = len(rows) if retry_whole else (len(rows) + 1) // 2
         except Exception as error:
-            self._exit_if_device_is_broken(error)
             failure, part_size = error, 1
+            if is_out_of_memory(error):
+                retry_whole = self.engine.release_graphs()  # that may have been enough
+                part_size = len(rows) if retry_whole else (len(rows) + 1) // 2
+            else:
+                self._exit_if_device_is_broken(error)
         else:
             buffer.add(rows, answers, time.monotonic() - began)
             return
@@ -106,8 +112,8 @@ class RowGuard:
 
     def _exit_if_device_is_broken(self, error: Exception) -> None:
         """After a CUDA error this process cannot use the device any more. Ray starts another."""
-        device_errors = getattr(torch, "AcceleratorError", ())
-        if "CUDA error" in str(error) or isinstance(error, device_errors):
+        accelerator_error = getattr(torch, "AcceleratorError", CaptureError)
+        if "CUDA error" in str(error) or isinstance(error, CaptureError | accelerator_error):
             print(
                 f"worker {self.tracker.worker} ends: {describe_error(error)}",
                 file=sys.stderr,

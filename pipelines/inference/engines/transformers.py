@@ -12,6 +12,7 @@ from transformers import LogitsProcessorList, StoppingCriteriaList
 from transformers.utils import logging as transformers_logging
 
 from apet import Decode, Towers, attach
+from apet.decoding.cuda_graphs import CaptureError
 from apet.decoding.shared_steps import Suffixes
 from apet.methods.base import Method
 from apet.models import load as load_model
@@ -86,6 +87,9 @@ class TransformersEngine:
             device="auto" if several_gpus else self.device,
             trust_remote_code=config.trust_remote_code,
         )[0]
+        if self.device.type == "cuda" and (share := gpu_share()) < 1:
+            # Otherwise one of the workers on a GPU takes what the others need.
+            torch.cuda.set_per_process_memory_fraction(share)
         if config.compile:
             compile_towers(self.model)
         self.decode = Decode(self.model)
@@ -99,6 +103,8 @@ class TransformersEngine:
                 try:
                     inputs = self.start_transfer(rows).wait()
                     self.answer(config, self.methods[method], rows, inputs, 2)
+                except CaptureError:
+                    raise
                 except Exception as error:
                     failures.append(error)  # its rows will report it; other methods may work
         if len(failures) == len(self.methods):
@@ -115,7 +121,15 @@ class TransformersEngine:
         """Collate rows and start copying them to the device; may run in any thread."""
         if self.shares_prefixes:
             return self.transfer.start(collate_shared(self.collate, rows))
-        return self.transfer.start(self.collate([row.tensors() for row in rows]))
+        return self._start_whole(rows)
+
+    def _start_whole(self, rows: Sequence[PreparedRow]) -> TransferredBatch:
+        """Start copying whole prompts, with positions that the device would compute row by row."""
+        batch = self.collate([row.tensors() for row in rows])
+        positions = self.decode.family.positions(batch)
+        return self.transfer.start(
+            batch if positions is None else {**batch, "position_ids": positions}
+        )
 
     def answer(
         self,
@@ -140,7 +154,7 @@ class TransformersEngine:
         answers: list[dict[str, Any]] = []
         for start in range(0, len(rows), self.job.batch_size):
             part = rows[start : start + self.job.batch_size]
-            whole = self.transfer.start(self.collate([row.tensors() for row in part])).wait()
+            whole = self._start_whole(part).wait()
             answers += self._answer(config, method, part, whole, tokens, [1] * len(part))
         return answers
 
