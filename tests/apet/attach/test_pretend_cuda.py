@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from apet import Decode, attach
 from apet.attention import packed_kernel
+from apet.decoding.cuda_graphs import CaptureError, FixedSteps
 from apet.methods import METHODS
 from apet.models import pack_windows
 from tests.support import tiny
@@ -125,6 +126,18 @@ def test_answers_in_float32_are_those_of_the_cpu() -> None:
     with attach(model, build_method("apet", "llava")):
         want = Decode(model).answer(host_inputs("llava"), TOKENS)
     assert torch.equal(answers[0], want)
+
+
+def test_failed_capture_raises_instead_of_going_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = FixedSteps._run
+
+    def waiting(self: FixedSteps) -> Tensor:
+        self._step.item()
+        return run(self)
+
+    monkeypatch.setattr(FixedSteps, "_run", waiting)
+    with pytest.raises(CaptureError, match=r"start another: _local_scalar_dense at .* captured"):
+        answer("llava", "apet", 2)
 
 
 # ---- the device itself
