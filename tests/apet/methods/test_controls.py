@@ -261,7 +261,7 @@ def test_blocks_and_chunks_do_not_change_the_result(monkeypatch: pytest.MonkeyPa
 def draw(seed: int, number: int, groups: int = 1) -> list[list[int]]:
     """The draws for groups of one row."""
     groups_of_rows = view(normal(groups, 36, 4), 9, (6, 6), (number,) * groups)
-    one_row = replace(groups_of_rows, rows=torch.zeros_like(groups_of_rows.rows))
+    one_row = replace(groups_of_rows, row_numbers=(0,) * groups)
     return build("random", budget=9, seed=seed).select(one_row).indices.tolist()
 
 
