@@ -46,11 +46,12 @@ class PrefixRows:
         """(B, H, S, d) to (G, H, n S, d), with n rows a prefix."""
         if self._padding is not None:
             rows = rows[self._padding[0]]
-        return rows.unflatten(0, (-1, self._most)).transpose(1, 2).flatten(2, 3)
+        grouped: Tensor = rows.unflatten(0, (-1, self._most)).transpose(1, 2).flatten(2, 3)
+        return grouped
 
     def by_row(self, grouped: Tensor) -> Tensor:
         """(G, H, n S, d) to (B, H, S, d)."""
-        rows = grouped.unflatten(2, (self._most, -1)).transpose(1, 2).flatten(0, 1)
+        rows: Tensor = grouped.unflatten(2, (self._most, -1)).transpose(1, 2).flatten(0, 1)
         return rows if self._padding is None else rows[self._padding[1]]
 
     def keep(self, rows: Sequence[int]) -> tuple[PrefixRows, Tensor | None]:

@@ -180,8 +180,8 @@ class Decode:
                 elif steps.full:
                     steps = self._steps(steps.state())
                 count = batch if rows is None else len(rows)
-                leaves = pad is not None and not isinstance(steps, FixedSteps)
-                if leaves and 2 * remaining <= count:
+                rows_leave = pad is not None and 2 * remaining <= count
+                if rows_leave and not isinstance(steps, FixedSteps):
                     kept = (unfinished if rows is None else unfinished[rows]).nonzero()[:, 0]
                     rows = kept if rows is None else rows[kept]
                     steps.keep_rows(kept)
