@@ -24,7 +24,7 @@ from typing import Any
 from jobs.bench.common import ROOT, argument_parser, print_json, write_manifest
 
 BENCHMARKS = {"image": "shapes", "video": "motion"}
-METHODS = "vanilla,apet,visionzip,divprune,fastv"
+METHODS = "vanilla,apet,visionzip,divprune,fastv=96"
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
     add("--kind", choices=BENCHMARKS, default="image", help="(default: image)")
     add("--questions", default="1,4,16,32", help="about each medium (default: 1,4,16,32)")
     add("--rows", type=int, default=96, help="questions in all, at least (default: 96)")
-    add("--methods", default=METHODS, help=f"(default: {METHODS})")
+    add("--methods", default=METHODS, help=f"each with a budget, if another (default: {METHODS})")
     add("--budget", default="64", help="(default: 64)")
     add("--model", default="demo", help="(default: demo)")
     add("--child", help=argparse.SUPPRESS)
@@ -49,10 +49,9 @@ def main() -> None:
         task = {"questions": questions, "rows": args.rows, "kind": args.kind}
         task |= {"model": args.model, "budget": args.budget}
         for method in args.methods.split(","):
-            shared, unshared = (
-                run_child({**task, "method": method, "share": share})
-                for share in ("prefix", "none")
-            )
+            name, _, budget = method.partition("=")
+            task |= {"method": name, "budget": budget or args.budget}
+            shared, unshared = (run_child({**task, "share": share}) for share in ("prefix", "none"))
             results.append(row := compare(task, method, shared, unshared))
             print(
                 f"{questions:9}  {method:12}{row['shared']:9.1f}{row['unshared']:10.1f}"
@@ -172,9 +171,11 @@ def generate_answers(config: Any, task: Mapping[str, Any]) -> Iterator[dict[str,
     import torch
 
     from apet.models import load
+    from pipelines.config.paths import resolve_paths
     from pipelines.inference.benchmark_job import manifest_of
     from pipelines.inference.preprocess import Collator, Preprocessor
 
+    config = resolve_paths(config)
     manifest, preprocess = manifest_of(config), Preprocessor(config)
     model: Any = load(config.model, attn="sdpa")[0]
     collate = Collator(preprocess.processor)

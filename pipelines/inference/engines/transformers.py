@@ -233,10 +233,13 @@ class TransformersEngine:
         ]
 
     def _shared_towers(self, method: Method) -> Towers | None:
-        """Memory for the towers: between methods, and between rows that share media as a whole."""
+        """Lets equal media be encoded once: within a batch, and between methods."""
         if self.job.config.share == "none":
             return None
-        return self.towers if self.share_towers or method.reads_question else None
+        if self.share_towers:
+            return self.towers
+        has_distinct_media = self.shares_prefixes and not method.reads_question
+        return None if has_distinct_media else Towers(remember=False)
 
     def forget_media(self) -> None:
         """Drop the tower outputs that methods shared."""
