@@ -6,10 +6,11 @@ mend. `make test-versions` runs the oldest and the newest supported versions.
 """
 
 import inspect
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -48,6 +49,16 @@ ARGUMENTS = {
     "Qwen tower block": ("hidden_states", "cu_seqlens", "position_embeddings"),
 }
 """Arguments that hooks read or replace, by the role of the called module."""
+
+ATTRIBUTES = {
+    "decoder layer": ("self_attn", "input_layernorm"),
+    "decoder attention": ("q_proj", "k_proj", "head_dim", "scaling"),
+    "CLIP layer": ("self_attn", "layer_norm1"),
+    "CLIP attention": ("q_proj", "k_proj", "num_heads", "scale"),
+    "Qwen tower block": ("attn", "norm1"),
+    "Qwen tower attention": ("qkv", "num_heads", "scaling"),
+}
+"""Parts of modules from which attention weights are computed again, by the module's role."""
 
 MEDIA_INPUTS = ("pixel_values", "pixel_values_images", "pixel_values_videos", "mm_encoder_outputs")
 """Arguments of a model that bring visual tokens."""
@@ -208,6 +219,74 @@ def register_kernel(name: str, kernel: Callable[..., Any]) -> None:
     """Let models be loaded with this kernel; masks are those of SDPA."""
     AttentionInterface.register(name, kernel)
     AttentionMaskInterface.register(name, sdpa_mask)
+
+
+def missing_parts(role: str, module: nn.Module | None) -> list[str]:
+    return [name for name in ATTRIBUTES[role] if not hasattr(module, name)]
+
+
+def decoder_attention(layer: nn.Module) -> Any:
+    """The attention of a decoder layer; ValueError if it does not work as `decoder_heads` does."""
+    attention: Any = getattr(layer, "self_attn", None)
+    missing = missing_parts("decoder attention", attention)
+    missing += missing_parts("decoder layer", layer)
+    if not hasattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb"):
+        missing.append("apply_rotary_pos_emb")
+    if missing:
+        raise ValueError(
+            f"attention weights cannot be computed for {type(layer).__name__}: it has no"
+            f" {', '.join(missing)}; choose a method that needs none, such as apet"
+        )
+    return attention
+
+
+def decoder_heads(layer: nn.Module, kind: str, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The layer's queries ("q") or keys ("k") for (B, S, D): (B, heads, S, d), norm and rotary."""
+    attention, module = decoder_attention(layer), cast(Any, layer)
+    projection = getattr(attention, f"{kind}_proj")
+    heads = projection(module.input_layernorm(hidden)).unflatten(-1, (-1, attention.head_dim))
+    if (norm := getattr(attention, f"{kind}_norm", None)) is not None:
+        heads = norm(heads)
+    heads = heads.transpose(1, 2)
+    apply_rotary = sys.modules[type(attention).__module__].apply_rotary_pos_emb
+    rotated: Tensor = apply_rotary(heads, heads[:, :1], cos, sin)[0]
+    return rotated
+
+
+def decoder_query_heads(layer: nn.Module) -> int:
+    attention = decoder_attention(layer)
+    return int(attention.q_proj.out_features // attention.head_dim)
+
+
+def clip_layers(tower: Any) -> list[Any]:
+    """The layers of a CLIP or SigLIP tower."""
+    return list(tower.encoder.layers)
+
+
+def has_cls(tower: Any) -> bool:
+    """Whether a CLIP or SigLIP tower has a token before its patches."""
+    return hasattr(tower.embeddings, "class_embedding")
+
+
+def clip_key_projection(layer: Any) -> tuple[nn.Module, int]:
+    """The module that makes a CLIP layer's keys (tiles, T, D), and the number of their heads."""
+    return layer.self_attn.k_proj, layer.self_attn.num_heads
+
+
+def clip_queries_and_keys(layer: Any, hidden: Tensor, queries: int) -> tuple[Tensor, Tensor, float]:
+    """The first queries and all keys (tiles, T, heads, d) of a CLIP layer, and their scale."""
+    attention, normed = layer.self_attn, layer.layer_norm1(hidden)
+    query, key = attention.q_proj(normed[:, :queries]), attention.k_proj(normed)
+    heads = (attention.num_heads, -1)
+    return query.unflatten(-1, heads), key.unflatten(-1, heads), attention.scale
+
+
+def qwen_queries_and_keys(block: Any, hidden: Tensor) -> tuple[Tensor, Tensor, float]:
+    """Queries and keys (patches, heads, d) of a Qwen block, without rotary, and their scale."""
+    attention = block.attn
+    states = attention.qkv(block.norm1(hidden)).view(len(hidden), 3, attention.num_heads, -1)
+    query, key, _ = states.unbind(1)
+    return query, key, attention.scaling
 
 
 def sliding_window(layer: nn.Module) -> int | None:

@@ -5,14 +5,16 @@ rows of one layer: that layer's queries and keys are computed again from its inp
 modules, and everything else keeps its kernel.
 """
 
-import sys
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from apet.core.gram import gather, stable_topk
-from apet.transformers_api import sliding_window
+from apet.transformers_api import (
+    decoder_attention,
+    decoder_heads,
+    decoder_query_heads,
+    sliding_window,
+)
 from apet.view import LayerInput, View
 
 MAX_WEIGHTS = 1 << 27  # attention weights in memory at a time
@@ -35,7 +37,8 @@ def attention_weights(layer: LayerInput, valid: Tensor, queries: Tensor) -> Tens
     query = _heads(layer, "q", *(gather(tensor, queries) for tensor in inputs)).float()
     # Queries that share a key head, side by side.
     grouped = query.unflatten(1, (key.shape[1], -1)).flatten(2, 3)
-    logits: Tensor = (grouped @ key.mT * _attention(layer).scaling).view(*query.shape[:3], count)
+    scaling = decoder_attention(layer.layer).scaling
+    logits: Tensor = (grouped @ key.mT * scaling).view(*query.shape[:3], count)
     columns = torch.arange(count, device=valid.device)
     visible = valid[:, None] & (columns <= queries[..., None])  # (B, Q, S)
     return logits.masked_fill(~visible[:, None], torch.finfo(logits.dtype).min).softmax(dim=-1)
@@ -52,8 +55,7 @@ def mean_attention(layer: LayerInput, valid: Tensor, rows: Tensor, queries: Tens
 
     rows: (G,) of the batch; queries: (G, Q) columns of those rows
     """
-    attention = _attention(layer)
-    heads = attention.q_proj.out_features // attention.head_dim
+    heads = decoder_query_heads(layer.layer)
     size = max(1, MAX_WEIGHTS // max(1, heads * queries.shape[1] * valid.shape[1]))
     chunks = zip(rows.split(size), queries.split(size), strict=True)
     return torch.cat(
@@ -77,37 +79,12 @@ def most_attended(received: Tensor, keep: int) -> Tensor:
     return stable_topk(received, keep, NOISE * received.abs())
 
 
-def _attention(layer: LayerInput) -> Any:
-    """The layer's attention module, if it works the way that this file repeats."""
-    module, attention = layer.layer, getattr(layer.layer, "self_attn", None)
-    names = "q_proj", "k_proj", "head_dim", "scaling"
-    missing = [name for name in names if not hasattr(attention, name)]
-    if not hasattr(module, "input_layernorm"):
-        missing.append("input_layernorm")
-    if not hasattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb"):
-        missing.append("apply_rotary_pos_emb")
-    window, problem = sliding_window(module), ""
-    if missing:
-        problem = f": it has no {', '.join(missing)}"
-    elif window is not None and window < layer.hidden.shape[1]:
-        problem = f" and {layer.hidden.shape[1]} tokens: it looks {window} tokens back"
-    if problem:
-        raise ValueError(
-            f"attention weights cannot be computed for {type(module).__name__}{problem}; choose a"
-            " method that needs none, such as apet"
-        )
-    return attention
-
-
 def _heads(layer: LayerInput, kind: str, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """The layer's queries ("q") or keys ("k") for (B, S, D): (B, heads, S, d), norm and rotary."""
-    attention, module = _attention(layer), layer.layer
-    assert isinstance(module.input_layernorm, nn.Module)
-    projection = getattr(attention, f"{kind}_proj")
-    heads = projection(module.input_layernorm(hidden)).unflatten(-1, (-1, attention.head_dim))
-    if (norm := getattr(attention, f"{kind}_norm", None)) is not None:
-        heads = norm(heads)
-    heads = heads.transpose(1, 2)
-    apply_rotary = sys.modules[type(attention).__module__].apply_rotary_pos_emb
-    rotated: Tensor = apply_rotary(heads, heads[:, :1], cos, sin)[0]
-    return rotated
+    """The layer's queries ("q") or keys ("k") for (B, S, D), if it looks back to the beginning."""
+    window, tokens = sliding_window(layer.layer), layer.hidden.shape[1]
+    if window is not None and window < tokens:
+        raise ValueError(
+            f"attention weights cannot be computed for {type(layer.layer).__name__} and {tokens}"
+            f" tokens: it looks {window} tokens back; choose a method that needs none, such as apet"
+        )
+    return decoder_heads(layer.layer, kind, hidden, cos, sin)

@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from apet.schedule import share
 from apet.towers.labels import write_labels
 from apet.towers.vision_record import TowerSession
-from apet.transformers_api import window_order
+from apet.transformers_api import qwen_queries_and_keys, window_order
 from apet.view import View
 
 MAX_QUERIES = 1024  # of a block's attention at a time: a large picture has too many for one matrix
@@ -182,9 +182,8 @@ class QwenTowerCall:
         It is the mean over the queries of its segment, the heads and its patches: the measure where
         there is no CLS.
         """
-        attention, unit = block.attn, self.tower.patches_per_token
-        states = attention.qkv(block.norm1(hidden)).view(len(hidden), 3, attention.num_heads, -1)
-        query, key, _ = states.unbind(1)
+        unit = self.tower.patches_per_token
+        query, key, scaling = qwen_queries_and_keys(block, hidden)
         cos, sin = inputs["position_embeddings"]
         query, key = (apply_rotary(vectors.float(), cos, sin) for vectors in (query, key))
         lengths = inputs["cu_seqlens"].diff().tolist()
@@ -192,7 +191,7 @@ class QwenTowerCall:
         for queries, keys in zip(query.split(lengths), key.split(lengths), strict=True):
             total = keys.new_zeros(len(keys))
             for block_queries in queries.split(MAX_QUERIES):
-                scores = torch.einsum("qhd,khd->hqk", block_queries, keys * attention.scaling)
+                scores = torch.einsum("qhd,khd->hqk", block_queries, keys * scaling)
                 total += scores.softmax(dim=-1).mean(dim=0).sum(dim=0)
             received.append(total / len(queries))
         labels = self.order if self.cells is None else self.order[self.cells]

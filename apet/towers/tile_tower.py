@@ -22,6 +22,12 @@ from apet.core.gram import Gram, gather
 from apet.core.merge import most_similar
 from apet.towers.labels import write_labels
 from apet.towers.vision_record import TowerSession
+from apet.transformers_api import (
+    clip_key_projection,
+    clip_layers,
+    clip_queries_and_keys,
+    has_cls,
+)
 from apet.view import View
 
 
@@ -40,9 +46,8 @@ class TileTower:
         for depth, layer in enumerate(self.layers):
             yield layer.register_forward_pre_hook(partial(self._enter_layer, session, depth))
             if session.method.inside_tower:
-                yield layer.self_attn.k_proj.register_forward_hook(
-                    partial(self._store_keys, session, layer.self_attn)
-                )
+                projection, heads = clip_key_projection(layer)
+                yield projection.register_forward_hook(partial(self._store_keys, session, heads))
         yield self.layers[-1].register_forward_hook(partial(self._store_cls, session))
 
     def _start(self, session: TowerSession, module: nn.Module, args: object) -> None:
@@ -110,12 +115,12 @@ class TileTower:
     def _store_keys(
         self,
         session: TowerSession,
-        attention: Any,
+        heads: int,
         projection: nn.Module,
         args: object,
         output: Tensor,
     ) -> None:
-        self._call(session).keys = output.unflatten(-1, (attention.num_heads, -1)).mean(dim=2)
+        self._call(session).keys = output.unflatten(-1, (heads, -1)).mean(dim=2)
 
     def _store_cls(
         self, session: TowerSession, layer: nn.Module, args: object, output: Any
@@ -210,12 +215,11 @@ def clip_tower(
     tower: Any, feature_layer: int | list[int], tiles: int, resized: bool = False
 ) -> TileTower:
     """A CLIP or SigLIP tower up to `feature_layer` (-2: all but the last); see `TileTower`."""
-    layers = list(tower.encoder.layers)
+    layers = clip_layers(tower)
     used = [feature_layer] if isinstance(feature_layer, int) else feature_layer
     depth = max(layer % (len(layers) + 1) for layer in used)
     size = (tower.config.image_size // tower.config.patch_size) ** 2
-    prefix = int(hasattr(tower.embeddings, "class_embedding"))
-    return TileTower(layers[:depth], size, prefix, tiles, resized)
+    return TileTower(layers[:depth], size, int(has_cls(tower)), tiles, resized)
 
 
 def clip_attention(layer: Any, hidden: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
@@ -224,10 +228,7 @@ def clip_attention(layer: Any, hidden: Tensor, prefix: int) -> tuple[Tensor, Ten
     Without CLS (`prefix` 0), the attention is the mean over all queries. Both are computed here,
     whatever kernel the tower runs.
     """
-    attention = layer.self_attn
-    normed = layer.layer_norm1(hidden)
-    keys = attention.k_proj(normed).unflatten(-1, (attention.num_heads, -1)).float()
-    query = attention.q_proj(normed[:, :prefix] if prefix else normed)
-    query = query.unflatten(-1, (attention.num_heads, -1)).float()
-    weights = torch.einsum("tqhd,tkhd->thqk", query, keys * attention.scale).softmax(dim=-1)
+    query, keys, scale = clip_queries_and_keys(layer, hidden, prefix or hidden.shape[1])
+    keys = keys.float()
+    weights = torch.einsum("tqhd,tkhd->thqk", query.float(), keys * scale).softmax(dim=-1)
     return weights.mean(dim=2).sum(dim=1)[:, prefix:], keys.mean(dim=2)[:, prefix:]

@@ -72,6 +72,29 @@ def test_modules_take_the_arguments_that_hooks_use(family: str) -> None:
 
 
 @EVERY_FAMILY
+def test_layers_have_the_parts_that_attention_is_computed_from(family: str) -> None:
+    parts = family_of(model(family))
+    modules = {"decoder layer": parts.layers[0], "decoder attention": parts.layers[0].self_attn}
+    for tower in parts.towers.values():
+        layer: Any = tower.layers[0]
+        if isinstance(tower, QwenTower):
+            modules |= {"Qwen tower block": layer, "Qwen tower attention": layer.attn}
+        else:
+            modules |= {"CLIP layer": layer, "CLIP attention": layer.self_attn}
+    for role, module in modules.items():
+        missing = api.missing_parts(role, module)
+        assert not missing, (
+            f"{type(module).__name__} (a {role}) of {VERSION} has no {', '.join(missing)}: mend"
+            " ATTRIBUTES and the functions that read them"
+        )
+
+
+def test_layer_without_known_parts_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"RenamedLayer: it has no .*self_attn.*choose a method"):
+        api.decoder_attention(RenamedLayer())
+
+
+@EVERY_FAMILY
 @torch.no_grad()
 def test_calls_and_outputs_are_what_hooks_expect(family: str) -> None:
     core = model(family)
