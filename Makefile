@@ -22,7 +22,7 @@ test-all: test
 # Attach, decode and jobs with the oldest and the newest versions that pyproject.toml allows.
 ATTACH := tests/apet/attach tests/apet/decoding tests/apet/test_transformers_api.py \
 	tests/apet/core/test_triton_kernels.py
-JOBS := tests/pipelines/inference tests/cluster/test_job.py
+JOBS := tests/pipelines/inference tests/cluster/test_job.py tests/cluster/test_checkpoint_layouts.py
 test-versions: .venv-oldest/ready .venv-newest/ready
 	@.venv-oldest/bin/python -m pytest $(ATTACH) $(JOBS)
 	@.venv-newest/bin/python -m pytest $(ATTACH) $(JOBS)
