@@ -115,6 +115,10 @@ class EvalConfig:
     """Prompt format. model: the model's own chat template; vicuna_v1, llava_v1: as in the scripts
     of LLaVA and of Video-LLaVA. Default: vicuna_v1 for LLaVA-1.5, llava_v1 for Video-LLaVA, else
     model."""
+    generation: str = flag(parsers.choice("model", "official"), "NAME", "model")
+    """Penalties and beams. model: as the checkpoint's generation config asks, e.g. Qwen2.5-VL for
+    a repetition penalty of 1.05; official: none, as in the official evaluations. Both take the most
+    likely token unless there is a --temperature."""
     temperature: float = flag(parsers.non_negative, "X", 0.0)
     """Sampling temperature. 0 always takes the most likely token."""
     max_new_tokens: int = flag(parsers.integer(1), "N", 128)
@@ -236,6 +240,7 @@ class EvalConfig:
             "options": dict(spec.options),
             # Absent unless set, so that runs older than these keys keep their identity.
             **({"compile": True} if self.compile else {}),
+            **({"generation": self.generation} if self.generation != "model" else {}),
             **({"image_fit": self.image_fit} if self._fits_images else {}),
             **({"inputs": inputs_version} if inputs_version > 1 else {}),
             # Earlier runs drew other tokens for each question about a picture.

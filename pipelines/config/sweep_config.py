@@ -35,8 +35,8 @@ LISTS = {"models": "model", "benchmarks": "benchmark"}
 SWEEP_FIELDS = ("output", "tracking_uri", "experiment", "ray_address")
 # Fields that are equal in jobs that can share workers with one loaded model.
 WORKER_FIELDS = (
-    *("model", "revision", "trust_remote_code", "dtype", "attn", "compile", "batch_timeout"),
-    *("actors", "gpus_per_actor", "cpus_per_actor", "batch_size", "batch_tokens"),
+    *("model", "revision", "trust_remote_code", "dtype", "attn", "compile", "generation"),
+    *("batch_timeout", "actors", "gpus_per_actor", "cpus_per_actor", "batch_size", "batch_tokens"),
 )
 
 

@@ -205,6 +205,10 @@ class BenchmarkJob:
             # an option must not hide a flag of the job, such as the seed; a schedule replaces it
             hides = name in params and name != "schedule"
             record.config[f"{method.method}.{name}" if hides else name] = value
+        if config.generation == "model":
+            from pipelines.inference.engines.generation import checkpoint_settings
+
+            record.config |= checkpoint_settings(config.model, config.revision)
         record.tags = {**job_tags(config), "method": method.method, "point": method.name}
         if "budget" in dict(method.options):
             record.tags["budget"] = str(dict(method.options)["budget"])

@@ -32,8 +32,8 @@ from pipelines.visualize.token_scores import token_scores
 # among them: a record must not decide that remote code runs or that files elsewhere are read.
 CONFIG_FIELDS = (
     *("model", "revision", "benchmark", "data", "split", "media_root", "question", "limit"),
-    *("frames", "min_pixels", "max_pixels", "image_fit", "conversation", "temperature"),
-    *("max_new_tokens", "seed", "dtype", "attn"),
+    *("frames", "min_pixels", "max_pixels", "image_fit", "conversation", "generation"),
+    *("temperature", "max_new_tokens", "seed", "dtype", "attn"),
 )
 
 

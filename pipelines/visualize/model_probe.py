@@ -26,7 +26,12 @@ from pipelines.data.manifest import Manifest
 from pipelines.data.media import images, videos
 from pipelines.data.media.content import Pixels
 from pipelines.data.rows import Medium, Row
-from pipelines.inference.engines.generation import Sampler, row_seed
+from pipelines.inference.engines.generation import (
+    Sampler,
+    apply_generation,
+    clean_answer,
+    row_seed,
+)
 from pipelines.inference.preprocess import PIXELS, Collator, Preprocessor
 
 
@@ -84,6 +89,7 @@ class ModelProbe:
             device=self.device,
             trust_remote_code=config.trust_remote_code,
         )[0]
+        apply_generation(self.model, config.generation)
         self.family = family_of(self.model)
 
     @torch.inference_mode()
@@ -127,7 +133,8 @@ class ModelProbe:
             )
             stats = attached.stats[0]
         new = output[:, prompt.inputs["input_ids"].shape[1] :]
-        answer: str = self.processor.batch_decode(new, skip_special_tokens=True)[0].strip()
+        text: str = self.processor.batch_decode(new, skip_special_tokens=True)[0]
+        answer = clean_answer(text, self.model.config.model_type)
         assert stats.index is not None
         sites: list[tuple[str, int]] = []
         passed = np.zeros(stats.visual_tokens, np.int64)

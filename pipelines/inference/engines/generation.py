@@ -3,12 +3,39 @@
 import hashlib
 import time
 from collections.abc import Collection, Sequence
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, PreTrainedModel, ProcessorMixin, StoppingCriteria
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    PreTrainedModel,
+    ProcessorMixin,
+    StoppingCriteria,
+)
+
+OFFICIAL = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "num_beams": 1}
+"""Settings that change greedy answers, with the values of LLaVA's scripts and of VLMEvalKit."""
+
+
+@cache  # for all runs of a model: the hub is asked each time
+def checkpoint_settings(model: str, revision: str | None) -> dict[str, Any]:
+    """The settings of OFFICIAL to which the checkpoint's generation config gives other values."""
+    try:
+        config = GenerationConfig.from_pretrained(model, revision=revision or "main")
+    except OSError:  # the checkpoint has none
+        return {}
+    own = {name: getattr(config, name, None) for name in OFFICIAL}
+    return {name: value for name, value in own.items() if value not in (None, OFFICIAL[name])}
+
+
+def apply_generation(model: PreTrainedModel, generation: str) -> None:
+    """Let `generate` leave out the checkpoint's penalties and beams if they are not wanted."""
+    if generation == "official":
+        model.generation_config.update(**OFFICIAL)
 
 
 def row_seed(seed: int, row_id: str) -> int:
@@ -75,6 +102,15 @@ def eos_token_ids(model: PreTrainedModel, processor: ProcessorMixin) -> set[int]
     if ids is None:
         ids = processor.tokenizer.eos_token_id
     return {ids} if isinstance(ids, int) else set(ids or ())
+
+
+def clean_answer(text: str, model_type: str) -> str:
+    """A decoded answer without the space around it.
+
+    Converted checkpoints of Video-LLaVA often end an answer with a letter that is no part of it.
+    """
+    text = text.strip()
+    return text.removesuffix("Ъ").rstrip() if model_type == "video_llava" else text
 
 
 def answer_length(answer: Sequence[int], ends: Collection[int]) -> int:

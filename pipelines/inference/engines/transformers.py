@@ -29,6 +29,8 @@ from pipelines.inference.engines.generation import (
     GenerationTimer,
     Sampler,
     answer_length,
+    apply_generation,
+    clean_answer,
     eos_token_ids,
     row_seed,
 )
@@ -90,6 +92,7 @@ class TransformersEngine:
         if self.device.type == "cuda" and (share := gpu_share()) < 1:
             # Otherwise one of the workers on a GPU takes what the others need.
             torch.cuda.set_per_process_memory_fraction(share)
+        apply_generation(self.model, config.generation)
         if config.compile:
             compile_towers(self.model)
         self.decode = Decode(self.model)
@@ -221,7 +224,7 @@ class TransformersEngine:
         ]
         return [
             {
-                "prediction": text.strip(),
+                "prediction": clean_answer(text, self.model.config.model_type),
                 "prompt_tokens": row.tokens,
                 "new_tokens": answer_length(answer, ends),
                 **columns,

@@ -65,8 +65,8 @@ def test_every_flag_sets_its_field() -> None:
             --data s3://b/q.parquet --split val --media-root clips --allow-outside
             --question 'What is it?' --limit 1_000 --method apet --budget 10.0% --frames 4
             --min-pixels 9 --max-pixels 99 --conversation vicuna_v1 --temperature 0.7
-            --max-new-tokens 32 --seed 3 --dtype bfloat16 --attn sdpa --ray-address auto
-            --actors 1,4 --gpus-per-actor 0.25 --cpus-per-actor 2 --batch-size 8
+            --generation official --max-new-tokens 32 --seed 3 --dtype bfloat16 --attn sdpa
+            --ray-address auto --actors 1,4 --gpus-per-actor 0.25 --cpus-per-actor 2 --batch-size 8
             --batch-tokens 4096 --share none --compile --batch-timeout 90 --output gs://b/o
             --tracking-uri http://host:5000 --experiment e --max-error-rate 5% --retry-errors
             """
@@ -90,6 +90,7 @@ def test_every_flag_sets_its_field() -> None:
         min_pixels=9,
         max_pixels=99,
         conversation="vicuna_v1",
+        generation="official",
         temperature=0.7,
         max_new_tokens=32,
         seed=3,
@@ -193,6 +194,7 @@ def test_resolved_config_hides_passwords() -> None:
         ("--benchmark manifest", "needs --data"),
         ("--dtype fp16", "did you mean 'float16'?"),
         ("--attn flash", "did you mean 'flash_attention_2'?"),
+        ("--generation offical", "did you mean 'official'?"),
         ("--conversation vicuna", "did you mean 'vicuna_v1'?"),
         ("--limit 0", "'all'"),
         ("--actors 4,1", "did you mean '1,4'?"),
@@ -383,6 +385,7 @@ def test_identity_changes_with_every_field_that_changes_answers() -> None:
         "min_pixels": 1,
         "max_pixels": 2,
         "conversation": "vicuna_v1",
+        "generation": "official",
         "temperature": 1.0,
         "max_new_tokens": 9,
         "seed": 1,
