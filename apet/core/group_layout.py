@@ -56,4 +56,5 @@ def _to_device(columns: Sequence[Sequence[int]], device: torch.device) -> Sequen
             for column, step in zip(columns, steps, strict=True)
         ]
     flat = torch.tensor([number for column in columns for number in column])
-    return copy_async(flat, device).split([len(column) for column in columns])
+    copied: Sequence[Tensor] = copy_async(flat, device).split([len(column) for column in columns])
+    return copied

@@ -38,7 +38,10 @@ ADDED = {
 MAX_SPARSEVLM_WAITS = 36
 # Qwen's windows and segments are counted once a call for methods that act inside its tower.
 MAX_QWEN_TOWER_WAITS = 10
-PAIRS = [(family, name) for family in tiny.FAMILIES for name in METHODS]
+REFUSED = ("llava_onevision", "visionzip")  # no token of the decoder is a patch of its tower
+PAIRS = [
+    pair for family in tiny.FAMILIES for name in METHODS if (pair := (family, name)) != REFUSED
+]
 
 
 @cache
