@@ -52,7 +52,8 @@ def config(checkpoint: Checkpoint, tmp_path: Path) -> Callable[..., EvalConfig]:
             data=data,
             methods=tuple(methods),
             budgets=("80%",),
-            **{"output": str(tmp_path / share), "max_new_tokens": 4, **values},
+            output=str(tmp_path / values.pop("output", share)),
+            **{"max_new_tokens": 4, **values},
         )
 
     return make
