@@ -20,7 +20,7 @@ from pipelines.results.run_record import RECORD_FILE, RunRecord, run_folders
 from pipelines.results.storage import Folder, run_concurrently
 from pipelines.text import redacted
 
-METHOD_KEYS = ("method", "options")
+METHOD_KEYS = ("method", "options", "draws")
 """Keys of a run's identity in which runs of a study differ."""
 BENCHMARK_KEYS = (
     *METHOD_KEYS,
