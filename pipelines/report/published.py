@@ -1,4 +1,7 @@
-"""The paper's figures (published.yaml) beside our results, if model, benchmark and budget match."""
+"""The paper's figures (published.yaml) beside our results, if the runs match what the paper ran.
+
+Model, benchmark, split, inputs and budget must match; the tables' notes say what does not.
+"""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,11 +12,23 @@ from typing import Any, cast
 
 import yaml
 
-from pipelines.report.runs import Chapter, Point, Result
+from pipelines.benchmarks import DEFAULT_SPLITS
+from pipelines.report.runs import Chapter, Point, Result, Study
 
 Figures = Sequence[float | None]
 Entry = Mapping[str, Any]
 """An entry of published.yaml: the figures of one model in one of the paper's tables."""
+
+
+DEFAULTS: dict[str, Any] = {
+    "image_fit": "model",
+    "conversation": "model",
+    "generation": "model",
+    "min_pixels": None,
+    "max_pixels": None,
+    "temperature": 0,
+}
+"""Settings of the paper's runs where published.yaml has no others, and of runs without the key."""
 
 
 @cache
@@ -31,17 +46,43 @@ def entries_of(model: str, kind: str) -> list[dict[str, Any]]:
 def with_published(chapter: Chapter) -> Chapter:
     """The chapter with the paper's figures for the budgets that were run among its results."""
     points = {run.point for study in chapter.studies for run in study.runs if not run.point.options}
-    studies = [
-        replace(
-            study,
-            results=sorted(
-                [*study.results, *_figures(chapter.model, study.benchmark.name, points)],
-                key=lambda result: (result.point.sort_key, result.paper_table),
-            ),
-        )
-        for study in chapter.studies
-    ]
+    studies = [_with_figures(chapter.model, study, points) for study in chapter.studies]
     return replace(chapter, studies=tuple(studies))
+
+
+def _with_figures(model: str, study: Study, points: set[Point]) -> Study:
+    entry = next(iter(entries_of(model, "accuracy")), None)
+    if entry is None or study.benchmark.name not in entry["benchmarks"]:
+        return study
+    if different := differences(entry, model, study):
+        note = f"no published figures, since the paper's runs differ: {', '.join(different)}."
+        return replace(study, paper_note=note)
+    figures = _figures(model, study.benchmark.name, points)
+    results = sorted(
+        [*study.results, *figures], key=lambda result: (result.point.sort_key, result.paper_table)
+    )
+    other = sorted({point.budget for point in points if not methods_of(entry, point.budget)})
+    note = f"the paper has no figures for the budget {', '.join(other)}." if other else ""
+    return replace(study, results=results, paper_note=note)
+
+
+def differences(entry: Entry, model: str, study: Study) -> list[str]:
+    """What differs between a study's runs and the paper's, apart from methods and budgets."""
+    identity = study.runs[0].record.identity
+    split = DEFAULT_SPLITS.get(study.benchmark.name, "test")
+    different = []
+    if "conversion" in entry and re.search(entry["conversion"]["models"], model, re.IGNORECASE):
+        different.append(f"model ({entry['conversion']['lacks']})")
+    for key, paper in {**DEFAULTS, **entry["settings"], "split": split}.items():
+        ours = identity.get(key, DEFAULTS.get(key))
+        if ours != paper:
+            name = key.replace("_", " ")
+            different.append(f"{name} {_value(paper)} there, {_value(ours)} here")
+    return different
+
+
+def _value(setting: Any) -> str:
+    return "not set" if setting is None else str(setting)
 
 
 def _figures(model: str, benchmark: str, points: set[Point]) -> Iterator[Result]:

@@ -114,6 +114,8 @@ class Study:
     """Name within its chapter: the benchmark, and settings if several studies have the same one."""
     benchmark: Benchmark
     runs: tuple[ReportRun, ...]
+    paper_note: str = ""
+    """Why figures of the paper are missing from the results; `published` adds it with them."""
     # `measurements.measure` adds what follows. Examples have a dictionary of cells per row.
     results: Sequence[Result] = ()
     types: Sequence[str] = ()

@@ -41,6 +41,9 @@ def run(
         "attn": "packed",
         "benchmark": benchmark,
         "split": "test",
+        # the paper's, for LLaVA-1.5
+        "conversation": "vicuna_v1",
+        "image_fit": "pad",
         **identity,
     }
     kernel = f"-{identity['attn']}" if identity.get("attn") else ""

@@ -297,6 +297,58 @@ def test_published_figures_are_marked(tmp_path: Path) -> None:
     assert '<tr class="published">' in text.read_text()
 
 
+@pytest.mark.parametrize(
+    ("model", "name", "identity", "note"),
+    [
+        ("llava-1.5-7b-hf", "pope", {}, ""),
+        ("llava-1.5-7b-hf", "pope", {"image_fit": "model"}, "image fit pad there, model here"),
+        (
+            "llava-1.5-7b-hf",
+            "pope",
+            {"conversation": "model"},
+            "conversation vicuna_v1 there, model here",
+        ),
+        ("llava-1.5-7b-hf", "vizwiz", {"split": "val"}, "split test there, val here"),
+        ("llava-1.5-7b-hf", "mmbench", {"split": "dev"}, ""),
+        ("llava-1.5-7b-hf", "pope", {"generation": "official"}, "generation model there, official"),
+        (
+            "Qwen2.5-VL-7B-Instruct",
+            "pope",
+            {"conversation": "model", "image_fit": "model"},
+            "min pixels 200704 there, not set here, max pixels 1605632 there",
+        ),
+    ],
+)
+def test_published_figures_need_the_inputs_of_the_paper(
+    tmp_path: Path, model: str, name: str, identity: dict[str, Any], note: str
+) -> None:
+    write_runs(tmp_path, name, model=model, **identity)
+    table = tables_of(measured(tmp_path))["accuracy"]
+    assert table.has_published is not bool(note)
+    assert note in table.note
+    assert ("no published figures, since" in table.note) is bool(note)
+
+
+def test_figures_of_video_llava_are_not_those_of_its_conversion(tmp_path: Path) -> None:
+    notes = {}
+    for model in ("Video-LLaVA-7B-hf", "Video-LLaVA-7B"):
+        more: Any = {"model": model, "conversation": "llava_v1", "image_fit": "model"}
+        write_runs(tmp_path / model, "msvd", **more)
+        table = tables_of(measured(tmp_path / model))["accuracy"]
+        notes[model] = table.note
+    assert "model (this conversion has no temporal" in notes["Video-LLaVA-7B-hf"]
+    assert "no published figures" not in notes["Video-LLaVA-7B"]
+
+
+def test_budgets_that_the_paper_lacks_are_named(tmp_path: Path) -> None:
+    for seed, budget in enumerate(("64", "100")):
+        rows = rows_of("pope", seed, 0.8)
+        run(tmp_path, "pope", "apet", rows, budget=budget, model="llava-1.5-7b-hf")
+    table = tables_of(measured(tmp_path))["accuracy"]
+    assert table.has_published
+    assert "POPE: the paper has no figures for the budget 100." in table.note
+
+
 def test_notes_name_runs_with_fewer_rows(tmp_path: Path) -> None:
     good = [
         {"row_id": f"{number:02}", "media": [f"{number}.png"], "correct": number % 3 > 0}
@@ -520,7 +572,8 @@ def test_judge_table_has_accuracy_and_score(tmp_path: Path) -> None:
     tags = {"judge/name": "gpt", "judge/prompt_hash": "abc", "judge/version": "1"}
     for method, budget, right in (("vanilla", None, 8), ("apet", "256", 6)):
         rows = rows_of("msvd", 0, 0.5, count=12)
-        more: Any = {"budget": budget, "model": "Video-LLaVA-7B-hf", "tags": tags}
+        more: Any = {"budget": budget, "model": "Video-LLaVA-7B", "tags": tags}
+        more |= {"conversation": "llava_v1", "image_fit": "model"}
         folder = run(tmp_path, "msvd", method, rows, **more)
         ids = [row["row_id"] for row in rows][:10]
         table = pa.table(
