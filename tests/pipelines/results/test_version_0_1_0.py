@@ -10,6 +10,7 @@ import datetime
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -50,10 +51,15 @@ def test_record_of_0_1_0_is_loaded_and_saved_unchanged(folder: Folder) -> None:
     assert folder.read("record.json") == before
 
 
-def test_answers_of_0_1_0_have_the_columns_of_today(folder: Folder) -> None:
+def test_answers_of_0_1_0_are_read_with_the_columns_of_today(folder: Folder) -> None:
+    added = {"shared_rows", "shared_prefill_ms"}
     for name in answer_files(folder):
         with folder.open(name) as file:
-            assert pq.read_schema(file).equals(ANSWER_SCHEMA)
+            old = pq.read_schema(file)
+        assert old.equals(pa.schema([each for each in ANSWER_SCHEMA if each.name not in added]))
+    table = read(folder)
+    assert table.schema.equals(ANSWER_SCHEMA)
+    assert all(table[name].null_count == len(table) for name in added)
 
 
 def test_compact_keeps_each_row_of_0_1_0_once(folder: Folder) -> None:
