@@ -74,9 +74,11 @@ def _accuracy_chart(study: Study, styles: dict[str, dict[str, Any]], suffix: str
     for point, metrics, _ in study.measured:
         value, tokens = metrics.get("headline"), metrics.get("visual_tokens_kept")
         ends: list[Any] = [metrics.get(f"headline_ci_{end}", value) for end in ("low", "high")]
-        if point.method == "vanilla" and value:
+        if value is None:
+            continue
+        if point.method == "vanilla":
             vanilla = (value, *ends)
-        elif point.budget and tokens and value:
+        elif point.budget and tokens:
             lines[point.label].append((tokens, value, *ends))
     if not lines:
         return None
