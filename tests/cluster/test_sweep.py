@@ -173,6 +173,7 @@ def demo_sweep(output: Path) -> list[str]:
 
 
 def test_interrupted_sweep_writes_the_same_tables(cluster: str, tmp_path: Path) -> None:
+    """Intact answers stay as they are, and a file that was torn is answered again."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert sweep(parse_sweep(demo_sweep(whole))) == 0
     command = [sys.executable, "jobs/sweep.py", *demo_sweep(killed), "--ray-address", cluster]
@@ -182,7 +183,14 @@ def test_interrupted_sweep_writes_the_same_tables(cluster: str, tmp_path: Path) 
     done = [answers.read(folder).num_rows for folder in runs(killed).values()]
     assert sum(done) < 3 * (16 + 8)
     assert any(done)
+    before = {path: path.read_bytes() for path in killed.glob("*/*.parquet")}
+    torn = max(before)
+    part = before.pop(torn)[:100]
+    torn.write_bytes(part)
     assert sweep(parse_sweep(demo_sweep(killed))) == 0
+    assert [path.read_bytes() for path in torn.parent.glob("*.torn")] == [part]
+    assert {path: path.read_bytes() for path in before} == before
+    assert {RunRecord.load(folder).state for folder in runs(killed).values()} == {"finished"}
     assert tables(whole).keys() >= {"accuracy.csv", "retention.csv"}
     assert tables(killed) == tables(whole)
     for one, other in zip(
