@@ -143,9 +143,10 @@ def _without_columns(layer: Any, rows: int) -> SimpleNamespace:
 def next_positions(positions: Tensor) -> Tensor:
     """The position (..., B, 1) after those of prompts (..., B, S), which may end in a picture.
 
-    After a picture, M-RoPE continues from the largest of its positions in all three dimensions.
+    After a picture, M-RoPE continues from the larger of its height and width: the times of a video
+    may lie far beyond. The last column is a token, since prompts are left-padded.
     """
-    following = positions.amax(dim=-1, keepdim=True) + 1
+    following = positions[..., -1:] + 1
     if positions.ndim == 3:
-        following[-3:] = following[-3:].amax(dim=0)
+        following[-3:] = following[-2:].amax(dim=0)
     return following

@@ -20,6 +20,7 @@ INDEX = pa.schema(
     ]
 )
 POSITION = INDEX.names[:4]
+GROUP_WINDOW = 1 << 16  # rows within which those of the same media are brought together
 CHUNK_ROWS = 8192  # rows of the index that are Python objects at once
 Record = tuple[DataFile, Span, RawRecord | Exception]
 
@@ -70,7 +71,15 @@ def _table(spans: Sequence[Span], file_number: int) -> pa.Table:
 
 
 def group_by_media(pointers: pa.Table) -> pa.Table:
-    """The rows with those of the same media together, in the order of each group's first row."""
+    """The rows with those of the same media together, in the order of each group's first row.
+
+    Within windows of rows only, so that a large file is still read almost from start to end.
+    """
+    starts = range(0, max(1, len(pointers)), GROUP_WINDOW)
+    return pa.concat_tables([_grouped(pointers.slice(start, GROUP_WINDOW)) for start in starts])
+
+
+def _grouped(pointers: pa.Table) -> pa.Table:
     media = np.asarray(pointers["media"]).astype(np.int64)
     rows = np.arange(len(media))
     _, first, group = np.unique(

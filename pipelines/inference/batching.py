@@ -46,10 +46,11 @@ def split_into_batches(
     batch = Batch(answer_tokens, share)
     for row in sorted_by_prefix(rows) if share else sorted(rows, key=_length):
         longer = batch.with_row(row)
-        limit = max_rows * longer.row_cost
-        if max_tokens is not None:
-            limit = min(limit, max_tokens)
-        if batch.rows and longer.cost > limit:
+        too_many = longer.cost > max_rows * longer.row_cost
+        # Methods that read the question, and CUDA graphs, have a copy of the prefix for every row.
+        memory = len(longer.rows) * longer.row_cost
+        too_large = max_tokens is not None and memory > max_tokens
+        if batch.rows and (too_many or too_large):
             yield batch.rows
             longer = Batch(answer_tokens, share).with_row(row)
         batch = longer

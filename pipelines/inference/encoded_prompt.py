@@ -25,8 +25,8 @@ from pipelines.inference.preprocess import Preprocessor, preprocessor_for
 class EncodedPrompt:
     """The inputs of one prompt.
 
-    The prefix ends with the last visual token, which depends on the row alone. Without media it is
-    everything but the last token.
+    The prefix ends with the last visual token, or the special token that closes the medium: both
+    depend on the row alone. Without media it is everything but the last token.
     """
 
     text: str
@@ -37,18 +37,24 @@ class EncodedPrompt:
 
     @classmethod
     def of(
-        cls, text: str, inputs: Mapping[str, Tensor], placeholders: Collection[int]
+        cls,
+        text: str,
+        inputs: Mapping[str, Tensor],
+        placeholders: Collection[int],
+        special: Collection[int] = (),
     ) -> EncodedPrompt:
-        """placeholders: the ids of visual tokens"""
+        """placeholders: the ids of visual tokens; special: those of special tokens"""
         ids = inputs["input_ids"]
         tokens = {name: tensor for name, tensor in inputs.items() if tensor.shape == ids.shape}
         others = {
             name: tensor.contiguous() for name, tensor in inputs.items() if name not in tokens
         }
         media = save(others) if others else b""
-        last = last_of(ids[0].tolist(), placeholders)
-        count = ids.shape[1]
+        row, count = ids[0].tolist(), ids.shape[1]
+        last = last_of(row, placeholders)
         prefix = count - 1 if last is None else min(last + 1, count - 1)
+        if last is not None and prefix < count - 1 and row[prefix] in special:
+            prefix += 1
         return cls(text, tokens, media, hashlib.sha256(media).digest(), prefix)
 
     @property
@@ -94,7 +100,8 @@ class PromptEncoder:
             self.preprocess.check_length(prompt.tokens["input_ids"].shape[1])
             return prompt
         text, inputs = self.preprocess(row, manifest)
-        prompt = EncodedPrompt.of(text, inputs, self.preprocess.placeholders)
+        preprocess = self.preprocess
+        prompt = EncodedPrompt.of(text, inputs, preprocess.placeholders, preprocess.special)
         self._media, self._latest = row.media, prompt
         self._plain = self.preprocess.plain_ids(text)
         return prompt
@@ -102,19 +109,24 @@ class PromptEncoder:
     def _follow(self, row: Row) -> EncodedPrompt | None:
         """The latest prompt with this row's text behind its media; None if that is not possible."""
         latest, placeholders = self._latest, self.preprocess.placeholders
-        before = last_of(self._plain, placeholders)
-        if latest is None or before is None:
+        if latest is None:
             return None
-        # The processor may have changed more than placeholders.
+        # The processor may have changed more than placeholders: then the latest text does not end
+        # in its own suffix.
         suffix = latest.tokens["input_ids"][0, latest.prefix_tokens :].tolist()
-        if suffix != self._plain[before + 1 :]:
+        head = self._plain[: len(self._plain) - len(suffix)]
+        if self._plain != head + suffix or last_of(suffix, placeholders) is not None:
             return None
         text = self.preprocess.prompt(row)
         ids = self.preprocess.plain_ids(text)
-        last = last_of(ids, placeholders)
-        if last is None or ids[: last + 1] != self._plain[: before + 1] or last + 1 == len(ids):
+        rest = ids[len(head) :]
+        if not rest or ids[: len(head)] != head or last_of(rest, placeholders) is not None:
             return None
-        return latest.followed_by(text, ids[last + 1 :])
+        return latest.followed_by(text, rest)
+
+    def forget(self) -> None:
+        """Drop the latest media."""
+        self._media, self._latest, self._plain = (), None, []
 
 
 @cache

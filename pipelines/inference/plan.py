@@ -165,6 +165,7 @@ def _prepare_block(pointers: pa.Table, job: JobSpec, tracker: Any) -> pa.Table:
     timeout = job.config.batch_timeout
     with client.time_limit(timeout):
         rows = spec.manifest.read(pointers)
+    prompt_encoder(spec.config).forget()  # a file may have changed since the last block
     prepared = []
     missing_runs = map(tuple, pointers["missing_runs"].to_pylist())
     for key, row, missing in zip(keys, rows, missing_runs, strict=True):

@@ -66,8 +66,14 @@ class Span(NamedTuple):
 def media_number(record: RawRecord) -> int:
     """`Span.media` of a row. It only decides which rows are read together."""
     names = (*ALIASES["media"], *MEDIA_IDS)
-    value = next((record[name] for name in names if record.get(name)), None)
+    values = (_path_of(record.get(name)) for name in names)
+    value = next((value for value in values if value), None)
     return 0 if value is None else zlib.crc32(repr(value).encode(errors="replace")) or 1
+
+
+def _path_of(value: Any) -> Any:
+    """Embedded media have a path beside their bytes, or none."""
+    return value.get("path") if isinstance(value, Mapping) else value
 
 
 @dataclass(frozen=True)

@@ -150,8 +150,9 @@ class TransformersEngine:
         if not self.shares_prefixes:
             return self._answer(config, method, rows, inputs, tokens, [1] * len(rows))
         counts = prefix_counts(rows)
-        longest = max(row.tokens for row in rows)
-        if not method.reads_question and self.decode.can_share(longest + tokens):
+        prefix = max(row.prefix_tokens for row in rows)
+        width = prefix + max(row.tokens - row.prefix_tokens for row in rows)
+        if not method.reads_question and self.decode.can_share(width + tokens):
             return self._answer(config, method, rows, inputs, tokens, counts)
         # A batch of shared prefixes has more rows than fit without sharing.
         answers: list[dict[str, Any]] = []
@@ -183,7 +184,7 @@ class TransformersEngine:
         if SUFFIX_IDS in inputs:
             inputs, suffixes = split_inputs(inputs, counts)
         firsts = [rows[place] for place in first_rows(counts)]
-        with attach(self.model, method, towers=self._shared_towers(method)) as attached:
+        with attach(self.model, method, towers=self._shared_towers(suffixes)) as attached:
             attached.seeds = [row_seed(config.seed, media_name(row)) for row in firsts]
             with self.utilization.batch():
                 timer.mark("start")
@@ -235,14 +236,13 @@ class TransformersEngine:
             )
         ]
 
-    def _shared_towers(self, method: Method) -> Towers | None:
+    def _shared_towers(self, suffixes: Suffixes | None) -> Towers | None:
         """Lets equal media be encoded once: within a batch, and between methods."""
         if self.job.config.share == "none":
             return None
         if self.share_towers:
             return self.towers
-        has_distinct_media = self.shares_prefixes and not method.reads_question
-        return None if has_distinct_media else Towers(remember=False)
+        return None if suffixes else Towers(remember=False)  # prefixes have distinct media
 
     def forget_media(self) -> None:
         """Drop the tower outputs that methods shared."""

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.data.formats.base import media_number
 from pipelines.data.manifest import Manifest
 from pipelines.data.row_index import group_by_media, split_between_media
 
@@ -41,6 +42,12 @@ def test_rows_of_the_same_media_follow_the_first_of_them(kind: str, tmp_path: Pa
     index = Manifest.of(write(tmp_path, kind)).index()
     assert index["row_id"].to_pylist() == ["a", "b", "c", "d", "e"]
     assert group_by_media(index)["row_id"].to_pylist() == ["a", "c", "b", "e", "d"]
+
+
+def test_embedded_media_without_a_path_are_known_by_another_column() -> None:
+    embedded = {"bytes": b"...", "path": None}
+    assert media_number({"image": embedded}) == 0
+    assert media_number({"image": embedded, "image_id": 7}) == media_number({"image_id": 7}) != 0
 
 
 def test_rows_of_unknown_media_keep_their_places() -> None:
