@@ -1,8 +1,8 @@
 """Keeps one row's failure from costing other rows.
 
-A batch that does not fit into memory is halved, a batch that fails is answered row by row, and a
-row that fails alone becomes an error row. What no `except` can catch, a worker that dies, is found
-with the failure tracker: rows of its batch are answered alone, or given up.
+A batch that fails, or does not fit into memory, is halved until the row that fails is alone and
+becomes an error row. What no `except` can catch, a worker that dies, is found with the failure
+tracker: rows of its batch are answered alone, or given up.
 """
 
 import gc
@@ -87,10 +87,9 @@ class RowGuard:
                 inputs = inputs or self.loader.load(rows)
                 answers = self.engine.answer(buffer.spec.config, buffer.method, rows, inputs)
         except Exception as error:
-            failure, part_size = error, 1
+            failure = error
             if is_out_of_memory(error):
                 retry_whole = self.engine.release_graphs()  # that may have been enough
-                part_size = len(rows) if retry_whole else (len(rows) + 1) // 2
             else:
                 self._exit_if_device_is_broken(error)
         else:
@@ -101,11 +100,11 @@ class RowGuard:
             return
         del failure  # its traceback holds the batch's tensors
         inputs = None
-        if part_size > 1 or retry_whole:
-            self.engine.forget_media()
-            gc.collect()
-            if self.engine.device.type == "cuda":
-                torch.cuda.empty_cache()
+        self.engine.forget_media()
+        gc.collect()
+        if self.engine.device.type == "cuda":
+            torch.cuda.empty_cache()
+        part_size = len(rows) if retry_whole else (len(rows) + 1) // 2
         rows = [row for row in rows if buffer.lacks(row)]
         for start in range(0, len(rows), part_size):
             self.answer(buffer, rows[start : start + part_size], None)
