@@ -150,10 +150,30 @@ def prepare_rows(
     if job.offline:
         work_offline()
     for block in split_between_media(pointers, block_rows):
-        yield _prepare_block(block, job, tracker)
+        yield from _tables(_prepare_block(block, job, tracker))
 
 
-def _prepare_block(pointers: pa.Table, job: JobSpec, tracker: Any) -> pa.Table:
+def _tables(rows: Sequence[PreparedRow]) -> Iterator[pa.Table]:
+    """The rows in tables that Ray neither cuts nor, joined with the next one, has to cut.
+
+    It would cut a table above 1.5 x MAX_BLOCK_BYTES, and each piece would carry all of its media.
+    """
+    part: list[PreparedRow] = []
+    media: set[bytes] = set()
+    size = 0
+    for row in rows:
+        more = len(row.inputs) + (0 if row.media in media else len(row.media))
+        if part and size + more > MAX_BLOCK_BYTES // 2:
+            yield PreparedRow.to_table(part)
+            part, media, size, more = [], set(), 0, len(row.inputs) + len(row.media)
+        part.append(row)
+        media.add(row.media)
+        size += more
+    if part:
+        yield PreparedRow.to_table(part)
+
+
+def _prepare_block(pointers: pa.Table, job: JobSpec, tracker: Any) -> list[PreparedRow]:
     benchmark = pointers["benchmark_index"][0].as_py()
     spec = job.benchmarks[benchmark]
     keys = [f"reading {benchmark}/{row_id}" for row_id in pointers["row_id"].to_pylist()]
@@ -178,7 +198,7 @@ def _prepare_block(pointers: pa.Table, job: JobSpec, tracker: Any) -> pa.Table:
         with client.time_limit(timeout):
             prepared.append(_prepare_row(benchmark, spec, row, missing))
     client.unregister()
-    return PreparedRow.to_table(prepared)
+    return prepared
 
 
 def _prepare_row(

@@ -15,6 +15,7 @@ from pipelines.config.eval_config import EvalConfig
 from pipelines.data.media import images
 from pipelines.data.row_index import group_by_media
 from pipelines.data.rows import Row
+from pipelines.inference import plan
 from pipelines.inference.batching import split_into_batches
 from pipelines.inference.benchmark_job import BenchmarkJob
 from pipelines.inference.encoded_prompt import EncodedPrompt, PromptEncoder
@@ -149,6 +150,28 @@ def test_picture_is_decoded_once_and_crosses_once(
     rows = PreparedRow.from_table(block)
     assert len({row.prefix_key for row in rows}) == 3
     assert rows[0].media is rows[1].media
+
+
+def test_prepared_rows_are_divided_by_the_size_of_their_media(
+    config: Callable[..., EvalConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = BenchmarkJob.of(config("llava", ("vanilla",)))
+    spec = job_spec([job], threads=1)
+    pointers = group_by_media(job.missing()).append_column(
+        "benchmark_index", pa.array([0] * len(job.index), pa.int16())
+    )
+    (whole,) = prepare_rows(pointers, spec, FailureTracker(), 64)
+    largest = max(map(len, whole["media"].combine_chunks().dictionary.to_pylist()))
+    tokens = max(map(len, whole["inputs"].to_pylist()))
+    monkeypatch.setattr(plan, "MAX_BLOCK_BYTES", 2 * (largest + 3 * tokens))
+    parts = list(prepare_rows(pointers, spec, FailureTracker(), 64))
+    assert len(parts) > 1
+    for part in parts:
+        media = part["media"].combine_chunks()
+        assert len(media.dictionary) == len(media.indices.unique())  # none of another part
+        assert part.nbytes < whole.nbytes
+    rows = [row for part in parts for row in PreparedRow.from_table(part)]
+    assert rows == PreparedRow.from_table(whole)
 
 
 @EVERY_FAMILY
