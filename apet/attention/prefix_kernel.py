@@ -20,6 +20,8 @@ from apet.transformers_api import register_kernel
 
 NAME = "shared_prefix"
 
+MAX_SCORES = 1 << 28  # of queries and keys of prefixes, that are held at once
+
 
 class PrefixRows:
     """Which of G prefixes each of B rows continues. Rows of a prefix follow each other.
@@ -127,6 +129,10 @@ def _attend(
     queries: Tensor, keys: Tensor, values: Tensor, scaling: float, bias: Tensor | None
 ) -> _Part:
     """Attention (G, H, n S, .) to keys (G, H, T, d) with a bias (G, 1, S, T)."""
+    step = max(1, MAX_SCORES // keys[..., 0].numel())
+    if queries.shape[2] > step and (bias is None or bias.shape[2] == 1):
+        parts = [_attend(part, keys, values, scaling, bias) for part in queries.split(step, dim=2)]
+        return _Part(*(torch.cat(each, dim=2) for each in zip(*parts, strict=True)))
     scores = (queries @ keys.mT).float().mul_(scaling)
     if bias is not None:
         scores.unflatten(2, (-1, bias.shape[2])).add_(bias[:, :, None])

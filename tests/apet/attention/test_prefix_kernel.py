@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from apet.attention import prefix_kernel
 from apet.attention.prefix_kernel import (
     Prefix,
     PrefixRows,
@@ -78,6 +79,23 @@ def test_output_equals_a_plain_softmax(
         seen = torch.cat([tokens[number].expand(queries, -1), visible[row]], dim=1)
         want = plain_softmax(query[row], key, value, seen)
         torch.testing.assert_close(output[row].double(), want, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_many_scores_are_computed_in_parts(padded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    query, prefixes, own_states, tokens, visible = batch([3, 2], 4, 3, torch.float32, padded)
+    rows = PrefixRows([3, 2], torch.device("cpu"))
+    bias = attention_bias(tokens)[:, None, None] if padded else None
+    mask, prefix = attention_bias(visible[:, None]), Prefix(rows, *prefixes, bias)
+    outputs = []
+    for most in (prefix_kernel.MAX_SCORES, 1):
+        monkeypatch.setattr(prefix_kernel, "MAX_SCORES", most)
+        outputs.append(
+            prefix_attention(
+                nn.Identity(), query, *own_states, mask, scaling=SCALING, shared_prefix=prefix
+            )[0]
+        )
+    torch.testing.assert_close(*outputs)
 
 
 def test_scores_far_apart_do_not_overflow() -> None:
