@@ -63,8 +63,12 @@ def sorted_by_prefix(rows: Sequence[PreparedRow]) -> list[PreparedRow]:
     prefixes: dict[str, list[PreparedRow]] = {}
     for row in sorted(rows, key=_length):
         prefixes.setdefault(row.prefix_key, []).append(row)
-    groups = sorted(prefixes.values(), key=lambda group: (group[0].prefix_tokens, group[0].row_id))
-    return [row for group in groups for row in group]
+
+    # Prefixes of a batch are padded to the longest one, and their rows to the largest group.
+    def size(rows: list[PreparedRow]) -> tuple[int, int, str]:
+        return rows[0].prefix_tokens, len(rows), rows[0].row_id
+
+    return [row for group in sorted(prefixes.values(), key=size) for row in group]
 
 
 def _length(row: PreparedRow) -> tuple[int, str]:
