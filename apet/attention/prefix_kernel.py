@@ -83,7 +83,7 @@ class Prefix:
 
 
 def attention_bias(visible: Tensor) -> Tensor:
-    """What is added to scores: 0 for keys that a query sees, a huge negative number for others.
+    """Terms to add to scores: 0 for keys that a query sees, a huge negative number for others.
 
     The number is finite: padded queries see none of their own keys.
     """

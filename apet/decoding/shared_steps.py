@@ -24,7 +24,7 @@ from apet.transformers_api import make_cache
 
 
 class Suffixes(NamedTuple):
-    """What follows the shared prefixes of G prompts in B rows, in the order of the prefixes."""
+    """The rests of B prompts that begin with G shared prefixes, in the order of the prefixes."""
 
     ids: Tensor  # (B, S), left-padded, at least one token a row
     valid: Tensor  # (B, S) bool: not padding

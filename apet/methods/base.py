@@ -51,8 +51,8 @@ class Method(ABC):
     """Options that all methods share. Give a budget or a schedule."""
 
     name: ClassVar[str]
-    # What it keeps of a picture depends on text behind it. If not, all questions about a picture
-    # can share the picture's prefill.
+    # Whether the tokens it keeps of a picture depend on text behind it. If not, all questions about
+    # a picture can share its prefill.
     reads_question: ClassVar[bool] = False
     needs_attention: ClassVar[bool] = False  # of the decoder: `view.decoder.previous_layer`
     needs_tower: ClassVar[bool] = False  # attention of the vision tower: `view.tower`

@@ -53,7 +53,7 @@ class VisionRecord:
 
     @property
     def count(self) -> int:
-        """Of the features that were withheld."""
+        """Number of features that were withheld."""
         return sum(features.shape[0] * features.shape[1] for features in self.features)
 
     @property

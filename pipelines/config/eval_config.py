@@ -149,15 +149,16 @@ class EvalConfig:
     cpus_per_actor: float | None = flag(parsers.positive, "X")
     """CPU cores per actor. Default: 1 with a GPU, else an equal share."""
     batch_size: int | None = flag(parsers.integer(1), "N")
-    """Maximum questions per batch. Halved when memory runs out. Default: 64 on a GPU, else 16."""
+    """Maximum questions per batch. Questions that share a picture count by their own tokens, so
+    more of them fit. Halved when memory runs out. Default: 64 on a GPU, else 16."""
     batch_tokens: int | None = flag(parsers.count_or("auto", "tokens", 32768), "N")
     """Maximum tokens per batch (rows x longest uncompressed prompt + answer). auto: measured once
     on the GPU and stored in record.json, so that a resumed job uses the same batches; no limit on
     CPUs. Default: auto."""
     share: str = flag(parsers.choice("prefix", "encoder", "none"), "PART", "prefix")
-    """What questions about the same picture share. prefix: the prompt up to it, where the method
-    reads no question, else encoder; encoder: the vision encoder; none: nothing, to measure the
-    cost of each question. Answers are the same."""
+    """Work shared by questions about the same picture. prefix: its prefill, or the vision encoder
+    alone for methods that read the question; encoder: the vision encoder; none: to measure the
+    cost of a single question. The answers are the same."""
     batch_timeout: float = flag(parsers.positive, "SECONDS", 600.0)
     """Time limit of a batch, and of reading one row. After it, the worker restarts and takes its
     rows one by one."""

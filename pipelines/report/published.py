@@ -67,7 +67,7 @@ def _with_figures(model: str, study: Study, points: set[Point]) -> Study:
 
 
 def differences(entry: Entry, model: str, study: Study) -> list[str]:
-    """What differs between a study's runs and the paper's, apart from methods and budgets."""
+    """Differences between a study's runs and the paper's, apart from methods and budgets."""
     identity = study.runs[0].record.identity
     split = DEFAULT_SPLITS.get(study.benchmark.name, "test")
     different = []

@@ -35,7 +35,7 @@ INT64_POINTERS = {
 
 
 class Resources(NamedTuple):
-    """What a compiled kernel takes of a GPU."""
+    """Resources of a GPU that a compiled kernel takes."""
 
     registers: int  # of a thread
     stack: int  # bytes of a thread in slow memory, most of them spilled registers

@@ -1,4 +1,4 @@
-"""What a family works out on the host from a processor's output is what the model would find."""
+"""Positions and media worked out on the host are those that the model would find."""
 
 from __future__ import annotations
 
