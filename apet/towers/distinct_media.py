@@ -95,9 +95,9 @@ def find_distinct(inputs: Tensor, grid: Tensor | None) -> DistinctMedia | None:
         )
         shapes = [tuple(shape) for shape in numbers.view(media, 3).tolist()]
     sizes = [torch.Size(shape).numel() for shape in shapes]
-    first: dict[tuple[object, ...], int] = {}  # numbers of distinct media, by shape and hashes
+    first: dict[tuple[object, bytes], int] = {}  # numbers of distinct media, by shape and hashes
     owners = [
-        first.setdefault((shape, *part.tolist()), len(first))
+        first.setdefault((shape, part.numpy().tobytes()), len(first))
         for shape, part in zip(shapes, hashes.split(sizes), strict=True)
     ]
     if len(first) == media:

@@ -11,7 +11,7 @@ see the same tensors; inside a block nothing runs. A method that drops tokens be
 takes no part. For inference only: a change of weights is not noticed.
 
 Equal media within a batch are encoded once as well (`apet/towers/distinct_media.py`), unless the
-method reads the attention inside the tower. `Towers(remember=False)` shares these alone.
+method reads the attention inside the tower. `Towers(remember=0)` shares these alone.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,8 +25,6 @@ from torch import Tensor, nn
 
 from apet.stopwatch import Stopwatch
 from apet.towers.distinct_media import encode_distinct
-
-MAX_PASSES = 2  # passes of a tower in memory: a prompt's images, and its videos
 
 
 @dataclass
@@ -50,10 +48,10 @@ class SharedTower:
 class Towers:
     """The outputs of every block. They take memory until `forget` is called.
 
-    remember: share outputs between methods, and not only within a batch
+    remember: passes of a tower to keep for other methods: by default a prompt's images and videos
     """
 
-    def __init__(self, remember: bool = True) -> None:
+    def __init__(self, remember: int = 2) -> None:
         self._remember = remember
         self._towers: dict[nn.Module, SharedTower] = {}
         self._spared = 0.0
@@ -104,7 +102,7 @@ class Towers:
             if tower.repeated is None:
                 first = args[0] if args else kwargs["hidden_states"]
                 latest = TowerPass(inputs, Stopwatch(first.device))
-                tower.passes = [*tower.passes[1 - MAX_PASSES :], latest]
+                tower.passes = [*tower.passes, latest][-self._remember :]
             else:
                 self._spared += tower.repeated.stopwatch.ms
         if tower.repeated is not None:

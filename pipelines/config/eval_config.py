@@ -108,17 +108,17 @@ class EvalConfig:
     max_pixels: int | None = flag(parsers.integer(1, 1605632), "N")
     """Shrink media with more pixels. Default: set by the model."""
     image_fit: str | None = flag(parsers.choice("model", "pad"), "NAME", kind="image")
-    """Fit of an image to a square vision encoder. model: as the model's files say (LLaVA-1.5: its
-    centre is cropped); pad: padded to a square, as in LLaVA's scripts. Default: pad for LLaVA-1.5,
-    else model."""
+    """How an image is made to fit a square vision encoder. model: as the checkpoint configures it
+    (LLaVA-1.5: centre crop); pad: pad to a square, as in LLaVA's scripts. Default: pad for
+    LLaVA-1.5, else model."""
     conversation: str | None = flag(parsers.choice("model", "vicuna_v1", "llava_v1"), "NAME")
     """Prompt format. model: the model's own chat template; vicuna_v1, llava_v1: as in the scripts
     of LLaVA and of Video-LLaVA. Default: vicuna_v1 for LLaVA-1.5, llava_v1 for Video-LLaVA, else
     model."""
     generation: str = flag(parsers.choice("model", "official"), "NAME", "model")
-    """Penalties and beams. model: as the checkpoint's generation config asks, e.g. Qwen2.5-VL for
-    a repetition penalty of 1.05; official: none, as in the official evaluations. Both take the most
-    likely token unless there is a --temperature."""
+    """Repetition penalties and beam search. model: use those of the checkpoint's generation config,
+    e.g. Qwen2.5-VL's repetition penalty of 1.05; official: use none, as the official evaluations
+    do. Decoding is greedy in both cases unless --temperature is set."""
     temperature: float = flag(parsers.non_negative, "X", 0.0)
     """Sampling temperature. 0 always takes the most likely token."""
     max_new_tokens: int = flag(parsers.integer(1), "N", 128)

@@ -1,9 +1,9 @@
 """Which rows are answered together: at most `--batch-size` rows, and no more tokens than fit.
 
 A batch costs what a rectangle of its longest row costs: rows x (uncompressed prompt + answer). Rows
-that share a prefix, the tokens up to a picture's last one, pay for it together, so more of them
-make a batch. On
-a GPU the limit is measured: a batch of known size is answered under every method, and its peak
+that share a prefix (the tokens up to a picture's last one) count it once, so a batch holds more.
+
+On a GPU the limit is measured: a batch of known size is answered under every method, and its peak
 memory, keys and values included, is compared with what is free. The limit is rounded down and
 kept: the job's first worker shares it through the failure tracker, and the runs' records keep it
 for a resumed job. So batches are made of the same rows in all workers, and again after an

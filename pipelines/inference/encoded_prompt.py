@@ -43,7 +43,10 @@ class EncodedPrompt:
         placeholders: Collection[int],
         special: Collection[int] = (),
     ) -> EncodedPrompt:
-        """placeholders: the ids of visual tokens; special: those of special tokens"""
+        """Split a processor's output into tokens and media.
+
+        placeholders: ids of visual tokens; special: ids of special tokens
+        """
         ids = inputs["input_ids"]
         tokens = {name: tensor for name, tensor in inputs.items() if tensor.shape == ids.shape}
         others = {

@@ -75,16 +75,20 @@ class PreparedRow:
             media=prompt.media,
             tokens=prompt.tokens["input_ids"].shape[1],
             prefix_tokens=prompt.prefix_tokens,
-            prefix_key=prompt.prefix_key,
+            # Methods that draw are seeded by these names: equal files of two names stay apart.
+            prefix_key="\n".join([prompt.prefix_key, *(medium.name for medium in row.media)]),
         )
 
     def tensors(self) -> dict[str, Tensor]:
         """All inputs of the model."""
-        return load(self.inputs) | (load(self.media) if self.media else {})
+        return self.token_tensors() | self.media_tensors()
 
-    def token_ids(self) -> Tensor:
-        """(T,) of the prompt"""
-        return load(self.inputs)["input_ids"][0]
+    def token_tensors(self) -> dict[str, Tensor]:
+        """The inputs with a value for each token of the prompt: (1, T) each."""
+        return load(self.inputs)
+
+    def media_tensors(self) -> dict[str, Tensor]:
+        return load(self.media) if self.media else {}
 
     @property
     def row_id(self) -> str:

@@ -43,8 +43,7 @@ class Preprocessor:
         self.config, self.benchmark = config, benchmark(config.benchmark)
         self.processor = job_processor(config)
         self.placeholders = placeholder_ids(config)
-        tokenizer: Any = self.processor
-        self.special = set(tokenizer.tokenizer.all_special_ids)
+        self.special = set(self.processor.tokenizer.all_special_ids)
         self.context: int | None = getattr(
             _model_config(config).get_text_config(), "max_position_embeddings", None
         )

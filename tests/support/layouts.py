@@ -167,8 +167,8 @@ _QWEN3 = (
     "{% endfor %}{{ '<|im_end|>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-_QWEN2_5 = "<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n".join(["{{ '", "' }}"])
-_QWEN2_5 += _QWEN3
+_SYSTEM_TURN = "<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n"
+_QWEN2_5 = f"{{{{ '{_SYSTEM_TURN}' }}}}" + _QWEN3
 
 # ---- weights
 

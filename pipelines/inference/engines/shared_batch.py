@@ -1,9 +1,7 @@
 """A batch of rows that share prefixes: the same media, and the same tokens up to them."""
 
 from collections.abc import Sequence
-from itertools import groupby
-
-import torch
+from itertools import accumulate, groupby
 
 from apet.decoding.shared_steps import Suffixes
 from pipelines.inference.engines.device_transfer import Inputs
@@ -20,29 +18,25 @@ def prefix_counts(rows: Sequence[PreparedRow]) -> list[int]:
 
 def first_rows(counts: Sequence[int]) -> list[int]:
     """The place of each prefix's first row in the batch."""
-    return [sum(counts[:number]) for number in range(len(counts))]
+    return list(accumulate(counts[:-1], initial=0))
 
 
 def collate_shared(collate: Collator, rows: Sequence[PreparedRow]) -> Inputs:
     """The inputs of each prefix once, and the left-padded rest (B, S) of each row's prompt."""
-    prefixes = []
-    for place in first_rows(prefix_counts(rows)):
-        row, tensors = rows[place], rows[place].tensors()
-        shape = tensors["input_ids"].shape
-        prefixes.append(
-            {
-                name: tensor[:, : row.prefix_tokens] if tensor.shape == shape else tensor
-                for name, tensor in tensors.items()
-            }
-        )
-    width = max(row.tokens - row.prefix_tokens for row in rows)
-    ids = torch.full((len(rows), width), collate.pad)
-    valid = torch.zeros(len(rows), width, dtype=torch.bool)
-    for number, row in enumerate(rows):
-        own = row.token_ids()[row.prefix_tokens :]
-        ids[number, width - len(own) :] = own
-        valid[number, width - len(own) :] = True
-    return {**collate(prefixes), SUFFIX_IDS: ids, SUFFIX_VALID: valid}
+    tokens = [row.token_tensors() for row in rows]
+    prefixes = [
+        {name: each[:, : rows[place].prefix_tokens] for name, each in tokens[place].items()}
+        | rows[place].media_tensors()
+        for place in first_rows(prefix_counts(rows))
+    ]
+    rests = collate(
+        [
+            {name: each[:, row.prefix_tokens :] for name, each in own.items()}
+            for row, own in zip(rows, tokens, strict=True)
+        ]
+    )
+    valid = rests["attention_mask"].bool()
+    return {**collate(prefixes), SUFFIX_IDS: rests["input_ids"], SUFFIX_VALID: valid}
 
 
 def split_inputs(inputs: Inputs, counts: Sequence[int]) -> tuple[Inputs, Suffixes]:

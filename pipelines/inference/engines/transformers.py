@@ -3,7 +3,6 @@
 import contextlib
 import functools
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import ray
@@ -44,11 +43,16 @@ from pipelines.inference.engines.shared_batch import (
 from pipelines.inference.job_spec import JobSpec
 from pipelines.inference.prepared_row import PreparedRow
 from pipelines.inference.preprocess import (
+    PIXELS,
     Collator,
     job_processor,
     placeholder_ids,
     warm_up_inputs,
 )
+
+# Passes of a tower that methods share, until a batch is answered under all of them: methods that
+# read the question answer a batch of shared prefixes in parts.
+MAX_PASSES = 64
 
 
 class TransformersEngine:
@@ -71,7 +75,7 @@ class TransformersEngine:
         self.shares_prefixes = job.config.share == "prefix" and not all(
             method.reads_question for method in self.methods.values()
         )
-        self.towers = Towers()
+        self.towers = Towers(remember=MAX_PASSES)
         self.share_towers = False  # between methods: worth their memory if there are several
 
     def load(self) -> None:
@@ -101,7 +105,7 @@ class TransformersEngine:
     def _warm_up(self) -> None:
         failures: list[Exception] = []
         for config, methods in self.job.by_kind():
-            rows = self._grey_rows(config, 1)
+            rows = self._noise_rows(config, 1)
             for method in methods:
                 try:
                     inputs = self.start_transfer(rows).wait()
@@ -113,22 +117,27 @@ class TransformersEngine:
         if len(failures) == len(self.methods):
             raise failures[0]
 
-    def _grey_rows(self, config: EvalConfig, count: int, side: int = 64) -> list[PreparedRow]:
-        """Questions about grey pictures or clips of side x side pixels, which share nothing."""
+    def _noise_rows(self, config: EvalConfig, count: int, side: int = 64) -> list[PreparedRow]:
+        """Questions about noise of side x side pixels: equal pictures would be encoded once."""
         inputs = warm_up_inputs(self.processor, config, side)
-        prompt = EncodedPrompt.of("", inputs, self.placeholders)
-        row = PreparedRow.of(0, Row("grey"), (), prompt)
-        return [replace(row, prefix_key=str(number)) for number in range(count)]
+        rows = []
+        for number in range(count):
+            noise = {name: torch.randint_like(inputs[name], 256) for name in PIXELS & inputs.keys()}
+            prompt = EncodedPrompt.of("", {**inputs, **noise}, self.placeholders)
+            rows.append(PreparedRow.of(0, Row(str(number)), (), prompt))
+        return rows
 
     def start_transfer(self, rows: Sequence[PreparedRow]) -> TransferredBatch:
         """Collate rows and start copying them to the device; may run in any thread."""
         if self.shares_prefixes:
-            return self.transfer.start(collate_shared(self.collate, rows))
+            return self._start(collate_shared(self.collate, rows))
         return self._start_whole(rows)
 
     def _start_whole(self, rows: Sequence[PreparedRow]) -> TransferredBatch:
-        """Start copying whole prompts, with positions that the device would compute row by row."""
-        batch = self.collate([row.tensors() for row in rows])
+        return self._start(self.collate([row.tensors() for row in rows]))
+
+    def _start(self, batch: Inputs) -> TransferredBatch:
+        """Start copying a batch, with positions that the device would compute row by row."""
         positions = self.decode.family.positions(batch)
         return self.transfer.start(
             batch if positions is None else {**batch, "position_ids": positions}
@@ -172,7 +181,10 @@ class TransformersEngine:
         max_new_tokens: int,
         counts: Sequence[int],
     ) -> list[dict[str, Any]]:
-        """counts: rows that continue each of the batch's prefixes; all 1 if they are not shared"""
+        """Answer a batch that was collated for this method.
+
+        counts: rows that continue each of the batch's prefixes; all 1 if nothing is shared
+        """
         self.towers.spared_ms()  # discard what a failed batch has left
         gpus = range(torch.cuda.device_count()) if self.device.type == "cuda" else ()
         for gpu in gpus:
@@ -237,12 +249,12 @@ class TransformersEngine:
         ]
 
     def _shared_towers(self, suffixes: Suffixes | None) -> Towers | None:
-        """Lets equal media be encoded once: within a batch, and between methods."""
+        """Towers that encode equal media once, in a batch and between methods; None: no sharing."""
         if self.job.config.share == "none":
             return None
         if self.share_towers:
             return self.towers
-        return None if suffixes else Towers(remember=False)  # prefixes have distinct media
+        return None if suffixes else Towers(remember=0)  # prefixes have distinct media
 
     def forget_media(self) -> None:
         """Drop the tower outputs that methods shared."""
@@ -260,8 +272,8 @@ class TransformersEngine:
         return min(self._measure(config, methods) for config, methods in self.job.by_kind())
 
     def _measure(self, config: EvalConfig, methods: Sequence[MethodSpec]) -> int:
-        tokens = self._grey_rows(config, 1, PROBE_SIDE)[0].tokens
-        rows = self._grey_rows(config, max(1, PROBE_TOKENS // tokens), PROBE_SIDE)
+        tokens = self._noise_rows(config, 1, PROBE_SIDE)[0].tokens
+        rows = self._noise_rows(config, max(1, PROBE_TOKENS // tokens), PROBE_SIDE)
         self.share_towers = len(methods) > 1  # their outputs take memory, too
 
         def probe(method: MethodSpec) -> None:

@@ -56,9 +56,11 @@ def record_block_inputs(family: str) -> Iterator[list[int]]:
         )
         for tower in towers_of(family)
     ]
-    yield counts
-    for hook in hooks:
-        hook.remove()
+    try:
+        yield counts
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def encoded_inputs(inputs: BatchFeature, family: str) -> list[Tensor]:
@@ -97,7 +99,7 @@ def test_towers_run_on_distinct_media_only(family: str, name: str) -> None:
         want, kept = generate(core, inputs), [row.kept for row in run.stats]
     with (
         record_block_inputs(family) as counts,
-        attach(core, build_method(name, family), towers=Towers(remember=False)) as run,
+        attach(core, build_method(name, family), towers=Towers(remember=0)) as run,
     ):
         answer = generate(core, inputs)
     assert sorted(counts) == sorted(map(distinct_rows, encoded_inputs(inputs, family)))

@@ -15,7 +15,6 @@ from apet.models import family_of
 from apet.towers.shared_outputs import transformer_blocks
 from tests.support import tiny
 from tests.support.attached import (
-    CLOSE,
     EVERY_FAMILY,
     Answer,
     batch_inputs,
@@ -35,12 +34,10 @@ def towers_of(family: str) -> list[nn.Module]:
     return [*(description.towers or [description.tower])]
 
 
-def assert_same_logits(family: str, answer: Answer, want: Answer) -> None:
-    """To the last bit, except where a batch has equal tiles, of which one is encoded."""
-    if family == "llava_onevision":  # a small image is its own only crop
-        torch.testing.assert_close(answer.logits, want.logits, **CLOSE)
-    else:
-        assert torch.equal(answer.logits, want.logits)
+def unremembered(family: str, name: str) -> Answer:
+    """The answer with each medium of the batch encoded once, as with shared towers."""
+    with attach(model(family), build_method(name, family), towers=Towers(remember=0)):
+        return generate(model(family), batch_inputs(family))
 
 
 @contextmanager
@@ -51,9 +48,11 @@ def count_block_calls(family: str) -> Iterator[Counter[int]]:
     for number, tower in enumerate(towers_of(family)):
         inner = next(transformer_blocks(tower)[0].children())
         hooks.append(inner.register_forward_hook(lambda *_, number=number: calls.update([number])))
-    yield calls
-    for hook in hooks:
-        hook.remove()
+    try:
+        yield calls
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @EVERY_FAMILY
@@ -63,6 +62,8 @@ def test_towers_run_once_and_answers_stay_the_same(family: str) -> None:
         name: compressed(family, name)[0] if name != "vanilla" else uncompressed(family)
         for name in names
     }
+    # Equal tiles of OneVision's batch are encoded once here, too, which changes the last bits.
+    exact = {name: unremembered(family, name) for name in names}
     towers = Towers()
     with count_block_calls(family) as calls:
         with attach(model(family), build_method("vanilla", family)):
@@ -73,7 +74,7 @@ def test_towers_run_once_and_answers_stay_the_same(family: str) -> None:
             with attach(model(family), build_method(name, family), towers=towers):
                 answer = generate(model(family), batch_inputs(family))
             assert torch.equal(answer.ids, want[name].ids)
-            assert_same_logits(family, answer, want[name])
+            assert torch.equal(answer.logits, exact[name].logits)
         assert once
         assert calls == once
     assert towers.spared_ms() > 0
@@ -123,4 +124,4 @@ def test_failed_call_is_not_stored(family: str) -> None:
         for hook in hooks:
             hook.remove()
         answer = generate(model(family), batch_inputs(family))
-    assert_same_logits(family, answer, uncompressed(family))
+    assert torch.equal(answer.logits, unremembered(family, "vanilla").logits)

@@ -30,13 +30,14 @@ from tests.support import samples, tiny
 from tests.support.attached import EVERY_FAMILY
 
 QUESTIONS = ("What is this?", "How many are there, and why?", "Is it red?\nAnswer yes or no.")
-PICTURES = (("one.png",), ("two.png",), ("one.png", "two.png"))
+# A copy has the same content under another name, from which methods that draw would draw otherwise.
+PICTURES = (("one.png",), ("two.png",), ("one.png", "two.png"), ("copy.png",))
 
 
 @pytest.fixture
 def config(checkpoint: Checkpoint, tmp_path: Path) -> Callable[..., EvalConfig]:
     """Makes the config of a job: each question about each picture, and about both of them."""
-    for name, size in (("one.png", (30, 20)), ("two.png", (24, 44))):
+    for name, size in (("one.png", (30, 20)), ("two.png", (24, 44)), ("copy.png", (30, 20))):
         tiny.image(*size, seed=size[0]).save(tmp_path / name)
     rows: list[Any] = [
         {"id": f"{number}-{'+'.join(media)}", "media": list(media), "question": question}
@@ -121,11 +122,17 @@ def test_answer_does_not_depend_on_other_questions(config: Callable[..., EvalCon
         assert few.items() <= everything.items()
 
 
-def test_unshared_rows_cost_their_whole_prefill(config: Callable[..., EvalConfig]) -> None:
+def test_rows_of_a_prefix_pay_equal_parts_of_it(config: Callable[..., EvalConfig]) -> None:
+    names = ("prefill_ms", "shared_prefill_ms", "shared_rows", "batch_rows")
     (shared,) = run_job(config("llava", ("vanilla",)))[0].values()
-    for row in shared.select(["prefill_ms", "shared_prefill_ms", "shared_rows"]).to_pylist():
-        assert row["prefill_ms"] > row["shared_prefill_ms"] / row["shared_rows"]
-        assert row["shared_prefill_ms"] > 0
+    rows = shared.select(names).to_pylist()
+    assert {row["batch_rows"] for row in rows} == {len(rows)}
+    own = [row["prefill_ms"] - row["shared_prefill_ms"] / row["shared_rows"] for row in rows]
+    assert min(own) > 0
+    assert own == pytest.approx([own[0]] * len(own))  # a part of what follows the prefixes
+    (unshared,) = run_job(config("llava", ("vanilla",), share="none"))[0].values()
+    assert unshared["shared_prefill_ms"].null_count == len(unshared)
+    assert min(unshared["prefill_ms"].to_pylist()) > 0
 
 
 def test_picture_is_decoded_once_and_crosses_once(
@@ -145,10 +152,10 @@ def test_picture_is_decoded_once_and_crosses_once(
         "benchmark_index", pa.array([0] * len(job.index), pa.int16())
     )
     (block,) = prepare_rows(pointers, spec, FailureTracker(), 64)
-    assert len(decoded) == 4  # one, two, and both
-    assert len(block["media"].combine_chunks().dictionary) == 3
+    assert len(decoded) == 5  # one, two, both, and the copy
+    assert len(block["media"].combine_chunks().dictionary) == 3  # the copy is equal
     rows = PreparedRow.from_table(block)
-    assert len({row.prefix_key for row in rows}) == 3
+    assert len({row.prefix_key for row in rows}) == 4
     assert rows[0].media is rows[1].media
 
 
@@ -192,7 +199,7 @@ def test_prompt_behind_known_media_equals_the_processors(
         assert (prompt.text, prompt.media, prompt.prefix_key) == (text, want.media, want.prefix_key)
         assert prompt.tokens.keys() == want.tokens.keys()
         assert all((prompt.tokens[name] == tensor).all() for name, tensor in want.tokens.items())
-    assert followed == 6
+    assert followed == 8
 
 
 def test_batches_count_a_prefix_once() -> None:
