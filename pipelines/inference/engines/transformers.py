@@ -129,7 +129,7 @@ class TransformersEngine:
 
     def start_transfer(self, rows: Sequence[PreparedRow]) -> TransferredBatch:
         """Collate rows and start copying them to the device; may run in any thread."""
-        if self.shares_prefixes:
+        if self.shares_prefixes and len(prefix_counts(rows)) < len(rows):
             return self._start(collate_shared(self.collate, rows))
         return self._start_whole(rows)
 
@@ -156,7 +156,7 @@ class TransformersEngine:
         inputs: as `start_transfer` has made them
         """
         tokens = max_new_tokens or config.max_new_tokens
-        if not self.shares_prefixes:
+        if SUFFIX_IDS not in inputs:  # no two rows share a prefix
             return self._answer(config, method, rows, inputs, tokens, [1] * len(rows))
         counts = prefix_counts(rows)
         prefix = max(row.prefix_tokens for row in rows)
