@@ -71,8 +71,12 @@ def shape(record: RawRecord) -> RawRecord:
 
 def image(value: Any) -> Any:
     """Return the image's bytes, from a hub's struct or from base64 in a cell."""
-    text = isinstance(value, str)
-    return base64.b64decode(value, validate=True) if text else embedded_image(value)
+    if not isinstance(value, str):
+        return embedded_image(value)
+    try:
+        return base64.b64decode(value, validate=True)
+    except ValueError as error:
+        raise ValueError(f"the image is not valid base64: {value[:20]!r}") from error
 
 
 def named_option(prediction: str, options: Mapping[str, str]) -> str | None:

@@ -112,7 +112,7 @@ class DataFolder:
         home, questions = self.find(layout, layout.homes)
         if layout.layout == "pairs":
             questions = self._open(home.rstrip("/"), layout)
-        optional = [it for it in layout.optional_references if self._first(it, [home])]
+        optional = [file for file in layout.optional_references if self._first(file, [home])]
         references = [self.find(source, [home])[1] for source in (*layout.references, *optional)]
         fields = {"layout": layout.layout, "references": tuple(references)}
         return self._manifest(layout, [questions], home, **fields)

@@ -105,7 +105,8 @@ def join_answers(
     missing answer is not half right.
     """
     predictions: dict[str, str] = {}
-    missing, duplicate = list[str](), list[str]()
+    missing: list[str] = []
+    duplicate: list[str] = []
     for answer in answers:
         row_id, text = benchmark.parse_answer(answer)
         if row_id in predictions:

@@ -113,9 +113,7 @@ class Endpoint(ModelJudge):
         body = json.dumps({**self._fields, "messages": messages}).encode()
         failures, waited, pause, backoff = 0, 0.0, 0.0, self.backoff
         while True:
-            pause = max(pause, self._not_before - time.monotonic()) * random.uniform(1, 1.1)
-            if self._stop.wait(pause):
-                raise Unavailable("the judging was stopped")
+            self._wait(pause)
             try:
                 return self._post(body)
             except _RetryableError as error:
@@ -127,26 +125,39 @@ class Endpoint(ModelJudge):
                         raise _ItemError(f"unreachable: {error}; tried {failures} times") from None
                     continue
                 # not a failure: the server works, and says when it has time
-                waited += error.wait
+                pause = max(pause, error.wait)
+                waited += pause
                 if waited > MAX_SERVER_WAIT_S:
                     message = f"{self.address} asks to wait {waited:.0f} s: {error}"
                     raise Unavailable(message) from None
                 self._not_before = max(self._not_before, time.monotonic() + error.wait)
+
+    def _wait(self, pause: float) -> None:
+        """Pause, and longer if the server asks any thread for it meanwhile."""
+        until = time.monotonic() + pause
+        while (left := max(until, self._not_before) - time.monotonic()) > 0:
+            self._stop.wait(left * random.uniform(1, 1.1))
+            if self._stop.is_set():
+                break
+        if self._stop.is_set():
+            raise Unavailable("the judging was stopped")
 
     def _post(self, body: bytes) -> tuple[str, str]:
         headers = {"Content-Type": "application/json"}
         request = Request(self._target, body, headers, method="POST")
         if self._key:
             request.add_unredirected_header("Authorization", f"Bearer {self._key}")
+        status, retry_after, data = 200, None, b""
         deadline = time.monotonic() + self.timeout
         try:
             with self._opener.open(request, timeout=self.timeout) as response:
                 status, retry_after = response.status, response.headers.get("Retry-After")
                 data = _read(response, deadline)
         except (OSError, http.client.HTTPException) as error:
-            reason = getattr(error, "reason", None) or error
-            message = self._scrubbed(f"{type(reason).__name__} {reason}".strip())
-            raise _RetryableError(message) from None
+            if status == 200:  # of an error, the status is enough
+                reason = getattr(error, "reason", None) or error
+                message = self._scrubbed(f"{type(reason).__name__} {reason}".strip())
+                raise _RetryableError(message) from None
         if status != 200:
             raise self._refusal(status, retry_after, data)
         try:

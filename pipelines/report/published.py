@@ -40,7 +40,8 @@ def published() -> dict[str, list[dict[str, Any]]]:
 
 def entries_of(model: str, kind: str) -> list[dict[str, Any]]:
     """Entries of a model, e.g. `llava-hf/llava-1.5-7b-hf`."""
-    return [each for each in published()[kind] if re.search(each["model"], model, re.IGNORECASE)]
+    entries = published()[kind]
+    return [entry for entry in entries if re.search(entry["model"], model, re.IGNORECASE)]
 
 
 def with_published(chapter: Chapter) -> Chapter:
@@ -128,6 +129,6 @@ def methods_of(entry: Entry, budget: str) -> dict[str, Figures]:
     if not budget:
         return {"vanilla": entry["vanilla"]}
     names = [budget]
-    if entry["tokens"] and budget.endswith("%"):
+    if entry["tokens"] and re.fullmatch(r"[\d.]+%", budget):
         names.append(f"{float(budget[:-1]) / 100 * entry['tokens']:.0f}")
     return next((entry["budgets"][name] for name in names if name in entry["budgets"]), {})

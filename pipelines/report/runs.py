@@ -82,6 +82,8 @@ class ReportRun:
         budget = next((str(fields[key]) for key in BUDGET_KEYS if key in fields), "")
         options = sorted(fields.keys() - {"name", "method", *BUDGET_KEYS})
         values = tuple((key, _short(fields[key])) for key in options)
+        if fields["method"] == "random" and "draws" not in self.record.identity:
+            values += (("draws", "once for each question"),)  # a run before there was this key
         return Point(str(fields["method"]), budget, values)
 
     @property
@@ -184,7 +186,7 @@ def collect_runs(uris: Sequence[str]) -> tuple[list[Chapter], list[str]]:
     for run in sorted(runs.values(), key=lambda run: run.id):
         state, rows = run.record.state, run.record.rows
         if not answers.answer_files(run.folder):
-            notes.append(f"{run.id} is not in this report: it has no answers yet.")
+            notes.append(f"{run.id} is left out: it has no answers yet.")
             continue
         if state != "finished":
             progress = f"{rows.get('done', 0):,} of {rows.get('wanted', 0):,} rows"

@@ -47,7 +47,8 @@ def accuracy_table(chapter: Chapter) -> Table | None:
         ["Method", *_titles(columns + counts)],
         result_rows([*columns, *counts], results),
         studies,
-        note=f"{sentences('scoring', studies)} {sentences('coverage', studies)}",
+        note=sentences("scoring", studies),
+        covers=True,
         more_sql=[queries.query("average", compared)] if compared else [],
         csv_only=len(counts),
     )
@@ -84,9 +85,10 @@ def judge_table(chapter: Chapter) -> Table | None:
         _add_average(results, judged, name)
         columns.append(Column(f"Average {title}", name, "percent"))
     judges = {run.record.tags.get("judge/name", "") for study in judged for run in study.runs}
-    note = f"Judged by {', '.join(sorted(judges - {''}))}. {sentences('coverage', judged)}"
+    note = f"Judged by {', '.join(sorted(judges - {''}))}."
     rows = result_rows(columns, results)
-    return _table("judged", chapter, ["Method", *_titles(columns)], rows, judged, note=note)
+    titles = ["Method", *_titles(columns)]
+    return _table("judged", chapter, titles, rows, judged, note=note, covers=True)
 
 
 def ablation_table(chapter: Chapter, option: str) -> Table | None:
@@ -121,7 +123,7 @@ def ablation_table(chapter: Chapter, option: str) -> Table | None:
         rows.append(Row((name, *cells), group, result.paper_table))
     kind = f"ablation-{option}"
     titles = [texts()["tables"][kind]["title"], *_titles(columns)]
-    return _table(kind, chapter, titles, rows, studies, note=sentences("coverage", studies))
+    return _table(kind, chapter, titles, rows, studies, covers=True)
 
 
 def efficiency_table(study: Study) -> Table | None:
@@ -129,7 +131,7 @@ def efficiency_table(study: Study) -> Table | None:
     columns = _columns("efficiency")
     rows = result_rows(columns, [r for r in study.results if r.paper_table in (0, *EFFICIENCY)])
     titles = ["Method", *_titles(columns)]
-    return _table("efficiency", study, titles, rows, [study], note=sentences("coverage", [study]))
+    return _table("efficiency", study, titles, rows, [study], covers=True)
 
 
 def types_table(study: Study) -> Table | None:
@@ -240,10 +242,14 @@ def _table(
     studies: Sequence[Study],
     *,
     note: str = "",
+    covers: bool = False,
     more_sql: Sequence[str] = (),
     csv_only: int = 0,
 ) -> Table | None:
-    """A table with the title, note and queries of its kind in texts.yaml; None without rows."""
+    """A table with the title, note and queries of its kind in texts.yaml; None without rows.
+
+    covers: say which questions its numbers cover
+    """
     rows = [row for row in rows if not row.published or any(row.cells[1:])]
     if not rows:
         return None
@@ -251,7 +257,8 @@ def _table(
     name = slug(f"{kind}-{subject.column}" if isinstance(subject, Study) else kind)
     source = max(row.published for row in rows)
     published = text["published"].format(table=source) if source else ""
-    note = " ".join(part for part in (text["note"], note.strip(), published) if part)
+    coverage = sentences("coverage", studies, bool(source)) if covers else ""
+    note = " ".join(part for part in (text["note"], note, coverage, published) if part)
     sql = [queries.query(query, study) for study in studies for query in text["queries"]]
     title = f"{text['title']}: {subject.title}"
     return Table(name, title, tuple(columns), rows, note, "\n".join([*sql, *more_sql]), csv_only)

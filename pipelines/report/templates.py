@@ -36,10 +36,10 @@ def texts() -> dict[str, dict[str, Any]]:
     return cast("dict[str, dict[str, Any]]", yaml.safe_load(content))
 
 
-def sentences(name: str, studies: Sequence[Any]) -> str:
+def sentences(name: str, studies: Sequence[Any], *facts: Any) -> str:
     """Sentences about studies: `summary`, `scoring` or `coverage` of notes.j2."""
     macro = getattr(TEMPLATES.get_template("notes.j2").module, name)
-    return " ".join(str(macro(studies)).split())
+    return " ".join(str(macro(studies, *facts)).split())
 
 
 def method_label(method: str) -> str:

@@ -67,6 +67,11 @@ class Lock:
         if self._is_held():
             self.folder.delete(self.NAME)
 
+    def is_held_by_another(self) -> bool:
+        """Whether another process has the lock; one on another machine may be dead."""
+        owner = self._read_owner()
+        return owner is not None and not (self._is_local(owner) and not _process_exists(owner))
+
     @property
     def is_lost(self) -> bool:
         """Whether the last heartbeat found the lock gone, or another process's."""

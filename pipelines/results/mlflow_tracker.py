@@ -197,7 +197,7 @@ def replay(
         before = record.mlflow
         problem = target.sync(record, run_folder)
         # A running job notes it itself. One may have ended meanwhile: change only this part.
-        if record.mlflow != before and not run_folder.exists(Lock.NAME):
+        if record.mlflow != before and not Lock(run_folder).is_held_by_another():
             latest = RunRecord.load(run_folder)
             latest.mlflow = record.mlflow
             latest.save(run_folder)

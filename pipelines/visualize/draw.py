@@ -52,7 +52,7 @@ def visualize(
     rows:   ids; None: `count` rows on which the runs disagree
     output: parent of the folder `pictures`; None: the parent of the first run
     """
-    runs = load_runs(uris)
+    runs = load_runs(uris, say)
     selected = select_rows(runs, rows, count)
     config = _config(runs[0], trust_remote_code=trust_remote_code, allow_outside=allow_outside)
     if model_fingerprint(config.model, config.revision) != runs[0].run.record.identity["model"]:

@@ -108,7 +108,8 @@ def score_panels(prompt: Prompt, scores: Sequence[tuple[Recorder, Values]]) -> l
     panels = [_original(prompt)]
     for recorder, values in scores:
         low, high = np.nanpercentile(values, (0, CLIP_PERCENTILE))
-        scale = ScalarMappable(Normalize(low, max(high, low + 1e-30), clip=True), COLOURMAP)
+        scale = ScalarMappable(Normalize(low, high, clip=True), COLOURMAP)
+        scale.set_array(values)
         notes: list[Note] = [(recorder.used_by, "none")]
         if excluded := np.isnan(values).sum():
             notes.append((f"{recorder.excluded}: {excluded:,}", "grey"))
@@ -223,7 +224,10 @@ def _draw(
         if panel.overlays:
             _cover(ax, panel.overlays[number], *pixels.shape[:2])
     if panel.scale:
-        options: Any = {"location": "bottom", "extend": "max", "aspect": 30, "shrink": 0.8}
+        values: Any = panel.scale.get_array()
+        is_cut = np.nanmax(values) > panel.scale.norm.vmax
+        options: Any = {"location": "bottom", "aspect": 30, "shrink": 0.8}
+        options["extend"] = "max" if is_cut else "neither"
         options["panchor"] = False  # the pictures stay at the top
         bar = part.colorbar(panel.scale, ax=axes, **options)
         bar.ax.locator_params(nbins=4)

@@ -9,7 +9,7 @@ an anecdote.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain, combinations, zip_longest
 from typing import Any, NamedTuple
@@ -57,9 +57,11 @@ class StoredRun:
         }
 
 
-def load_runs(uris: Sequence[str]) -> list[StoredRun]:
+def load_runs(uris: Sequence[str], say: Callable[[str], None] = print) -> list[StoredRun]:
     """Load runs of one model and one benchmark, vanilla first and ApET next."""
-    chapters, _ = collect_runs(uris)
+    chapters, notes = collect_runs(uris)
+    for note in notes:
+        say(note)
     studies = [study for chapter in chapters for study in chapter.studies]
     if len(studies) > 1:
         titles = "; ".join(study.title for study in studies)

@@ -94,18 +94,31 @@ def array_rows(file: DataFile) -> Iterator[IndexedRow]:
 def _entries(text: str, file: DataFile) -> Iterator[tuple[int, int, Any, RawRecord]]:
     """Start and end, in characters, value and id of each row; no id unless it is a key."""
     name, decode = file.json_key, json.JSONDecoder().raw_decode
-    begin = BEGINNINGS.get(name) or re.compile(rf'"{re.escape(name)}"\s*:\s*\[')
-    opening = begin.search(text) if name not in BEGINNINGS else begin.match(text)
-    if not opening:
+    opening = BEGINNINGS["*" if name else ""].match(text)
+    end = opening.end() if opening else None
+    if end is not None and name not in BEGINNINGS:
+        end = _find_list(text, end, name)
+    if end is None:
         content = f" with a list '{name}'" if name not in BEGINNINGS else ""
         raise ValueError(
             f"{file.name} must be a JSON object {{...}}{content}; it begins with {text[:20]!r}"
         )
-    end = opening.end()
     while text[(start := _next(text, end)) : start + 1] not in ("]", "}"):
         key, end = decode(text, start) if name == "*" else (None, start)
         value, end = decode(text, _next(text, end))
         yield start, end, value, {} if key is None else {"id": key}
+
+
+def _find_list(text: str, position: int, name: str) -> int | None:
+    """The position in the list under this key of an object that begins before `position`."""
+    decode = json.JSONDecoder().raw_decode
+    while text[(start := _next(text, position)) : start + 1] == '"':
+        key, position = decode(text, start)
+        position = _next(text, position)
+        if key == name and text[position : position + 1] == "[":
+            return position + 1
+        _, position = decode(text, position)
+    return None
 
 
 def _next(text: str, position: int) -> int:

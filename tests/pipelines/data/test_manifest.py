@@ -538,3 +538,11 @@ def test_memory_of_the_driver_grows_with_the_index_alone(tmp_path: Path) -> None
         assert len(index) == rows
         assert index.nbytes < 40 * rows
     assert peaks[1] - 40 * 8_000 < peaks[0] + (4 << 20)
+
+
+def test_named_list_is_the_one_of_the_outer_object(tmp_path: Path) -> None:
+    """VQA's files describe themselves before their list."""
+    rows = {"info": {"rows": [{"id": 1}], "note": '"rows": ['}, "rows": [{"id": 2}, {"id": 3}]}
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    file = base.DataFile(str(tmp_path), str(tmp_path / "rows.json"), "image", json_key="rows")
+    assert [span.row_id for span in jsonl.index(file)] == ["2", "3"]

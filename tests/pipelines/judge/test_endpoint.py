@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.judge import Unavailable, Verdict
+from pipelines.judge import Unavailable, Verdict, endpoint
 from pipelines.judge.endpoint import KEY, Endpoint
 from pipelines.judge.run_verdicts import judge_run, summarize
 from pipelines.results.storage import Folder
@@ -105,6 +105,24 @@ def test_retry_after_an_hour_stops_the_judging(serve: Serve) -> None:
     server = serve(sending(b"", 429, Retry_After="3600"))
     with pytest.raises(Unavailable, match="asks to wait 3600 s"):
         list(make_endpoint(server).judge(make_items(5)))
+
+
+def test_server_that_names_no_time_is_not_asked_forever(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pauses that we choose count as waiting, too."""
+    monkeypatch.setattr(endpoint, "MAX_SERVER_WAIT_S", 1.0)
+    server = serve(sending(b"", 429, Retry_After="0"))
+    with pytest.raises(Unavailable, match="asks to wait"):
+        list(make_endpoint(server, backoff=0.2).judge(make_items(1)))
+    assert len(server.bodies) < 8
+
+
+def test_status_counts_where_the_body_cannot_be_read(serve: Serve) -> None:
+    server = serve(sending(b" " * 2**21, 401))
+    with pytest.raises(Unavailable, match="answers HTTP 401"):
+        list(make_endpoint(server).judge(make_items(1)))
+    assert len(server.bodies) == 1
 
 
 @pytest.mark.parametrize(

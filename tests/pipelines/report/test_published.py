@@ -98,3 +98,4 @@ def test_budgets_in_percent_match_budgets_in_tokens() -> None:
     assert methods_of(llava, "") == {"vanilla": llava["vanilla"]}
     assert methods_of(llava, "65") == {}
     assert methods_of(llava, "encoder=96,16=32") == {}
+    assert methods_of(llava, "encoder=30%") == {}

@@ -419,6 +419,27 @@ def test_ablation_defaults_equal_those_of_apet() -> None:
     }
 
 
+def test_random_runs_of_both_ways_to_draw_have_a_row_each(tmp_path: Path) -> None:
+    labels = []
+    for name, identity in (("old", {}), ("new", {"draws": "once for each medium"})):
+        rows = rows_of("pope", 1, 0.7)
+        run(tmp_path / name, "pope", "random", rows, budget="64", **identity)
+        [chapter], _ = collect_runs([str(tmp_path / name)])
+        labels.append(chapter.studies[0].runs[0].point.label)
+    assert labels == ["random draws=once for each question", "random"]
+
+
+def test_published_figures_are_mentioned_only_where_there_are_some(tmp_path: Path) -> None:
+    more = {"model": "llava-1.5-7b-hf", "limit": 40}
+    for method, budget in (("vanilla", None), ("apet", "64")):
+        run(tmp_path, "gqa", method, rows_of("gqa", 0, 0.8), budget=budget, **more)
+    tables = tables_of(measured(tmp_path))
+    sentence = "published figures cover all questions"
+    assert sentence in tables["accuracy"].note
+    assert "runs cover only the first" in tables["efficiency"].note
+    assert sentence not in tables["efficiency"].note
+
+
 def test_same_answers_give_the_same_bytes(tmp_path: Path) -> None:
     """Order, parts and times differ, as they do after a job was killed and resumed."""
     for name in ("shapes", "pope"):

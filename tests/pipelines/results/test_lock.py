@@ -33,7 +33,6 @@ def test_second_writer_is_refused_until_release(folder: Folder) -> None:
 
 
 @pytest.mark.usefixtures("subprocesses")
-@pytest.mark.usefixtures("subprocesses")
 def test_lock_of_dead_process_is_taken_over(folder: Folder) -> None:
     code = f"""
 import os, signal
@@ -44,6 +43,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
     subprocess.run([sys.executable, "-c", code], check=False)
     assert folder.exists(Lock.NAME)
+    assert not Lock(folder).is_held_by_another()
     with Lock(folder):
         assert json.loads(folder.read(Lock.NAME))["pid"] == os.getpid()
 
@@ -53,6 +53,7 @@ def test_lock_of_another_machine_is_taken_over_unless_it_changes(
 ) -> None:
     other = {"host": "elsewhere", "boot": "", "pid": 1, "token": "x", "beat": 4}
     folder.write(Lock.NAME, json.dumps(other).encode())
+    assert Lock(folder).is_held_by_another()
     with Lock(folder, patience=0.3):  # the lock does not change: its owner is dead
         pass
     assert "elsewhere" in capsys.readouterr().out
